@@ -1,0 +1,21 @@
+"""The Django app."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+
+class EpicaMailConfig(AppConfig):
+    """Register the app under the label ``epica_mail``."""
+
+    name = "django_epica_mail"
+    label = "epica_mail"
+    verbose_name = _("E-mail queue")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Register checks and logs, and the tasks also in processes that only ring."""
+        from django_epica_mail import checks, logs, tasks  # noqa: F401
+
+        logs.connect()

@@ -1,0 +1,86 @@
+"""Django's door: the backend a site names in ``EMAIL_BACKEND`` or ``MAILERS``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextvars import ContextVar
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.mail import EmailMessage
+from django.core.mail.backends.base import BaseEmailBackend
+from django.db import DatabaseError, router, transaction
+
+from django_epica_mail import outbox
+from django_epica_mail.models import EmailLog
+from django_epica_mail.routing import Options
+
+logger = logging.getLogger(__name__)
+
+_reporting = ContextVar("django_epica_mail_reporting", default=False)
+
+_CONNECTION_OPTIONS = ("host", "port", "username", "password", "use_tls", "use_ssl", "api_key")
+
+
+class EmailBackend(BaseEmailBackend):
+    """Queue messages instead of sending them; it never opens a connection.
+
+    ``transport``, ``queue``, ``priority`` and ``category`` say what is queued how. They come from
+    OPTIONS in ``MAILERS`` (Django 6.1) or as arguments of ``get_connection()``.
+    """
+
+    def __init__(
+        self,
+        fail_silently: bool = False,
+        *,
+        transport: str | None = None,
+        queue: str | None = None,
+        priority: int | str | None = None,
+        category: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        refused = [name for name in _CONNECTION_OPTIONS if kwargs.get(name) is not None]
+        if refused:
+            raise ImproperlyConfigured(
+                f"The queueing backend takes no {refused[0]!r}: a worker sends the mail later, and "
+                "credentials are never stored. Configure a transport with it (in MAILERS or "
+                "EPICA_MAIL['TRANSPORTS']) and name that by transport=."
+            )
+        for name in _CONNECTION_OPTIONS:
+            kwargs.pop(name, None)
+        super().__init__(**kwargs)
+        self.fail_silently = fail_silently  # the base class deprecates its own
+        self.options = Options(
+            transport=transport, queue=queue, priority=priority, category=category
+        )
+
+    def send_messages(self, email_messages: Iterable[EmailMessage]) -> int:
+        """Queue all of the messages or none; return how many were queued.
+
+        Raises what Django's SMTP backend raises for a message that cannot be sent, and what the
+        database raises, unless ``fail_silently`` covers the latter.
+        """
+        if _reporting.get():
+            # AdminEmailHandler is mailing our own report that the outbox does not work.
+            return 0
+        if not self.fail_silently:
+            return outbox.enqueue_all(email_messages or (), self.options)
+        try:
+            # A failed insert must leave the caller's transaction as usable as it was.
+            with transaction.atomic(using=router.db_for_write(EmailLog)):
+                return outbox.enqueue_all(email_messages or (), self.options)
+        except DatabaseError as error:
+            self._report(error)
+            return 0
+
+    @staticmethod
+    def _report(error: DatabaseError) -> None:
+        token = _reporting.set(True)
+        try:
+            logger.error(
+                "Mail was not queued: the database refused it (%s), and fail_silently is set.",
+                type(error).__name__,
+            )
+        finally:
+            _reporting.reset(token)

@@ -1,0 +1,62 @@
+"""System checks: what can be known at start-up to be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.apps import AppConfig
+from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from django_epica_mail import conf, transport
+
+
+@register("mail")
+def check_configuration(
+    app_configs: Sequence[AppConfig] | None = None, **_: Any
+) -> list[CheckMessage]:
+    """Check ``EPICA_MAIL`` and the transports it names."""
+    try:
+        conf.get()
+    except ImproperlyConfigured as error:
+        return [Error(str(error), hint="See the settings reference.", id="epica_mail.E001")]
+    if transport.under_test():
+        return []
+    return [*_check_backends(), *_check_default()]
+
+
+def _check_backends() -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    for alias, spec in transport.specs().items():
+        path = spec.get("BACKEND")
+        if path is not None:
+            try:
+                import_string(path)
+            except ImportError as error:
+                found.append(
+                    Error(
+                        f"The transport {alias!r} cannot be loaded: {error}",
+                        hint="Install the package its BACKEND names, or correct the path.",
+                        id="epica_mail.E002",
+                    )
+                )
+    return found
+
+
+def _check_default() -> list[CheckMessage]:
+    try:
+        alias = transport.default_alias()
+    except ImproperlyConfigured as error:
+        return [Warning(str(error), id="epica_mail.W001")]
+    if alias in transport.specs():
+        return []
+    return [
+        Error(
+            f"Mail goes to the transport {alias!r} by default, which is no real transport.",
+            hint="Name an alias whose BACKEND sends mail, and does not lead back to the queue. "
+            f"There are: {', '.join(transport.aliases()) or 'none'}.",
+            id="epica_mail.E003",
+        )
+    ]

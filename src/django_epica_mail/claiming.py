@@ -1,0 +1,178 @@
+"""Which mail is due, and the claim: one worker's exclusive hold on a batch of it."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from django.db import connections, router, transaction
+from django.db.models import BooleanField, ExpressionWrapper, Max, Q
+
+from django_epica_mail import clock, conf, gates, lifecycle
+from django_epica_mail import transport as transports
+from django_epica_mail.models import EmailLog, EmailQuerySet
+from django_epica_mail.retry import Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Mails of one queue, transport and priority that one worker holds, in claim order."""
+
+    transport: str
+    """The alias of the transport they go to."""
+    mails: list[EmailLog]
+    """The rows, in the order they are begun: by ``due_at``, then id."""
+    token: uuid.UUID
+    """What marks the rows as held by this claim."""
+    using: str
+    """The alias of the database the rows are in."""
+    claimed_at: float
+    """When the claim began, in monotonic seconds of this process."""
+    is_probe: bool
+    """Whether the one mail finds out if the transport is back."""
+
+    @property
+    def lease_ends(self) -> float:
+        """The monotonic second at which the sweep may take the rows away."""
+        return self.claimed_at + conf.get().lease_seconds
+
+
+def due_levels(queue: str, transport: str, using: str) -> Iterator[int]:
+    """Yield the priorities at which a queue holds mail for a transport, most urgent first.
+
+    Each is one look at the end of an index, however many rows there are: due, scheduled or done.
+    """
+    level: int | None = None
+    while True:
+        waiting = EmailLog.objects.using(using).filter(queue=queue, transport=transport)
+        waiting = (
+            waiting.filter(pending__isnull=False)
+            if level is None
+            else waiting.filter(pending__lt=level)
+        )
+        level = waiting.aggregate(level=Max("pending"))["level"]
+        if level is None:
+            return
+        yield level
+
+
+def due(queue: str, transport: str, level: int, using: str) -> EmailQuerySet:
+    """Return the mails that may be claimed now at one priority, in claim order."""
+    return (
+        EmailLog.objects.using(using)
+        .filter(queue=queue, transport=transport, pending=level, due_at__lte=clock.now())
+        .order_by("due_at", "id")
+    )
+
+
+def claim(queue: str) -> Batch | None:
+    """Claim the most urgent mail of a queue that is due, or return ``None`` if there is none.
+
+    Mail for a transport that is paused, out of order or not configured stays where it is.
+    """
+    using = router.db_for_write(EmailLog)
+    state = gates.Gates(using)
+    if not state.queue_is_open(queue):
+        return None
+    aliases = state.open_transports(transports.aliases())
+    random.shuffle(aliases)  # of equally urgent mail, no transport is always last
+    levels = {alias: due_levels(queue, alias, using) for alias in aliases}
+    heads = {alias: level for alias in aliases if (level := next(levels[alias], None)) is not None}
+    while heads:
+        alias = max(heads, key=heads.__getitem__)
+        batch = _claim_level(queue, alias, heads[alias], state.needs_probe(alias), using)
+        if batch is not None:
+            return batch
+        level = next(levels[alias], None)
+        if level is None:
+            del heads[alias]
+        else:
+            heads[alias] = level
+    return None
+
+
+def _claim_level(queue: str, alias: str, level: int, is_probe: bool, using: str) -> Batch | None:
+    rows = due(queue, alias, level, using)
+    if is_probe and not (rows.exists() and gates.take_probe(alias, using)):
+        return None
+    limit = 1 if is_probe else conf.get().batch_size
+    while True:
+        claimed_at = time.monotonic()
+        token = uuid.uuid4()
+        found, mails = _take(rows, limit, token, using)
+        if mails:
+            return Batch(
+                transport=alias,
+                mails=mails,
+                token=token,
+                using=using,
+                claimed_at=claimed_at,
+                is_probe=is_probe,
+            )
+        if not found:
+            return None
+        # Others were quicker with every row found; there may be more.
+
+
+def _take(
+    rows: EmailQuerySet, limit: int, token: uuid.UUID, using: str
+) -> tuple[bool, list[EmailLog]]:
+    """Mark due rows with a token; return whether any were found, and those that were won."""
+    features = connections[using].features
+    rows = rows.annotate(too_old=_passed("give_up_at"), is_expired=_passed("expires_at"))
+    if not features.has_select_for_update_skip_locked:
+        # SQLite: one writer at a time, and a transaction that begins by reading cannot become one.
+        return _mark(list(rows[:limit]), token, using)
+    with transaction.atomic(using=using):
+        # A plain FOR UPDATE would skip rows to which an open transaction adds a child row.
+        locked = rows.select_for_update(
+            skip_locked=True, no_key=features.has_select_for_no_key_update
+        )
+        return _mark(list(locked[:limit]), token, using)
+
+
+def _passed(name: str) -> ExpressionWrapper[Q]:
+    return ExpressionWrapper(Q(**{f"{name}__lte": clock.now()}), output_field=BooleanField())
+
+
+def _mark(candidates: list[EmailLog], token: uuid.UUID, using: str) -> tuple[bool, list[EmailLog]]:
+    mails = _until_suspect(candidates)
+    ids = [mail.pk for mail in mails]
+    won = EmailLog.objects.using(using).move(
+        lifecycle.CLAIM,
+        ids,
+        lease_token=token,
+        lease_until=clock.now(conf.get().lease_seconds),
+        worker=worker_name(),
+    )
+    for mail in mails:
+        mail.worker = worker_name()
+    if won != len(ids):
+        held = set(
+            EmailLog.objects.using(using)
+            .filter(pk__in=ids, lease_token=token)
+            .values_list("pk", flat=True)
+        )
+        mails = [mail for mail in mails if mail.pk in held]
+    return bool(candidates), mails
+
+
+def worker_name() -> str:
+    """Return host and process of this worker, for people who search its logs."""
+    return f"{socket.gethostname()}:{os.getpid()}"[:255]
+
+
+def _until_suspect(mails: list[EmailLog]) -> list[EmailLog]:
+    """Keep a mail whose last worker died out of the company of others.
+
+    Should it be the cause, it takes down nothing but itself the next time.
+    """
+    for index, mail in enumerate(mails):
+        if mail.failure_kind == Kind.WORKER_LOST:
+            return mails[:index] or [mail]
+    return mails

@@ -1,0 +1,41 @@
+"""The one clock of the queue: the database's own.
+
+Web processes, workers and the sweep may run on hosts whose clocks differ; what is written into a
+row and what it is compared with come from the same clock. Tests travel by setting ``offset``.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.db.models import Expression
+from django.db.models.functions import Now
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models.sql.compiler import SQLCompiler
+
+offset = timedelta()
+"""How far the clock is shifted; zero outside tests."""
+
+
+class _UtcNow(Now):
+    """Give the time of the statement, in UTC on MySQL and MariaDB too.
+
+    There ``CURRENT_TIMESTAMP`` follows the server's time zone, while Django stores UTC.
+    """
+
+    def as_mysql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
+    ) -> tuple[str, tuple[str | int, ...]]:
+        """Compile to MySQL's clock in UTC, with microseconds."""
+        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
+
+
+def now(delay: timedelta | float = 0) -> Expression:
+    """Return the database's present time, ``delay`` seconds (or a timedelta) ahead."""
+    if not isinstance(delay, timedelta):
+        delay = timedelta(seconds=delay)
+    shift = offset + delay
+    return _UtcNow() + shift if shift else _UtcNow()

@@ -1,0 +1,156 @@
+"""The setting ``EPICA_MAIL``: one dict, read when first needed, checked whole."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+ON_UNKNOWN = ("resend", "hold", "fail")
+"""What may be done with a mail whose outcome is unknown."""
+
+
+def _duration(key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise _refused(key, value, "must be a number of seconds above 0")
+
+
+def _seconds_or_zero(key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        raise _refused(key, value, "must be a number of seconds, 0 or more")
+
+
+def _count(key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _refused(key, value, "must be a whole number above 0")
+
+
+def _count_or_zero(key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _refused(key, value, "must be a whole number, 0 or more")
+
+
+def _flag(key: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise _refused(key, value, "must be True or False")
+
+
+def _name(key: str, value: object) -> None:
+    if not isinstance(value, str) or not 0 < len(value) <= 64:
+        raise _refused(key, value, "must be a name of 1 to 64 characters")
+
+
+def _optional_name(key: str, value: object) -> None:
+    if value is not None:
+        _name(key, value)
+
+
+def _policy(key: str, value: object) -> None:
+    if value not in ON_UNKNOWN:
+        raise _refused(key, value, f"must be one of {', '.join(map(repr, ON_UNKNOWN))}")
+
+
+def _transports(key: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise _refused(key, value, "must be a dict of aliases, shaped like Django's MAILERS")
+    for alias, spec in value.items():
+        _name(f"{key} alias", alias)
+        if not isinstance(spec, Mapping) or not set(spec) <= {"BACKEND", "OPTIONS"}:
+            raise _refused(
+                f"{key}[{alias!r}]", spec, "must be a dict with BACKEND and, optionally, OPTIONS"
+            )
+
+
+def _refused(key: str, value: object, rule: str) -> ImproperlyConfigured:
+    return ImproperlyConfigured(f"EPICA_MAIL[{key!r}] {rule}; it is {value!r}.")
+
+
+def _setting(default: Any, check: Callable[[str, object], None]) -> Any:
+    return field(default=default, metadata={"check": check})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The checked values of ``EPICA_MAIL``; each field is a key in upper case."""
+
+    transports: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict, metadata={"check": _transports}
+    )
+    """Real backends by alias, shaped like ``MAILERS``. For sites without ``MAILERS``."""
+    default_transport: str | None = _setting(None, _optional_name)
+    """The transport of a mail that names none."""
+    on_unknown: str = _setting("resend", _policy)
+    """What becomes of a mail that may have been accepted: resend, hold (for a person) or fail."""
+    max_retries: int = _setting(3, _count_or_zero)
+    """How often a mail is tried again after its first try failed."""
+    retry_delay: float = _setting(300, _seconds_or_zero)
+    """Seconds between two tries of a mail."""
+    give_up_after: float = _setting(72 * 3600, _duration)
+    """Seconds after which a mail that could not be sent is given up."""
+    send_timeout: float = _setting(60, _duration)
+    """Seconds one mail's whole dialogue with the server may take."""
+    batch_size: int = _setting(100, _count)
+    """How many mails a worker claims at a time."""
+    batch_seconds: float = _setting(5, _duration)
+    """Seconds after which a worker releases what it has claimed and not begun."""
+    run_seconds: float = _setting(20, _duration)
+    """Seconds after which a busy worker process rings again and ends its task."""
+    settle_delay: float = _setting(0.015, _seconds_or_zero)
+    """Seconds an outcome may wait to be written together with the next ones."""
+    breaker_seconds: float = _setting(30, _duration)
+    """Seconds a transport that is out of order is left alone before one mail probes it."""
+    connection_max_mails: int = _setting(100, _count)
+    """How many mails one connection to a server carries before it is replaced."""
+    connection_max_idle: float = _setting(30, _seconds_or_zero)
+    """Seconds an unused connection to a server is kept."""
+    ring_window: float = _setting(0.05, _duration)
+    """Seconds within which a process rings a queue's bell at most once."""
+    ring_timeout: float = _setting(0.5, _duration)
+    """Seconds a ring may wait for the broker."""
+    ring_pause: float = _setting(10, _duration)
+    """Seconds a process stops ringing after a ring failed; the sweep delivers meanwhile."""
+    keep_days: int = _setting(30, _count)
+    """Days after which finished mail is deleted by the clean-up."""
+    real_transports_in_tests: bool = _setting(False, _flag)
+    """Whether Django's test runner may open real transports; otherwise all mail goes to locmem."""
+
+    @property
+    def lease_seconds(self) -> float:
+        """Seconds a worker may hold a claim: its batch, one last mail, and time to settle."""
+        return self.batch_seconds + 2 * self.send_timeout
+
+
+def parse(value: object) -> Settings:
+    """Return the ``Settings`` that a value of ``EPICA_MAIL`` means.
+
+    Raises ``ImproperlyConfigured`` naming the key, the value and the rule it breaks.
+    """
+    if not isinstance(value, Mapping):
+        raise ImproperlyConfigured(f"EPICA_MAIL must be a dict; it is {value!r}.")
+    known = {item.name.upper(): item for item in fields(Settings)}
+    for key, given in value.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key).upper(), known, n=1, cutoff=0)
+            raise ImproperlyConfigured(f"EPICA_MAIL has no key {key!r}. Did you mean {near[0]!r}?")
+        known[key].metadata["check"](key, given)
+    return Settings(**{key.lower(): given for key, given in value.items()})
+
+
+@lru_cache(maxsize=1)
+def get() -> Settings:
+    """Return the site's settings, checked once and again after a test has overridden them."""
+    return parse(getattr(settings, "EPICA_MAIL", {}))
+
+
+def _forget(*, setting: str, **_: object) -> None:
+    if setting == "EPICA_MAIL":
+        get.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="django_epica_mail.conf")

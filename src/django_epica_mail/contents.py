@@ -1,0 +1,90 @@
+"""The messages of a batch, rebuilt from their rows one at a time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from uuid import UUID
+
+from django.core.mail import EmailMessage
+
+from django_epica_mail import serialization
+from django_epica_mail.claiming import Batch
+from django_epica_mail.models import EmailAttachment, EmailLog, EmailRecipient
+
+
+def recipient_outcomes(mails: Iterable[EmailLog], using: str) -> dict[UUID, dict[int, str]]:
+    """Return, for mails tried before, what is known of each recipient, by mail and position."""
+    tried_before = [mail.pk for mail in mails if mail.attempts]
+    found: dict[UUID, dict[int, str]] = defaultdict(dict)
+    if tried_before:
+        rows = EmailRecipient.objects.using(using).filter(email_id__in=tried_before)
+        for row in rows.only("email_id", "position", "outcome"):
+            found[row.email_id][row.position] = row.outcome
+    return found
+
+
+class Contents:
+    """Loads what a batch needs beside its rows, and builds each message when its turn comes.
+
+    Few mails have attachments, and few were tried before: a batch without either costs one query.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._using = batch.using
+        self._attachments = self._find_attachments(batch)
+        self._outcomes = recipient_outcomes(batch.mails, batch.using)
+        self._blobs: dict[str, bytes] = {}
+        self._total = 0
+
+    def fetch(self, mail: EmailLog) -> None:
+        """Read the attachments of a mail, keeping those it shares with the mail before it.
+
+        Raises ``DatabaseError``; afterwards ``message`` needs no database.
+        """
+        wanted = self._attachments.get(mail.pk, {})
+        kept = {digest: self._blobs[digest] for digest in wanted if digest in self._blobs}
+        missing = [pk for digest, pk in wanted.items() if digest not in kept]
+        if missing:
+            rows = EmailAttachment.objects.using(self._using).filter(pk__in=missing)
+            kept.update((row.digest, bytes(row.content)) for row in rows)
+        self._blobs = kept
+
+    def message(self, mail: EmailLog) -> EmailMessage:
+        """Build the message of the mail fetched last, for the recipients not yet done with.
+
+        Raises whatever an unreadable envelope raises.
+        """
+        self._total = 0
+        message = serialization.load(mail.envelope, self._blobs)
+        if "message-id" not in {name.lower() for name in message.extra_headers}:
+            # First, for there Django puts its own: the order of the headers stays the same.
+            message.extra_headers = {"Message-ID": mail.message_id, **message.extra_headers}
+        everyone = message.recipients()
+        self._total = len(everyone)
+        outstanding = self.outstanding(mail)
+        if len(outstanding) < len(everyone):
+            addresses = [everyone[position] for position in outstanding]
+            message.recipients = lambda: addresses  # type: ignore[method-assign]
+        return message
+
+    def outstanding(self, mail: EmailLog) -> list[int]:
+        """Return the positions of the recipients that a try of this mail concerns."""
+        outcomes = self._outcomes.get(mail.pk, {})
+        return [position for position in range(self._total) if not outcomes.get(position)]
+
+    def was_accepted(self, mail: EmailLog) -> bool:
+        """Tell whether an earlier try was accepted for some of the recipients."""
+        return EmailRecipient.Outcome.ACCEPTED in self._outcomes.get(mail.pk, {}).values()
+
+    def _find_attachments(self, batch: Batch) -> dict[UUID, dict[str, UUID]]:
+        link = EmailLog.attachments.through
+        rows = (
+            link._default_manager.using(self._using)
+            .filter(emaillog_id__in=[mail.pk for mail in batch.mails])
+            .values_list("emaillog_id", "emailattachment__digest", "emailattachment_id")
+        )
+        found: dict[UUID, dict[str, UUID]] = defaultdict(dict)
+        for email_id, digest, attachment_id in rows:
+            found[email_id][digest] = attachment_id
+        return found

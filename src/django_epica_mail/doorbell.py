@@ -1,0 +1,159 @@
+"""The doorbell: "this queue has something due", said to the broker in bounded time.
+
+The broker never carries content. A ring that is lost, repeated or late changes nothing but
+latency, because the sweep rings again; so a broker that is down is not waited for, and not even
+asked for a while.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from celery.app import app_or_default
+from django.db import transaction
+from kombu.pools import ProducerPool
+
+from django_epica_mail import conf
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+logger = logging.getLogger(__name__)
+
+TASK = "django_epica_mail.tasks.deliver_emails"
+"""The task that a ring wakes."""
+
+_CONNECTIONS = 4
+_ONE_TRY = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+
+
+class _Bell:
+    """What this process remembers of its rings."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.rung_at: dict[str, float] = {}
+        self.silent_until = 0.0
+        self.pools: dict[int, ProducerPool] = {}
+
+
+_bell = _Bell()
+
+
+def _forget_after_fork() -> None:
+    global _bell
+    _bell = _Bell()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def ring_on_commit(queue: str, *, using: str) -> None:
+    """Ring a queue's bell once the present transaction has committed, or at once without one."""
+    transaction.on_commit(partial(_ring_unless_covered, queue), using=using, robust=True)
+
+
+def _ring_unless_covered(queue: str) -> None:
+    """Ring, unless this process rang within the window.
+
+    A worker that such a ring wakes looks once more after a whole window, and finds this mail too.
+    The window is stamped before publishing, for that reason, and un-stamped if it fails.
+    """
+    app = app_or_default()
+    if app.conf.task_always_eager:
+        app.tasks[TASK].apply(args=(queue,))
+        return
+    now = time.monotonic()
+    with _bell.lock:
+        if now - _bell.rung_at.get(queue, -1e9) < conf.get().ring_window:
+            return
+        _bell.rung_at[queue] = now
+    if not _publish(app, queue, rung_at=time.time()):
+        with _bell.lock:
+            if _bell.rung_at.get(queue) == now:
+                del _bell.rung_at[queue]
+
+
+def ring(queue: str) -> bool:
+    """Ring for mail that is committed and due; return whether the broker took the ring.
+
+    For workers calling for help and for the sweep. It asks for no second look and stamps no
+    window: mail that this process commits next is not covered by it.
+    """
+    return _publish(app_or_default(), queue, rung_at=None)
+
+
+def needs_second_look(rung_at: float | None) -> bool:
+    """Tell whether a ring may cover mail committed after it.
+
+    One that waited longer than the window (and a second for clocks that differ) covers only mail
+    that is committed by now, so that a backlog of rings drains at once.
+    """
+    return rung_at is not None and abs(time.time() - rung_at) <= conf.get().ring_window + 1
+
+
+def _publish(app: Celery, queue: str, *, rung_at: float | None) -> bool:
+    with _bell.lock:
+        now = time.monotonic()
+        if now < _bell.silent_until:
+            return False
+        was_silent = _bell.silent_until > 0
+        if was_silent:  # one caller finds out whether the broker is back
+            _bell.silent_until = now + conf.get().ring_pause
+    try:
+        with _pool(app).acquire(block=True, timeout=conf.get().ring_timeout) as producer:
+            app.tasks[TASK].apply_async(
+                args=(queue,),
+                kwargs={} if rung_at is None else {"rung_at": rung_at},
+                queue=queue,
+                producer=producer,
+                retry=True,
+                retry_policy=_ONE_TRY,
+                ignore_result=True,
+            )
+    except Exception as error:  # noqa: BLE001 - the mail is stored, and the sweep will ring
+        with _bell.lock:
+            _bell.silent_until = time.monotonic() + conf.get().ring_pause
+        logger.warning(
+            "The broker took no ring for queue %s (%s). Its mail waits for the sweep; "
+            "no ring is tried for %s seconds.",
+            queue,
+            type(error).__name__,
+            conf.get().ring_pause,
+        )
+        return False
+    if was_silent:
+        with _bell.lock:
+            _bell.silent_until = 0.0
+    return True
+
+
+def _pool(app: Celery) -> ProducerPool:
+    """Return this package's own producers, whose sockets give up after the ring's time-out.
+
+    The site's own pool keeps its own patience: a broker that hangs would block it for ever.
+    """
+    with _bell.lock:
+        pool = _bell.pools.get(id(app))
+        if pool is None:
+            connection = app.connection_for_write(
+                connect_timeout=conf.get().ring_timeout, transport_options=_socket_timeouts(app)
+            )
+            pool_class = type("RingPool", (ProducerPool,), {"Producer": app.amqp.Producer})
+            pool = pool_class(connection.Pool(_CONNECTIONS), limit=_CONNECTIONS)
+            _bell.pools[id(app)] = pool
+        return pool
+
+
+def _socket_timeouts(app: Celery) -> dict[str, Any]:
+    timeout = conf.get().ring_timeout
+    by_driver: dict[str, dict[str, Any]] = {
+        "redis": {"socket_timeout": timeout, "socket_connect_timeout": timeout},
+        "amqp": {"read_timeout": timeout, "write_timeout": timeout},
+    }
+    return by_driver.get(app.connection_for_write().transport.driver_type, {})

@@ -1,0 +1,90 @@
+"""What holds mail back for every worker alike: pauses, and the breaker of each transport."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from django.db import models, router
+
+from django_epica_mail import clock, conf, signals
+from django_epica_mail.models import DeliveryGate
+from django_epica_mail.retry import Failure
+
+_TRANSPORT = DeliveryGate.Scope.TRANSPORT
+_QUEUE = DeliveryGate.Scope.QUEUE
+
+
+class Gates:
+    """The state of all gates at one moment."""
+
+    def __init__(self, using: str) -> None:
+        """Read the gates in one query: those that never held anything back have no row."""
+        closed = DeliveryGate.objects.using(using).filter(
+            models.Q(paused=True) | models.Q(outages__gt=0)
+        )
+        self._closed = {
+            (gate.scope, gate.name): gate
+            for gate in closed.annotate(waiting=models.Q(open_until__gt=clock.now()))
+        }
+
+    def queue_is_open(self, queue: str) -> bool:
+        """Tell whether mail may be claimed from a queue."""
+        return (_QUEUE, queue) not in self._closed
+
+    def open_transports(self, aliases: Iterable[str]) -> list[str]:
+        """Return which of the transports may be given mail, if only a probe."""
+        gates = {alias: self._closed.get((_TRANSPORT, alias)) for alias in aliases}
+        return [
+            alias
+            for alias, gate in gates.items()
+            if gate is None or not (gate.paused or getattr(gate, "waiting", False))
+        ]
+
+    def needs_probe(self, alias: str) -> bool:
+        """Tell whether an open transport was out of order when last tried."""
+        return (_TRANSPORT, alias) in self._closed
+
+
+def take_probe(alias: str, using: str) -> bool:
+    """Reserve the one probe of a transport for the caller; return whether it has it."""
+    free = DeliveryGate.objects.using(using).filter(
+        scope=_TRANSPORT, name=alias, outages__gt=0, open_until__lte=clock.now()
+    )
+    return free.update(open_until=_probe_time()) == 1
+
+
+def trip(alias: str, failure: Failure, using: str) -> None:
+    """Open a transport's breaker: no mail is given to it until it is time for a probe."""
+    gate, _ = DeliveryGate.objects.using(using).get_or_create(scope=_TRANSPORT, name=alias)
+    DeliveryGate.objects.using(using).filter(pk=gate.pk).update(
+        outages=models.F("outages") + 1, open_until=_probe_time(), reason=failure.reply
+    )
+    signals.transport_tripped.send_robust(DeliveryGate, transport=alias, failure=failure)
+
+
+def reset(alias: str, using: str) -> None:
+    """Close a transport's breaker: a probe got through."""
+    gates = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, name=alias, outages__gt=0)
+    if gates.update(outages=0, open_until=None, reason=""):
+        signals.transport_recovered.send_robust(DeliveryGate, transport=alias)
+
+
+def set_paused(
+    paused: bool,
+    *,
+    queue: str | None = None,
+    transport: str | None = None,
+    using: str | None = None,
+) -> None:
+    """Pause or resume one queue or one transport; queued mail stays where it is."""
+    if (queue is None) == (transport is None):
+        raise ValueError("Name a queue or a transport, and only one of them.")
+    using = using or router.db_for_write(DeliveryGate)
+    scope, name = (_QUEUE, queue) if queue is not None else (_TRANSPORT, transport)
+    DeliveryGate.objects.using(using).update_or_create(
+        scope=scope, name=name, defaults={"paused": paused}
+    )
+
+
+def _probe_time() -> models.Expression:
+    return clock.now(conf.get().breaker_seconds)

@@ -1,0 +1,172 @@
+"""The caretakers: dispatch what is due, rescue what a dead worker left, clean up what is old."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+
+from django.db import connections, models, router, transaction
+
+from django_epica_mail import claiming, clock, conf, doorbell, gates, lifecycle, retry
+from django_epica_mail import transport as transports
+from django_epica_mail.contents import recipient_outcomes
+from django_epica_mail.lifecycle import PERMITS, Status
+from django_epica_mail.models import DeliveryGate, EmailAttachment, EmailLog, EmailRecipient
+from django_epica_mail.retry import Decision, Failure, Kind, Result
+from django_epica_mail.settling import Outcome, announce, policy_of, settle
+
+_CHUNK = 500
+_CLAIMS_PER_SWEEP = 1000
+_LOST = Failure(kind=Kind.WORKER_LOST, reply="The worker did not live to say what became of it.")
+_OVERDUE = Failure(kind=Kind.OVERDUE, reply="The transport was out of order for too long.")
+_PASSING = (Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE)
+
+
+def dispatch() -> dict[str, int]:
+    """Rescue, give up what is overdue, and ring once for each queue with something due.
+
+    Returns how many mails were ``rescued`` and ``overdue``, and how many queues were ``rung``.
+    """
+    using = router.db_for_write(EmailLog)
+    done = {"rescued": rescue(), "overdue": give_up_overdue(), "rung": 0}
+    for queue in queues(using):
+        if has_due(queue, using):
+            done["rung"] += doorbell.ring(queue)
+        DeliveryGate.objects.using(using).update_or_create(
+            scope=DeliveryGate.Scope.QUEUE, name=queue, defaults={"last_sweep_at": clock.now()}
+        )
+    return done
+
+
+def queues(using: str) -> Iterator[str]:
+    """Yield every queue that has rows, hopping along the index from name to name."""
+    name = ""
+    while True:
+        rows = EmailLog.objects.using(using).filter(queue__gt=name)
+        following = rows.aggregate(name=models.Min("queue"))["name"]
+        if following is None:
+            return
+        name = following
+        yield name
+
+
+def has_due(queue: str, using: str) -> bool:
+    """Tell whether a worker would find something to claim in a queue now."""
+    state = gates.Gates(using)
+    return state.queue_is_open(queue) and any(
+        claiming.due(queue, alias, level, using).exists()
+        for alias in state.open_transports(transports.aliases())
+        for level in claiming.due_levels(queue, alias, using)
+    )
+
+
+def rescue() -> int:
+    """Take back the mails whose worker's lease is over; return how many."""
+    using = router.db_for_write(EmailLog)
+    expired = EmailLog.objects.using(using).filter(lease_until__lte=clock.now())
+    tokens = expired.order_by().values_list("lease_token", flat=True).distinct()
+    return sum(_rescue(token, using) for token in list(tokens[:_CLAIMS_PER_SWEEP]) if token)
+
+
+def _rescue(token: uuid.UUID, using: str) -> int:
+    """Decide about one claim: what may have been begun is unknown, the rest surely was not."""
+    features = connections[using].features
+    rows = (
+        EmailLog.objects.using(using)
+        .filter(lease_until__lte=clock.now(), lease_token=token, status=Status.SENDING)
+        .annotate(too_old=models.Q(give_up_at__lte=clock.now()))
+        .order_by("due_at", "id")
+        .defer("envelope")
+    )
+    with transaction.atomic(using=using):
+        if features.has_select_for_update_skip_locked:
+            rows = rows.select_for_update(
+                skip_locked=True, no_key=features.has_select_for_no_key_update
+            )
+        mails = list(rows)
+        outcomes = recipient_outcomes(mails[:PERMITS], using)
+        lost = [_lose(mail, outcomes.get(mail.pk, {})) for mail in mails[:PERMITS]]
+        moved = settle(lost, token=token, using=using)
+        released = EmailLog.objects.using(using).move(
+            lifecycle.RELEASE, [mail.pk for mail in mails[PERMITS:]], token=token
+        )
+    announce(moved)
+    return len(moved) + released
+
+
+def _lose(mail: EmailLog, outcomes: dict[int, str]) -> Outcome:
+    result = Result(failure=_LOST)
+    policy = policy_of(mail, too_old=getattr(mail, "too_old", False))
+    outstanding = [position for position, outcome in outcomes.items() if not outcome]
+    accepted = EmailRecipient.Outcome.ACCEPTED in outcomes.values()
+    return Outcome(mail, result, retry.conclude(result, policy, outstanding, accepted))
+
+
+def give_up_overdue() -> int:
+    """Give up what has waited too long for a transport that is out of order; return how many."""
+    using = router.db_for_write(EmailLog)
+    down = DeliveryGate.objects.using(using).filter(
+        scope=DeliveryGate.Scope.TRANSPORT, outages__gt=0
+    )
+    overdue = EmailLog.objects.using(using).filter(
+        status__in=lifecycle.CLAIMABLE,
+        give_up_at__lte=clock.now(),
+        transport__in=list(down.values_list("name", flat=True)),
+    )
+    decision = Decision(moves=(lifecycle.GIVE_UP,), failure=_OVERDUE)
+    count = 0
+    while mails := list(overdue.defer("envelope")[:_CHUNK]):
+        moved = EmailLog.objects.using(using).move(
+            lifecycle.GIVE_UP,
+            [mail.pk for mail in mails],
+            failure_kind=_OVERDUE.kind,
+            reply=_OVERDUE.reply,
+            finished_at=clock.now(),
+        )
+        announce(Outcome(mail, None, decision) for mail in mails)
+        count += moved
+    return count
+
+
+def retry_failed() -> int:
+    """Give what failed for a passing reason one more try each; return how many mails.
+
+    What was refused for good, and what may have been accepted, is never tried again by itself.
+    """
+    using = router.db_for_write(EmailLog)
+    failed = EmailLog.objects.using(using).filter(
+        status=Status.FAILED, failure_kind__in=_PASSING, give_up_at__gt=clock.now()
+    )
+    ids = list(failed.values_list("pk", flat=True))
+    for start in range(0, len(ids), _CHUNK):
+        EmailLog.objects.using(using).move(
+            lifecycle.REQUEUE,
+            ids[start : start + _CHUNK],
+            due_at=clock.now(),
+            finished_at=None,
+        )
+    return len(ids)
+
+
+def cleanup(days: int | None = None) -> int:
+    """Delete finished mail older than ``days`` (``KEEP_DAYS`` if not given); return how many.
+
+    Deletes in portions, each its own transaction. Attachments go with their last mail.
+    """
+    using = router.db_for_write(EmailLog)
+    age = timedelta(days=conf.get().keep_days if days is None else days)
+    old = EmailLog.objects.using(using).filter(
+        finished_at__lt=clock.now(-age), status__in=lifecycle.FINAL
+    )
+    count = 0
+    while ids := list(old.order_by("finished_at").values_list("pk", flat=True)[:_CHUNK]):
+        with transaction.atomic(using=using):
+            attachments = EmailAttachment.objects.using(using).filter(emails__in=ids)
+            candidates = list(attachments.values_list("pk", flat=True).distinct())
+            EmailLog.objects.using(using).filter(pk__in=ids).delete()
+            EmailAttachment.objects.using(using).filter(
+                pk__in=candidates, emails__isnull=True
+            ).delete()
+        count += len(ids)
+    return count

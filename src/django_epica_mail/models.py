@@ -1,0 +1,259 @@
+"""The rows: the queue itself, its content, and what became of each mail."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from django_epica_mail import lifecycle
+from django_epica_mail.retry import Kind
+
+
+def uuid7() -> uuid.UUID:
+    """Return a UUIDv7 that sorts by its time of creation to a quarter of a microsecond.
+
+    RFC 9562, section 5.7, with the sub-millisecond fraction of section 6.2, method 3.
+    """
+    nanoseconds = time.time_ns()
+    milliseconds, rest = divmod(nanoseconds, 1_000_000)
+    fraction = (rest << 12) // 1_000_000
+    random = int.from_bytes(os.urandom(8), "big") & ((1 << 62) - 1)
+    return uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | random)
+
+
+class EmailBatch(models.Model):
+    """One bulk call and the mails it made."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+    total = models.PositiveIntegerField(_("mails"), default=0)
+
+    class Meta:
+        verbose_name = _("e-mail batch")
+        verbose_name_plural = _("e-mail batches")
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class EmailQuerySet(models.QuerySet["EmailLog"]):
+    """Queries of the queue, and the one way to change a status."""
+
+    def move(
+        self,
+        move: lifecycle.Move,
+        ids: Iterable[uuid.UUID],
+        *,
+        token: uuid.UUID | None = None,
+        **values: Any,
+    ) -> int:
+        """Make a legal move for those of ``ids`` that may make it; return how many did.
+
+        ``token`` restricts it to rows still held by that claim. Whether a row can be claimed
+        afterwards (``pending``) and whether it is leased follow from the move.
+        """
+        rows = self.filter(pk__in=ids, status__in=move.sources)
+        if token is not None:
+            rows = rows.filter(lease_token=token)
+        values["status"] = move.target
+        values["pending"] = models.F("priority") if move.target in lifecycle.CLAIMABLE else None
+        if move is not lifecycle.CLAIM:
+            values["lease_until"] = None
+        return rows.update(**values)
+
+
+class EmailLog(models.Model):
+    """One e-mail: the item in the queue, and afterwards the record of what became of it."""
+
+    Status = lifecycle.Status
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    batch = models.ForeignKey(
+        EmailBatch,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="emails",
+        verbose_name=_("batch"),
+    )
+    status = models.CharField(
+        _("status"), max_length=16, choices=lifecycle.Status, default=lifecycle.Status.QUEUED
+    )
+    queue = models.CharField(_("queue"), max_length=64)
+    transport = models.CharField(_("transport"), max_length=64)
+    category = models.CharField(_("category"), max_length=64, blank=True)
+    priority = models.PositiveSmallIntegerField(_("priority"))
+    #: The priority while a worker may claim the row, NULL otherwise: what the claim's index finds.
+    pending = models.PositiveSmallIntegerField(null=True, editable=False)
+    created_at = models.DateTimeField(_("created at"))
+    due_at = models.DateTimeField(_("due at"))
+    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+    give_up_at = models.DateTimeField(_("given up at"))
+    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
+
+    subject = models.TextField(_("subject"), blank=True)
+    from_email = models.TextField(_("from"))
+    message_id = models.CharField(_("Message-ID"), max_length=255, db_index=True)
+    #: The message as ``serialization`` wrote it. Text, not JSON: jsonb refuses NUL.
+    envelope = models.TextField(editable=False)
+    attachments: models.ManyToManyField[EmailAttachment, models.Model] = models.ManyToManyField(
+        "EmailAttachment", blank=True, related_name="emails", verbose_name=_("attachments")
+    )
+
+    on_unknown = models.CharField(_("if unknown"), max_length=8)
+    max_retries = models.PositiveSmallIntegerField(_("retries allowed"))
+    retry_delay = models.FloatField(_("seconds between tries"))
+    #: What the retries are counted against; an outage or a throttling uses none up.
+    tries = models.PositiveSmallIntegerField(_("tries used"), default=0)
+    #: Every attempt there was, and so the number of the next one.
+    attempts = models.PositiveSmallIntegerField(_("attempts"), default=0)
+
+    #: Which claim holds the row, or held it last: a late answer is recognised by it.
+    lease_token = models.UUIDField(null=True, editable=False)
+    lease_until = models.DateTimeField(null=True, editable=False)
+    worker = models.CharField(_("worker"), max_length=255, blank=True)
+
+    failure_kind = models.CharField(_("failure"), max_length=16, choices=Kind, blank=True)
+    failure_code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
+    reply = models.TextField(_("server's reply"), blank=True)
+
+    objects = EmailQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("e-mail")
+        verbose_name_plural = _("e-mails")
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=models.Q(status__in=lifecycle.Status.values),
+                name="epica_mail_known_status",
+            )
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["queue", "transport", "pending", "due_at", "id"], name="epica_mail_claim"
+            ),
+            models.Index(fields=["lease_until"], name="epica_mail_lease"),
+            models.Index(fields=["status", "give_up_at"], name="epica_mail_give_up"),
+            models.Index(fields=["finished_at"], name="epica_mail_finished"),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class EmailRecipient(models.Model):
+    """One address a mail goes to, in the order of the message's ``recipients()``."""
+
+    class Kind(models.TextChoices):
+        """The header, or its absence, that names the recipient."""
+
+        TO = "to", _("To")
+        CC = "cc", _("Cc")
+        BCC = "bcc", _("Bcc")
+
+    class Outcome(models.TextChoices):
+        """What the server said of this recipient, where it differs from the mail's status."""
+
+        ACCEPTED = "accepted", _("accepted")
+        REFUSED = "refused", _("refused")
+
+    email = models.ForeignKey(
+        EmailLog, models.CASCADE, related_name="recipients", verbose_name=_("e-mail")
+    )
+    position = models.PositiveIntegerField(editable=False)
+    kind = models.CharField(_("kind"), max_length=3, choices=Kind)
+    address = models.CharField(_("address"), max_length=320, db_index=True)
+    #: Empty while the recipient shares the mail's own fate, which is nearly always.
+    outcome = models.CharField(_("outcome"), max_length=8, choices=Outcome, blank=True)
+    code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
+    reply = models.TextField(_("server's reply"), blank=True)
+
+    class Meta:
+        verbose_name = _("recipient")
+        verbose_name_plural = _("recipients")
+        ordering: ClassVar = ["position"]
+
+    def __str__(self) -> str:
+        return f"{self.email_id} #{self.position}"
+
+
+class EmailAttachment(models.Model):
+    """Content kept out of the envelope, once per call however many mails of it carry it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    digest = models.CharField("SHA-256", max_length=64)
+    filename = models.TextField(_("file name"), blank=True)
+    mimetype = models.CharField(_("type"), max_length=255)
+    size = models.PositiveBigIntegerField(_("bytes"))
+    content = models.BinaryField()
+
+    class Meta:
+        verbose_name = _("attachment")
+        verbose_name_plural = _("attachments")
+
+    def __str__(self) -> str:
+        return self.filename or str(self.id)
+
+
+class DeliveryAttempt(models.Model):
+    """One try at handing a mail to its transport, and what came of it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    email = models.ForeignKey(
+        EmailLog, models.CASCADE, related_name="delivery_attempts", verbose_name=_("e-mail")
+    )
+    number = models.PositiveSmallIntegerField(_("number"))
+    transport = models.CharField(_("transport"), max_length=64)
+    worker = models.CharField(_("worker"), max_length=255)
+    created_at = models.DateTimeField(_("recorded at"))
+    seconds = models.FloatField(_("seconds"), null=True, blank=True)
+    #: Empty when the server accepted the mail for every recipient tried.
+    failure_kind = models.CharField(_("failure"), max_length=16, choices=Kind, blank=True)
+    code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
+    reply = models.TextField(_("server's reply"), blank=True)
+
+    class Meta:
+        verbose_name = _("delivery attempt")
+        verbose_name_plural = _("delivery attempts")
+        ordering: ClassVar = ["number"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["email", "number"], name="epica_mail_attempt_number")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.email_id} #{self.number}"
+
+
+class DeliveryGate(models.Model):
+    """What holds mail back, per queue or per transport, for every worker alike."""
+
+    class Scope(models.TextChoices):
+        """What the gate stands before."""
+
+        QUEUE = "queue", _("queue")
+        TRANSPORT = "transport", _("transport")
+
+    scope = models.CharField(_("scope"), max_length=9, choices=Scope)
+    name = models.CharField(_("name"), max_length=64)
+    paused = models.BooleanField(_("paused"), default=False)
+    #: How many probes have failed in a row; above 0 the breaker is open or half-open.
+    outages = models.PositiveIntegerField(_("outages in a row"), default=0)
+    open_until = models.DateTimeField(_("breaker open until"), null=True, blank=True)
+    reason = models.TextField(_("reason"), blank=True)
+    last_sweep_at = models.DateTimeField(_("last sweep"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("delivery gate")
+        verbose_name_plural = _("delivery gates")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["scope", "name"], name="epica_mail_one_gate")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.scope} {self.name}"

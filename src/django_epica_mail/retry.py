@@ -1,0 +1,221 @@
+"""What a try came to, and what follows from it: pure functions, no clock, no database."""
+
+from __future__ import annotations
+
+import enum
+import re
+import smtplib
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from django.db.models import TextChoices
+from django.utils.translation import gettext_lazy as _
+
+from django_epica_mail import lifecycle
+
+REPLY_LENGTH = 2000
+"""How many characters of a server's reply are kept."""
+
+THROTTLE_SECONDS = 60.0
+"""How long a throttled mail waits when the server does not say."""
+
+_THROTTLED = re.compile(r"\brate\b|too many|too much|throttl|slow down", re.IGNORECASE)
+
+
+class Stage(enum.IntEnum):
+    """How far the dialogue about one mail had come; RFC 5321, section 3."""
+
+    CONNECT = 0
+    """No session yet: connecting, greeting, TLS or authentication."""
+    ENVELOPE = 1
+    """In session, the content not sent to its end: the mail cannot have been accepted."""
+    CONTENT = 2
+    """The end of the content is on its way, or its reply awaited: the mail may be accepted."""
+    ANSWERED = 3
+    """The server has answered to the content."""
+    UNSEEN = 4
+    """The backend does not tell."""
+
+
+class Kind(TextChoices):
+    """Why a try did not succeed."""
+
+    PERMANENT = "permanent", _("refused for good")
+    TRANSIENT = "transient", _("refused for now")
+    THROTTLED = "throttled", _("throttled")
+    OUTAGE = "outage", _("transport out of order")
+    UNKNOWN = "unknown", _("reply lost")
+    WORKER_LOST = "worker_lost", _("worker lost")
+    MESSAGE = "message", _("message cannot be built")
+    OVERDUE = "overdue", _("waited too long")
+
+
+_BUDGETED = frozenset({Kind.TRANSIENT, Kind.UNKNOWN, Kind.WORKER_LOST})
+_FOR_GOOD = frozenset({Kind.PERMANENT, Kind.MESSAGE, Kind.OVERDUE})
+_MILDEST_FIRST = (Kind.OUTAGE, Kind.THROTTLED, Kind.TRANSIENT, Kind.PERMANENT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One reason why a mail, or one of its recipients, was not accepted."""
+
+    kind: Kind
+    """What sort of reason it is."""
+    code: int | None = None
+    """The server's reply code, if it gave one."""
+    reply: str = ""
+    """The server's words, or the exception's. May hold addresses: for rows, never for logs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What one try came to."""
+
+    failure: Failure | None = None
+    """Why no recipient was accepted, or ``None`` when at least one was."""
+    refused: Mapping[int, Failure] = field(default_factory=dict)
+    """The recipients refused by themselves, by position."""
+    code: int | None = None
+    """The code of the server's reply to the content."""
+    reply: str = ""
+    """The server's reply to the content."""
+    seconds: float | None = None
+    """How long the try took, or ``None`` if the transport was never asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The part of a mail's row that decides what follows from a try."""
+
+    tries: int
+    """Tries used up before this one."""
+    max_retries: int
+    """Tries allowed after the first."""
+    retry_delay: float
+    """Seconds between two tries."""
+    on_unknown: str
+    """``resend``, ``hold`` or ``fail``."""
+    too_old: bool
+    """Whether the mail has waited as long as it may."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What becomes of a mail after a try."""
+
+    moves: tuple[lifecycle.Move, ...]
+    """The moves to make, one after the other."""
+    failure: Failure | None = None
+    """What the row remembers as the reason."""
+    delay: float = 0.0
+    """Seconds until the mail is due again."""
+    uses_try: bool = True
+    """Whether the try counts against the budget."""
+    accepted: frozenset[int] = frozenset()
+    """Recipients to note as accepted, since the mail goes on without them."""
+    refused: Mapping[int, Failure] = field(default_factory=dict)
+    """Recipients to note as refused, since the mail goes on, or ends well, without them."""
+
+
+def classify_reply(code: int, words: bytes | str) -> Failure:
+    """Return the failure that an SMTP reply to MAIL, RCPT, DATA or the content means.
+
+    RFC 5321, section 4.2.1: 4yz is transient, 5yz is permanent; 421 closes the whole service.
+    """
+    text = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
+    if code == 421:
+        kind = Kind.THROTTLED if _THROTTLED.search(text) else Kind.OUTAGE
+    else:
+        kind = Kind.PERMANENT if 500 <= code < 600 else Kind.TRANSIENT
+    return Failure(kind=kind, code=code, reply=text[:REPLY_LENGTH])
+
+
+def classify(error: Exception, stage: Stage) -> Failure:
+    """Return what an exception from a transport means, given how far the dialogue had come."""
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        return mildest(classify_reply(*reply) for reply in error.recipients.values())
+    if isinstance(error, smtplib.SMTPResponseException) and error.smtp_code > 0:
+        failure = classify_reply(error.smtp_code, error.smtp_error)
+        in_session = stage is not Stage.CONNECT or failure.kind is Kind.THROTTLED
+        return failure if in_session else replace(failure, kind=Kind.OUTAGE)
+    return Failure(
+        kind=_kind_without_reply(error, stage),
+        reply=f"{type(error).__name__}: {error}"[:REPLY_LENGTH],
+    )
+
+
+def _kind_without_reply(error: Exception, stage: Stage) -> Kind:
+    if stage is Stage.CONNECT:
+        return Kind.OUTAGE
+    if stage is Stage.ENVELOPE:
+        lost = isinstance(error, OSError) and not isinstance(error, smtplib.SMTPNotSupportedError)
+        return Kind.TRANSIENT if lost else Kind.MESSAGE
+    if stage is Stage.UNSEEN and isinstance(error, (ConnectionRefusedError, socket.gaierror)):
+        return Kind.OUTAGE
+    return Kind.UNKNOWN
+
+
+def mildest(failures: Iterable[Failure]) -> Failure:
+    """Return the failure that leaves most hope: one recipient to try again keeps a mail alive."""
+    return min(failures, key=lambda failure: _MILDEST_FIRST.index(failure.kind))
+
+
+def at_positions(result: Result, tried: Sequence[int]) -> Result:
+    """Return a result whose refusals are counted among all recipients, not among those tried."""
+    refused = {tried[index]: failure for index, failure in result.refused.items()}
+    return replace(result, refused=refused)
+
+
+def conclude(
+    result: Result, policy: Policy, outstanding: Sequence[int], accepted_before: bool
+) -> Decision:
+    """Return what becomes of a mail after a try.
+
+    ``outstanding`` are the positions of the recipients that were tried; ``accepted_before`` says
+    whether an earlier try was accepted for others. An accepted recipient is never tried again.
+    """
+    refused_for_good = {
+        position: failure
+        for position, failure in result.refused.items()
+        if failure.kind is Kind.PERMANENT
+    }
+    if result.failure is not None:
+        decision = _after_failure(result.failure, policy)
+        if decision.moves[-1].target is not lifecycle.Status.FAILED:
+            return replace(decision, refused=refused_for_good)
+        refused = {p: result.refused.get(p, result.failure) for p in outstanding}
+        if accepted_before:
+            moves = (*decision.moves[:-1], lifecycle.SUCCEED)
+            return replace(decision, moves=moves, refused=refused)
+        return replace(decision, refused=refused_for_good)
+    if len(refused_for_good) < len(result.refused):
+        decision = _after_failure(mildest(result.refused.values()), policy)
+        if decision.moves == (lifecycle.POSTPONE,):
+            accepted = frozenset(outstanding).difference(result.refused)
+            return replace(decision, accepted=accepted, refused=refused_for_good)
+    return Decision(moves=(lifecycle.SUCCEED,), refused=result.refused)
+
+
+def _after_failure(failure: Failure, policy: Policy) -> Decision:
+    uses_try = failure.kind in _BUDGETED
+    over = policy.too_old or (uses_try and policy.tries >= policy.max_retries)
+    delay = 0.0
+    if failure.kind in (Kind.UNKNOWN, Kind.WORKER_LOST):
+        if policy.on_unknown == "hold":
+            moves: tuple[lifecycle.Move, ...] = (lifecycle.LOSE,)
+        elif policy.on_unknown == "fail" or over:
+            moves = (lifecycle.LOSE, lifecycle.WRITE_OFF)
+        else:
+            moves = (lifecycle.LOSE, lifecycle.RESEND)
+            # The lease of a lost worker has been waited for already.
+            delay = 0.0 if failure.kind is Kind.WORKER_LOST else policy.retry_delay
+    elif failure.kind in _FOR_GOOD or over:
+        moves = (lifecycle.GIVE_UP,)
+    else:
+        moves = (lifecycle.POSTPONE,)
+        # In an outage the breaker of the transport holds the mail, and lets go when it is over.
+        delay = {Kind.OUTAGE: 0.0, Kind.THROTTLED: THROTTLE_SECONDS}.get(
+            failure.kind, policy.retry_delay
+        )
+    return Decision(moves=moves, failure=failure, delay=delay, uses_try=uses_try)

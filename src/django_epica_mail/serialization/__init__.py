@@ -1,0 +1,11 @@
+"""A Django message as it is stored: checked in the caller, kept intact, built again in the worker.
+
+``check`` and ``dump`` are for who enqueues, ``load`` for who sends. What is stored is versioned
+JSON and the contents it refers to; nothing is pickled, and no MIME is parsed again.
+"""
+
+from django_epica_mail.serialization.messages import Blob, StoredMessage, dump, load
+from django_epica_mail.serialization.raw_message import RawMessage
+from django_epica_mail.serialization.validation import check
+
+__all__ = ["Blob", "RawMessage", "StoredMessage", "check", "dump", "load"]

@@ -1,0 +1,194 @@
+"""A Django message as versioned JSON and bytes, and back: nothing pickled, nothing parsed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from email.message import Message
+from email.mime.base import MIMEBase
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import django
+from django.core.mail import EmailAlternative, EmailAttachment, EmailMessage, EmailMultiAlternatives
+
+from django_epica_mail.exceptions import UnreadableEnvelope
+from django_epica_mail.serialization import mime_parts, raw_message, state, tagged_json
+from django_epica_mail.serialization.attachments import Attachment, alternatives, attachments
+from django_epica_mail.serialization.raw_message import RawMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from django_epica_mail.serialization.mime_parts import Fetch, Keep
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """Content kept out of the envelope."""
+
+    digest: str
+    """SHA-256 of the content, in hexadecimal; the envelope refers to it by this."""
+    content: bytes = field(repr=False)
+    filename: str
+    """For people; empty if there is none."""
+    mimetype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMessage:
+    """A message in the form that is stored."""
+
+    envelope: str = field(repr=False)
+    """Versioned JSON, pure ASCII: NUL and lone surrogates survive in any text column."""
+    blobs: tuple[Blob, ...]
+    """The contents the envelope refers to, each once."""
+
+
+def dump(message: EmailMessage) -> StoredMessage:
+    """Return a message in the form that is stored; the message itself is left untouched.
+
+    A message that builds its own MIME (``raw_message.builds_itself``) is rendered, once, and kept
+    as bytes; what its own code raises is raised here. Otherwise raises ``UnstorableMessage`` for
+    what would not come back the same, ``InvalidMessage`` for what Django cannot attach.
+    """
+    blobs: dict[str, Blob] = {}
+
+    def keep(content: bytes, filename: str, mimetype: str) -> str:
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in blobs:
+            blobs[digest] = Blob(
+                digest=digest, content=content, filename=filename, mimetype=mimetype
+            )
+        return digest
+
+    pack = _pack_raw if raw_message.builds_itself(message) else _pack
+    envelope = json.dumps({"v": VERSION, **pack(message, keep)}, allow_nan=False)
+    return StoredMessage(envelope=envelope, blobs=tuple(blobs.values()))
+
+
+def load(envelope: str, blobs: Mapping[str, bytes]) -> EmailMessage:
+    """Return a fresh message from its stored form; ``blobs`` gives each content by its digest.
+
+    A class that can no longer be imported becomes ``EmailMultiAlternatives``. Raises
+    ``UnreadableEnvelope`` for a version this package does not know, or a content that is missing.
+    """
+    try:
+        form = json.loads(envelope)
+    except ValueError as error:
+        raise UnreadableEnvelope(f"The stored message is not JSON: {error}.") from None
+    if form.get("v") != VERSION:
+        raise UnreadableEnvelope(
+            f"The message is stored in version {form.get('v')!r}; this django-epica-mail reads "
+            f"version {VERSION}: upgrade the package in the worker."
+        )
+
+    def fetch(digest: str) -> bytes:
+        if digest not in blobs:
+            raise UnreadableEnvelope(
+                f"The stored message refers to the content {digest}, which was not given: the row "
+                "of its attachment has been deleted."
+            )
+        return bytes(blobs[digest])
+
+    return _unpack_raw(form, fetch) if "raw" in form else _unpack(form, fetch)
+
+
+def _pack_raw(message: EmailMessage, keep: Keep) -> dict[str, Any]:
+    return {
+        "class": mime_parts.class_path(type(message)),
+        "state": state.pack_fields(message, (*state.HEADER_FIELDS, "encoding")),
+        "recipients": tagged_json.encode(message.recipients(), unknown=str),
+        "raw": keep(raw_message.render(message), "", "message/rfc822"),
+    }
+
+
+def _unpack_raw(form: Mapping[str, Any], fetch: Fetch) -> RawMessage:
+    message = RawMessage(fetch(form["raw"]), tagged_json.decode(form["recipients"]))
+    vars(message).update(state.unpack(form["state"]))
+    return message
+
+
+def _pack(message: EmailMessage, keep: Keep) -> dict[str, Any]:
+    form: dict[str, Any] = {
+        "class": mime_parts.class_path(state.class_to_rebuild(message)),
+        "state": state.pack(message),
+    }
+    if unset := state.unset_names(message):
+        form["unset"] = unset
+    if isinstance(message, EmailMultiAlternatives):
+        form["alternatives"] = [
+            [tagged_json.encode(content), mimetype] for content, mimetype in alternatives(message)
+        ]
+    if message.attachments:
+        form["attachments"] = [_pack_attachment(item, keep) for item in attachments(message)]
+    if getattr(message.recipients, "__func__", None) is not EmailMessage.recipients:
+        form["recipients"] = tagged_json.encode(message.recipients(), unknown=str)
+    return form
+
+
+def _unpack(form: Mapping[str, Any], fetch: Fetch) -> EmailMessage:
+    needed = EmailMultiAlternatives if form.get("alternatives") else EmailMessage
+    cls = mime_parts.find_class(form["class"], needed) or EmailMultiAlternatives
+    # With the defaults of this version of Django, and without the __init__ of a site's own class.
+    message: EmailMessage = object.__new__(cls)
+    is_multi = isinstance(message, EmailMultiAlternatives)
+    vars(message).update(vars(EmailMultiAlternatives() if is_multi else EmailMessage()))
+    vars(message).update(state.unpack(form["state"]), **state.unset(form.get("unset", ())))
+    vars(message)["attachments"] = [
+        _unpack_attachment(item, fetch) for item in form.get("attachments", ())
+    ]
+    if is_multi:
+        vars(message)["alternatives"] = [
+            EmailAlternative(tagged_json.decode(content), mimetype)
+            for content, mimetype in form.get("alternatives", ())
+        ]
+    if "recipients" in form:
+        vars(message)["recipients"] = partial(list, tagged_json.decode(form["recipients"]))
+    return message
+
+
+def _pack_attachment(attachment: Attachment, keep: Keep) -> dict[str, Any]:
+    if isinstance(attachment, Message):
+        return {"part": mime_parts.pack(attachment, keep)}
+    filename, content, mimetype = attachment
+    form: dict[str, Any] = {"name": filename, "type": mimetype}
+    about = filename or "", mimetype
+    if isinstance(content, bytes):
+        form["bytes"] = keep(content, *about)
+    elif isinstance(content, str):
+        form["str"] = keep(content.encode("utf-8", "surrogatepass"), *about)
+    elif isinstance(content, Message):
+        form["mime"] = mime_parts.pack(content, keep)
+    elif raw_message.builds_itself(content):
+        form["mime"] = mime_parts.pack(raw_message.build(content), keep)
+    else:
+        form["message"] = _pack(content, keep)
+    return form
+
+
+def _unpack_attachment(form: Mapping[str, Any], fetch: Fetch) -> Attachment:
+    if "part" in form:
+        return _attachable(mime_parts.unpack(form["part"], fetch))
+    content: Any
+    if "bytes" in form:
+        content = fetch(form["bytes"])
+    elif "str" in form:
+        content = fetch(form["str"]).decode("utf-8", "surrogatepass")
+    elif "mime" in form:
+        content = mime_parts.unpack(form["mime"], fetch)
+    else:
+        content = _unpack(form["message"], fetch)
+    return EmailAttachment(form["name"], content, form["type"])
+
+
+def _attachable(part: Message) -> Message:
+    """Return a part written by Django 6 as the kind of object Django 5.2 attaches."""
+    if django.VERSION >= (6, 0) or isinstance(part, MIMEBase):
+        return part
+    legacy = MIMEBase.__new__(MIMEBase)
+    vars(legacy).update(vars(part))
+    return legacy

@@ -1,0 +1,202 @@
+"""Settling: writing down, with few commits and never too late, what became of begun mails."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db.models import F
+
+from django_epica_mail import clock, conf, lifecycle, signals
+from django_epica_mail.claiming import Batch
+from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
+from django_epica_mail.retry import Decision, Policy, Result
+
+_LONGEST_PAUSE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One mail, what its try came to (``None``: there was none), and what follows."""
+
+    mail: EmailLog
+    result: Result | None
+    decision: Decision
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every recipient was accepted at once, as nearly always."""
+        decision = self.decision
+        return decision.moves == (lifecycle.SUCCEED,) and not decision.refused
+
+
+def policy_of(mail: EmailLog, *, too_old: bool) -> Policy:
+    """Return the part of a row that decides what follows from a try."""
+    return Policy(
+        tries=mail.tries,
+        max_retries=mail.max_retries,
+        retry_delay=mail.retry_delay,
+        on_unknown=mail.on_unknown,
+        too_old=too_old,
+    )
+
+
+class Settler:
+    """Commits the outcomes of one batch, several together.
+
+    A mail is begun only while fewer than ``lifecycle.PERMITS`` are unsettled, so that what a
+    crash leaves unclear is bounded. An outcome waits for company ``SETTLE_DELAY`` seconds at most.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._waiting: list[Outcome] = []
+        self._oldest = 0.0
+        self.settled = 0
+
+    def add(self, outcome: Outcome) -> None:
+        """Note an outcome, to be committed soon."""
+        if not self._waiting:
+            self._oldest = time.monotonic()
+        self._waiting.append(outcome)
+
+    def make_room(self) -> None:
+        """Commit what waits if all permits are out or the oldest outcome has waited its time."""
+        waited = time.monotonic() - self._oldest
+        if len(self._waiting) >= lifecycle.PERMITS or waited >= conf.get().settle_delay:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what waits, trying again while the lease lasts if the database fails.
+
+        Each write is guarded by the claim's token or by an attempt's number, so that repeating a
+        commit whose answer was lost changes nothing.
+        """
+        if not self._waiting:
+            return
+        pause = 0.05
+        while True:
+            try:
+                moved = settle(self._waiting, token=self._batch.token, using=self._batch.using)
+                break
+            except (OperationalError, InterfaceError):
+                if time.monotonic() + pause >= self._batch.lease_ends:
+                    raise
+                connections[self._batch.using].close()
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        self.settled += len(self._waiting)
+        self._waiting = []
+        announce(moved)
+
+    def release(self, mails: Sequence[EmailLog]) -> None:
+        """Give back what was claimed and not begun; it uses no try."""
+        if mails:
+            EmailLog.objects.using(self._batch.using).move(
+                lifecycle.RELEASE, [mail.pk for mail in mails], token=self._batch.token
+            )
+
+
+def settle(outcomes: Sequence[Outcome], *, token: uuid.UUID, using: str) -> list[Outcome]:
+    """Write outcomes in one transaction; return those whose mail was still this claim's.
+
+    Another claim may have the mail by now, if this worker was thought dead; then its word counts.
+    """
+    plain = [outcome for outcome in outcomes if outcome.is_plain]
+    others = [outcome for outcome in outcomes if not outcome.is_plain]
+    with transaction.atomic(using=using):
+        moved = _settle_alike(plain, token, using) if plain else []
+        moved += [outcome for outcome in others if _settle_one(outcome, token, using)]
+        DeliveryAttempt.objects.using(using).bulk_create(
+            [_attempt(outcome) for outcome in outcomes if outcome.result is not None],
+            ignore_conflicts=True,
+        )
+    return moved
+
+
+def _settle_alike(outcomes: list[Outcome], token: uuid.UUID, using: str) -> list[Outcome]:
+    ids = [outcome.mail.pk for outcome in outcomes]
+    rows = EmailLog.objects.using(using)
+    count = rows.move(lifecycle.SUCCEED, ids, token=token, **_values(outcomes[0]))
+    if count == len(ids):
+        return outcomes
+    done = rows.filter(pk__in=ids, status=lifecycle.Status.SENT, lease_token=token)
+    kept = set(done.values_list("pk", flat=True))
+    return [outcome for outcome in outcomes if outcome.mail.pk in kept]
+
+
+def _settle_one(outcome: Outcome, token: uuid.UUID, using: str) -> bool:
+    *before, last = outcome.decision.moves
+    rows, ids = EmailLog.objects.using(using), [outcome.mail.pk]
+    for move in before:
+        if not rows.move(move, ids, token=token):
+            return False
+    if not rows.move(last, ids, token=token, **_values(outcome)):
+        return False
+    recipients = EmailRecipient.objects.using(using).filter(email=outcome.mail)
+    if outcome.decision.accepted:
+        recipients.filter(position__in=outcome.decision.accepted).update(
+            outcome=EmailRecipient.Outcome.ACCEPTED
+        )
+    for position, failure in outcome.decision.refused.items():
+        recipients.filter(position=position).update(
+            outcome=EmailRecipient.Outcome.REFUSED, code=failure.code, reply=failure.reply
+        )
+    return True
+
+
+def _values(outcome: Outcome) -> dict[str, object]:
+    """Return what the row keeps, beside its status, from an outcome."""
+    decision = outcome.decision
+    failure = decision.failure
+    target = decision.moves[-1].target
+    values: dict[str, object] = {
+        "failure_kind": failure.kind if failure else "",
+        "failure_code": failure.code if failure else None,
+        "reply": _text(failure.reply) if failure else "",
+    }
+    if outcome.result is not None:
+        values["attempts"] = F("attempts") + 1
+        values["tries"] = F("tries") + int(decision.uses_try)
+    if target in lifecycle.CLAIMABLE:
+        values["due_at"] = clock.now(decision.delay)
+    if target in lifecycle.FINAL:
+        values["finished_at"] = clock.now()
+    return values
+
+
+def _attempt(outcome: Outcome) -> DeliveryAttempt:
+    mail, result = outcome.mail, outcome.result
+    assert result is not None
+    failure = result.failure
+    return DeliveryAttempt(
+        email=mail,
+        number=mail.attempts + 1,
+        transport=mail.transport,
+        worker=mail.worker,
+        created_at=clock.now(),
+        seconds=result.seconds,
+        failure_kind=failure.kind if failure else "",
+        code=result.code,
+        reply=_text(failure.reply if failure else result.reply),
+    )
+
+
+def _text(reply: str) -> str:
+    """Return a server's words as any database takes them."""
+    return reply.replace("\0", "").encode("utf-8", "replace").decode()
+
+
+def announce(outcomes: Iterable[Outcome]) -> None:
+    """Tell listeners of committed moves."""
+    for outcome in outcomes:
+        for move in outcome.decision.moves:
+            signals.email_moved.send_robust(
+                EmailLog,
+                email_id=outcome.mail.pk,
+                move=move,
+                failure=outcome.decision.failure,
+            )

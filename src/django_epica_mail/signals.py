@@ -1,0 +1,25 @@
+"""Signals a site may listen to. A receiver that raises is logged and stops nothing."""
+
+from __future__ import annotations
+
+from django.dispatch import Signal
+
+email_moved = Signal()
+"""An e-mail changed its status, and the change is committed.
+
+Arguments: ``sender`` (``EmailLog``), ``email_id`` (``uuid.UUID``), ``move`` (``lifecycle.Move``),
+``failure`` (``retry.Failure`` or ``None``).
+"""
+
+transport_tripped = Signal()
+"""A transport is out of order; no mail is given to it until a probe succeeds.
+
+Arguments: ``sender`` (``DeliveryGate``), ``transport`` (its alias), ``failure``
+(``retry.Failure``).
+"""
+
+transport_recovered = Signal()
+"""A probe got through; the transport is in use again.
+
+Arguments: ``sender`` (``DeliveryGate``), ``transport`` (its alias).
+"""

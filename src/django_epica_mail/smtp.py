@@ -1,0 +1,159 @@
+"""A thin layer on Django's SMTP backend: it notes how far each dialogue came and what was refused.
+
+Django's backend builds the mail and speaks; this layer watches, and keeps the whole dialogue
+about one mail inside one deadline, which smtplib's own time-outs, counted per read, do not.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import smtplib
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from django.core.mail.backends.smtp import EmailBackend
+
+from django_epica_mail.retry import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Reply = tuple[int, bytes]
+
+_CHUNK = 1 << 16
+
+
+class _DeadlineReader(io.RawIOBase):
+    """Read from a client's socket, never past the client's deadline."""
+
+    def __init__(self, client: RecordingClient) -> None:
+        self._client = client
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        sock = self._client.sock
+        if sock is None:
+            return 0
+        sock.settimeout(self._client.seconds_left())
+        return sock.recv_into(buffer)
+
+
+class RecordingClient(smtplib.SMTP):
+    """An ``smtplib.SMTP`` that remembers the dialogue about the present mail."""
+
+    def __init__(
+        self, *args: Any, deadline: float, timeout: float = math.inf, **kwargs: Any
+    ) -> None:
+        self.timeout = timeout
+        self.begin(deadline)
+        self.stage = Stage.CONNECT
+        kwargs["timeout"] = self.seconds_left()
+        super().__init__(*args, **kwargs)
+        self.timeout = timeout
+
+    def begin(self, deadline: float) -> None:
+        """Start the record of a new mail, to be done with by ``deadline`` (monotonic seconds)."""
+        self.deadline = deadline
+        self.stage = Stage.ENVELOPE
+        self.recipient_replies: list[Reply] = []
+        self.content_reply: Reply | None = None
+        self._content_next = False
+
+    def seconds_left(self) -> float:
+        """Return how long the next operation may take; raise ``TimeoutError`` if no time is left.
+
+        That is the backend's own time-out or what remains for this mail, whichever is less.
+        """
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the time for this mail (SEND_TIMEOUT) is over")
+        return min(left, self.timeout)
+
+    def getreply(self) -> Reply:
+        """Read one reply within the deadline."""
+        if self.file is None:
+            self.file = io.BufferedReader(_DeadlineReader(self))
+        return super().getreply()
+
+    def send(self, s: Any) -> None:
+        """Send within the deadline, noting when the end of the content sets off.
+
+        Until then the server has not seen the final dot, and cannot have accepted the mail.
+        """
+        data = s.encode(self.command_encoding) if isinstance(s, str) else s
+        view = memoryview(data)
+        for start in range(0, len(view), _CHUNK):
+            if self.sock is not None:
+                try:
+                    self.sock.settimeout(self.seconds_left())
+                except TimeoutError as error:
+                    self.close()
+                    raise smtplib.SMTPServerDisconnected(str(error)) from error
+            if self._content_next and start + _CHUNK >= len(view):
+                self.stage = Stage.CONTENT
+            super().send(view[start : start + _CHUNK])
+
+    def rcpt(self, recip: str, options: Sequence[str] = ()) -> Reply:
+        """Name one recipient, noting the reply by position."""
+        reply = super().rcpt(recip, options)
+        self.recipient_replies.append(reply)
+        return reply
+
+    def putcmd(self, cmd: str, args: str = "") -> None:
+        """Send one command; what is sent after DATA is the content."""
+        self._content_next = False
+        super().putcmd(cmd, args)
+        self._content_next = cmd == "data"
+
+    def data(self, msg: Any) -> Reply:
+        """Send the content, noting the server's reply to it."""
+        reply = super().data(msg)
+        self.stage = Stage.ANSWERED
+        self._content_next = False
+        self.content_reply = reply
+        return reply
+
+
+class RecordingBackend(EmailBackend):
+    """Django's SMTP backend with a client that records; meant for one mail at a time."""
+
+    deadline = 0.0
+    connection: RecordingClient | None
+
+    @property
+    def connection_class(self) -> Callable[..., RecordingClient]:  # type: ignore[override]
+        """The client's class, which starts with this mail's deadline."""
+        client_class: Any = super().connection_class
+        return partial(_recording_client(client_class), deadline=self.deadline)
+
+    def begin(self, deadline: float) -> None:
+        """Start a new mail: connect and greet where needed, within ``deadline``.
+
+        Raises what smtplib raises; the connection is then closed.
+        """
+        self.deadline = deadline
+        if self.open():
+            assert self.connection is not None
+            self.connection.ehlo_or_helo_if_needed()
+        assert self.connection is not None
+        self.connection.begin(deadline)
+
+
+@cache
+def _recording_client(client_class: type[smtplib.SMTP]) -> type[RecordingClient]:
+    recording: type[RecordingClient] = type("RecordingClient", (RecordingClient, client_class), {})
+    return recording
+
+
+@cache
+def recording_backend(backend_class: type[EmailBackend]) -> type[RecordingBackend]:
+    """Return a subclass of an SMTP backend class, Django's or a site's own, that records."""
+    recording: type[RecordingBackend] = type(
+        "RecordingBackend", (RecordingBackend, backend_class), {}
+    )
+    return recording

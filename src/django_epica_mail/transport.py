@@ -1,0 +1,271 @@
+"""The real transports: which there are, and the only place that opens a mail connection.
+
+Also the only place, beside the checks, that knows whether a site uses ``MAILERS`` (Django 6.1 and
+later) or ``EMAIL_BACKEND``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from django.conf import settings
+from django.core import mail
+from django.core.exceptions import ImproperlyConfigured
+from django.core.mail import EmailMessage
+from django.core.mail.backends.base import BaseEmailBackend
+from django.core.mail.backends.smtp import EmailBackend as DjangoSMTPBackend
+from django.utils.module_loading import import_string
+
+from django_epica_mail import conf, retry
+from django_epica_mail.retry import Failure, Result, Stage
+from django_epica_mail.smtp import RecordingBackend, recording_backend
+
+QUEUE_BACKEND = "django_epica_mail.backends.EmailBackend"
+SITE_SMTP = "smtp"
+"""The alias of Django's SMTP backend with the site's own ``EMAIL_*`` settings."""
+
+_SMTP = "django.core.mail.backends.smtp.EmailBackend"
+_LOCMEM = "django.core.mail.backends.locmem.EmailBackend"
+
+
+def uses_mailers() -> bool:
+    """Tell whether the site configures mail by ``MAILERS``."""
+    return hasattr(mail, "mailers") and hasattr(settings, "MAILERS")
+
+
+def under_test() -> bool:
+    """Tell whether Django's test runner has replaced the site's mail backends by locmem.
+
+    Then delivery goes there too, so that no test of a site can send real mail.
+    """
+    return hasattr(mail, "outbox") and not conf.get().real_transports_in_tests
+
+
+def is_queue(spec: Mapping[str, Any]) -> bool:
+    """Tell whether a backend's configuration leads back to the queue."""
+    path = spec.get("BACKEND", _SMTP)
+    try:
+        ancestors = import_string(path).__mro__
+    except ImportError:
+        return False  # reported by the checks, and by the first mail that needs it
+    return any(f"{base.__module__}.{base.__qualname__}" == QUEUE_BACKEND for base in ancestors)
+
+
+def specs() -> dict[str, Mapping[str, Any]]:
+    """Return the configuration of every real transport, by alias."""
+    if uses_mailers():
+        configured: Mapping[str, Mapping[str, Any]] = settings.MAILERS
+    else:
+        configured = conf.get().transports or {SITE_SMTP: {"BACKEND": _SMTP}}
+    return {alias: spec for alias, spec in configured.items() if not is_queue(spec)}
+
+
+def aliases() -> tuple[str, ...]:
+    """Return the aliases a mail may name as its transport."""
+    return tuple(specs())
+
+
+def default_alias() -> str:
+    """Return the transport of a mail that names none.
+
+    Raises ``ImproperlyConfigured`` where the site's settings name none either.
+    """
+    named = conf.get().default_transport
+    if named is not None:
+        return named
+    if uses_mailers():
+        default: Mapping[str, Any] = settings.MAILERS.get("default", {})
+        named = default.get("OPTIONS", {}).get("transport")
+        if named is not None:
+            return str(named)
+        if under_test():
+            return "default"
+    elif not conf.get().transports:
+        return SITE_SMTP
+    elif len(conf.get().transports) == 1:
+        return next(iter(conf.get().transports))
+    raise ImproperlyConfigured(
+        "This mail names no transport. Name one in the call, in the backend's OPTIONS, or in "
+        "EPICA_MAIL['DEFAULT_TRANSPORT']."
+    )
+
+
+def _build(alias: str) -> BaseEmailBackend:
+    """Return a new, unconnected backend for a transport."""
+    if under_test():
+        spec: Mapping[str, Any] = {"BACKEND": _LOCMEM}
+    else:
+        spec = specs()[alias]
+    backend_class = import_string(spec.get("BACKEND", _SMTP))
+    options = dict(spec.get("OPTIONS", {}))
+    options.pop("fail_silently", None)  # a failure that is kept silent would be taken for success
+    if issubclass(backend_class, DjangoSMTPBackend):
+        backend_class = recording_backend(backend_class)
+        # Django 6.1 takes alias=None for "by the site's EMAIL_* settings", without a warning.
+        options["alias"] = None
+    if uses_mailers():
+        options["alias"] = alias
+    backend: BaseEmailBackend = backend_class(**options)
+    return backend
+
+
+class Connection:
+    """One backend, kept open over several mails, used by one task at a time."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+        self.mails = 0
+        self.used_at = time.monotonic()
+        self._backend: BaseEmailBackend | None = None
+
+    def send(self, message: EmailMessage) -> Result:
+        """Hand a message to the transport; return what came of it. Never raises.
+
+        A server may have hung up on a connection since its last mail. That shows before the
+        content is sent, so one more try, on a new connection, is safe.
+        """
+        reused = self._backend is not None
+        result = self._try(message)
+        if reused and result.failure is not None and _hung_up(result.failure):
+            result = self._try(message)
+        if self.mails >= conf.get().connection_max_mails:
+            self.close()
+        return result
+
+    def _try(self, message: EmailMessage) -> Result:
+        started = time.monotonic()
+        failure = None
+        try:
+            stage = Stage.CONNECT
+            if self._backend is None:
+                self._backend = _build(self.alias)
+                self._open(self._backend)
+            if isinstance(self._backend, RecordingBackend):
+                self._backend.begin(started + conf.get().send_timeout)
+            stage = Stage.UNSEEN
+            self._backend.send_messages([message])
+        except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this mail alone
+            failure = retry.classify(error, _stage_reached(self._backend, stage))
+        self.mails += 1
+        self.used_at = time.monotonic()
+        result = _result(self._backend, failure, self.used_at - started)
+        if failure is not None:
+            self.close()
+        return result
+
+    @staticmethod
+    def _open(backend: BaseEmailBackend) -> None:
+        if not isinstance(backend, RecordingBackend):  # which opens within the mail's deadline
+            backend.open()
+
+    def close(self) -> None:
+        """Close the backend, whatever state it is in."""
+        backend, self._backend, self.mails = self._backend, None, 0
+        if backend is not None:
+            with contextlib.suppress(Exception):  # it is thrown away in any case
+                backend.close()
+
+
+def _hung_up(failure: Failure) -> bool:
+    return failure.code in (None, 421) and failure.kind in (
+        retry.Kind.TRANSIENT,
+        retry.Kind.THROTTLED,
+        retry.Kind.OUTAGE,
+    )
+
+
+def _stage_reached(backend: BaseEmailBackend | None, stage: Stage) -> Stage:
+    if isinstance(backend, RecordingBackend) and backend.connection is not None:
+        return backend.connection.stage
+    return stage
+
+
+def _result(backend: BaseEmailBackend | None, failure: Failure | None, seconds: float) -> Result:
+    if not isinstance(backend, RecordingBackend) or backend.connection is None:
+        return Result(failure=failure, code=failure.code if failure else None, seconds=seconds)
+    refused = {
+        position: retry.classify_reply(*reply)
+        for position, reply in enumerate(backend.connection.recipient_replies)
+        if reply[0] not in (250, 251)
+    }
+    code, words = backend.connection.content_reply or (None, b"")
+    if failure is None and code is None:
+        failure = Failure(kind=retry.Kind.MESSAGE, reply="The backend found nothing to send.")
+    return Result(
+        failure=failure,
+        refused=refused,
+        code=failure.code if failure is not None else code,
+        reply=words.decode("utf-8", "replace")[: retry.REPLY_LENGTH],
+        seconds=seconds,
+    )
+
+
+class _Pool:
+    """The connections of this process that no task is using."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+
+    def take(self, alias: str) -> Connection:
+        self._close_stale()
+        with self._lock:
+            for connection in reversed(self._idle):
+                if connection.alias == alias:
+                    self._idle.remove(connection)
+                    return connection
+        return Connection(alias)
+
+    def put(self, connection: Connection) -> None:
+        with self._lock:
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _close_stale(self) -> None:
+        oldest = time.monotonic() - conf.get().connection_max_idle
+        with self._lock:
+            stale = [connection for connection in self._idle if connection.used_at < oldest]
+            self._idle = [connection for connection in self._idle if connection not in stale]
+        for connection in stale:
+            connection.close()
+
+
+_pool = _Pool()
+
+
+def _forget_connections() -> None:
+    """Start a forked child without its parent's connections: a socket has one user."""
+    global _pool
+    _pool = _Pool()
+
+
+os.register_at_fork(after_in_child=_forget_connections)
+atexit.register(lambda: _pool.close())
+
+
+@contextlib.contextmanager
+def connection(alias: str) -> Iterator[Connection]:
+    """Lend a connection to a transport, for one task alone, kept open for the next one."""
+    lent = _pool.take(alias)
+    try:
+        yield lent
+    except BaseException:
+        lent.close()
+        raise
+    _pool.put(lent)
+
+
+def close_connections() -> None:
+    """Close every connection of this process that no task is using."""
+    _pool.close()

@@ -1,0 +1,38 @@
+"""Settings of the test suite: one small site, on every supported Django."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import django
+
+from shopsite.database import database_from_url, sqlite
+
+SECRET_KEY = "tests"
+USE_TZ = True
+TIME_ZONE = "Europe/Istanbul"
+LANGUAGE_CODE = "en"
+DEFAULT_FROM_EMAIL = "shop@example.com"
+INSTALLED_APPS = [
+    "django.contrib.contenttypes",
+    "django.contrib.auth",
+    "django_epica_mail",
+]
+_URL = os.environ.get("EPICA_TEST_DATABASE_URL")
+DATABASES: dict[str, Any] = {"default": database_from_url(_URL) if _URL else sqlite(":memory:")}
+
+if django.VERSION >= (6, 1):
+    MAILERS = {
+        "default": {
+            "BACKEND": "django_epica_mail.backends.EmailBackend",
+            "OPTIONS": {"transport": "smtp"},
+        },
+        "smtp": {
+            "BACKEND": "django.core.mail.backends.smtp.EmailBackend",
+            "OPTIONS": {"host": "127.0.0.1", "port": 1},
+        },
+    }
+else:
+    EMAIL_BACKEND = "django_epica_mail.backends.EmailBackend"
+    EMAIL_HOST, EMAIL_PORT = "127.0.0.1", 1
