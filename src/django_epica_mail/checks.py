@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.apps import AppConfig
-from django.core.checks import CheckMessage, Error, Warning, register
+from django.core import checks
+from django.core.checks import CheckMessage, Error
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from django_epica_mail import conf, transport
 
 
-@register("mail")
+@checks.register("mail")
 def check_configuration(
     app_configs: Sequence[AppConfig] | None = None, **_: Any
 ) -> list[CheckMessage]:
@@ -49,7 +50,7 @@ def _check_default() -> list[CheckMessage]:
     try:
         alias = transport.default_alias()
     except ImproperlyConfigured as error:
-        return [Warning(str(error), id="epica_mail.W001")]
+        return [checks.Warning(str(error), id="epica_mail.W001")]
     if alias in transport.specs():
         return []
     return [

@@ -40,6 +40,13 @@ class Gates:
             if gate is None or not (gate.paused or getattr(gate, "waiting", False))
         ]
 
+    def reasons(self) -> dict[str, str]:
+        """Return, for people, what is closed and why."""
+        return {
+            f"{scope} {name}": "paused" if gate.paused else f"out of order: {gate.reason}"
+            for (scope, name), gate in self._closed.items()
+        }
+
     def needs_probe(self, alias: str) -> bool:
         """Tell whether an open transport was out of order when last tried."""
         return (_TRANSPORT, alias) in self._closed

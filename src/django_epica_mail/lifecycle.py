@@ -26,7 +26,7 @@ class Status(TextChoices):
     FAILED = "failed", _("failed")
     """Accepted for no recipient, and not tried again by itself."""
     UNKNOWN = "unknown", _("unknown")
-    """May or may not have been accepted; the policy ``on_unknown``, a person or a webhook decides."""
+    """Perhaps accepted; the policy ``on_unknown``, a person or a webhook decides."""
     CANCELLED = "cancelled", _("cancelled")
     """Called back before a worker claimed it."""
     EXPIRED = "expired", _("expired")

@@ -111,7 +111,11 @@ def settle(outcomes: Sequence[Outcome], *, token: uuid.UUID, using: str) -> list
         moved = _settle_alike(plain, token, using) if plain else []
         moved += [outcome for outcome in others if _settle_one(outcome, token, using)]
         DeliveryAttempt.objects.using(using).bulk_create(
-            [_attempt(outcome) for outcome in outcomes if outcome.result is not None],
+            [
+                _attempt(outcome.mail, outcome.result)
+                for outcome in outcomes
+                if outcome.result is not None
+            ],
             ignore_conflicts=True,
         )
     return moved
@@ -168,9 +172,7 @@ def _values(outcome: Outcome) -> dict[str, object]:
     return values
 
 
-def _attempt(outcome: Outcome) -> DeliveryAttempt:
-    mail, result = outcome.mail, outcome.result
-    assert result is not None
+def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:
     failure = result.failure
     return DeliveryAttempt(
         email=mail,

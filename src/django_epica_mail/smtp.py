@@ -137,10 +137,10 @@ class RecordingBackend(EmailBackend):
         Raises what smtplib raises; the connection is then closed.
         """
         self.deadline = deadline
-        if self.open():
-            assert self.connection is not None
-            self.connection.ehlo_or_helo_if_needed()
-        assert self.connection is not None
+        self.open()
+        if self.connection is None:  # open() is silent about failing only when told to be
+            raise smtplib.SMTPServerDisconnected("The transport did not connect.")
+        self.connection.ehlo_or_helo_if_needed()
         self.connection.begin(deadline)
 
 
