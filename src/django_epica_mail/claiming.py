@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from django.db import connections, router, transaction
 from django.db.models import BooleanField, ExpressionWrapper, Max, Q
@@ -16,7 +17,11 @@ from django.db.models import BooleanField, ExpressionWrapper, Max, Q
 from django_epica_mail import clock, conf, gates, lifecycle
 from django_epica_mail import transport as transports
 from django_epica_mail.models import EmailLog, EmailQuerySet
+from django_epica_mail.patience import patiently
 from django_epica_mail.retry import Kind
+
+_CLAIM_PATIENCE = 2.0
+"""Seconds for which a claim that lost a deadlock or a serialisation race is tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +109,11 @@ def _claim_level(queue: str, alias: str, level: int, is_probe: bool, using: str)
     while True:
         claimed_at = time.monotonic()
         token = uuid.uuid4()
-        found, mails = _take(rows, limit, token, using)
+        found, mails = patiently(
+            partial(_take, rows, limit, token, using),
+            until=claimed_at + _CLAIM_PATIENCE,
+            using=using,
+        )
         if mails:
             return Batch(
                 transport=alias,

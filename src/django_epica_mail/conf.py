@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -124,6 +125,11 @@ class Settings:
     def lease_seconds(self) -> float:
         """Seconds a worker may hold a claim: its batch, one last mail, and time to settle."""
         return self.batch_seconds + 2 * self.send_timeout
+
+    @property
+    def task_seconds(self) -> int:
+        """Seconds after which a delivery task, which ends by itself long before, hangs for sure."""
+        return math.ceil(self.run_seconds + 2 * self.lease_seconds)
 
 
 def parse(value: object) -> Settings:

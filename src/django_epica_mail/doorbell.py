@@ -115,6 +115,9 @@ def _publish(app: Celery, queue: str, *, rung_at: float | None) -> bool:
                 retry=True,
                 retry_policy=_ONE_TRY,
                 ignore_result=True,
+                # The site's own limits are made for its own tasks, and would cut a mail short.
+                time_limit=conf.get().task_seconds,
+                soft_time_limit=conf.get().task_seconds,
             )
     except Exception as error:  # noqa: BLE001 - the mail is stored, and the sweep will ring
         with _bell.lock:

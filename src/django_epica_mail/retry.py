@@ -53,6 +53,14 @@ class Kind(TextChoices):
 
 _BUDGETED = frozenset({Kind.TRANSIENT, Kind.UNKNOWN, Kind.WORKER_LOST})
 _FOR_GOOD = frozenset({Kind.PERMANENT, Kind.MESSAGE, Kind.OVERDUE})
+# What building a message or its addresses raises, and what a server cannot do for it at all.
+_UNSENDABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    smtplib.SMTPNotSupportedError,
+)
 _MILDEST_FIRST = (Kind.OUTAGE, Kind.THROTTLED, Kind.TRANSIENT, Kind.PERMANENT)
 
 
@@ -149,8 +157,8 @@ def _kind_without_reply(error: Exception, stage: Stage) -> Kind:
     if stage is Stage.CONNECT:
         return Kind.OUTAGE
     if stage is Stage.ENVELOPE:
-        lost = isinstance(error, OSError) and not isinstance(error, smtplib.SMTPNotSupportedError)
-        return Kind.TRANSIENT if lost else Kind.MESSAGE
+        # Anything else, a time limit of the site's for instance, may pass.
+        return Kind.MESSAGE if isinstance(error, _UNSENDABLE) else Kind.TRANSIENT
     if stage is Stage.UNSEEN and isinstance(error, (ConnectionRefusedError, socket.gaierror)):
         return Kind.OUTAGE
     return Kind.UNKNOWN

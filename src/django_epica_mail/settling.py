@@ -7,15 +7,14 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db import transaction
 from django.db.models import F
 
 from django_epica_mail import clock, conf, lifecycle, signals
 from django_epica_mail.claiming import Batch
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
+from django_epica_mail.patience import patiently
 from django_epica_mail.retry import Decision, Policy, Result
-
-_LONGEST_PAUSE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,27 +76,28 @@ class Settler:
         """
         if not self._waiting:
             return
-        pause = 0.05
-        while True:
-            try:
-                moved = settle(self._waiting, token=self._batch.token, using=self._batch.using)
-                break
-            except (OperationalError, InterfaceError):
-                if time.monotonic() + pause >= self._batch.lease_ends:
-                    raise
-                connections[self._batch.using].close()
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+        batch, outcomes = self._batch, self._waiting
+        moved = patiently(
+            lambda: settle(outcomes, token=batch.token, using=batch.using),
+            until=batch.lease_ends,
+            using=batch.using,
+        )
         self.settled += len(self._waiting)
         self._waiting = []
         announce(moved)
 
     def release(self, mails: Sequence[EmailLog]) -> None:
         """Give back what was claimed and not begun; it uses no try."""
-        if mails:
-            EmailLog.objects.using(self._batch.using).move(
-                lifecycle.RELEASE, [mail.pk for mail in mails], token=self._batch.token
-            )
+        if not mails:
+            return
+        batch, ids = self._batch, [mail.pk for mail in mails]
+        patiently(
+            lambda: EmailLog.objects.using(batch.using).move(
+                lifecycle.RELEASE, ids, token=batch.token
+            ),
+            until=batch.lease_ends,
+            using=batch.using,
+        )
 
 
 def settle(outcomes: Sequence[Outcome], *, token: uuid.UUID, using: str) -> list[Outcome]:

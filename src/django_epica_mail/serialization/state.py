@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import sys
 from email.charset import Charset
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,7 @@ def class_to_rebuild(message: EmailMessage) -> type:
     """Return the message's class, or Django's if it computes a field, which is stored as it is."""
     cls = type(message)
     fields = (*FIELDS, *_STORED_APART)
-    if any(hasattr(inspect.getattr_static(cls, name, None), "__set__") for name in fields):
+    if any(hasattr(_class_attribute(cls, name), "__set__") for name in fields):
         return (
             EmailMultiAlternatives if isinstance(message, EmailMultiAlternatives) else EmailMessage
         )
@@ -104,8 +103,14 @@ def _attributes(message: EmailMessage) -> Iterator[tuple[str, Any]]:
 
 def _is_content(cls: type, name: str, value: object) -> bool:
     """Tell data from private names, methods, cached properties and anymail's "no value"."""
-    described = hasattr(inspect.getattr_static(cls, name, None), "__get__")
-    return not (name.startswith("_") or name in _NOT_CONTENT or described or _is_unset(value))
+    if name.startswith("_") or name in _NOT_CONTENT or _is_unset(value):
+        return False
+    return not hasattr(_class_attribute(cls, name), "__get__")
+
+
+def _class_attribute(cls: type, name: str) -> object:
+    """Return what a class or its bases define under a name, descriptors as they are."""
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
 def _attribute(name: str, value: object) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import re
 from email import policy as policies
 from email.message import Message
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import django
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 _ATOM = r"[A-Za-z0-9_+-]+"
 _PLAIN_ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*"
 _IS_PLAIN = re.compile(rf"{_PLAIN_ADDRESS}|{_ATOM}(?: {_ATOM})* <{_PLAIN_ADDRESS}>", re.ASCII)
+_HEADER_NAME = re.compile("[!-9;-~]+")
 _NEWLINE = re.compile(r"[\r\n]")
-_UNFOLDED_NEWLINE = re.compile(r"\r\n(?![ \t])|\r(?![ \t\n])|(?<!\r)\n(?![ \t])")
+_UNFOLDED_HEADER_NAME = re.compile("[!-9;-~]+")
+_NEWLINE = re.compile(r"\r\n(?![ \t])|\r(?![ \t\n])|(?<!\r)\n(?![ \t])")
 
 
 def check(message: EmailMessage) -> None:
@@ -69,10 +72,11 @@ def refusing() -> Iterator[None]:
 
 def _check_headers(message: EmailMessage) -> None:
     for name in message.extra_headers:
-        if not isinstance(name, str):
-            raise InvalidHeader(f"The header name {name!r} is no text: give a str.")
-        if _NEWLINE.search(name):
-            raise InvalidHeader(f"Header names cannot contain newlines: {name!r}.")
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise InvalidHeader(
+                f"{name!r} is not a header name: use printable ASCII without space, colon or "
+                "newline (RFC 5322, section 2.2)."
+            )
         if name.lower() == "bcc":
             raise InvalidHeader(
                 f"{name!r} is not a valid e-mail header, it would show the hidden recipients: "
@@ -89,15 +93,15 @@ def _check_addresses(message: EmailMessage) -> None:
         if _NEWLINE.search(text):
             raise InvalidHeader(f"Addresses cannot contain newlines: {text!r}.")
         with refusing():
-            _ask_smtp_backend(address, message)
+            _ask_smtp_backend(address, str(message.encoding or settings.DEFAULT_CHARSET))
 
 
-def _ask_smtp_backend(address: Any, message: EmailMessage) -> None:
+@lru_cache(maxsize=256)  # a site has few senders, and an error is not remembered
+def _ask_smtp_backend(address: Any, encoding: str) -> None:
     if django.VERSION >= (6, 0):
         # Only the class: to configure a backend would read the site's settings.
         smtp.EmailBackend.__new__(smtp.EmailBackend).prep_address(address)
     else:
-        encoding = message.encoding or settings.DEFAULT_CHARSET
         django_mail.sanitize_address(address, encoding)
 
 
@@ -105,13 +109,14 @@ def _stand_in(message: EmailMessage) -> EmailMessage:
     """Return a shallow copy of a message, its attachments without what cannot be wrong in them."""
     copy = object.__new__(type(message))
     vars(copy).update(vars(message))
-    vars(copy)["attachments"] = [_without_content(item) for item in attachments(message)]
+    encoding = message.encoding or settings.DEFAULT_CHARSET
+    vars(copy)["attachments"] = [_without_content(it, encoding) for it in attachments(message)]
     if isinstance(copy, EmailMultiAlternatives):
         vars(copy)["alternatives"] = alternatives(message)
     return copy
 
 
-def _without_content(attachment: Attachment) -> Attachment:
+def _without_content(attachment: Attachment, encoding: Any) -> Attachment:
     if isinstance(attachment, Message):
         _check_part(attachment)
         return attachment
@@ -123,9 +128,18 @@ def _without_content(attachment: Attachment) -> Attachment:
         content = EmailMessage() if builds_itself(content) else _stand_in(content)
     elif isinstance(content, Message):
         _check_part(content)
-    elif content.isascii():  # other text may not fit the message's encoding: Django says
+    elif _encodes(content, encoding):
         content = ""
     return attachment._replace(content=content)
+
+
+def _encodes(text: str, encoding: Any) -> bool:
+    """Tell whether text surely fits an encoding; what may not is for Django to judge."""
+    try:
+        text.encode(encoding)
+    except (UnicodeError, LookupError, TypeError):  # TypeError: a Charset object
+        return False
+    return True
 
 
 def _check_part(part: Message) -> None:
