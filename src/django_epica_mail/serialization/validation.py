@@ -28,8 +28,8 @@ _PLAIN_ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*"
 _IS_PLAIN = re.compile(rf"{_PLAIN_ADDRESS}|{_ATOM}(?: {_ATOM})* <{_PLAIN_ADDRESS}>", re.ASCII)
 _HEADER_NAME = re.compile("[!-9;-~]+")
 _NEWLINE = re.compile(r"[\r\n]")
-_UNFOLDED_HEADER_NAME = re.compile("[!-9;-~]+")
-_NEWLINE = re.compile(r"\r\n(?![ \t])|\r(?![ \t\n])|(?<!\r)\n(?![ \t])")
+# A newline that does not begin a folded line; RFC 5322, section 2.2.3.
+_UNFOLDED_NEWLINE = re.compile(r"\r\n(?![ \t])|\r(?![ \t\n])|(?<!\r)\n(?![ \t])")
 
 
 def check(message: EmailMessage) -> None:

@@ -1,0 +1,214 @@
+"""Run a real SMTP server that records what it accepts and misbehaves on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from email.parser import BytesHeaderParser
+from typing import TYPE_CHECKING, TypeVar
+
+from devservers.process import free_port
+from devservers.smtp_faults import Delay, Hold
+from devservers.smtp_inbox import AcceptedMessage, Inbox
+from devservers.smtp_session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from devservers.smtp_faults import Action, Behaviour, Stage
+
+R = TypeVar("R", bound="Behaviour")
+
+
+@dataclass(frozen=True)
+class ConnectionCounts:
+    """How many connections there were, are, and have been at the same time."""
+
+    opened: int
+    open_now: int
+    most_at_once: int
+
+
+class SMTPServer(Inbox):
+    """An SMTP server on 127.0.0.1, in threads of this process.
+
+    Faults are rules, given to :meth:`inject` at any time (see ``smtp_faults``). At each stage the
+    rules are asked in their order until one objects. With ``credentials`` (user: password) the
+    client must authenticate. ``max_size`` is the largest content, in bytes.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int | None = None,
+        credentials: Mapping[str, str] | None = None,
+        max_size: int = 50_000_000,
+        smtputf8: bool = True,
+    ) -> None:
+        self.host = "127.0.0.1"
+        self.port = port or free_port()
+        self.credentials = dict(credentials or {})
+        self.max_size = max_size
+        self.smtputf8 = smtputf8
+        super().__init__()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._rules: list[Behaviour] = []
+        self._open: dict[int, tuple[socket.socket, threading.Thread]] = {}
+        self._opened = 0
+        self._most_at_once = 0
+        self._listener: tuple[socket.socket, threading.Thread] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # -- listening
+
+    def start(self) -> None:
+        """Listen."""
+        self._stopping.clear()
+        self.listen_again()
+
+    def stop(self) -> None:
+        """Stop listening, withdraw all rules, and cut all connections."""
+        self._stopping.set()
+        self.refuse_connections()
+        self.clear()
+        with self._lock:
+            threads = [thread for _, thread in self._open.values()]
+        self.cut_connections()
+        deadline = time.monotonic() + 10
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if stuck := [thread.name for thread in threads if thread.is_alive()]:
+            raise TimeoutError(f"A rule keeps {', '.join(stuck)}: make it return when we stop.")
+
+    def refuse_connections(self) -> None:
+        """Stop listening, so that new connections are refused; open ones go on."""
+        if self._listener is None:
+            return
+        listener, thread = self._listener
+        self._listener = None
+        # A close does not wake a thread that waits in accept(); a connection does.
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), 5):
+            thread.join()
+        listener.close()
+
+    def listen_again(self) -> None:
+        """Listen on the same port as before."""
+        if self._listener is not None:
+            return
+        listener = socket.create_server((self.host, self.port), backlog=512)
+        thread = threading.Thread(target=self._serve, args=[listener], name="smtp", daemon=True)
+        self._listener = (listener, thread)
+        thread.start()
+
+    def cut_connections(self) -> int:
+        """End all open connections, those of held clients too, and return how many."""
+        with self._lock:
+            connections = [connection for connection, _ in self._open.values()]
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        return len(connections)
+
+    # -- faults
+
+    def inject(self, rule: R) -> R:
+        """Add a rule behind the others, effective at once, and return it."""
+        with self._lock:
+            self._rules.append(rule)
+        return rule
+
+    def withdraw(self, rule: Behaviour) -> None:
+        """Remove a rule; a hold is released."""
+        with self._lock:
+            self._rules.remove(rule)
+        if isinstance(rule, Hold):
+            rule.release()
+
+    def clear(self) -> None:
+        """Remove all rules; holds are released."""
+        with self._lock:
+            rules = list(self._rules)
+        for rule in rules:
+            self.withdraw(rule)
+
+    @property
+    def connections(self) -> ConnectionCounts:
+        """Return the numbers of connections."""
+        with self._lock:
+            return ConnectionCounts(self._opened, len(self._open), self._most_at_once)
+
+    # -- what a session asks of its server
+
+    def judge(self, stage: Stage, session: Session) -> Action | None:
+        """Ask the rules in their order; wait out delays; return the first other action."""
+        with self._lock:
+            rules = list(self._rules)
+        for rule in rules:
+            action = rule(stage, session)
+            if isinstance(action, Delay):
+                self._stopping.wait(action.seconds)
+            elif action is not None:
+                return action
+        return None
+
+    def keep(self, session: Session) -> None:
+        """Record the session's message as accepted."""
+        head = session.content.partition(b"\r\n\r\n")[0]
+        message = AcceptedMessage(
+            sender=session.sender or "",
+            recipients=tuple(session.recipients),
+            content=session.content,
+            message_id=str(BytesHeaderParser().parsebytes(head).get("Message-ID", "")).strip(),
+            connection=session.number,
+            time=time.time(),
+            options=session.options,
+        )
+        self.add(message)
+
+    # -- threads
+
+    def _serve(self, listener: socket.socket) -> None:
+        while True:
+            connection, _ = listener.accept()
+            if self._listener is None or self._listener[0] is not listener:
+                connection.close()
+                return
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._lock:
+                self._opened += 1
+                number = self._opened
+                thread = threading.Thread(
+                    target=self._talk,
+                    args=[number, connection],
+                    name=f"smtp connection {number}",
+                    daemon=True,
+                )
+                self._open[number] = (connection, thread)
+                self._most_at_once = max(self._most_at_once, len(self._open))
+                thread.start()
+
+    def _talk(self, number: int, connection: socket.socket) -> None:
+        try:
+            Session(number, connection, self).talk()
+        finally:
+            connection.close()
+            with self._lock:
+                del self._open[number]

@@ -1,0 +1,256 @@
+"""Hold one SMTP dialogue (RFC 5321) with one client."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import TYPE_CHECKING, Protocol
+
+from devservers.smtp_faults import Drop, Hang, Reply
+from devservers.smtp_wire import ConnectionEnded, Wire
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from devservers.smtp_faults import Action, Stage
+
+_PATH = re.compile(r'(?:FROM|TO):\s*<((?:"(?:\\.|[^"\\])*"|[^<>"])*)>(.*)', re.IGNORECASE)
+
+
+class Host(Protocol):
+    """What a session needs of its server."""
+
+    credentials: dict[str, str]
+    max_size: int
+    smtputf8: bool
+
+    def judge(self, stage: Stage, session: Session) -> Action | None:
+        """Return what the rules say at this stage; delays are over by then."""
+
+    def count(self, verb: str) -> None:
+        """Take note of a command."""
+
+    def keep(self, session: Session) -> None:
+        """Accept the session's message."""
+
+
+class Session:
+    """One connection: what rules may look at, and the dialogue itself.
+
+    ``number`` counts connections from 1. ``recipient`` is the address of the RCPT command under
+    consideration, ``recipients`` are the accepted ones, ``options`` the parameters of MAIL,
+    ``content`` is the message once its final dot has come, ``accepted`` the number of messages
+    accepted on this connection so far.
+    """
+
+    sender: str | None
+    options: tuple[str, ...]
+    recipient: str
+    recipients: list[str]
+    content: bytes
+
+    def __init__(self, number: int, connection: socket.socket, host: Host) -> None:
+        self.number = number
+        self.helo: str | None = None
+        self.user: str | None = None
+        self.accepted = 0
+        self._host = host
+        self._wire = Wire(connection)
+        self._forget_mail()
+        self._steps: dict[str, Callable[[str], None]] = {
+            "EHLO": self._ehlo,
+            "HELO": self._helo,
+            "AUTH": self._auth,
+            "MAIL": self._mail,
+            "RCPT": self._rcpt,
+            "DATA": self._data,
+            "RSET": self._rset,
+            "NOOP": self._noop,
+            "VRFY": self._vrfy,
+            "QUIT": self._quit,
+        }
+
+    def talk(self) -> None:
+        """Hold the dialogue until one side ends it; the caller closes the socket."""
+        try:
+            if self._agree("connect", 220, "smtp.test ESMTP ready"):
+                while True:
+                    self._obey(self._wire.line())
+        except (ConnectionEnded, OSError):
+            return
+
+    def _obey(self, line: str) -> None:
+        verb, _, argument = line.partition(" ")
+        verb = verb.upper()
+        self._host.count(verb)
+        if step := self._steps.get(verb):
+            step(argument.strip())
+        else:
+            self._wire.say(500, "5.5.2 Command not known")
+
+    def _agree(self, stage: Stage, code: int, *texts: str, keep: bool = False) -> bool:
+        """Reply, unless the rules want it otherwise; tell whether the step was agreed to.
+
+        With ``keep``, a message that is agreed to is accepted before the reply goes out.
+        """
+        refusal = self._consider(stage)
+        if refusal is not None:
+            code, texts = refusal.code, (refusal.text,)
+        agreed = code < 400
+        if agreed and keep:
+            self._keep()
+        self._wire.say(code, *texts)
+        if code == 421:
+            raise ConnectionEnded
+        return agreed
+
+    def _consider(self, stage: Stage) -> Reply | None:
+        """Ask the server's rules, and return the reply they want instead of ours."""
+        match self._host.judge(stage, self):
+            case Drop(accepted=accepted, reset=reset):
+                if accepted and stage == "content":
+                    self._keep()
+                if reset:
+                    self._wire.reset()
+                raise ConnectionEnded
+            case Hang():
+                self._wire.ignore()
+                raise ConnectionEnded
+            case Reply() as reply:
+                return reply
+        return None
+
+    def _helo(self, name: str) -> None:
+        if self._agree("ehlo", 250, "smtp.test"):
+            self._forget_mail()
+            self.helo = name
+
+    def _ehlo(self, name: str) -> None:
+        extensions = ["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"]
+        extensions.append(f"SIZE {self._host.max_size}")
+        if self._host.smtputf8:
+            extensions.append("SMTPUTF8")
+        if self._host.credentials:
+            extensions.append("AUTH PLAIN LOGIN")
+        if self._agree("ehlo", 250, "smtp.test", *extensions):
+            self._forget_mail()
+            self.helo = name
+
+    def _auth(self, argument: str) -> None:
+        mechanism, _, initial = argument.partition(" ")
+        try:
+            match mechanism.upper():
+                case "PLAIN":
+                    response = _decode(initial) if initial else self._ask("")
+                    _, user, password = response.split("\0")
+                case "LOGIN":
+                    user = _decode(initial) if initial else self._ask("Username:")
+                    password = self._ask("Password:")
+                case _:
+                    self._wire.say(504, "5.5.4 Mechanism not supported")
+                    return
+        except ValueError:
+            self._wire.say(501, "5.5.2 Response cannot be decoded")
+            return
+        if self._host.credentials.get(user) != password:
+            self._wire.say(535, "5.7.8 Credentials refused")
+        elif self._agree("auth", 235, "2.7.0 Authenticated"):
+            self.user = user
+
+    def _ask(self, prompt: str) -> str:
+        self._wire.say(334, base64.b64encode(prompt.encode()).decode())
+        return _decode(self._wire.line())
+
+    def _mail(self, argument: str) -> None:
+        path = _PATH.fullmatch(argument)
+        if self.helo is None or self.sender is not None:
+            self._wire.say(503, "5.5.1 EHLO first, then one MAIL at a time")
+        elif self._host.credentials and self.user is None:
+            self._wire.say(530, "5.7.0 Authentication required")
+        elif path is None:
+            self._wire.say(501, "5.5.4 Syntax: MAIL FROM:<address>")
+        else:
+            self.options = tuple(path[2].upper().split())
+            problem = self._option_problem() or self._address_problem(path[1])
+            if problem:
+                self._wire.say(problem.code, problem.text)
+            else:
+                self.sender = path[1]
+                if self._agree("mail", 250, "2.1.0 Sender ok"):
+                    return
+            self._forget_mail()
+
+    def _rcpt(self, argument: str) -> None:
+        path = _PATH.fullmatch(argument)
+        if self.sender is None:
+            self._wire.say(503, "5.5.1 MAIL first")
+        elif path is None or not path[1]:
+            self._wire.say(501, "5.5.4 Syntax: RCPT TO:<address>")
+        elif problem := self._address_problem(path[1]):
+            self._wire.say(problem.code, problem.text)
+        else:
+            self.recipient = path[1]
+            if self._agree("rcpt", 250, "2.1.5 Recipient ok"):
+                self.recipients.append(path[1])
+
+    def _option_problem(self) -> Reply | None:
+        for option in self.options:
+            name, _, value = option.partition("=")
+            if name == "SIZE" and value.isdecimal():
+                if int(value) > self._host.max_size:
+                    return Reply(552, "5.3.4 Message too big")
+            elif option == "SMTPUTF8" and self._host.smtputf8:
+                continue
+            elif option not in ("BODY=7BIT", "BODY=8BITMIME"):
+                return Reply(555, f"5.5.4 Parameter {name} not supported")
+        return None
+
+    def _address_problem(self, address: str) -> Reply | None:
+        if address.isascii() or "SMTPUTF8" in self.options:
+            return None
+        return Reply(553, "5.6.7 Address needs SMTPUTF8")
+
+    def _data(self, argument: str) -> None:
+        if not self.recipients:
+            self._wire.say(503, "5.5.1 No valid recipients")
+            return
+        if not self._agree("data", 354, "End data with <CR><LF>.<CR><LF>"):
+            return
+        self._consider("body")
+        self.content = self._wire.content()
+        if len(self.content) > self._host.max_size:
+            self._wire.say(552, "5.3.4 Message too big")
+        else:
+            self._agree("content", 250, "2.0.0 Accepted", keep=True)
+        self._forget_mail()
+
+    def _rset(self, argument: str) -> None:
+        if self._agree("rset", 250, "2.0.0 Ok"):
+            self._forget_mail()
+
+    def _noop(self, argument: str) -> None:
+        self._agree("noop", 250, "2.0.0 Ok")
+
+    def _vrfy(self, argument: str) -> None:
+        self._wire.say(252, "2.5.0 Cannot verify, but will take the message")
+
+    def _quit(self, argument: str) -> None:
+        self._agree("quit", 221, "2.0.0 Bye")
+        raise ConnectionEnded
+
+    def _keep(self) -> None:
+        self.accepted += 1
+        self._host.keep(self)
+
+    def _forget_mail(self) -> None:
+        self.sender = None
+        self.options = ()
+        self.recipient = ""
+        self.recipients = []
+        self.content = b""
+
+
+def _decode(text: str) -> str:
+    """Decode a response of AUTH; raise ValueError when it is none, as "*" (cancel) is."""
+    return base64.b64decode(text, validate=True).decode()

@@ -1,0 +1,147 @@
+"""A mailbox for every address: a small SMTP server, and a web page that lists what it received."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from datetime import datetime
+from email import message_from_bytes, policy
+from html import escape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+from aiosmtpd.controller import Controller
+
+from devservers.process import free_port
+
+if TYPE_CHECKING:
+    from email.message import EmailMessage
+
+    from aiosmtpd.smtp import SMTP, Envelope, Session
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Received:
+    """One mail as the SMTP server got it."""
+
+    at: datetime
+    recipients: tuple[str, ...]
+    content: bytes
+
+    def message(self) -> EmailMessage:
+        """Parse the content."""
+        return message_from_bytes(self.content, policy=policy.default)
+
+    def body(self, kind: str) -> str:
+        """Return the "plain" or "html" body, or nothing."""
+        part = self.message().get_body((kind,))
+        return part.get_content() if part else ""
+
+
+class Inbox:
+    """Both servers and the mails, for a `with` block."""
+
+    def __init__(self) -> None:
+        self.received: list[Received] = []
+        self.smtp_port = free_port()
+        self._smtp = Controller(self, hostname=HOST, port=self.smtp_port)
+        self._http = ThreadingHTTPServer((HOST, 0), page_handler(self))
+        self._http.daemon_threads = True
+        self.url = f"http://{HOST}:{self._http.server_port}/"
+
+    def __enter__(self) -> Inbox:
+        self._smtp.start()
+        threading.Thread(target=self._http.serve_forever, name="inbox page", daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._smtp.stop()
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+        """Keep a mail (aiosmtpd calls this with what came after DATA)."""
+        content = envelope.content
+        raw = content if isinstance(content, bytes) else (content or "").encode()
+        self.received.append(Received(datetime.now().astimezone(), (*envelope.rcpt_tos,), raw))
+        return "250 Accepted"
+
+
+def page_handler(inbox: Inbox) -> type[BaseHTTPRequestHandler]:
+    """Make the request handler of the inbox's pages: `/` is the list, `/3` the fourth mail."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            mails = inbox.received
+            number = self.path.removeprefix("/")
+            if not number:
+                self.answer(200, list_page(mails))
+            elif number.isdecimal() and int(number) < len(mails):
+                self.answer(200, mail_page(mails[int(number)]))
+            else:
+                self.answer(404, page("Not here", "<p>There is no such mail.</p>"))
+
+        def answer(self, status: int, html: str) -> None:
+            content = html.encode("utf-8", "surrogateescape")
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header(
+                "Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"
+            )
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args: object) -> None:
+            """Keep the terminal for the demo's own words."""
+
+    return Handler
+
+
+def list_page(mails: list[Received]) -> str:
+    """Render the list, newest first; it reloads itself."""
+    rows = "".join(
+        f"<tr><td>{mail.at:%H:%M:%S}</td><td>{escape(header(mail, 'From'))}</td>"
+        f"<td>{escape(', '.join(mail.recipients))}</td>"
+        f'<td><a href="/{number}">{escape(header(mail, "Subject")) or "…"}</a></td></tr>'
+        for number, mail in reversed(list(enumerate(mails)))
+    )
+    head = "<tr><th>At</th><th>From</th><th>To</th><th>Subject</th></tr>"
+    title = f"{len(mails)} mails received"
+    return page(title, f"<table>{head}{rows}</table>", '<meta http-equiv="refresh" content="5">')
+
+
+def mail_page(mail: Received) -> str:
+    """Render one mail: bodies as text, never as HTML, and the source."""
+    parts = [
+        ("Text", mail.body("plain")),
+        ("HTML, as text", mail.body("html")),
+        ("Source", mail.content.decode("utf-8", "replace")),
+    ]
+    html = "".join(f"<h2>{title}</h2><pre>{escape(text)}</pre>" for title, text in parts if text)
+    lines = f"<p>From {escape(header(mail, 'From'))}<br>To {escape(', '.join(mail.recipients))}</p>"
+    return page(header(mail, "Subject"), f'<p><a href="/">All mails</a></p>{lines}{html}')
+
+
+def header(mail: Received, name: str) -> str:
+    """Return a header, decoded."""
+    return str(mail.message()[name] or "")
+
+
+def page(title: str, body: str, head: str = "") -> str:
+    """Wrap a page's body; `title` is text, the others HTML."""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">{head}
+<title>{escape(title)}</title>
+<style>
+  :root {{ color-scheme: light dark }}
+  body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem }}
+  table {{ width: 100%; border-collapse: collapse }}
+  th, td {{ text-align: start; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid #8884 }}
+  pre {{ white-space: pre-wrap; border: 1px solid #8884; padding: .6rem }}
+</style></head>
+<body><h1>{escape(title)}</h1>{body}</body></html>
+"""

@@ -1,0 +1,1 @@
+"""Tests of the shop, with Django's own test tools."""

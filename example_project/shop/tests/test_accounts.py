@@ -1,0 +1,84 @@
+# ruff: noqa: PT009
+"""Sign-up, log-in and Django's own password reset."""
+
+import re
+
+from django.contrib.auth.models import User
+from django.core import mail
+from django.test import TestCase
+from django.urls import reverse
+
+PASSWORD = "bir-uzun-parola-42"  # noqa: S105
+
+
+class SignUpTests(TestCase):
+    """A visitor becomes a customer."""
+
+    def sign_up(self, **headers: str) -> None:
+        """Fill the form in, in the language of the headers."""
+        form = {
+            "username": "ayşe",
+            "email": "ayse@example.com",
+            "password1": PASSWORD,
+            "password2": PASSWORD,
+        }
+        response = self.client.post(reverse("sign_up"), form, headers=headers)
+        self.assertRedirects(response, reverse("home"))
+
+    def test_sign_up_creates_logs_in_and_greets(self) -> None:
+        self.sign_up()
+        self.assertEqual(self.client.session["_auth_user_id"], str(User.objects.get().pk))
+        [message] = mail.outbox
+        self.assertEqual(message.subject, "Welcome to Epica Shop, ayşe")
+        self.assertEqual(message.to, ["ayse@example.com"])
+        self.assertIn("Hello ayşe,", message.body)
+
+    def test_the_welcome_speaks_the_visitors_language(self) -> None:
+        self.sign_up(accept_language="tr")
+        self.assertEqual(mail.outbox[0].subject, "Epica Shop’a hoş geldiniz, ayşe")  # noqa: RUF001
+
+    def test_a_refused_form_sends_nothing(self) -> None:
+        response = self.client.post(reverse("sign_up"), {"username": "ayşe"})
+        self.assertContains(response, "This field is required.")
+        self.assertEqual(User.objects.count(), 0)
+        self.assertEqual(mail.outbox, [])
+
+
+class PasswordResetTests(TestCase):
+    """A customer who forgot the password chooses a new one."""
+
+    @classmethod
+    def setUpTestData(cls) -> None:
+        cls.user = User.objects.create_user("ali", "ali@example.com", PASSWORD)
+
+    def test_the_link_in_the_mail_sets_a_new_password(self) -> None:
+        response = self.client.post(reverse("password_reset"), {"email": "ali@example.com"})
+        self.assertRedirects(response, reverse("password_reset_done"))
+        [message] = mail.outbox
+        self.assertEqual(message.subject, "Your new password at Epica Shop")
+
+        link = re.search(r"http://testserver(/accounts/reset/\S+)", message.body)
+        assert link, message.body  # noqa: S101 - narrows the type
+        page = self.client.get(link[1], follow=True)
+        self.assertContains(page, "Choose a new password")
+
+        new = "bambaşka-bir-parola-43"
+        form = {"new_password1": new, "new_password2": new}
+        response = self.client.post(page.request["PATH_INFO"], form)
+        self.assertRedirects(response, reverse("password_reset_complete"))
+        self.assertTrue(self.client.login(username="ali", password=new))
+
+    def test_an_unknown_address_gets_nothing(self) -> None:
+        response = self.client.post(reverse("password_reset"), {"email": "x@example.com"})
+        self.assertRedirects(response, reverse("password_reset_done"))
+        self.assertEqual(mail.outbox, [])
+
+    def test_a_made_up_link_is_refused(self) -> None:
+        made_up = reverse("password_reset_confirm", args=("MQ", "abc-123"))
+        self.assertContains(self.client.get(made_up), "This link no longer works")
+
+    def test_log_in_and_password_change_pages_are_the_shops_own(self) -> None:
+        self.assertContains(self.client.get(reverse("login")), "Forgotten your password?")
+        self.client.force_login(self.user)
+        page = self.client.get(reverse("password_change"))
+        self.assertContains(page, "Choose a new password")

@@ -1,0 +1,89 @@
+# ruff: noqa: PT009, PT027
+"""Orders: the rows and the confirmation, or neither."""
+
+from decimal import Decimal
+
+from django.contrib.auth.models import User
+from django.core import mail
+from django.db import DatabaseError, transaction
+from django.test import TestCase
+from django.urls import reverse
+
+from shop.models import Order, Product
+from shop.orders import OutOfStockError, place_order
+
+
+class OrderTests(TestCase):
+    """A customer orders."""
+
+    @classmethod
+    def setUpTestData(cls) -> None:
+        cls.customer = User.objects.create_user("ali", "ali@example.com")
+        cls.tea = Product.objects.create(name="Çay <1 kg>", price=Decimal("45.50"), stock=10)
+        cls.pot = Product.objects.create(name="Cezve", price=Decimal("420.00"), stock=1)
+
+    def setUp(self) -> None:
+        self.client.force_login(self.customer)
+
+    def field(self, product: Product) -> str:
+        """Name a product's field in the form."""
+        return f"quantity-{product.pk}"
+
+    def test_an_order_is_stored_and_confirmed_in_text_and_html(self) -> None:
+        form = {self.field(self.tea): "2", self.field(self.pot): "1"}
+        response = self.client.post(reverse("order"), form)
+
+        order = Order.objects.get()
+        self.assertRedirects(response, reverse("order_detail", args=[order.pk]))
+        self.assertEqual(order.total(), Decimal("511.00"))
+        self.tea.refresh_from_db()
+        self.assertEqual(self.tea.stock, 8)
+
+        [message] = mail.outbox
+        self.assertEqual(message.to, ["ali@example.com"])
+        self.assertEqual(message.subject, f"Your order #{order.pk}")
+        self.assertIn("2 × Çay <1 kg>: 91.00 ₺", message.body)  # noqa: RUF001
+        [(html, kind)] = message.alternatives
+        self.assertEqual(kind, "text/html")
+        self.assertIn("Çay &lt;1 kg&gt;", html)
+        self.assertIn("511.00 ₺", html)
+
+    def test_the_confirmation_speaks_the_customers_language(self) -> None:
+        form = {self.field(self.tea): "1"}
+        self.client.post(reverse("order"), form, headers={"accept-language": "tr"})
+        expected = f"{Order.objects.get()} numaralı siparişiniz"  # noqa: RUF001
+        self.assertEqual(mail.outbox[0].subject, expected)
+
+    def test_an_order_of_too_many_is_undone_and_says_so(self) -> None:
+        form = {self.field(self.tea): "1", self.field(self.pot): "2"}
+        response = self.client.post(reverse("order"), form)
+        self.assertContains(response, "Too few are left of “Cezve”.")
+        self.assertEqual(Order.objects.count(), 0)
+        self.tea.refresh_from_db()
+        self.assertEqual(self.tea.stock, 10)
+
+    def test_too_few_left_is_an_error_that_names_the_product(self) -> None:
+        with self.assertRaisesMessage(OutOfStockError, "'Cezve'"):
+            place_order(self.customer, {self.pot: 2})
+
+    def test_an_order_of_nothing_is_refused(self) -> None:
+        response = self.client.post(reverse("order"), {self.field(self.tea): "0"})
+        self.assertContains(response, "Choose at least one product.")
+        self.assertEqual(mail.outbox, [])
+
+    def test_ordering_needs_a_log_in(self) -> None:
+        self.client.logout()
+        response = self.client.post(reverse("order"), {self.field(self.tea): "1"})
+        self.assertRedirects(response, f"{reverse('login')}?next={reverse('order')}")
+        self.assertEqual(Order.objects.count(), 0)
+
+    def test_an_order_is_shown_to_its_own_customer_only(self) -> None:
+        order = place_order(self.customer, {self.tea: 1})
+        page = reverse("order_detail", args=[order.pk])
+        self.assertContains(self.client.get(page), "Çay &lt;1 kg&gt;")
+        self.client.force_login(User.objects.create_user("veli"))
+        self.assertEqual(self.client.get(page).status_code, 404)
+
+    def test_the_stock_can_never_fall_below_zero(self) -> None:
+        with self.assertRaises(DatabaseError), transaction.atomic():
+            Product.objects.filter(pk=self.pot.pk).update(stock=-1)

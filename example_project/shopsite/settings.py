@@ -1,0 +1,164 @@
+"""Settings of the example shop: what a site writes, each overridable by an environment variable."""
+
+import json
+import os
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import django
+from celery.schedules import crontab
+from django.utils.translation import gettext_lazy as _
+
+from shopsite.database import database_from_url
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# A key for the demo only: a real site keeps its own outside the repository.
+SECRET_KEY = "demo-key-not-a-secret-never-use-on-a-real-site"  # noqa: S105
+DEBUG = os.environ.get("SHOP_DEBUG", "1") == "1"
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+
+# `shop` stands before Django's apps so that its registration/ templates win over the admin's.
+INSTALLED_APPS = [
+    "shop",
+    "django_epica_mail",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+]
+# The package's extras: used where they are installed.
+INSTALLED_APPS += [
+    name for name in ("django_celery_results", "django_celery_beat") if find_spec(name)
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "shopsite.urls"
+WSGI_APPLICATION = "shopsite.wsgi.application"
+ASGI_APPLICATION = "shopsite.asgi.application"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.i18n",
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+DATABASES = {
+    "default": database_from_url(
+        os.environ.get("SHOP_DATABASE_URL", f"sqlite://{BASE_DIR / 'shop.sqlite3'}")
+    )
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+]
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "home"
+LOGOUT_REDIRECT_URL = "home"
+
+LANGUAGE_CODE = "en"
+LANGUAGES = [("en", _("English")), ("tr", _("Turkish"))]
+TIME_ZONE = "Europe/Istanbul"
+USE_TZ = True
+STATIC_URL = "static/"
+
+# --- E-mail -------------------------------------------------------------------------------------
+
+DEFAULT_FROM_EMAIL = "Epica Shop <shop@example.com>"
+SMTP_HOST = os.environ.get("SHOP_SMTP_HOST", "127.0.0.1")
+SMTP_PORT = int(os.environ.get("SHOP_SMTP_PORT", "1025"))
+
+if django.VERSION >= (6, 1):
+    SMTP: dict[str, Any] = {
+        "BACKEND": "django.core.mail.backends.smtp.EmailBackend",
+        "OPTIONS": {"host": SMTP_HOST, "port": SMTP_PORT, "timeout": 10},
+    }
+    QUEUED = "django_epica_mail.backends.EmailBackend"
+    MAILERS: dict[str, dict[str, Any]] = {
+        "default": {"BACKEND": QUEUED, "OPTIONS": {"transport": "smtp"}},
+        "bulk": {"BACKEND": QUEUED, "OPTIONS": {"transport": "smtp", "queue": "bulk_emails"}},
+        "smtp": SMTP,
+        "direct": SMTP,
+    }
+    DIRECT_MAIL = {"using": "direct"}
+else:
+    EMAIL_BACKEND = "django_epica_mail.backends.EmailBackend"  # the one line that was changed
+    EMAIL_HOST = SMTP_HOST
+    EMAIL_PORT = SMTP_PORT
+    EMAIL_TIMEOUT = 10
+    DIRECT_MAIL = {"email_backend": "django.core.mail.backends.smtp.EmailBackend"}
+
+EPICA_MAIL: dict[str, Any] = {**json.loads(os.environ.get("SHOP_EPICA_MAIL", "{}"))}
+
+# Mail that reports an error goes out directly: the error may be the queue's own.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {
+        "console": {"class": "logging.StreamHandler"},
+        "mail_admins": {
+            "class": "django.utils.log.AdminEmailHandler",
+            "level": "ERROR",
+            **DIRECT_MAIL,
+        },
+    },
+    "loggers": {
+        "django": {"handlers": ["console", "mail_admins"], "level": "INFO"},
+        "django_epica_mail": {"handlers": ["console", "mail_admins"], "level": "INFO"},
+    },
+}
+
+# --- Celery -------------------------------------------------------------------------------------
+
+CELERY_BROKER_URL = os.environ.get("SHOP_BROKER_URL", "redis://127.0.0.1:6379/0")
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_TIMEZONE = TIME_ZONE
+CELERY_RESULT_BACKEND = os.environ.get("SHOP_RESULT_BACKEND")
+CELERY_RESULT_EXPIRES = timedelta(days=30)
+CELERY_RESULT_EXTENDED = True
+CELERY_TASK_TRACK_STARTED = True
+
+SWEEP_SECONDS = float(os.environ.get("SHOP_SWEEP_SECONDS", "30"))
+CELERY_BEAT_SCHEDULE = {
+    "dispatch-due-emails": {
+        "task": "django_epica_mail.tasks.dispatch_due_emails",
+        "schedule": SWEEP_SECONDS,
+        # A sweep nobody took before the next one is due would only repeat it.
+        "options": {"expires": SWEEP_SECONDS},
+    },
+    "cleanup-old-email-logs": {
+        "task": "django_epica_mail.tasks.cleanup_old_email_logs",
+        "schedule": crontab(hour=3, minute=0),
+    },
+    "retry-failed-emails": {
+        "task": "django_epica_mail.tasks.retry_failed_emails",
+        "schedule": crontab(minute="*/30"),
+    },
+}

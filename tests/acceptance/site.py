@@ -1,0 +1,218 @@
+"""The example project on servers of its own: what the acceptance tests drive and look at."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from devservers.process import wait_until
+from devservers.redis import RedisServer
+from devservers.smtp import SMTPServer
+from devservers.worker import Beat, Worker
+from tests.acceptance.databases import Databases, fetch
+from tests.acceptance.places import EXAMPLE_PROJECT, REPOSITORY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Deprecations are errors in the processes of the site too, those of Django for removal included.
+_WARNINGS = "error::DeprecationWarning,error::PendingDeprecationWarning"
+
+
+class Call(Generic[R]):
+    """A function at work in a process of the site, with its descendants a session of its own."""
+
+    def __init__(self, command: list[str], env: dict[str, str], log: Path, result: Path) -> None:
+        self._log, self._result = log, result
+        with log.open("wb") as output:
+            self._popen = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def is_over(self) -> bool:
+        """Tell whether the function has ended, well or badly."""
+        return self._popen.poll() is not None
+
+    def result(self, timeout: float = 60) -> R:
+        """Wait for the end of the function, and return what it returned.
+
+        Raises:
+            RuntimeError: when it raised; the message holds its traceback.
+            TimeoutError: when it takes longer than ``timeout`` seconds.
+        """
+        wait_until(self.is_over, timeout=timeout, what="the call to end", details=self._log_text)
+        if self._popen.returncode:
+            raise RuntimeError(f"The call failed:\n{self._log_text()}")
+        returned: R = json.loads(self._result.read_text())
+        return returned
+
+    def kill(self) -> None:
+        """End it, and what it started, wherever it is."""
+        if not self.is_over():
+            os.killpg(self._popen.pid, signal.SIGKILL)
+            self._popen.wait()
+
+    def _log_text(self) -> str:
+        return self._log.read_text(errors="replace")
+
+
+class Site:
+    """The example project with a database, a Redis and an SMTP server of its own.
+
+    ``epica_mail`` are keys of the site's ``EPICA_MAIL``. A worker or beat runs only once started.
+    """
+
+    def __init__(
+        self, databases: Databases, kind: str, folder: Path, epica_mail: dict[str, Any]
+    ) -> None:
+        self._databases = databases
+        self._folder = folder
+        self._numbers = count(1)
+        self._calls: list[Call[Any]] = []
+        self._celery: list[Worker | Beat] = []
+        self.database_url = databases.fresh(kind)
+        self.redis = RedisServer(folder)
+        self.smtp = SMTPServer()
+        self.env = {
+            "DJANGO_SETTINGS_MODULE": "shopsite.settings",
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(EXAMPLE_PROJECT)]),
+            "PYTHONWARNINGS": _WARNINGS,
+            "SHOP_DATABASE_URL": self.database_url,
+            "SHOP_BROKER_URL": self.redis.url(),
+            "SHOP_SMTP_PORT": str(self.smtp.port),
+            "SHOP_EPICA_MAIL": json.dumps(epica_mail),
+            "SHOP_SWEEP_SECONDS": "1",
+            "SHOP_DEBUG": "0",
+        }
+        self.redis.start()
+        self.smtp.start()
+
+    def close(self) -> None:
+        """Kill every process, and drop the database."""
+        for process in [*self._celery, *self._calls]:
+            process.kill()
+        self.smtp.stop()
+        self.redis.kill()
+        self._databases.drop(self.database_url)
+
+    # -- what the site does
+
+    def start(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """Begin to run a function of a test module inside the site, in a process of its own.
+
+        Arguments and result are what JSON can hold.
+        """
+        number = next(self._numbers)
+        result = self._folder / f"call{number}.json"
+        path = f"{function.__module__}.{function.__qualname__}"
+        arguments = json.dumps([args, kwargs])
+        call: Call[R] = Call(
+            [sys.executable, "-m", "tests.acceptance.inside", path, arguments, str(result)],
+            {**os.environ, **self.env},
+            self._folder / f"call{number}.log",
+            result,
+        )
+        self._calls.append(call)
+        return call
+
+    def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a function inside the site, and return what it returned."""
+        return self.start(function, *args, **kwargs).result()
+
+    def sweep(self) -> dict[str, int]:
+        """Sweep once, by the command for sites without beat; return what it reports."""
+        command = [sys.executable, "manage.py", "epica_mail", "dispatch", "--json"]
+        done = subprocess.run(
+            command,
+            cwd=EXAMPLE_PROJECT,
+            env={**os.environ, **self.env},
+            check=True,
+            stdout=subprocess.PIPE,
+        )
+        report: dict[str, int] = json.loads(done.stdout)
+        return report
+
+    def start_workers(self, number: int = 1, **options: Any) -> list[Worker]:
+        """Start so many workers at the same time; ``options`` are those of ``Worker``."""
+        workers = [
+            Worker(EXAMPLE_PROJECT, "shopsite", self.env, folder=self._folder, **options)
+            for _ in range(number)
+        ]
+        self._celery += workers
+        with ThreadPoolExecutor(number) as threads:
+            list(threads.map(Worker.start, workers))
+        return workers
+
+    def start_worker(self, **options: Any) -> Worker:
+        """Start a worker; ``options`` are those of ``Worker``."""
+        (worker,) = self.start_workers(1, **options)
+        return worker
+
+    def start_beat(self) -> Beat:
+        """Start beat, which sweeps every second."""
+        beat = Beat(EXAMPLE_PROJECT, "shopsite", self.env, folder=self._folder)
+        self._celery.append(beat)
+        beat.start()
+        return beat
+
+    # -- what can be seen of it
+
+    def fetch(self, sql: str) -> list[tuple[Any, ...]]:
+        """Return the rows that a query of the site's database yields."""
+        return fetch(self.database_url, sql)
+
+    def statuses(self) -> dict[str, int]:
+        """Return how many mails there are, by status."""
+        return dict(self.fetch("SELECT status, count(*) FROM epica_mail_emaillog GROUP BY status"))
+
+    def wait_for(self, timeout: float = 30, **statuses: int) -> None:
+        """Wait until the site's mails have these statuses, and no mail has another.
+
+        Raises:
+            TimeoutError: when they have not after ``timeout`` seconds.
+        """
+        wait_until(
+            lambda: self.statuses() == statuses,
+            timeout=timeout,
+            what=f"mails that are {statuses}",
+            details=lambda: f"They are {self.statuses()}.",
+            interval=0.05,
+        )
+
+    def arrivals(self) -> Counter[str]:
+        """Return how often each mail was accepted by the SMTP server, by Message-ID."""
+        return Counter(message.message_id for message in self.smtp.accepted)
+
+    def message_ids(self) -> list[str]:
+        """Return the Message-IDs of all mails the site has stored, in the order of their claim."""
+        rows = self.fetch("SELECT message_id FROM epica_mail_emaillog ORDER BY due_at, id")
+        return [message_id for (message_id,) in rows]
+
+    def waiting_rings(self, queue: str = "emails") -> int:
+        """Return how many messages wait in the broker for a worker of a queue."""
+        with self.redis.client() as client:
+            return int(client.llen(queue))
+
+    def require_each_arrived_once(self, number: int) -> None:
+        """Fail unless the site has stored so many mails, and each has arrived exactly once."""
+        arrivals = self.arrivals()
+        assert arrivals == Counter(self.message_ids())
+        assert set(arrivals.values()) == {1}
+        assert len(arrivals) == number

@@ -1,0 +1,259 @@
+"""The faults, each injected and healed again; drawn by the run from its seed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from devservers.smtp_faults import delay, drop, hang, refuse, throttle
+from tests.faults.servers import Postgres
+
+if TYPE_CHECKING:
+    from devservers.smtp_faults import Behaviour
+    from devservers.worker import Worker
+    from tests.acceptance.site import Site
+    from tests.faults.servers import Database
+
+
+@dataclass
+class Stack:
+    """What faults may hit."""
+
+    site: Site
+    database: Database
+    workers: list[Worker]
+    lease_seconds: float
+    stalls: int = 0
+    """How often a worker stood still for longer than its lease."""
+    known_bad: list[str] = field(default_factory=list)
+
+
+Fault = Callable[[Stack, random.Random], None]
+
+
+def _last(rng: random.Random, least: float = 0.2, most: float = 2.0) -> None:
+    """Let a fault last: its length is what is injected, not a wait for anything."""
+    time.sleep(rng.uniform(least, most))
+
+
+# -- workers
+
+
+def kill_pool_process(stack: Stack, rng: random.Random) -> None:
+    """SIGKILL one process of a worker's pool; the worker forks another."""
+    rng.choice(stack.workers).kill_child()
+
+
+def kill_worker(stack: Stack, rng: random.Random) -> None:
+    """SIGKILL a whole worker, and start it again."""
+    worker = rng.choice(stack.workers)
+    worker.kill()
+    worker.start()
+
+
+def stall_worker(stack: Stack, rng: random.Random) -> None:
+    """SIGSTOP a worker for longer than its lease; it wakes up when its mail was taken away."""
+    worker = rng.choice(stack.workers)
+    stack.stalls += 1
+    worker.pause()
+    time.sleep(stack.lease_seconds + rng.uniform(0.5, 2))
+    worker.resume()
+
+
+def shut_down_warm(stack: Stack, rng: random.Random) -> None:
+    """SIGTERM a worker under load: it finishes what it has in hand."""
+    worker = rng.choice(stack.workers)
+    worker.stop(timeout=60)
+    worker.start()
+
+
+def shut_down_cold(stack: Stack, rng: random.Random) -> None:
+    """SIGQUIT a worker under load."""
+    worker = rng.choice(stack.workers)
+    worker.stop(signal.SIGQUIT, timeout=60)
+    worker.start()
+
+
+# -- broker
+
+
+def lose_redis(stack: Stack, rng: random.Random) -> None:
+    """Kill Redis for a while; it comes back empty."""
+    stack.site.redis.kill()
+    _last(rng)
+    stack.site.redis.start()
+
+
+def stall_redis(stack: Stack, rng: random.Random) -> None:
+    """Let Redis accept connections and answer nothing."""
+    stack.site.redis.pause()
+    _last(rng)
+    stack.site.redis.resume()
+
+
+def flush_redis(stack: Stack, rng: random.Random) -> None:
+    """FLUSHALL."""
+    stack.site.redis.flush()
+
+
+def fill_redis(stack: Stack, rng: random.Random) -> None:
+    """Leave Redis no memory: it refuses every write."""
+    with stack.site.redis.client() as client:
+        client.config_set("maxmemory", "1")
+        _last(rng)
+        client.config_set("maxmemory", "0")
+
+
+def shuffle_rings(stack: Stack, rng: random.Random) -> None:
+    """Lose, repeat and reorder the rings that wait."""
+    with stack.site.redis.client() as client:
+        for queue in ("emails", "bulk_emails"):
+            rings = list(client.lrange(queue, 0, -1))
+            client.delete(queue)
+            kept = [ring for ring in rings for _ in range(rng.choice((0, 1, 2)))]
+            rng.shuffle(kept)
+            if kept:
+                client.lpush(queue, *kept)
+
+
+# -- mail server
+
+
+@contextmanager
+def _rule(stack: Stack, rule: Behaviour) -> Iterator[None]:
+    stack.site.smtp.inject(rule)
+    try:
+        yield
+    finally:
+        stack.site.smtp.withdraw(rule)
+
+
+def refuse_mail(stack: Stack, rng: random.Random) -> None:
+    """Refuse for now, at any stage."""
+    stage = rng.choice(("mail", "rcpt", "data", "content"))
+    with _rule(stack, refuse(stage, 451, "4.3.0 Later", times=rng.randint(1, 30))):
+        _last(rng)
+
+
+def drop_before_content(stack: Stack, rng: random.Random) -> None:
+    """Hang up before the content is sent."""
+    stage = rng.choice(("connect", "mail", "rcpt", "data"))
+    with _rule(stack, drop(stage, reset=rng.random() < 0.5, times=rng.randint(1, 10))):
+        _last(rng)
+
+
+def drop_after_content(stack: Stack, rng: random.Random) -> None:
+    """Hang up after the final dot, having accepted the mail or not."""
+    accepted = rng.random() < 0.5
+    with _rule(stack, drop("content", accepted=accepted, times=rng.randint(1, 5))):
+        _last(rng)
+
+
+def hang_server(stack: Stack, rng: random.Random) -> None:
+    """Accept connections and never speak, or fall silent at a stage."""
+    stage = rng.choice(("connect", "mail", "content"))
+    with _rule(stack, hang(stage, times=rng.randint(1, 3))):
+        _last(rng, 1, 3)
+
+
+def slow_server(stack: Stack, rng: random.Random) -> None:
+    """Answer late."""
+    with _rule(stack, delay(rng.uniform(0.005, 0.1))):
+        _last(rng)
+
+
+def throttle_server(stack: Stack, rng: random.Random) -> None:
+    """Answer 421 after some mails on a connection."""
+    with _rule(stack, throttle(rng.randint(1, 20), "4.3.2 Closing the connection")):
+        _last(rng)
+
+
+def refuse_connections(stack: Stack, rng: random.Random) -> None:
+    """Stop listening for a while."""
+    stack.site.smtp.refuse_connections()
+    stack.site.smtp.cut_connections()
+    _last(rng, 0.5, 4)
+    stack.site.smtp.listen_again()
+
+
+# -- database
+
+
+def restart_database(stack: Stack, rng: random.Random) -> None:
+    """Stop and start the database."""
+    stack.database.restart()
+
+
+def crash_database(stack: Stack, rng: random.Random) -> None:
+    """Kill the database, and start it again."""
+    stack.database.crash()
+
+
+def cut_database(stack: Stack, rng: random.Random) -> None:
+    """End every connection to the database, again and again."""
+    for _ in range(rng.randint(1, 4)):
+        stack.database.cut()
+        _last(rng, 0.05, 0.3)
+
+
+def stall_database(stack: Stack, rng: random.Random) -> None:
+    """Let the database answer nothing for a while."""
+    stack.database.pause()
+    _last(rng, 0.2, 1.5)
+    stack.database.resume()
+
+
+def fill_disk(stack: Stack, rng: random.Random) -> None:
+    """Let each insert of a mail fail, as on a full disk (PostgreSQL)."""
+    assert isinstance(stack.database, Postgres)
+    stack.database.execute(
+        "CREATE OR REPLACE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$"
+    )
+    stack.database.execute(
+        "CREATE TRIGGER full_disk BEFORE INSERT ON epica_mail_emaillog "
+        "FOR EACH STATEMENT EXECUTE FUNCTION full_disk()"
+    )
+    _last(rng)
+    stack.database.execute("DROP TRIGGER full_disk ON epica_mail_emaillog")
+
+
+def time_out_statements(stack: Stack, rng: random.Random) -> None:
+    """Let every statement of new connections time out at once (PostgreSQL)."""
+    assert isinstance(stack.database, Postgres)
+    stack.database.execute("ALTER DATABASE shop SET statement_timeout = '3ms'")
+    stack.database.cut()
+    _last(rng)
+    stack.database.execute("ALTER DATABASE shop RESET statement_timeout")
+    stack.database.cut()
+
+
+COMMON: tuple[Fault, ...] = (
+    kill_pool_process,
+    kill_worker,
+    stall_worker,
+    shut_down_warm,
+    shut_down_cold,
+    lose_redis,
+    stall_redis,
+    flush_redis,
+    fill_redis,
+    shuffle_rings,
+    refuse_mail,
+    drop_before_content,
+    drop_after_content,
+    hang_server,
+    slow_server,
+    throttle_server,
+    refuse_connections,
+    restart_database,
+    crash_database,
+    cut_database,
+    stall_database,
+)
+POSTGRES_ONLY: tuple[Fault, ...] = (fill_disk, time_out_statements)

@@ -1,0 +1,119 @@
+"""What must be true at the end of every run, whatever happened in it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from email.parser import BytesHeaderParser
+from typing import Any
+
+from devservers.smtp_inbox import AcceptedMessage
+from django_epica_mail.lifecycle import PERMITS
+
+FINAL = {"sent", "failed", "cancelled", "expired", "suppressed"}
+AMBIGUOUS = {"unknown", "worker_lost"}
+
+
+@dataclass
+class Verdict:
+    """The counts of a run, and every breach of a promise."""
+
+    mails: int = 0
+    accepted: int = 0
+    passed_through_unknown: int = 0
+    resent: int = 0
+    """Mails accepted twice, all of which passed through ``unknown`` and may be resent."""
+    breaches: list[str] = field(default_factory=list)
+
+
+def judge(
+    journal: Iterable[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    accepted: list[AcceptedMessage],
+    stalls: int,
+) -> Verdict:
+    """Compare what the site said it queued, what it says became of it, and what arrived."""
+    verdict = Verdict(mails=len(rows), accepted=len(accepted))
+    breaches = verdict.breaches
+    by_key = {row["key"]: row for row in rows}
+    arrived = _by_key(accepted)
+    for line in journal:
+        for mail in line["mails"]:
+            stored = mail["key"] in by_key
+            if line["fate"] == "committed" and not stored:
+                breaches.append(f"{mail['key']}: committed, and its row is lost")
+            if line["fate"] == "rolled back" and (stored or mail["key"] in arrived):
+                breaches.append(f"{mail['key']}: rolled back, and yet stored or sent")
+    for key in arrived.keys() - by_key.keys():
+        breaches.append(f"{key}: arrived, and has no row")
+    for row in rows:
+        breaches += [f"{row['key']}: {breach}" for breach in _breaches(row, arrived[row["key"]])]
+        verdict.passed_through_unknown += bool(AMBIGUOUS & set(row["kinds"]))
+        verdict.resent += bool(_twice(arrived[row["key"]]))
+    breaches += _beyond_permits(rows, stalls)
+    return verdict
+
+
+def _by_key(accepted: list[AcceptedMessage]) -> defaultdict[str, list[AcceptedMessage]]:
+    arrived: defaultdict[str, list[AcceptedMessage]] = defaultdict(list)
+    parser = BytesHeaderParser()
+    for message in accepted:
+        subject = parser.parsebytes(message.content.partition(b"\r\n\r\n")[0])["Subject"]
+        arrived[str(subject).strip()].append(message)
+    return arrived
+
+
+def _twice(messages: list[AcceptedMessage]) -> list[str]:
+    """Return the recipients for whom the server accepted a mail more than once."""
+    counts = Counter(recipient for message in messages for recipient in message.recipients)
+    return [recipient for recipient, count in counts.items() if count > 1]
+
+
+def _breaches(row: dict[str, Any], messages: list[AcceptedMessage]) -> list[str]:
+    found = []
+    status, policy = row["status"], row["policy"]
+    ambiguous = bool(AMBIGUOUS & set(row["kinds"]))
+    if status not in FINAL and not (status == "unknown" and policy == "hold"):
+        found.append(f"is stuck: {status}")
+    if status in FINAL and (row["pending"] is not None or row["leased"]):
+        found.append(f"is {status}, and yet to be claimed or leased")
+    if status == "sent" and not messages:
+        found.append("is sent, and never arrived")
+    if {message.message_id for message in messages} - {row["message_id"]}:
+        found.append("arrived under another Message-ID")
+    if _twice(messages) and not (ambiguous and policy == "resend"):
+        found.append(f"arrived twice, with policy {policy} and tries {row['kinds']}")
+    if status == "failed" and messages and not ambiguous:
+        found.append("is failed, and arrived")
+    addresses = {address for address, _ in row["recipients"]}
+    for message in messages:
+        if not {recipient.lower() for recipient in message.recipients} <= addresses:
+            found.append("arrived at an address that it does not name")
+    return found + _unreached(row, messages, ambiguous)
+
+
+def _unreached(row: dict[str, Any], messages: list[AcceptedMessage], ambiguous: bool) -> list[str]:
+    """Name the recipients who should have the mail, since nothing but chance stood in its way."""
+    reached = {recipient.lower() for message in messages for recipient in message.recipients}
+    if row["policy"] != "resend" and ambiguous:
+        return []
+    missing = [
+        address
+        for address, _ in row["recipients"]
+        if not address.startswith("never") and address not in reached
+    ]
+    return [f"{row['status']} {row['kinds']}: did not reach {missing}"] if missing else []
+
+
+def _beyond_permits(rows: list[dict[str, Any]], stalls: int) -> list[str]:
+    """Name the worker processes that left more mails unknown than they had permits for."""
+    lost: Counter[str] = Counter(
+        worker
+        for row in rows
+        for kind, worker in zip(row["kinds"], row["workers"], strict=True)
+        if kind == "worker_lost"
+    )
+    # A process dies once, but may be taken for dead once for every time it stood still.
+    limit = PERMITS * (1 + stalls)
+    return [f"{worker} left {n} unknown" for worker, n in lost.items() if n > limit]

@@ -1,0 +1,136 @@
+"""What the site does during a run: it queues mail in every way, and keeps a journal of it.
+
+The functions here run inside the site, in processes of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from django.core.mail import EmailMessage
+from django.db import DatabaseError, InterfaceError, connections, transaction
+
+from django_epica_mail import lifecycle, outbox
+from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
+
+POLICIES = ("resend", "resend", "resend", "hold", "fail")
+ADDRESSEES = ("good",) * 8 + ("never", "later")
+"""The local parts of addresses; the SMTP server refuses "never" for good and "later" once."""
+
+
+class _RollBackError(Exception):
+    """Ends a transaction that must leave nothing behind."""
+
+
+def produce(journal: str, seed: int, seconds: float) -> int:
+    """Queue mail for so many seconds; return how many transactions were tried.
+
+    Each is a line of the journal: what became of it, and the keys and policies of its mails.
+    """
+    rng = random.Random(seed)
+    end = time.monotonic() + seconds
+    count = 0
+    with Path(journal).open("a", buffering=1) as lines:
+        while time.monotonic() < end:
+            fate, mails = _transaction(rng)
+            lines.write(json.dumps({"fate": fate, "mails": mails}) + "\n")
+            count += 1
+            # The pace of a site with some visitors, not a wait for anything.
+            time.sleep(rng.uniform(0.005, 0.05))
+    return count
+
+
+def _transaction(rng: random.Random) -> tuple[str, list[dict[str, str]]]:
+    how = rng.choice(("single", "single", "single", "atomic", "nested", "bulk", "rolled back"))
+    number = {"single": 1, "bulk": 20}.get(how, 3)
+    mails = [{"key": uuid.uuid4().hex, "policy": rng.choice(POLICIES)} for _ in range(number)]
+    fate = "committed"
+    try:
+        if how == "single":
+            _queue(rng, mails[0])
+        elif how == "bulk":
+            policy = mails[0]["policy"]
+            for mail in mails:
+                mail["policy"] = policy
+            outbox.enqueue_many((_message(rng, mail) for mail in mails), on_unknown=policy)
+        else:
+            with transaction.atomic():
+                for mail in mails:
+                    with transaction.atomic() if how == "nested" else _nothing():
+                        _queue(rng, mail)
+                if how == "rolled back":
+                    raise _RollBackError
+    except _RollBackError:
+        fate = "rolled back"
+    except (DatabaseError, InterfaceError):
+        # The answer to the commit may be what was lost: the database will tell at the end.
+        fate = "unsure"
+        connections.close_all()
+    return fate, mails
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _queue(rng: random.Random, mail: dict[str, str]) -> None:
+    outbox.enqueue(
+        _message(rng, mail),
+        on_unknown=mail["policy"],
+        priority=rng.choice(("urgent", "high", "normal", "low")),
+    )
+
+
+def _message(rng: random.Random, mail: dict[str, str]) -> EmailMessage:
+    names = rng.sample(range(10), rng.choice((1, 1, 1, 2, 3)))
+    to = [f"{rng.choice(ADDRESSEES)}.{mail['key']}.{name}@example.com" for name in names]
+    headers = {"Message-ID": f"<own.{mail['key']}@example.com>"} if rng.random() < 0.3 else {}
+    message = EmailMessage(mail["key"], "Body of " + mail["key"], None, to, headers=headers)
+    if rng.random() < 0.1:
+        message.attach("a.bin", rng.randbytes(rng.choice((10, 200_000))), "application/zip")
+    return message
+
+
+def unfinished() -> dict[str, int]:
+    """Return how many mails are on their way still, by status."""
+    rows = EmailLog.objects.exclude(status__in=lifecycle.FINAL)
+    rows = rows.exclude(status=lifecycle.Status.UNKNOWN, on_unknown="hold")
+    counts: dict[str, int] = {}
+    for status in rows.values_list("status", flat=True):
+        counts[status] = counts.get(status, 0) + 1
+    return counts
+
+
+def everything() -> list[dict[str, Any]]:
+    """Return what the site knows of every mail."""
+    kinds: dict[uuid.UUID, list[str]] = {}
+    workers: dict[uuid.UUID, list[str]] = {}
+    for attempt in DeliveryAttempt.objects.order_by("number"):
+        kinds.setdefault(attempt.email_id, []).append(attempt.failure_kind)
+        workers.setdefault(attempt.email_id, []).append(attempt.worker)
+    recipients: dict[uuid.UUID, list[tuple[str, str]]] = {}
+    for recipient in EmailRecipient.objects.order_by("position"):
+        pair = (recipient.address, recipient.outcome)
+        recipients.setdefault(recipient.email_id, []).append(pair)
+    return [
+        {
+            "key": log.subject,
+            "message_id": log.message_id,
+            "status": log.status,
+            "policy": log.on_unknown,
+            "pending": log.pending,
+            "leased": log.lease_until is not None,
+            "kinds": kinds.get(log.pk, []),
+            "workers": workers.get(log.pk, []),
+            "recipients": recipients.get(log.pk, []),
+        }
+        for log in EmailLog.objects.defer("envelope")
+    ]
