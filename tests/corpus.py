@@ -280,16 +280,16 @@ CORPUS: list[tuple[str, Callable[[], EmailMessage]]] = [
     ("html_amp_calendar_and_binary_alternatives", several_alternatives),
     ("html_only_by_content_subtype", html_only),
     ("html_without_text", lambda: html(body="")),
-    ("attachment_with_media_type", lambda: with_attachment("a.dat", b"\0\xff" * 999, "image/x-own")),
+    ("attachment_with_media_type", lambda: with_attachment("a.dat", b"\0\xff" * 999, "image/x-own")),  # noqa: E501
     ("attachment_without_body", lambda: with_attachment("a.pdf", b"%PDF", None, body="")),
     ("two_attachments_of_the_same_name", same_name_twice),
     ("attachment_without_file_name", lambda: with_attachment(None, b"%PDF", "application/pdf")),
     ("attachment_with_non_ascii_name", lambda: with_attachment("çizelge ğüş.pdf", b"%PDF")),
     ("text_attachment_that_is_base64", lambda: with_attachment("t.txt", "testtest", "text/plain")),
     ("text_attachment_non_ascii", lambda: with_attachment("ğ.txt", "ışık\r\n€\n", "text/plain")),
-    ("text_attachment_given_as_bytes", lambda: with_attachment("a.csv", "ğ;1".encode(), "text/csv")),
-    ("text_attachment_that_is_not_utf8", lambda: with_attachment("a.txt", b"\xff\xfe", "text/plain")),
-    ("text_as_binary_attachment", lambda: with_attachment("a.json", '{"a": 1}', "application/json")),
+    ("text_attachment_given_as_bytes", lambda: with_attachment("a.csv", "ğ;1".encode(), "text/csv")),  # noqa: E501
+    ("text_attachment_that_is_not_utf8", lambda: with_attachment("a.txt", b"\xff\xfe", "text/plain")),  # noqa: E501
+    ("text_as_binary_attachment", lambda: with_attachment("a.json", '{"a": 1}', "application/json")),  # noqa: E501
     ("attachments_and_alternatives_as_tuples", tuples),
     ("inline_image_legacy", inline_legacy),
     ("nested_mime_parts", nested_parts),

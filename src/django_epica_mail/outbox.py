@@ -67,7 +67,9 @@ def enqueue_many(messages: Iterable[EmailMessage], **options: Any) -> EmailBatch
     """
     parsed = routing.parse_options(options)
     using = router.db_for_write(EmailBatch)
-    with transaction.atomic(using=using, savepoint=False):
+    # With a savepoint: a bad message may turn up after others are inserted, and the caller who
+    # catches the error must be left with a transaction as usable as before.
+    with transaction.atomic(using=using):
         batch = EmailBatch.objects.using(using).create()
         for portion in _portions(messages, CHUNK):
             batch.total += len(_store(portion, parsed, bulk=True, batch=batch))

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.acceptance.places import REPOSITORY
 
 if TYPE_CHECKING:
@@ -17,30 +15,33 @@ HOOKS = """
 from tests.acceptance.strictness import pytest_make_collect_report, pytest_runtest_makereport
 """
 
+WAYS_TO_SKIP = {
+    "mark": "@pytest.mark.skip(reason='by mark')\ndef test_it(): pass",
+    "condition": "@pytest.mark.skipif(True, reason='by condition')\ndef test_it(): pass",
+    "call": "def test_it(): pytest.skip('by call')",
+    "fixture": "@pytest.fixture\ndef it(): pytest.skip('by fixture')\ndef test_it(it): pass",
+    "failure": "@pytest.mark.xfail(reason='by failure')\ndef test_it(): assert False",
+    "module": "pytest.skip('by module', allow_module_level=True)",
+    "import": "pytest.importorskip('no_such_module', reason='by import')",
+}
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "import pytest\n@pytest.mark.skip(reason='no server')\ndef test_it(): pass",
-        "import pytest\n@pytest.mark.skipif(True, reason='no server')\ndef test_it(): pass",
-        "import pytest\ndef test_it(): pytest.skip('no server')",
-        "import pytest\n@pytest.fixture\ndef it(): pytest.skip('no server')\ndef test_it(it): pass",
-        "import pytest\n@pytest.mark.xfail(reason='no server')\ndef test_it(): assert False",
-        "import pytest\npytest.skip('no server', allow_module_level=True)",
-        "import pytest\npytest.importorskip('no_such_module', reason='no server')",
-    ],
-    ids=["mark", "condition", "call", "fixture", "xfail", "module", "import"],
-)
-def test_a_skipped_test_fails_the_run_and_says_why(tmp_path: Path, module: str) -> None:
+
+def test_a_skipped_test_fails_the_run_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "conftest.py").write_text(HOOKS)
-    (tmp_path / "test_module.py").write_text(f"{module}\n")
+    for way, code in WAYS_TO_SKIP.items():
+        (tmp_path / f"test_{way}.py").write_text(f"import pytest\n{code}\n")
+    options = ["-p", "no:django", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "/dev/null", tmp_path],
+        [sys.executable, "-m", "pytest", *options, tmp_path],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert run.returncode in (1, 2), run.stdout  # failed tests, errors while collecting
-    assert "must not be skipped" in run.stdout
-    assert "no server" in run.stdout
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert "5 failed, 2 errors" in run.stdout, run.stdout
+    for way in WAYS_TO_SKIP:
+        assert any(
+            "must not be skipped" in line and f"by {way}" in line for line in run.stdout.splitlines()
+        ), run.stdout

@@ -1,0 +1,104 @@
+"""A database, a mail server, and a clock that tests can move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import django
+import pytest
+from django.core.mail import EmailMessage
+
+from devservers.smtp import SMTPServer
+from django_epica_mail import clock, delivery, doorbell, outbox, transport
+from django_epica_mail.models import EmailLog
+
+QUEUE_BACKEND = "django_epica_mail.backends.EmailBackend"
+
+
+@pytest.fixture(scope="session")
+def smtp_server() -> Iterator[SMTPServer]:
+    with SMTPServer() as server:
+        yield server
+
+
+@pytest.fixture
+def epica_mail(settings: Any) -> Callable[..., None]:
+    """Set keys of EPICA_MAIL, on top of those set before."""
+
+    def set_keys(**keys: Any) -> None:
+        settings.EPICA_MAIL = {**getattr(settings, "EPICA_MAIL", {}), **keys}
+
+    return set_keys
+
+
+@pytest.fixture
+def smtp(
+    smtp_server: SMTPServer, settings: Any, epica_mail: Callable[..., None], db: None
+) -> Iterator[SMTPServer]:
+    """Queue by default, and deliver to a real server."""
+    options = {"host": "127.0.0.1", "port": smtp_server.port}
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = {
+            "default": {"BACKEND": QUEUE_BACKEND, "OPTIONS": {"transport": "smtp"}},
+            "smtp": {
+                "BACKEND": "django.core.mail.backends.smtp.EmailBackend",
+                "OPTIONS": options,
+            },
+        }
+    else:
+        settings.EMAIL_BACKEND = QUEUE_BACKEND
+        settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", smtp_server.port
+    epica_mail(REAL_TRANSPORTS_IN_TESTS=True, SEND_TIMEOUT=5)
+    yield smtp_server
+    transport.close_connections()
+    smtp_server.clear()
+    smtp_server.listen_again()
+    smtp_server.forget()
+
+
+@pytest.fixture
+def travel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Move the queue's clock, as in ``travel(minutes=5)``."""
+
+    def move(**units: float) -> None:
+        monkeypatch.setattr(clock, "offset", clock.offset + timedelta(**units))
+
+    return move
+
+
+@pytest.fixture(autouse=True)
+def rings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note the queues rung for, instead of asking the broker; the bell itself is left as it is."""
+    rung: list[str] = []
+
+    def publish(app: object, queue: str, *, rung_at: float | None) -> bool:
+        rung.append(queue)
+        return True
+
+    monkeypatch.setattr(doorbell, "_publish", publish)
+    monkeypatch.setattr(doorbell, "_bell", doorbell._Bell())
+    return rung
+
+
+@pytest.fixture
+def queue_mail(db: None) -> Callable[..., EmailLog]:
+    """Queue one mail, as in ``queue_mail("a@example.com", priority=3)``."""
+
+    def queue(*to: str, subject: str = "Subject", **options: Any) -> EmailLog:
+        options.setdefault("transport", "smtp")
+        message = EmailMessage(subject, "Body", None, list(to) or ["to@example.com"])
+        return outbox.enqueue(message, **options)
+
+    return queue
+
+
+@pytest.fixture
+def deliver() -> Callable[..., int]:
+    """Deliver what is due in the queue of single mail."""
+
+    def run(queue: str = "emails") -> int:
+        return delivery.deliver(queue)
+
+    return run

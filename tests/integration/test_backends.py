@@ -1,0 +1,181 @@
+"""Django's door: what send_mail() and send_messages() of any site meet."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from unittest import mock
+
+import django
+import pytest
+from asgiref.sync import sync_to_async
+from django.core.exceptions import ImproperlyConfigured
+from django.core.mail import EmailMessage, send_mail
+from django.db import OperationalError, connection, connections, transaction
+from django.utils.log import AdminEmailHandler
+
+from django_epica_mail import outbox
+from django_epica_mail.backends import EmailBackend
+from django_epica_mail.models import EmailLog
+
+pytestmark = pytest.mark.django_db
+
+
+def message(to: str = "to@example.com", **fields) -> EmailMessage:
+    return EmailMessage("Subject", "Body", None, [to] if to else [], **fields)
+
+
+@pytest.fixture
+def backend() -> EmailBackend:
+    return EmailBackend(transport="smtp")
+
+
+@pytest.fixture
+def broken_database():
+    """Let the insert of a mail fail as a lost connection or a full disk does."""
+
+    def fail(*args, **kwargs):
+        raise OperationalError("could not extend file")
+
+    with mock.patch.object(outbox, "_store_blobs", fail):
+        yield
+
+
+def test_send_mail_queues_by_the_sites_settings_alone(smtp) -> None:
+    assert send_mail("Subject", "Body", None, ["to@example.com"]) == 1
+    log = EmailLog.objects.get()
+    assert (log.status, log.queue, log.transport) == ("queued", "emails", "smtp")
+    assert smtp.accepted == []
+
+
+@pytest.mark.skipif("django.VERSION < (6, 1)", reason="MAILERS came with Django 6.1")
+def test_an_alias_of_mailers_says_where_mail_goes(smtp, settings) -> None:
+    settings.MAILERS = {
+        **settings.MAILERS,
+        "bulk": {
+            "BACKEND": "django_epica_mail.backends.EmailBackend",
+            "OPTIONS": {"transport": "smtp", "queue": "bulk_emails", "priority": "normal"},
+        },
+    }
+    send_mail("Subject", "Body", None, ["to@example.com"], using="bulk")
+    log = EmailLog.objects.get()
+    assert (log.queue, log.priority) == ("bulk_emails", 3)
+
+
+def test_the_number_of_queued_messages_is_returned(backend) -> None:
+    assert backend.send_messages([message(), message("")]) == 1
+    assert backend.send_messages(message() for _ in range(3)) == 3
+    assert EmailLog.objects.count() == 4
+
+
+@pytest.mark.parametrize("nothing", [[], (), None, iter(())])
+def test_nothing_costs_nothing(backend, nothing, django_assert_num_queries) -> None:
+    with django_assert_num_queries(0):
+        assert backend.send_messages(nothing) == 0
+
+
+def test_many_messages_cost_two_inserts(backend, django_assert_num_queries) -> None:
+    with transaction.atomic(), django_assert_num_queries(2):
+        backend.send_messages([message() for _ in range(50)])
+
+
+def test_all_messages_are_queued_or_none(backend) -> None:
+    with pytest.raises(ValueError, match="linefeed|newline"):
+        backend.send_messages([message(), message(headers={"X-Bad": "a\nb"})])
+    assert EmailLog.objects.count() == 0
+
+
+def test_a_bad_header_is_the_callers_to_know_even_when_failing_silently() -> None:
+    backend = EmailBackend(fail_silently=True, transport="smtp")
+    with pytest.raises(ValueError, match="linefeed|newline"):
+        backend.send_messages([EmailMessage("a\nb", "Body", None, ["to@example.com"])])
+
+
+def test_a_broken_database_is_the_callers_to_know(backend, broken_database) -> None:
+    with pytest.raises(OperationalError), transaction.atomic():
+        backend.send_messages([message()])
+
+
+def test_failing_silently_leaves_the_callers_transaction_usable(broken_database, caplog) -> None:
+    backend = EmailBackend(fail_silently=True, transport="smtp")
+    with transaction.atomic():
+        assert backend.send_messages([message()]) == 0
+        assert not connection.needs_rollback
+        assert EmailLog.objects.count() == 0
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "to@example.com" not in record.getMessage()
+
+
+def test_the_report_of_an_enqueue_error_is_not_queued_in_circles(
+    broken_database, settings, smtp
+) -> None:
+    settings.ADMINS = (
+        ["admin@example.com"] if django.VERSION >= (6, 0) else [("Admin", "admin@example.com")]
+    )
+    handler = AdminEmailHandler()
+    logger = logging.getLogger("django_epica_mail")
+    logger.addHandler(handler)
+    calls = []
+    real = EmailBackend.send_messages
+
+    def count(self, messages):
+        calls.append(1)
+        return real(self, messages)
+
+    try:
+        with mock.patch.object(EmailBackend, "send_messages", count):
+            backend = EmailBackend(fail_silently=True, transport="smtp")
+            assert backend.send_messages([message()]) == 0
+    finally:
+        logger.removeHandler(handler)
+    assert len(calls) == 2, "the mail, and the report, which is not stored"
+
+
+@pytest.mark.parametrize("name", ["username", "password", "host", "api_key"])
+def test_credentials_are_refused_with_the_alternative(name) -> None:
+    with pytest.raises(ImproperlyConfigured, match=rf"'{name}'.*TRANSPORTS"):
+        EmailBackend(**{name: "secret"})
+
+
+def test_what_send_mail_passes_for_no_credentials_is_taken() -> None:
+    if django.VERSION >= (6, 1):
+        EmailBackend(alias="default")
+    else:
+        EmailBackend(username=None, password=None, fail_silently=False)
+
+
+@pytest.mark.skipif("django.VERSION < (6, 1)", reason="aliases came with Django 6.1")
+def test_an_unknown_option_of_an_alias_is_refused() -> None:
+    from django.core.mail import InvalidMailer
+
+    with pytest.raises(InvalidMailer, match="colour"):
+        EmailBackend(alias="default", colour="red")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_async_view_queues_by_a_thread(smtp) -> None:
+    def view() -> int:
+        with transaction.atomic():
+            return send_mail("Subject", "Body", None, ["to@example.com"])
+
+    async def main() -> int:
+        queued = await sync_to_async(view)()
+        await sync_to_async(connections.close_all)()
+        return queued
+
+    assert asyncio.run(main()) == 1
+    assert EmailLog.objects.count() == 1
+
+
+def test_a_bcc_header_is_refused_on_every_version(backend) -> None:
+    with pytest.raises(ValueError, match="bcc argument"):
+        backend.send_messages([message(headers={"Bcc": "hidden@example.com"})])
+
+
+def test_the_callers_object_may_be_used_again(backend) -> None:
+    same = message()
+    backend.send_messages([same])
+    same.to = ["second@example.com"]
+    backend.send_messages([same])
+    addresses = EmailLog.objects.order_by("id").values_list("recipients__address", flat=True)
+    assert list(addresses) == ["to@example.com", "second@example.com"]

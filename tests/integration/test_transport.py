@@ -1,0 +1,155 @@
+"""The connections of a worker process, and which transport a mail goes to."""
+
+from __future__ import annotations
+
+import traceback
+from unittest import mock
+
+import django
+import pytest
+from django.core import mail
+from django.core.exceptions import ImproperlyConfigured
+from django.core.mail import EmailMessage
+
+from devservers.smtp_faults import drop, refuse
+from django_epica_mail import delivery, tasks, transport
+from django_epica_mail.models import EmailLog
+from django_epica_mail.retry import Kind
+
+
+def message() -> EmailMessage:
+    return EmailMessage("Subject", "Body", None, ["to@example.com"])
+
+
+def send() -> Kind | None:
+    with transport.connection("smtp") as connection:
+        result = connection.send(message())
+    return result.failure.kind if result.failure else None
+
+
+def test_a_connection_is_kept_for_the_next_batch(smtp) -> None:
+    before = smtp.connections.opened
+    assert [send() for _ in range(3)] == [None] * 3
+    assert smtp.connections.opened == before + 1
+
+
+def test_a_connection_is_replaced_after_its_share_of_mails(smtp, epica_mail) -> None:
+    epica_mail(CONNECTION_MAX_MAILS=2)
+    before = smtp.connections.opened
+    assert [send() for _ in range(4)] == [None] * 4
+    assert smtp.connections.opened == before + 2
+
+
+def test_a_connection_left_idle_is_not_used_again(smtp, epica_mail) -> None:
+    epica_mail(CONNECTION_MAX_IDLE=0)
+    before = smtp.connections.opened
+    send()
+    send()
+    assert smtp.connections.opened == before + 2
+
+
+def test_a_connection_that_failed_is_never_used_again(smtp) -> None:
+    smtp.inject(refuse("content", 451, "4.3.0", times=1))
+    before = smtp.connections.opened
+    assert send() is Kind.TRANSIENT
+    assert send() is None
+    assert smtp.connections.opened == before + 2
+
+
+def test_a_server_that_hung_up_meanwhile_gets_one_more_try(smtp) -> None:
+    assert send() is None
+    smtp.cut_connections()
+    assert send() is None
+    assert len(smtp.accepted) == 2
+
+
+def test_no_second_try_follows_content_that_was_sent(smtp) -> None:
+    assert send() is None
+    smtp.inject(drop("content", accepted=True, times=1))
+    assert send() is Kind.UNKNOWN
+    assert len(smtp.accepted) == 2
+
+
+def test_two_tasks_at_once_use_two_connections(smtp) -> None:
+    before = smtp.connections.opened
+    with transport.connection("smtp") as one, transport.connection("smtp") as other:
+        one.send(message())
+        other.send(message())
+    assert smtp.connections.opened == before + 2
+
+
+def test_connections_are_closed_at_the_workers_end(smtp) -> None:
+    send()
+    tasks._close_connections()
+    assert smtp.commands["QUIT"] == 1
+
+
+def test_a_forked_child_leaves_its_parents_connections_alone(smtp) -> None:
+    send()
+    with mock.patch.object(transport, "_pool", transport._pool):
+        transport._forget_connections()
+        before = smtp.connections.opened
+        send()
+        assert smtp.connections.opened == before + 1
+        transport.close_connections()
+    assert send() is None
+    assert smtp.connections.opened == before + 1
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_transport_told_to_fail_silently_cannot_hide_a_failure(smtp, settings, silent) -> None:
+    spec = {
+        "BACKEND": "django.core.mail.backends.smtp.EmailBackend",
+        "OPTIONS": {"host": "127.0.0.1", "port": smtp.port, "fail_silently": silent},
+    }
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = {**settings.MAILERS, "smtp": spec}
+    else:
+        settings.EPICA_MAIL = {**settings.EPICA_MAIL, "TRANSPORTS": {"smtp": spec}}
+    smtp.inject(refuse("rcpt", 550, "5.1.1"))
+    assert send() is Kind.PERMANENT
+
+
+def test_under_a_test_runner_mail_goes_to_the_outbox(smtp, epica_mail, queue_mail) -> None:
+    epica_mail(REAL_TRANSPORTS_IN_TESTS=False)
+    queue_mail()
+    assert delivery.deliver("emails") == 1
+    assert smtp.accepted == []
+    assert len(mail.outbox) == 1
+
+
+def test_a_mail_that_names_no_transport_takes_the_sites_default(smtp, epica_mail) -> None:
+    assert transport.default_alias() == "smtp"
+    epica_mail(DEFAULT_TRANSPORT="other")
+    assert transport.default_alias() == "other"
+
+
+def test_without_a_default_the_caller_is_told_where_to_name_one(smtp, settings, epica_mail) -> None:
+    spec = {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": {"host": "h"}}
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = {"a": spec, "b": spec}
+    else:
+        epica_mail(TRANSPORTS={"a": spec, "b": spec})
+    with pytest.raises(ImproperlyConfigured, match="DEFAULT_TRANSPORT"):
+        transport.default_alias()
+
+
+def test_the_queue_itself_is_no_transport(smtp) -> None:
+    assert transport.is_queue({"BACKEND": "django_epica_mail.backends.EmailBackend"})
+    assert transport.aliases() == ("smtp",)
+
+
+def test_the_line_from_the_task_to_smtplib_is_straight(smtp, queue_mail) -> None:
+    queue_mail()
+    stacks: list[list[str]] = []
+    real = transport.RecordingBackend.send_messages
+
+    def look(self, messages):
+        stacks.append([frame.filename for frame in traceback.extract_stack()])
+        return real(self, messages)
+
+    with mock.patch.object(transport.RecordingBackend, "send_messages", look):
+        tasks.deliver_emails("emails")
+    ours = [path.rpartition("/")[2] for path in stacks[0] if "/django_epica_mail/" in path]
+    assert list(dict.fromkeys(ours)) == ["tasks.py", "delivery.py", "transport.py"]
+    assert EmailLog.objects.get().status == "sent"
