@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devservers.process import wait_until
-from devservers.smtp_faults import Hold, delay
+from devservers.smtp_faults import Drop, Hold, delay
 from django_epica_mail.lifecycle import PERMITS
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def test_a_mail_whose_worker_is_killed_in_the_middle_of_data_is_sent_again(
     open_site: OpenSite, kind: str
 ) -> None:
     site = open_site(kind, **SHORT)
-    hold = site.smtp.inject(Hold("body", times=1))
+    hold = site.smtp.inject(Hold("content", times=1, then=Drop()))
     worker = site.start_worker(concurrency=1)
     site.call(send, 1)
     hold.wait_until_held()

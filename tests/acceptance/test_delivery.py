@@ -46,7 +46,7 @@ def roll_back() -> None:
     from django.core.mail import send_mail
     from django.db import transaction
 
-    class Undo(Exception):
+    class UndoError(Exception):
         pass
 
     def send(subject: str) -> None:
@@ -59,12 +59,12 @@ def roll_back() -> None:
                 try:
                     with transaction.atomic():
                         send(f"{undone}: inside")
-                        raise Undo
-                except Undo:
+                        raise UndoError
+                except UndoError:
                     if undone == "whole":
                         raise
                 send(f"{undone}: after")
-        except Undo:
+        except UndoError:
             pass
 
 

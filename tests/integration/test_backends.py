@@ -80,14 +80,14 @@ def test_many_messages_cost_two_inserts(backend, django_assert_num_queries) -> N
 
 
 def test_all_messages_are_queued_or_none(backend) -> None:
-    with pytest.raises(ValueError, match="linefeed|newline"):
+    with pytest.raises(ValueError, match=r"linefeed|newline"):
         backend.send_messages([message(), message(headers={"X-Bad": "a\nb"})])
     assert EmailLog.objects.count() == 0
 
 
 def test_a_bad_header_is_the_callers_to_know_even_when_failing_silently() -> None:
     backend = EmailBackend(fail_silently=True, transport="smtp")
-    with pytest.raises(ValueError, match="linefeed|newline"):
+    with pytest.raises(ValueError, match=r"linefeed|newline"):
         backend.send_messages([EmailMessage("a\nb", "Body", None, ["to@example.com"])])
 
 

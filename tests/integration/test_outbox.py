@@ -86,7 +86,7 @@ def test_a_generator_is_read_in_portions(monkeypatch) -> None:
 
 def test_one_bad_message_refuses_the_whole_call() -> None:
     bad = message(headers={"X-Bad": "a\nb"})
-    with pytest.raises(ValueError, match="linefeed|newline"):
+    with pytest.raises(ValueError, match=r"linefeed|newline"):
         outbox.enqueue_many([message(), bad], transport="smtp")
     assert EmailLog.objects.count() == 0
 

@@ -93,11 +93,11 @@ def _check_addresses(message: EmailMessage) -> None:
         if _NEWLINE.search(text):
             raise InvalidHeader(f"Addresses cannot contain newlines: {text!r}.")
         with refusing():
-            _ask_smtp_backend(address, str(message.encoding or settings.DEFAULT_CHARSET))
+            _ask_smtp_backend(text, str(message.encoding or settings.DEFAULT_CHARSET))
 
 
 @lru_cache(maxsize=256)  # a site has few senders, and an error is not remembered
-def _ask_smtp_backend(address: Any, encoding: str) -> None:
+def _ask_smtp_backend(address: str, encoding: str) -> None:
     if django.VERSION >= (6, 0):
         # Only the class: to configure a backend would read the site's settings.
         smtp.EmailBackend.__new__(smtp.EmailBackend).prep_address(address)

@@ -1,0 +1,63 @@
+"""The setting EPICA_MAIL is checked whole, and its errors help."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from django_epica_mail import conf
+
+
+def test_every_default_passes_its_own_check() -> None:
+    defaults = conf.Settings()
+    given = {field.name.upper(): getattr(defaults, field.name) for field in fields(defaults)}
+    assert conf.parse(given) == defaults
+
+
+@pytest.mark.parametrize(("key", "near"), [("MAX_RETRYS", "MAX_RETRIES"), ("transports", "TRANS")])
+def test_an_unknown_key_is_refused_with_the_nearest_one(key: str, near: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=rf"{key}.*{near}"):
+        conf.parse({key: 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SEND_TIMEOUT", 0),
+        ("SEND_TIMEOUT", "60"),
+        ("SEND_TIMEOUT", True),
+        ("RETRY_DELAY", -1),
+        ("BATCH_SIZE", 0),
+        ("BATCH_SIZE", 1.5),
+        ("MAX_RETRIES", -1),
+        ("ON_UNKNOWN", "shrug"),
+        ("DEFAULT_TRANSPORT", ""),
+        ("REAL_TRANSPORTS_IN_TESTS", 1),
+        ("TRANSPORTS", []),
+        ("TRANSPORTS", {"a": {"HOST": "h"}}),
+        ("TRANSPORTS", {1: {}}),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused_with_key_and_value(key, value) -> None:
+    with pytest.raises(ImproperlyConfigured, match=key):
+        conf.parse({key: value})
+
+
+def test_the_whole_must_be_a_dict() -> None:
+    with pytest.raises(ImproperlyConfigured, match="dict"):
+        conf.parse(["MAX_RETRIES"])
+
+
+def test_overriding_the_setting_takes_effect_at_once(settings) -> None:
+    settings.EPICA_MAIL = {"MAX_RETRIES": 7}
+    assert conf.get().max_retries == 7
+    settings.EPICA_MAIL = {}
+    assert conf.get().max_retries == 3
+
+
+def test_a_lease_outlasts_a_batch_and_its_last_mail() -> None:
+    values = conf.get()
+    assert values.lease_seconds > values.batch_seconds + values.send_timeout
+    assert values.task_seconds > values.run_seconds + values.lease_seconds

@@ -1,0 +1,161 @@
+"""What a failure means, and what follows from it."""
+
+from __future__ import annotations
+
+import smtplib
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_epica_mail import lifecycle, retry
+from django_epica_mail.lifecycle import Status
+from django_epica_mail.retry import Decision, Failure, Kind, Policy, Result, Stage
+
+
+def policy(**fields) -> Policy:
+    defaults = {
+        "tries": 0,
+        "max_retries": 3,
+        "retry_delay": 300.0,
+        "on_unknown": "resend",
+        "too_old": False,
+    }
+    return Policy(**{**defaults, **fields})
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "kind"),
+    [
+        (450, "4.2.0 Greylisted", Kind.TRANSIENT),
+        (451, "4.3.0 Try again later", Kind.TRANSIENT),
+        (452, "4.3.1 Disk full", Kind.TRANSIENT),
+        (421, "4.3.2 Shutting down", Kind.OUTAGE),
+        (421, "4.7.0 Too many messages, slow down", Kind.THROTTLED),
+        (550, "5.1.1 No such user", Kind.PERMANENT),
+        (552, "5.3.4 Message too big", Kind.PERMANENT),
+        (554, "5.7.1 Spam", Kind.PERMANENT),
+        (199, "nonsense", Kind.TRANSIENT),
+    ],
+)
+def test_a_reply_means(code: int, text: str, kind: Kind) -> None:
+    failure = retry.classify_reply(code, text.encode())
+    assert (failure.kind, failure.code, failure.reply) == (kind, code, text)
+
+
+@pytest.mark.parametrize(
+    ("error", "stage", "kind"),
+    [
+        (ConnectionRefusedError(), Stage.CONNECT, Kind.OUTAGE),
+        (socket.gaierror(), Stage.CONNECT, Kind.OUTAGE),
+        (TimeoutError(), Stage.CONNECT, Kind.OUTAGE),
+        (smtplib.SMTPAuthenticationError(535, b"5.7.8 Bad"), Stage.CONNECT, Kind.OUTAGE),
+        (smtplib.SMTPConnectError(554, b"No"), Stage.CONNECT, Kind.OUTAGE),
+        (smtplib.SMTPConnectError(421, b"Too many connections"), Stage.CONNECT, Kind.THROTTLED),
+        (smtplib.SMTPServerDisconnected(), Stage.ENVELOPE, Kind.TRANSIENT),
+        (ConnectionResetError(), Stage.ENVELOPE, Kind.TRANSIENT),
+        (smtplib.SMTPSenderRefused(550, b"No", "a"), Stage.ENVELOPE, Kind.PERMANENT),
+        (smtplib.SMTPDataError(451, b"Later"), Stage.ENVELOPE, Kind.TRANSIENT),
+        (ValueError("bad address"), Stage.ENVELOPE, Kind.MESSAGE),
+        (smtplib.SMTPNotSupportedError("SMTPUTF8"), Stage.ENVELOPE, Kind.MESSAGE),
+        (RuntimeError("a time limit"), Stage.ENVELOPE, Kind.TRANSIENT),
+        (smtplib.SMTPServerDisconnected(), Stage.CONTENT, Kind.UNKNOWN),
+        (TimeoutError(), Stage.CONTENT, Kind.UNKNOWN),
+        (smtplib.SMTPDataError(-1, b"garbage"), Stage.ANSWERED, Kind.UNKNOWN),
+        (smtplib.SMTPDataError(554, b"Spam"), Stage.ANSWERED, Kind.PERMANENT),
+        (smtplib.SMTPDataError(451, b"Later"), Stage.ANSWERED, Kind.TRANSIENT),
+        (ConnectionRefusedError(), Stage.UNSEEN, Kind.OUTAGE),
+        (TimeoutError(), Stage.UNSEEN, Kind.UNKNOWN),
+    ],
+)
+def test_an_exception_at_a_stage_means(error: Exception, stage: Stage, kind: Kind) -> None:
+    assert retry.classify(error, stage).kind is kind
+
+
+def test_one_recipient_to_try_again_keeps_the_mail_alive() -> None:
+    error = smtplib.SMTPRecipientsRefused({"a": (550, b"Gone"), "b": (451, b"Later")})
+    assert retry.classify(error, Stage.ENVELOPE).kind is Kind.TRANSIENT
+
+
+def decide(kind: Kind, **fields) -> Decision:
+    return retry.conclude(Result(failure=Failure(kind=kind)), policy(**fields), [0], False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "end", "delay", "uses_try"),
+    [
+        (Kind.TRANSIENT, {}, Status.RETRYING, 300, True),
+        (Kind.TRANSIENT, {"tries": 3}, Status.FAILED, 0, True),
+        (Kind.TRANSIENT, {"too_old": True}, Status.FAILED, 0, True),
+        (Kind.PERMANENT, {}, Status.FAILED, 0, False),
+        (Kind.MESSAGE, {}, Status.FAILED, 0, False),
+        (Kind.OUTAGE, {"tries": 99}, Status.RETRYING, 0, False),
+        (Kind.OUTAGE, {"too_old": True}, Status.FAILED, 0, False),
+        (Kind.THROTTLED, {"tries": 99}, Status.RETRYING, 60, False),
+        (Kind.UNKNOWN, {}, Status.RETRYING, 300, True),
+        (Kind.UNKNOWN, {"tries": 3}, Status.FAILED, 0, True),
+        (Kind.UNKNOWN, {"on_unknown": "hold"}, Status.UNKNOWN, 0, True),
+        (Kind.UNKNOWN, {"on_unknown": "fail"}, Status.FAILED, 0, True),
+        (Kind.WORKER_LOST, {}, Status.RETRYING, 0, True),
+    ],
+)
+def test_after_a_failure(kind, fields, end, delay, uses_try) -> None:
+    decision = decide(kind, **fields)
+    assert decision.moves[-1].target is end
+    assert (decision.delay, decision.uses_try) == (delay, uses_try)
+
+
+def test_the_unknown_is_always_passed_through_visibly() -> None:
+    for on_unknown in ("resend", "hold", "fail"):
+        assert decide(Kind.UNKNOWN, on_unknown=on_unknown).moves[0] is lifecycle.LOSE
+
+
+def test_a_failure_for_the_rest_ends_well_for_those_accepted_before() -> None:
+    result = Result(failure=Failure(kind=Kind.PERMANENT, code=554))
+    decision = retry.conclude(result, policy(), [1], accepted_before=True)
+    assert decision.moves == (lifecycle.SUCCEED,)
+    assert set(decision.refused) == {1}
+
+
+def test_refusals_are_counted_among_all_recipients() -> None:
+    result = Result(refused={0: Failure(kind=Kind.PERMANENT)})
+    assert set(retry.at_positions(result, [4, 7]).refused) == {4}
+
+
+refusals = st.builds(Failure, kind=st.sampled_from([Kind.PERMANENT, Kind.TRANSIENT]))
+failures = st.none() | st.builds(Failure, kind=st.sampled_from(list(Kind)))
+policies = st.builds(
+    Policy,
+    tries=st.integers(0, 9),
+    max_retries=st.integers(0, 9),
+    retry_delay=st.floats(0, 1e6),
+    on_unknown=st.sampled_from(["resend", "hold", "fail"]),
+    too_old=st.booleans(),
+)
+
+
+@given(failures, st.dictionaries(st.integers(0, 4), refusals), policies, st.booleans())
+def test_whatever_happened_the_decision_is_legal_bounded_and_sends_nobody_a_second_copy(
+    failure, refused, policy, accepted_before
+) -> None:
+    if failure is None and len(refused) == 5:
+        return  # no recipient accepted is a failure of the mail
+    result = Result(failure=failure, refused=refused)
+    decision = retry.conclude(result, policy, range(5), accepted_before)
+    status = Status.SENDING
+    for move in decision.moves:
+        assert status in move.sources
+        status = move.target
+    assert status is not Status.SENDING
+    assert 0 <= decision.delay <= max(policy.retry_delay, retry.THROTTLE_SECONDS)
+    if status is Status.RETRYING:
+        assert not policy.too_old
+        assert not decision.uses_try or policy.tries < policy.max_retries
+        if failure is None:
+            assert decision.accepted | set(refused) == set(range(5))
+    if status is Status.FAILED:
+        assert failure is not None
+        assert not accepted_before
+    if failure is None and status is Status.SENT:
+        assert set(decision.refused) == set(refused)
