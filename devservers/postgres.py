@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING, Any
@@ -133,6 +135,7 @@ class PostgresServer(ManagedProcess):
         if os.getpid() != self._owner:
             return  # a forked child that exits: the cluster is its parent's
         self.kill()
+        self._release_shared_memory()
         shutil.rmtree(self.home, ignore_errors=True)
         atexit.unregister(self.close)
 
@@ -206,6 +209,15 @@ class PostgresServer(ManagedProcess):
         if made.returncode:
             shutil.rmtree(self.data, ignore_errors=True)
             raise RuntimeError(f"{' '.join(command)} failed:\n{made.stdout}{made.stderr}")
+
+    def _release_shared_memory(self) -> None:
+        """Remove the System V segment that a killed server leaves behind until it restarts."""
+        with suppress(FileNotFoundError):
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            if len(lines) > 6:
+                _, identifier = lines[6].split()
+                remove = 0  # IPC_RMID
+                ctypes.CDLL(None).shmctl(int(identifier), remove, None)
 
     def _usable(self, programs: Path, user: str | None) -> Path:
         """Return ``programs``, or a copy in our home when ``user`` cannot reach them."""

@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.app import app_or_default
@@ -55,7 +54,11 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 def ring_on_commit(queue: str, *, using: str) -> None:
     """Ring a queue's bell once the present transaction has committed, or at once without one."""
-    transaction.on_commit(partial(_ring_unless_covered, queue), using=using, robust=True)
+
+    def ring_now() -> None:  # Django 5.2 and 6.0 cannot log the failure of a functools.partial
+        _ring_unless_covered(queue)
+
+    transaction.on_commit(ring_now, using=using, robust=True)
 
 
 def _ring_unless_covered(queue: str) -> None:

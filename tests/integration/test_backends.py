@@ -76,7 +76,7 @@ def test_nothing_costs_nothing(backend, nothing, django_assert_num_queries) -> N
 
 def test_many_messages_cost_two_inserts(backend, django_assert_num_queries) -> None:
     with transaction.atomic(), django_assert_num_queries(2):
-        backend.send_messages([message() for _ in range(50)])
+        backend.send_messages([message() for _ in range(20)])
 
 
 def test_all_messages_are_queued_or_none(backend) -> None:

@@ -43,8 +43,8 @@ def test_what_could_inject_a_header_is_refused(fields: dict[str, object]) -> Non
         check(message(**fields))
 
 
-def test_text_that_no_server_could_be_sent_is_refused_without_being_quoted_whole() -> None:
-    bad = message(to=["not an address at all" * 3])
+def test_an_entry_that_is_not_one_address_is_refused() -> None:
+    bad = message(to=["a@example.com, b@example.com"])
     with pytest.raises(ValueError, match=r"."):
         check(bad)
 

@@ -3,14 +3,29 @@
 
 from decimal import Decimal
 
+import django
 from django.contrib.auth.models import User
 from django.core import mail
 from django.db import DatabaseError, transaction
-from django.test import TestCase
+from django.test import TestCase, override_settings
 from django.urls import reverse
 
+from django_epica_mail.models import EmailLog
 from shop.models import Order, Product
 from shop.orders import OutOfStockError, place_order
+
+QUEUED = "django_epica_mail.backends.EmailBackend"
+# What the site really uses, in place of the test runner's mailbox, which knows no rollback.
+QUEUE_SETTINGS = (
+    {
+        "MAILERS": {
+            "default": {"BACKEND": QUEUED, "OPTIONS": {"transport": "smtp"}},
+            "smtp": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"},
+        }
+    }
+    if django.VERSION >= (6, 1)
+    else {"EMAIL_BACKEND": QUEUED}
+)
 
 
 class OrderTests(TestCase):
@@ -87,3 +102,24 @@ class OrderTests(TestCase):
     def test_the_stock_can_never_fall_below_zero(self) -> None:
         with self.assertRaises(DatabaseError), transaction.atomic():
             Product.objects.filter(pk=self.pot.pk).update(stock=-1)
+
+
+@override_settings(**QUEUE_SETTINGS)
+class QueuedConfirmationTests(TestCase):
+    """With the queue in place, the confirmation shares the fate of its order."""
+
+    @classmethod
+    def setUpTestData(cls) -> None:
+        cls.customer = User.objects.create_user("ali", "ali@example.com")
+        cls.pot = Product.objects.create(name="Cezve", price=Decimal("420.00"), stock=1)
+
+    def test_an_order_queues_its_confirmation(self) -> None:
+        order = place_order(self.customer, {self.pot: 1})
+        queued = EmailLog.objects.get()
+        self.assertEqual(queued.status, EmailLog.Status.QUEUED)
+        self.assertEqual(queued.subject, f"Your order #{order.pk}")
+
+    def test_an_order_that_is_undone_leaves_no_confirmation(self) -> None:
+        with self.assertRaises(OutOfStockError):
+            place_order(self.customer, {self.pot: 2})
+        self.assertEqual(EmailLog.objects.count(), 0)
