@@ -71,7 +71,10 @@ def normalise(content: bytes) -> bytes:
 
 
 def _date_if_not_now(match: re.Match[bytes]) -> bytes:
-    moment = parsedate_to_datetime(match[1].decode())
+    try:
+        moment = parsedate_to_datetime(match[1].decode())
+    except ValueError:
+        return match[0]
     if moment.tzinfo is None:  # written as -0000
         moment = moment.replace(tzinfo=timezone.utc)
     is_now = abs(datetime.now(timezone.utc) - moment) < timedelta(minutes=10)

@@ -70,8 +70,8 @@ class Contents:
 
     def outstanding(self, mail: EmailLog) -> list[int]:
         """Return the positions of the recipients that a try of this mail concerns."""
-        outcomes = self._outcomes.get(mail.pk, {})
-        return [position for position in range(self._total) if not outcomes.get(position)]
+        outcomes = self._outcomes.get(mail.pk) or dict.fromkeys(range(self._total), "")
+        return sorted(position for position, outcome in outcomes.items() if not outcome)
 
     def was_accepted(self, mail: EmailLog) -> bool:
         """Tell whether an earlier try was accepted for some of the recipients."""

@@ -47,9 +47,9 @@ def deliver(queue: str, *, rung_at: float | None = None) -> int:
 def _send_batch(batch: Batch) -> int:
     """Send the mails of a batch in claim order; settle what was begun, release what was not."""
     settler = Settler(batch)
-    contents = Contents(batch)
     begun = 0
     try:
+        contents = Contents(batch)
         with transports.connection(batch.transport) as connection:
             for mail in batch.mails:
                 settler.make_room()
@@ -81,7 +81,8 @@ def _send(mail: EmailLog, contents: Contents, connection: transports.Connection)
     try:
         message = contents.message(mail)
     except Exception as error:  # noqa: BLE001 - one bad message never stops another
-        failure = Failure(kind=Kind.MESSAGE, reply=f"{type(error).__name__}: {error}")
+        reply = retry.reply_text(f"{type(error).__name__}: {error}")
+        failure = Failure(kind=Kind.MESSAGE, reply=reply)
         result = Result(failure=failure)
     else:
         result = connection.send(message)
@@ -95,7 +96,9 @@ def _send(mail: EmailLog, contents: Contents, connection: transports.Connection)
 
 def _transport_works(batch: Batch, result: Result | None) -> bool:
     """Tell the transport's breaker how a try went; return whether to go on with the batch."""
-    if result is None or result.seconds is None:
+    if result is None or result.seconds is None:  # the transport was never asked
+        if batch.is_probe:
+            gates.return_probe(batch.transport, batch.using)
         return True
     if result.failure is not None and result.failure.kind is Kind.OUTAGE:
         gates.trip(batch.transport, result.failure, batch.using)

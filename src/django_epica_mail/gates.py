@@ -60,6 +60,12 @@ def take_probe(alias: str, using: str) -> bool:
     return free.update(open_until=_probe_time()) == 1
 
 
+def return_probe(alias: str, using: str) -> None:
+    """Give back a probe that was not made, for its mail never got as far as the transport."""
+    gates = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, name=alias, outages__gt=0)
+    gates.update(open_until=clock.now())
+
+
 def trip(alias: str, failure: Failure, using: str) -> None:
     """Open a transport's breaker: no mail is given to it until it is time for a probe."""
     gate, _ = DeliveryGate.objects.using(using).get_or_create(scope=_TRANSPORT, name=alias)

@@ -126,17 +126,31 @@ class Decision:
     """Recipients to note as refused, since the mail goes on, or ends well, without them."""
 
 
+def reply_text(words: bytes | str) -> str:
+    """Return a server's or an exception's words as they are kept: bounded, and fit for any column.
+
+    PostgreSQL takes no NUL in text, and no database a lone surrogate.
+    """
+    text = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
+    return text[:REPLY_LENGTH].replace("\0", "").encode("utf-8", "replace").decode()
+
+
 def classify_reply(code: int, words: bytes | str) -> Failure:
     """Return the failure that an SMTP reply to MAIL, RCPT, DATA or the content means.
 
     RFC 5321, section 4.2.1: 4yz is transient, 5yz is permanent; 421 closes the whole service.
+    530 asks for credentials or encryption first (RFC 4954, section 6; RFC 3207, section 4): it is
+    the transport's configuration that is wrong, not the mail. smtplib gives a code of 0 or less
+    for a line that is no reply.
     """
-    text = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
+    text = reply_text(words)
     if code == 421:
         kind = Kind.THROTTLED if _THROTTLED.search(text) else Kind.OUTAGE
+    elif code == 530:
+        kind = Kind.OUTAGE
     else:
         kind = Kind.PERMANENT if 500 <= code < 600 else Kind.TRANSIENT
-    return Failure(kind=kind, code=code, reply=text[:REPLY_LENGTH])
+    return Failure(kind=kind, code=code if code > 0 else None, reply=text)
 
 
 def classify(error: Exception, stage: Stage) -> Failure:
@@ -149,7 +163,7 @@ def classify(error: Exception, stage: Stage) -> Failure:
         return failure if in_session else replace(failure, kind=Kind.OUTAGE)
     return Failure(
         kind=_kind_without_reply(error, stage),
-        reply=f"{type(error).__name__}: {error}"[:REPLY_LENGTH],
+        reply=reply_text(f"{type(error).__name__}: {error}"),
     )
 
 
@@ -170,8 +184,12 @@ def mildest(failures: Iterable[Failure]) -> Failure:
 
 
 def at_positions(result: Result, tried: Sequence[int]) -> Result:
-    """Return a result whose refusals are counted among all recipients, not among those tried."""
-    refused = {tried[index]: failure for index, failure in result.refused.items()}
+    """Return a result whose refusals are counted among all recipients, not among those tried.
+
+    A refusal beyond those tried is of a recipient that a site's own backend added: an archive.
+    """
+    known = ((index, it) for index, it in result.refused.items() if index < len(tried))
+    refused = {tried[index]: failure for index, failure in known}
     return replace(result, refused=refused)
 
 

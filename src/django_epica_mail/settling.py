@@ -160,7 +160,7 @@ def _values(outcome: Outcome) -> dict[str, object]:
     values: dict[str, object] = {
         "failure_kind": failure.kind if failure else "",
         "failure_code": failure.code if failure else None,
-        "reply": _text(failure.reply) if failure else "",
+        "reply": failure.reply if failure else "",
     }
     if outcome.result is not None:
         values["attempts"] = F("attempts") + 1
@@ -183,13 +183,8 @@ def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:
         seconds=result.seconds,
         failure_kind=failure.kind if failure else "",
         code=result.code,
-        reply=_text(failure.reply if failure else result.reply),
+        reply=failure.reply if failure else result.reply,
     )
-
-
-def _text(reply: str) -> str:
-    """Return a server's words as any database takes them."""
-    return reply.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def announce(outcomes: Iterable[Outcome]) -> None:

@@ -107,11 +107,13 @@ def _build(alias: str) -> BaseEmailBackend:
     options.pop("fail_silently", None)  # a failure that is kept silent would be taken for success
     if issubclass(backend_class, DjangoSMTPBackend):
         backend_class = recording_backend(backend_class)
-        # Django 6.1 takes alias=None for "by the site's EMAIL_* settings", without a warning.
-        options["alias"] = None
+        if hasattr(mail, "mailers"):
+            # Django 6.1 takes this for "by the site's EMAIL_* settings", without a warning.
+            options["alias"] = None
     if uses_mailers():
         options["alias"] = alias
     backend: BaseEmailBackend = backend_class(**options)
+    backend.fail_silently = False  # nor may a class say so of itself
     return backend
 
 
@@ -128,17 +130,23 @@ class Connection:
         """Hand a message to the transport; return what came of it. Never raises.
 
         A server may have hung up on a connection since its last mail. That shows before the
-        content is sent, so one more try, on a new connection, is safe.
+        content is sent, so one more try, on a new connection and in the time left, is safe.
         """
         reused = self._backend is not None
-        result = self._try(message)
-        if reused and result.failure is not None and _hung_up(result.failure):
-            result = self._try(message)
+        deadline = time.monotonic() + conf.get().send_timeout
+        result = self._try(message, deadline)
+        if (
+            reused
+            and result.failure is not None
+            and _hung_up(result.failure)
+            and time.monotonic() < deadline
+        ):
+            result = self._try(message, deadline)
         if self.mails >= conf.get().connection_max_mails:
             self.close()
         return result
 
-    def _try(self, message: EmailMessage) -> Result:
+    def _try(self, message: EmailMessage, deadline: float) -> Result:
         started = time.monotonic()
         failure = None
         try:
@@ -147,7 +155,7 @@ class Connection:
                 self._backend = _build(self.alias)
                 self._open(self._backend)
             if isinstance(self._backend, RecordingBackend):
-                self._backend.begin(started + conf.get().send_timeout)
+                self._backend.begin(deadline)
             stage = Stage.UNSEEN
             self._backend.send_messages([message])
         except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this mail alone
@@ -195,13 +203,15 @@ def _result(backend: BaseEmailBackend | None, failure: Failure | None, seconds: 
         if reply[0] not in (250, 251)
     }
     code, words = backend.connection.content_reply or (None, b"")
-    if failure is None and code is None:
+    if code == 250:
+        failure = None  # the server has the mail, whatever a site's own backend did afterwards
+    elif failure is None:
         failure = Failure(kind=retry.Kind.MESSAGE, reply="The backend found nothing to send.")
     return Result(
         failure=failure,
         refused=refused,
         code=failure.code if failure is not None else code,
-        reply=words.decode("utf-8", "replace")[: retry.REPLY_LENGTH],
+        reply=retry.reply_text(words),
         seconds=seconds,
     )
 

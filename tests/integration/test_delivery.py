@@ -5,15 +5,34 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
+import django
 import pytest
-from django.db import connection
+from django.core.mail.backends.smtp import EmailBackend as SMTPBackend
+from django.db import OperationalError, connection
 from django.utils import timezone
 
 from devservers.smtp_faults import Reply, drop, refuse
 from django_epica_mail import claiming, delivery, lifecycle, signals
+from django_epica_mail.contents import Contents
 from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailLog, EmailRecipient
 
 Outcome = EmailRecipient.Outcome
+
+
+@pytest.fixture
+def use_backend(smtp, settings):
+    """Make a site's own SMTP backend the transport."""
+
+    def use(backend: type[SMTPBackend]) -> None:
+        path = f"{backend.__module__}.{backend.__qualname__}"
+        options = {"host": "127.0.0.1", "port": smtp.port}
+        spec = {"smtp": {"BACKEND": path, "OPTIONS": options}}
+        if django.VERSION >= (6, 1):
+            settings.MAILERS = {**settings.MAILERS, **spec}
+        else:
+            settings.EPICA_MAIL = {**settings.EPICA_MAIL, "TRANSPORTS": spec}
+
+    return use
 
 
 def statuses() -> list[str]:
@@ -257,3 +276,123 @@ def test_a_full_batch_calls_for_help_once(smtp, queue_mail, deliver, epica_mail,
     rings.clear()
     assert deliver() == 6
     assert rings == ["emails"]
+
+
+@pytest.mark.parametrize("stage", ["rcpt", "content"])
+def test_a_reply_no_text_column_takes_is_kept_without_what_it_does_not_take(
+    smtp, queue_mail, deliver, stage
+) -> None:
+    smtp.inject(refuse(stage, 550, "5.1.1 \0 No \x80", recipient=lambda a: a.startswith("no")))
+    log = queue_mail("no@example.com", "yes@example.com") if stage == "rcpt" else queue_mail("no@x")
+    assert deliver() == 1
+    assert statuses() == (["sent"] if stage == "rcpt" else ["failed"])
+    reply = log.recipients.get(position=0).reply if stage == "rcpt" else log.reply
+    log.refresh_from_db()
+    assert "No" in (reply or log.reply)
+
+
+def test_a_line_that_is_no_reply_is_kept_without_a_code(smtp, queue_mail, deliver) -> None:
+    smtp.inject(lambda stage, session: Reply(-12, "what") if stage == "rcpt" else None)
+    log = queue_mail()
+    assert deliver() == 1
+    log.refresh_from_db()
+    assert (log.status, log.failure_kind, log.failure_code) == ("retrying", "transient", None)
+
+
+def test_a_gate_keeps_the_words_of_an_outage_as_any_database_takes_them(
+    smtp, queue_mail, deliver
+) -> None:
+    smtp.inject(refuse("connect", 421, "4.3.2 \0 closed"))
+    queue_mail()
+    assert deliver() == 1
+    assert "closed" in DeliveryGate.objects.get(name="smtp").reason
+
+
+class ArchivingBackend(SMTPBackend):
+    """A site's own SMTP backend: a copy of everything goes to its archive."""
+
+    def _send(self, email_message):
+        everyone = [*email_message.recipients(), "archive@example.com"]
+        email_message.recipients = lambda: everyone
+        return super()._send(email_message)
+
+
+def test_a_refused_recipient_that_the_backend_added_is_in_no_row(
+    smtp, queue_mail, deliver, use_backend
+) -> None:
+    use_backend(ArchivingBackend)
+    smtp.inject(refuse("rcpt", 550, "5.1.1", recipient=lambda a: a.startswith("archive")))
+    log = queue_mail()
+    assert deliver() == 1
+    assert statuses() == ["sent"]
+    assert outcomes(log) == [""]
+
+
+class ReportingBackend(SMTPBackend):
+    """A site's own SMTP backend, whose book-keeping fails after the server took the mail."""
+
+    def send_messages(self, email_messages):
+        super().send_messages(email_messages)
+        raise RuntimeError("the statistics server is down")
+
+
+def test_a_mail_the_server_accepted_is_sent_whatever_fails_afterwards(
+    smtp, queue_mail, deliver, use_backend
+) -> None:
+    use_backend(ReportingBackend)
+    queue_mail()
+    assert deliver() == 1
+    assert statuses() == ["sent"]
+    assert len(smtp.accepted) == 1
+
+
+class PlainBackend(SMTPBackend):
+    """A site's own SMTP backend, written without thought of later versions of Django."""
+
+    def __init__(self, host=None, port=None, fail_silently=False):
+        super().__init__(host=host, port=port, fail_silently=fail_silently)
+
+
+@pytest.mark.skipif("django.VERSION >= (6, 1)", reason="Django 6.1 itself passes an alias")
+def test_a_backend_is_given_no_more_than_its_django_would_give_it(
+    smtp, queue_mail, deliver, use_backend
+) -> None:
+    use_backend(PlainBackend)
+    queue_mail()
+    assert deliver() == 1
+    assert statuses() == ["sent"]
+
+
+def test_a_server_that_wants_credentials_first_is_an_outage(smtp, queue_mail, deliver) -> None:
+    smtp.inject(refuse("mail", 530, "5.7.0 Authentication required"))
+    queue_mail()
+    assert deliver() == 1
+    assert statuses() == ["retrying"]
+    assert DeliveryGate.objects.get(name="smtp").outages == 1
+
+
+def test_what_a_batch_needs_failing_to_load_leaves_nothing_claimed(
+    smtp, queue_mail, deliver, monkeypatch
+) -> None:
+    queue_mail()
+
+    def fail(*args: object) -> None:
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(Contents, "_find_attachments", fail)
+    with pytest.raises(OperationalError):
+        deliver()
+    assert statuses() == ["queued"]
+
+
+def test_after_a_partial_success_an_unreadable_mail_notes_who_never_got_it(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    smtp.inject(refuse("rcpt", 451, "4.7.1 Grey", recipient=lambda a: a[0] == "g", times=1))
+    log = queue_mail("a@example.com", "g@example.com")
+    deliver()
+    EmailLog.objects.update(envelope="{}")
+    travel(minutes=6)
+    deliver()
+    assert statuses() == ["sent"]
+    assert outcomes(log) == [Outcome.ACCEPTED, Outcome.REFUSED]

@@ -65,6 +65,13 @@ class DatabaseAddressTests(SimpleTestCase):
         entry = database_from_url("postgresql://postgres:@/shop?host=/run/pg")
         self.assertEqual((entry["HOST"], entry["PORT"]), ("/run/pg", ""))
 
+    def test_mysql_takes_host_and_credentials(self) -> None:
+        entry = database_from_url("mysql://shop:p%40ss@db.example.com:3307/shop")
+        self.assertEqual(entry["ENGINE"], "django.db.backends.mysql")
+        self.assertEqual((entry["NAME"], entry["HOST"]), ("shop", "db.example.com"))
+        self.assertEqual((entry["USER"], entry["PASSWORD"]), ("shop", "p@ss"))
+        self.assertEqual(entry["PORT"], "3307")
+
     def test_another_scheme_is_refused(self) -> None:
-        with self.assertRaisesMessage(ImproperlyConfigured, "'mysql'"):
-            database_from_url("mysql://localhost/shop")
+        with self.assertRaisesMessage(ImproperlyConfigured, "'oracle'"):
+            database_from_url("oracle://localhost/shop")

@@ -47,9 +47,11 @@ def _attachment(item: Any) -> Attachment:
             "a tuple of file name, content and, optionally, media type."
         )
     filename, content, mimetype = [*item, None][:3]
-    filename = None if filename is None else _text("file name", filename)
+    filename = None if filename is None else _text("file name of an attachment", filename)
     mimetype = mimetype or (mimetypes.guess_type(filename)[0] if filename else None)
-    mimetype = _media_type(mimetype or DEFAULT_ATTACHMENT_MIME_TYPE, filename)
+    mimetype = _media_type(
+        mimetype or DEFAULT_ATTACHMENT_MIME_TYPE, f"attachment {filename or ''!r}"
+    )
     content = _content(content, mimetype, filename)
     if mimetype.startswith("text/") and isinstance(content, bytes):
         try:
@@ -95,16 +97,15 @@ def _alternative(item: Any) -> EmailAlternative:
             f"The content of the alternative {mimetype!r} is of the type "
             f"{type(content).__name__}: give text or bytes."
         )
-    return EmailAlternative(content, _media_type(mimetype, None))
+    return EmailAlternative(content, _media_type(mimetype, "alternative"))
 
 
-def _media_type(mimetype: Any, filename: str | None) -> str:
-    text = _text("media type", mimetype)
+def _media_type(mimetype: Any, what: str) -> str:
+    text = _text(f"media type of the {what}", mimetype)
     if not all(text.partition("/")):
-        about = f" of {filename!r}" if filename else ""
         raise InvalidMessage(
-            f"{text!r} is not a media type{about}: give type and subtype, like 'application/pdf' "
-            "(RFC 2045, section 5.1)."
+            f"The media type of the {what} is {text!r}: give type and subtype, like "
+            "'application/pdf' (RFC 2045, section 5.1)."
         )
     return text
 
@@ -113,7 +114,7 @@ def _text(what: str, value: Any) -> str:
     if isinstance(value, Promise):
         value = str(value)
     if not isinstance(value, str):
-        raise InvalidMessage(f"The {what} {value!r} of an attachment is no text: give a str.")
+        raise InvalidMessage(f"The {what} is {value!r}: give a str.")
     if _NEWLINE.search(value):
-        raise InvalidHeader(f"The {what} {value!r} of an attachment cannot contain newlines.")
+        raise InvalidHeader(f"The {what} cannot contain newlines: {value!r}.")
     return value

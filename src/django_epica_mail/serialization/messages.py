@@ -80,9 +80,10 @@ def load(envelope: str, blobs: Mapping[str, bytes]) -> EmailMessage:
         form = json.loads(envelope)
     except ValueError as error:
         raise UnreadableEnvelope(f"The stored message is not JSON: {error}.") from None
-    if form.get("v") != VERSION:
+    version = form.get("v") if isinstance(form, dict) else None
+    if version != VERSION:
         raise UnreadableEnvelope(
-            f"The message is stored in version {form.get('v')!r}; this django-epica-mail reads "
+            f"The message is stored in version {version!r}; this django-epica-mail reads "
             f"version {VERSION}: upgrade the package in the worker."
         )
 

@@ -1,0 +1,62 @@
+"""Celery's door: what each task is called, how it is run, and what it does."""
+
+from __future__ import annotations
+
+import pytest
+from celery import current_app
+
+from devservers.smtp_faults import refuse
+from django_epica_mail import doorbell, tasks
+from django_epica_mail.models import EmailLog
+
+TASKS = (
+    tasks.deliver_emails,
+    tasks.dispatch_due_emails,
+    tasks.retry_failed_emails,
+    tasks.cleanup_old_email_logs,
+)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+def test_a_task_is_named_by_its_path_and_keeps_no_result(task) -> None:
+    assert task.name == f"django_epica_mail.tasks.{task.__name__}"
+    assert current_app.tasks[task.name].name == task.name
+    assert task.ignore_result is True
+    assert task.acks_late is False, "a row is the queue; a task repeated by the broker helps nobody"
+    assert task.max_retries == 0
+
+
+def test_the_bell_wakes_the_delivery() -> None:
+    assert tasks.deliver_emails.name == doorbell.TASK
+
+
+def test_a_ring_delivers_what_is_due_in_its_queue_alone(smtp, queue_mail) -> None:
+    queue_mail()
+    queue_mail(queue="bulk_emails")
+    assert tasks.deliver_emails("emails") == 1
+    assert tasks.deliver_emails("emails") == 0, "a repeated ring finds nothing"
+    assert tasks.deliver_emails("bulk_emails", rung_at=0.0) == 1
+    assert len(smtp.accepted) == 2
+
+
+def test_the_sweep_rescues_and_rings(smtp, queue_mail, rings) -> None:
+    queue_mail()
+    rings.clear()
+    assert tasks.dispatch_due_emails() == {"rescued": 0, "overdue": 0, "rung": 1}
+    assert rings == ["emails"]
+
+
+def test_failed_mail_is_queued_again_and_old_mail_deleted(
+    smtp, queue_mail, epica_mail, travel
+) -> None:
+    epica_mail(MAX_RETRIES=0)
+    smtp.inject(refuse("content", 451, "4.3.0 Later", times=1))
+    queue_mail()
+    tasks.deliver_emails("emails")
+    assert tasks.retry_failed_emails() == 1
+    tasks.deliver_emails("emails")
+    assert len(smtp.accepted) == 1
+    travel(days=8)
+    assert tasks.cleanup_old_email_logs() == 0
+    assert tasks.cleanup_old_email_logs(days=7) == 1
+    assert EmailLog.objects.count() == 0
