@@ -21,7 +21,7 @@ from django_epica_mail.patience import patiently
 from django_epica_mail.retry import Kind
 
 _CLAIM_PATIENCE = 2.0
-"""Seconds for which a claim that lost a deadlock or a serialisation race is tried again."""
+"""Seconds for which a claim that loses its rows, a deadlock or a serialisation race is repeated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +106,12 @@ def _claim_level(queue: str, alias: str, level: int, is_probe: bool, using: str)
     if is_probe and not (rows.exists() and gates.take_probe(alias, using)):
         return None
     limit = 1 if is_probe else conf.get().batch_size
-    while True:
-        claimed_at = time.monotonic()
+    give_up_at = time.monotonic() + _CLAIM_PATIENCE
+    while (claimed_at := time.monotonic()) < give_up_at:
         token = uuid.uuid4()
         found, mails = patiently(
             partial(_take, rows, limit, token, using),
-            until=claimed_at + _CLAIM_PATIENCE,
+            until=give_up_at,
             using=using,
         )
         if mails:
@@ -125,7 +125,9 @@ def _claim_level(queue: str, alias: str, level: int, is_probe: bool, using: str)
             )
         if not found:
             return None
-        # Others were quicker with every row found; there may be more.
+        # Others were quicker with every row found; there may be more. Not without end: a row
+        # changed by hand may look claimable and never be.
+    return None
 
 
 def _take(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -17,13 +17,17 @@ ON_UNKNOWN = ("resend", "hold", "fail")
 """What may be done with a mail whose outcome is unknown."""
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _duration(key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+    if not _is_number(value) or value <= 0:
         raise _refused(key, value, "must be a number of seconds above 0")
 
 
 def _seconds_or_zero(key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+    if not _is_number(value) or value < 0:
         raise _refused(key, value, "must be a number of seconds, 0 or more")
 
 
@@ -63,9 +67,8 @@ def _transports(key: str, value: object) -> None:
     for alias, spec in value.items():
         _name(f"{key} alias", alias)
         if not isinstance(spec, Mapping) or not set(spec) <= {"BACKEND", "OPTIONS"}:
-            raise _refused(
-                f"{key}[{alias!r}]", spec, "must be a dict with BACKEND and, optionally, OPTIONS"
-            )
+            rule = "must be a dict with no other keys than BACKEND and OPTIONS"
+            raise _refused(f"{key}[{alias!r}]", spec, rule)
 
 
 def _refused(key: str, value: object, rule: str) -> ImproperlyConfigured:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
 from collections import Counter
+from contextlib import suppress
 from email import message_from_bytes
 from typing import TYPE_CHECKING
 
 import django
 import pytest
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.urls import path
 
-from devservers.smtp_faults import refuse
+from devservers.process import wait_until
+from devservers.smtp_faults import delay, refuse
 from tests.acceptance.inside import in_processes
 
 if TYPE_CHECKING:
@@ -46,9 +54,6 @@ def roll_back() -> None:
     from django.core.mail import send_mail
     from django.db import transaction
 
-    class UndoError(Exception):
-        pass
-
     def send(subject: str) -> None:
         send_mail(subject, "Body", None, ["to@example.com"])
 
@@ -68,6 +73,44 @@ def roll_back() -> None:
             pass
 
 
+class UndoError(Exception):
+    """Fails a request."""
+
+
+def view(request: HttpRequest, what: str) -> HttpResponse:
+    from django.core.mail import send_mail
+
+    send_mail(f"view: {what}", "Body", None, ["to@example.com"])
+    if what == "fails":
+        raise UndoError
+    return HttpResponse()
+
+
+async def async_view(request: HttpRequest) -> HttpResponse:
+    from asgiref.sync import sync_to_async
+
+    await sync_to_async(view)(request, "async")
+    with suppress(UndoError):
+        await sync_to_async(transaction.atomic(view))(request, "fails")
+    return HttpResponse()
+
+
+urlpatterns = [path("async", async_view), path("<what>", view)]
+
+
+def answer_requests() -> None:
+    from django.db import connection
+    from django.test import AsyncClient, Client, override_settings
+
+    with override_settings(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["testserver"]):
+        connection.settings_dict["ATOMIC_REQUESTS"] = True
+        client = Client(raise_request_exception=False)
+        assert client.get("/works").status_code == 200
+        assert client.get("/fails").status_code == 500
+        connection.settings_dict["ATOMIC_REQUESTS"] = False
+        assert asyncio.run(AsyncClient().get("/async")).status_code == 200
+
+
 def send_many(processes: int, each: int) -> None:
     from django.core.mail import send_mail
 
@@ -76,6 +119,18 @@ def send_many(processes: int, each: int) -> None:
             send_mail(f"{number}.{count}", "Body", None, ["to@example.com"])
 
     in_processes(processes, work)
+
+
+def queue_backlog(number: int, *, rings: int) -> None:
+    from django.core.mail import EmailMessage
+
+    from django_epica_mail import doorbell
+
+    with transaction.atomic():  # whose commit rings once
+        for count in range(number):
+            EmailMessage(str(count), "Body", None, ["to@example.com"]).send()
+    for _ in range(rings - 1):
+        assert doorbell.ring("emails")
 
 
 def send_to(*recipients: list[str]) -> None:
@@ -124,10 +179,17 @@ def test_the_broker_carries_no_content(open_site: OpenSite) -> None:
     site.call(send_every_sort)
     with site.redis.client() as client:
         rings = client.lrange("emails", 0, -1)
+        # Beside the rings, only which list stands for which queue.
+        keys = {key for key in client.scan_iter() if not key.startswith(b"_kombu.binding")}
+        assert keys == {b"emails"}
     assert rings
     for ring in rings:
+        body = base64.b64decode(json.loads(ring)["body"])
+        args, kwargs, _ = json.loads(body)
+        assert (args, list(kwargs)) == (["emails"], ["rung_at"])
         for secret in (b"secret", b"example.com", b"plain", b"html"):
             assert secret not in ring
+            assert secret not in body
 
 
 @databases
@@ -137,6 +199,15 @@ def test_what_is_rolled_back_is_never_sent(open_site: OpenSite, kind: str) -> No
     site.call(roll_back)
     site.wait_for(sent=2)
     assert subjects(site.smtp.accepted) == {"savepoint: before", "savepoint: after"}
+
+
+@databases
+def test_a_request_that_fails_sends_nothing(open_site: OpenSite, kind: str) -> None:
+    site = open_site(kind)
+    site.start_worker()
+    site.call(answer_requests)
+    site.wait_for(sent=2)
+    assert subjects(site.smtp.accepted) == {"view: works", "view: async"}
 
 
 @databases
@@ -154,25 +225,47 @@ def test_ten_processes_queue_while_four_deliver_each_mail_once(
 @databases
 def test_four_workers_rung_at_once_share_a_backlog(open_site: OpenSite, kind: str) -> None:
     site = open_site(kind, BATCH_SIZE=20)
-    site.call(send_many, 1, 300)
-    with site.redis.client() as client:
-        ring = client.lrange("emails", 0, 0)[0]
-        client.delete("emails")
-        client.rpush("emails", *[ring] * 4)
+    site.smtp.inject(delay(0.01, "content"))  # so that nobody is done before the others begin
     site.start_workers(4, concurrency=1)
+    with site.redis.client() as client:
+        client.config_resetstat()
+    site.call(queue_backlog, 300, rings=4)
     site.wait_for(sent=300, timeout=60)
     site.require_each_arrived_once(300)
-    assert site.waiting_rings() == 0
+    wait_until(lambda: site.waiting_rings() == 0, timeout=5, what="the last ring to be heard")
+    with site.redis.client() as client:
+        assert client.info("commandstats")["cmdstat_lpush"]["calls"] < 20
+    assert site.fetch("SELECT count(DISTINCT worker) FROM epica_mail_emaillog") > [(1,)]
 
 
 def test_a_refused_mail_fails_alone_at_once_with_the_reply_kept(open_site: OpenSite) -> None:
     site = open_site()
     site.smtp.inject(refuse("rcpt", 550, "5.1.1 Gone", recipient=lambda a: a.startswith("no")))
+    site.smtp.inject(refuse("content", 554, "5.7.1 Spam", recipient=lambda a: a.startswith("sp")))
     site.start_worker()
-    site.call(send_to, ["a@example.com"], ["no@example.com"], ["b@example.com"])
-    site.wait_for(sent=2, failed=1)
-    rows = site.fetch("SELECT failure_code, reply FROM epica_mail_emaillog WHERE status = 'failed'")
-    assert rows == [(550, "5.1.1 Gone")]
+    site.call(send_to, ["a@example.com"], ["no@example.com"], ["sp@example.com"], ["b@example.com"])
+    site.wait_for(sent=2, failed=2)
+    rows = site.fetch(
+        "SELECT failure_code, reply, attempts FROM epica_mail_emaillog "
+        "WHERE status = 'failed' ORDER BY failure_code"
+    )
+    assert rows == [(550, "5.1.1 Gone", 1), (554, "5.7.1 Spam", 1)]
+    assert [message.recipients for message in site.smtp.accepted] == [
+        ("a@example.com",),
+        ("b@example.com",),
+    ]
+
+
+def test_a_refused_recipient_is_noted_and_the_others_have_the_mail(open_site: OpenSite) -> None:
+    site = open_site()
+    site.smtp.inject(refuse("rcpt", 550, "5.1.1 Gone", recipient=lambda a: a.startswith("no")))
+    site.start_worker()
+    site.call(send_to, ["no@example.com", "good@example.com"])
+    site.wait_for(sent=1)
+    assert [message.recipients for message in site.smtp.accepted] == [("good@example.com",)]
+    assert site.fetch(
+        "SELECT address, outcome, code, reply FROM epica_mail_emailrecipient ORDER BY position"
+    ) == [("no@example.com", "refused", 550, "5.1.1 Gone"), ("good@example.com", "", None, "")]
 
 
 def test_an_accepted_recipient_gets_one_copy_though_another_is_tried_again(

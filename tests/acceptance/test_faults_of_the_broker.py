@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from devservers.process import wait_until
 from tests.acceptance.inside import in_processes
 
 if TYPE_CHECKING:
@@ -27,17 +31,35 @@ def send_timed(number: int) -> list[float]:
 
 
 def send_in_pairs(gaps: list[float]) -> None:
-    """Commit pairs of mails so many seconds apart, each pair in a process of its own."""
+    """Commit pairs of mails so many seconds apart; fail unless each pair is soon sent.
+
+    One pair after the other, and nobody else rings: a later ring would cover for a missed mail.
+    """
     from django.core.mail import send_mail
 
-    def work(number: int) -> None:
-        send_mail("first", "Body", None, ["to@example.com"])
-        time.sleep(gaps[number])  # the gap is what is tested
-        send_mail("second", "Body", None, ["to@example.com"])
+    from django_epica_mail import conf
+    from django_epica_mail.models import EmailLog
 
-    for start in range(0, len(gaps), 5):
-        chunk = gaps[start : start + 5]
-        in_processes(len(chunk), lambda number, start=start: work(start + number))
+    for gap in gaps:
+        send_mail("first", "Body", None, ["to@example.com"])
+        time.sleep(gap)  # the gap is what is tested
+        send_mail("second", "Body", None, ["to@example.com"])
+        wait_until(
+            lambda: not EmailLog.objects.exclude(status="sent").exists(),
+            timeout=5,
+            what=f"two mails, {gap} s apart, to be sent",
+        )
+        time.sleep(conf.get().ring_window)  # so that the next pair begins with a ring of its own
+
+
+def send_timed_once_broken(redis: int, signal_number: int) -> list[float]:
+    """Ring, send the signal to Redis, and time the sending of 20 more mails."""
+    from django_epica_mail import conf
+
+    send_timed(1)
+    os.kill(redis, signal_number)
+    time.sleep(conf.get().ring_window)  # within the window, the next mail would not ring
+    return send_timed(20)
 
 
 def send_steadily(processes: int, seconds: int) -> float:
@@ -45,11 +67,12 @@ def send_steadily(processes: int, seconds: int) -> float:
     from django.core.mail import send_mail
 
     def work(number: int) -> None:
-        begin = time.monotonic() + number / processes
+        time.sleep(number / processes)
         for count in range(seconds):
-            time.sleep(max(0.0, begin + count - time.monotonic()))  # the pace of the load
             send_mail(f"{number}.{count}", "Body", None, ["to@example.com"])
+            time.sleep(1)  # the pace of the load
 
+    send_timed(1)  # here, so that not every process has to import what that takes
     in_processes(processes, work)
     return time.time()
 
@@ -90,6 +113,30 @@ def test_mail_sent_while_the_broker_is_out_of_order_waits_for_the_sweep(
     site.require_each_arrived_once(21)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_broker_that_fails_after_it_was_connected_to_holds_nobody_up(
+    open_site: OpenSite, number: signal.Signals
+) -> None:
+    site = open_site()
+    first, *others = site.call(send_timed_once_broken, site.redis.pid, number)
+    assert first < 1.5
+    assert sum(others) < 1
+    assert site.statuses() == {"queued": 21}
+
+
+def test_a_worker_that_was_running_when_the_broker_died_delivers_once_it_is_back(
+    open_site: OpenSite,
+) -> None:
+    site = open_site()
+    site.start_worker()
+    site.start_beat()
+    site.redis.kill()
+    site.call(send_timed, 5)
+    site.redis.start()
+    site.wait_for(sent=5)
+    site.require_each_arrived_once(5)
+
+
 def test_a_broker_that_forgets_between_commit_and_work_loses_nothing(open_site: OpenSite) -> None:
     site = open_site()
     site.call(send_timed, 20)
@@ -105,7 +152,6 @@ def test_a_mail_committed_at_any_moment_of_the_window_needs_no_sweep(open_site: 
     site.start_worker()
     gaps = [step * 0.005 for step in range(25)]
     site.call(send_in_pairs, gaps)
-    site.wait_for(sent=50, timeout=3)
     site.require_each_arrived_once(50)
 
 
@@ -118,8 +164,26 @@ def test_rings_do_not_pile_up_under_many_steady_producers(open_site: OpenSite) -
         most = max(most, site.waiting_rings())
         time.sleep(0.05)
     ended = call.result()
-    site.wait_for(sent=64 * 6, timeout=10)
+    site.wait_for(sent=64 * 6 + 1, timeout=10)
     last = max(message.time for message in site.smtp.accepted)
     assert last - ended < 3
-    assert most < 200
-    site.require_each_arrived_once(64 * 6)
+    # A machine with other work to do may fall behind for a while; 385 would be standing still.
+    assert most < 64 * 5
+    wait_until(lambda: site.waiting_rings() == 0, timeout=15, what="the last ring to be heard")
+    site.require_each_arrived_once(64 * 6 + 1)
+
+
+def test_rings_that_have_waited_do_not_hold_a_worker_for_a_second_look(open_site: OpenSite) -> None:
+    site = open_site("postgresql")
+    site.call(send_timed, 1)
+    with site.redis.client() as client:
+        ring = client.lrange("emails", 0, 0)[0]
+        client.rpush("emails", *[ring] * 100)
+    # The start of a worker takes longer than the second and a window that make a ring old.
+    worker = site.start_worker(concurrency=2)
+    looks = re.compile(r"deliver_emails\S+ succeeded in (\S+)s: 0$", re.MULTILINE)
+    wait_until(
+        lambda: len(looks.findall(worker.log_text())) >= 100, timeout=30, what="100 looks in vain"
+    )
+    seconds = sorted(float(took) for took in looks.findall(worker.log_text()))
+    assert seconds[len(seconds) // 4] < 0.05, "a second look comes a window after the first"

@@ -28,12 +28,20 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(key: str, near: str) -> 
         ("SEND_TIMEOUT", 0),
         ("SEND_TIMEOUT", "60"),
         ("SEND_TIMEOUT", True),
+        ("SEND_TIMEOUT", float("nan")),
+        ("RETRY_DELAY", float("inf")),
         ("RETRY_DELAY", -1),
+        ("RETRY_DELAY", None),
+        ("RETRY_DELAY", False),
         ("BATCH_SIZE", 0),
+        ("BATCH_SIZE", True),
         ("BATCH_SIZE", 1.5),
         ("MAX_RETRIES", -1),
+        ("MAX_RETRIES", 1.0),
         ("ON_UNKNOWN", "shrug"),
+        ("ON_UNKNOWN", ["hold"]),
         ("DEFAULT_TRANSPORT", ""),
+        ("DEFAULT_TRANSPORT", "t" * 65),
         ("REAL_TRANSPORTS_IN_TESTS", 1),
         ("TRANSPORTS", []),
         ("TRANSPORTS", {"a": {"HOST": "h"}}),
@@ -43,6 +51,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(key: str, near: str) -> 
 def test_a_value_that_cannot_be_meant_is_refused_with_key_and_value(key, value) -> None:
     with pytest.raises(ImproperlyConfigured, match=key):
         conf.parse({key: value})
+
+
+def test_a_refusal_names_the_value_and_the_rule() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"\['ON_UNKNOWN'\] .*'hold'.*it is 'shrug'"):
+        conf.parse({"ON_UNKNOWN": "shrug"})
 
 
 def test_the_whole_must_be_a_dict() -> None:

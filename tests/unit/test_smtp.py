@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import smtplib
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ from django.core.mail import EmailMessage
 from django.core.mail.backends.smtp import EmailBackend
 
 from devservers.smtp import SMTPServer
-from devservers.smtp_faults import Rule, drop, hang, refuse
+from devservers.smtp_faults import Rule, delay, drop, hang, refuse
 from django_epica_mail.retry import Stage
 from django_epica_mail.smtp import RecordingBackend, recording_backend
 
@@ -24,9 +25,10 @@ def server() -> Iterator[SMTPServer]:
         yield server
 
 
-def backend_for(port: int) -> RecordingBackend:
+def backend_for(port: int, timeout: float | None = None) -> RecordingBackend:
     alias = "smtp" if django.VERSION >= (6, 1) else None
-    return recording_backend(EmailBackend)(host="127.0.0.1", port=port, alias=alias)
+    backend_class = recording_backend(EmailBackend)
+    return backend_class(host="127.0.0.1", port=port, timeout=timeout, alias=alias)
 
 
 def message(body: str = "Body", *to: str) -> EmailMessage:
@@ -69,6 +71,28 @@ def test_success_is_an_answer(server: SMTPServer) -> None:
     assert len(server.accepted) == 1
 
 
+def test_what_follows_a_refused_data_is_no_content(server: SMTPServer) -> None:
+    server.inject(refuse("data", 451, "4.3.0 Later", times=1))
+    backend = backend_for(server.port)
+    backend.begin(time.monotonic() + 5)
+    connection = backend.connection
+    assert connection is not None
+    with pytest.raises(smtplib.SMTPDataError):
+        backend.send_messages([message()])
+    assert connection.rset()[0] == 250
+    assert connection.stage is Stage.ENVELOPE
+    assert connection.content_reply is None
+    backend.close()
+    assert server.accepted == []
+
+
+def test_a_connection_cut_within_large_content_leaves_no_doubt(server: SMTPServer) -> None:
+    server.inject(drop("body", reset=True))
+    body = ("x" * 70 + "\n") * 600_000  # 42 MB: more than the buffers of both sockets take
+    assert stage_after(backend_for(server.port), message(body)) is Stage.ENVELOPE
+    assert server.accepted == []
+
+
 def test_large_content_arrives_whole(server: SMTPServer) -> None:
     body = "".join(f"line {number}\n.\n" for number in range(20_000))
     assert stage_after(backend_for(server.port), message(body)) is Stage.ANSWERED
@@ -91,6 +115,35 @@ def test_a_server_that_falls_silent_is_left_in_time(server: SMTPServer, stage) -
     started = time.monotonic()
     stage_after(backend_for(server.port), message(), seconds=0.5)
     assert time.monotonic() - started < 2
+
+
+def test_the_sites_own_timeout_holds_where_it_is_shorter(server: SMTPServer) -> None:
+    server.inject(hang("content"))
+    backend = backend_for(server.port, timeout=0.2)
+    started = time.monotonic()
+    assert stage_after(backend, message(), seconds=30) is Stage.CONTENT
+    assert time.monotonic() - started < 2
+
+
+def test_the_sites_own_timeout_is_per_reply_and_no_limit_of_the_whole(server: SMTPServer) -> None:
+    server.inject(delay(0.15))  # before each of the replies, together longer than the timeout
+    backend = backend_for(server.port, timeout=0.5)
+    started = time.monotonic()
+    assert stage_after(backend, message(), seconds=30) is Stage.ANSWERED
+    assert time.monotonic() - started > 0.5
+
+
+def test_no_mail_is_begun_once_its_time_is_over(server: SMTPServer) -> None:
+    backend = backend_for(server.port)
+    backend.begin(time.monotonic() + 5)
+    assert backend.connection is not None
+    backend.connection.begin(time.monotonic() - 1)
+    with pytest.raises(smtplib.SMTPServerDisconnected, match="SEND_TIMEOUT"):
+        backend.send_messages([message()])
+    assert backend.connection.stage is Stage.ENVELOPE
+    assert backend.connection.sock is None
+    backend.close()
+    assert server.accepted == []
 
 
 def test_a_server_that_drips_cannot_outlast_the_deadline() -> None:

@@ -168,6 +168,16 @@ REFUSED = {
     "domain too long": (lambda: message(to=["a@" + "ü" * 64 + ".org"]), "address|label"),
 }
 
+if django.VERSION >= (6, 0):  # before, any header was encoded
+    REFUSED["text where an id must be"] = (
+        lambda: message(headers={"Message-ID": "<ş@example.com>"}),
+        "cannot encode",
+    )
+    REFUSED["escaped byte in the subject"] = (
+        lambda: message(subject="\udcd3ş"),
+        "cannot encode",
+    )
+
 
 @pytest.mark.parametrize(("make", "words"), REFUSED.values(), ids=REFUSED)
 def test_what_would_fail_in_the_worker_is_refused_with_value_and_rule(

@@ -30,7 +30,7 @@ def attachments(message: EmailMessage) -> list[Attachment]:
     That is: text for ``text/*`` where it is UTF-8, a media type for each. Raises
     ``InvalidMessage`` for what Django cannot attach.
     """
-    return [_attachment(item) for item in message.attachments]
+    return [_attachment(item) for item in message.attachments or ()]
 
 
 def _attachment(item: Any) -> Attachment:
@@ -80,7 +80,7 @@ def alternatives(message: EmailMessage) -> list[EmailAlternative]:
 
     Raises ``InvalidMessage`` for what Django cannot send.
     """
-    return [_alternative(item) for item in getattr(message, "alternatives", ())]
+    return [_alternative(item) for item in getattr(message, "alternatives", None) or ()]
 
 
 def _alternative(item: Any) -> EmailAlternative:

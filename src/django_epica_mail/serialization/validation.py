@@ -30,6 +30,7 @@ _PLAIN_ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*"
 _IS_PLAIN = re.compile(rf"{_PLAIN_ADDRESS}|{_ATOM}(?: {_ATOM})* <{_PLAIN_ADDRESS}>", re.ASCII)
 _HEADER_NAME = re.compile("[!-9;-~]+")
 _NEWLINE = re.compile(r"[\r\n]")
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 # A newline that does not begin a folded line; RFC 5322, section 2.2.3.
 _UNFOLDED_NEWLINE = re.compile(rb"\r\n(?![ \t])|\r(?![ \t\n])|(?<!\r)\n(?![ \t])")
 
@@ -52,7 +53,7 @@ def check(message: EmailMessage) -> None:
     with _refusing("this message"):
         mime = stand_in.message()
         if django.VERSION >= (6, 0):
-            _write_structured_headers(mime)
+            _write_risky_headers(stand_in, mime)
 
 
 @contextlib.contextmanager
@@ -149,13 +150,18 @@ def _encodes(text: str, encoding: Any) -> bool:
     return True
 
 
-def _write_structured_headers(mime: Message) -> None:
-    """Write the headers whose grammar may leave text as it is, which then cannot be sent.
+def _write_risky_headers(message: EmailMessage, mime: Message) -> None:
+    """Write the headers that may turn out, only when written, to hold what cannot be encoded.
 
-    Plain text and addresses are always encoded, and are most of the cost of writing.
+    Text and addresses cannot, unless with escaped bytes (lone surrogates) somewhere; to write
+    them always would be most of the cost of writing.
     """
+    given = (message.subject, message.from_email, *message.to, *message.cc, *message.reply_to)
+    texts = (*given, *message.extra_headers.values())
+    is_escaped = any(_ESCAPED_BYTE.search(str(text)) for text in texts)
     for name, value in mime.raw_items():
-        if not value.isascii() and not isinstance(value, (UnstructuredHeader, AddressHeader)):
+        is_sound = value.isascii() or isinstance(value, (UnstructuredHeader, AddressHeader))
+        if is_escaped or not is_sound:
             policies.SMTP.fold_binary(name, value)
 
 

@@ -73,5 +73,5 @@ def _status() -> dict[str, Any]:
     waiting = EmailLog.objects.using(using).filter(status__in=lifecycle.CLAIMABLE)
     oldest = waiting.order_by().values("queue").annotate(due=Min("due_at"))
     for queue, due in oldest.values_list("queue", "due"):
-        report[queue]["oldest due"] = due
+        report.setdefault(queue, {})["oldest due"] = due
     return {"queues": report, "held back": gates.Gates(using).reasons()}
