@@ -57,6 +57,7 @@ class Worker(ManagedProcess):
     ) -> None:
         _require_info(loglevel)
         self.name = name or f"worker{next(_numbers)}"
+        self.concurrency = concurrency
         command = [
             *(sys.executable, "-m", "celery", "-A", app, "worker"),
             *("--hostname", f"{self.name}@localhost", "--queues", ",".join(queues)),

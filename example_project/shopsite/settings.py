@@ -35,6 +35,7 @@ INSTALLED_APPS = [
 INSTALLED_APPS += [
     name for name in ("django_celery_results", "django_celery_beat") if find_spec(name)
 ]
+INSTALLED_APPS += os.environ.get("SHOP_MORE_APPS", "").split()
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
@@ -138,6 +139,7 @@ LOGGING = {
 # --- Celery -------------------------------------------------------------------------------------
 
 CELERY_BROKER_URL = os.environ.get("SHOP_BROKER_URL", "redis://127.0.0.1:6379/0")
+CELERY_BROKER_TRANSPORT_OPTIONS = json.loads(os.environ.get("SHOP_BROKER_OPTIONS", "{}"))
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TIMEZONE = TIME_ZONE
 CELERY_RESULT_BACKEND = os.environ.get("SHOP_RESULT_BACKEND")
@@ -150,8 +152,9 @@ CELERY_BEAT_SCHEDULE = {
     "dispatch-due-emails": {
         "task": "django_epica_mail.tasks.dispatch_due_emails",
         "schedule": SWEEP_SECONDS,
-        # A sweep nobody took before the next one is due would only repeat it.
-        "options": {"expires": SWEEP_SECONDS},
+        # While no worker runs, sweeps that nobody takes do not pile up without end. Not less: a
+        # worker whose clock is ahead of beat's would find every sweep expired.
+        "options": {"expires": max(600, SWEEP_SECONDS)},
     },
     "cleanup-old-email-logs": {
         "task": "django_epica_mail.tasks.cleanup_old_email_logs",

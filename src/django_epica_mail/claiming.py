@@ -136,15 +136,17 @@ def _take(
     """Mark due rows with a token; return whether any were found, and those that were won."""
     features = connections[using].features
     rows = rows.annotate(too_old=_passed("give_up_at"), is_expired=_passed("expires_at"))
-    if not features.has_select_for_update_skip_locked:
-        # SQLite: one writer at a time, and a transaction that begins by reading cannot become one.
-        return _mark(list(rows[:limit]), token, using)
     with transaction.atomic(using=using):
-        # A plain FOR UPDATE would skip rows to which an open transaction adds a child row.
-        locked = rows.select_for_update(
-            skip_locked=True, no_key=features.has_select_for_no_key_update
-        )
-        return _mark(list(locked[:limit]), token, using)
+        if features.has_select_for_update_skip_locked:
+            # A plain FOR UPDATE would skip rows to which an open transaction adds a child row.
+            rows = rows.select_for_update(
+                skip_locked=True, no_key=features.has_select_for_no_key_update
+            )
+        else:
+            # SQLite: one writer at a time, and a transaction that begins by reading cannot become
+            # one. This finds no row, and makes it the writer until the rows found are marked.
+            EmailLog.objects.using(using).filter(pk=token).update(worker="")
+        return _mark(list(rows[:limit]), token, using)
 
 
 def _passed(name: str) -> ExpressionWrapper[Q]:

@@ -20,7 +20,7 @@ from tests.acceptance.databases import Databases, fetch
 from tests.acceptance.places import EXAMPLE_PROJECT, REPOSITORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 P = ParamSpec("P")
@@ -76,17 +76,24 @@ class Call(Generic[R]):
 class Site:
     """The example project with a database, a Redis and an SMTP server of its own.
 
-    ``epica_mail`` are keys of the site's ``EPICA_MAIL``. A worker or beat runs only once started.
+    ``epica_mail`` are keys of the site's ``EPICA_MAIL``, ``env`` variables that win over ours. A
+    worker or beat runs only once started.
     """
 
     def __init__(
-        self, databases: Databases, kind: str, folder: Path, epica_mail: dict[str, Any]
+        self,
+        databases: Databases,
+        kind: str,
+        folder: Path,
+        epica_mail: dict[str, Any],
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self._databases = databases
         self._folder = folder
         self._numbers = count(1)
         self._calls: list[Call[Any]] = []
-        self._celery: list[Worker | Beat] = []
+        self.celery: list[Worker | Beat] = []
+        """Every worker and beat that was started, in this order."""
         self.database_url = databases.fresh(kind)
         self.redis = RedisServer(folder)
         self.smtp = SMTPServer()
@@ -100,13 +107,14 @@ class Site:
             "SHOP_EPICA_MAIL": json.dumps(epica_mail),
             "SHOP_SWEEP_SECONDS": "1",
             "SHOP_DEBUG": "0",
+            **(env or {}),
         }
         self.redis.start()
         self.smtp.start()
 
     def close(self) -> None:
         """Kill every process, and drop the database."""
-        for process in [*self._celery, *self._calls]:
+        for process in [*self.celery, *self._calls]:
             process.kill()
         self.smtp.stop()
         self.redis.kill()
@@ -119,13 +127,19 @@ class Site:
 
         Arguments and result are what JSON can hold.
         """
+        return self.start_at({}, function, *args, **kwargs)
+
+    def start_at(
+        self, env: Mapping[str, str], function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> Call[R]:
+        """Begin to run a function as ``start`` does, with more environment variables."""
         number = next(self._numbers)
         result = self._folder / f"call{number}.json"
         path = f"{function.__module__}.{function.__qualname__}"
         arguments = json.dumps([args, kwargs])
         call: Call[R] = Call(
             [sys.executable, "-m", "tests.acceptance.inside", path, arguments, str(result)],
-            {**os.environ, **self.env},
+            {**os.environ, **self.env, **env},
             self._folder / f"call{number}.log",
             result,
         )
@@ -149,13 +163,24 @@ class Site:
         report: dict[str, int] = json.loads(done.stdout)
         return report
 
-    def start_workers(self, number: int = 1, **options: Any) -> list[Worker]:
-        """Start so many workers at the same time; ``options`` are those of ``Worker``."""
+    def start_workers(
+        self, number: int = 1, *, envs: Sequence[Mapping[str, str]] = ({},), **options: Any
+    ) -> list[Worker]:
+        """Start so many workers at the same time; ``options`` are those of ``Worker``.
+
+        ``envs`` are more environment variables, given to one worker after the other in turn.
+        """
         workers = [
-            Worker(EXAMPLE_PROJECT, "shopsite", self.env, folder=self._folder, **options)
-            for _ in range(number)
+            Worker(
+                EXAMPLE_PROJECT,
+                "shopsite",
+                {**self.env, **envs[index % len(envs)]},
+                folder=self._folder,
+                **options,
+            )
+            for index in range(number)
         ]
-        self._celery += workers
+        self.celery += workers
         with ThreadPoolExecutor(number) as threads:
             list(threads.map(Worker.start, workers))
         return workers
@@ -168,7 +193,7 @@ class Site:
     def start_beat(self) -> Beat:
         """Start beat, which sweeps every second."""
         beat = Beat(EXAMPLE_PROJECT, "shopsite", self.env, folder=self._folder)
-        self._celery.append(beat)
+        self.celery.append(beat)
         beat.start()
         return beat
 

@@ -7,16 +7,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from devservers.smtp_faults import delay, drop, hang, refuse, throttle
+from tests.faults import traffic
 from tests.faults.servers import Postgres
 
 if TYPE_CHECKING:
+    from devservers.redis import RedisServer
     from devservers.smtp_faults import Behaviour
     from devservers.worker import Worker
     from tests.acceptance.site import Site
+    from tests.faults.brokers import Broker
     from tests.faults.servers import Database
 
 
@@ -26,11 +29,12 @@ class Stack:
 
     site: Site
     database: Database
+    broker: Broker
+    results: RedisServer
     workers: list[Worker]
     lease_seconds: float
     stalls: int = 0
     """How often a worker stood still for longer than its lease."""
-    known_bad: list[str] = field(default_factory=list)
 
 
 Fault = Callable[[Stack, random.Random], None]
@@ -79,46 +83,46 @@ def shut_down_cold(stack: Stack, rng: random.Random) -> None:
     worker.start()
 
 
-# -- broker
+# -- broker and result backend
 
 
-def lose_redis(stack: Stack, rng: random.Random) -> None:
-    """Kill Redis for a while; it comes back empty."""
-    stack.site.redis.kill()
+def lose_broker(stack: Stack, rng: random.Random) -> None:
+    """Kill the broker for a while; it comes back empty."""
+    stack.broker.lose(while_down=lambda: _last(rng))
+
+
+def stall_broker(stack: Stack, rng: random.Random) -> None:
+    """Let the broker accept connections and answer nothing."""
+    stack.broker.pause()
     _last(rng)
-    stack.site.redis.start()
+    stack.broker.resume()
 
 
-def stall_redis(stack: Stack, rng: random.Random) -> None:
-    """Let Redis accept connections and answer nothing."""
-    stack.site.redis.pause()
-    _last(rng)
-    stack.site.redis.resume()
+def empty_broker(stack: Stack, rng: random.Random) -> None:
+    """Drop every message in the broker; FLUSHALL."""
+    stack.broker.empty()
 
 
-def flush_redis(stack: Stack, rng: random.Random) -> None:
-    """FLUSHALL."""
-    stack.site.redis.flush()
-
-
-def fill_redis(stack: Stack, rng: random.Random) -> None:
-    """Leave Redis no memory: it refuses every write."""
-    with stack.site.redis.client() as client:
-        client.config_set("maxmemory", "1")
-        _last(rng)
-        client.config_set("maxmemory", "0")
+def fill_broker(stack: Stack, rng: random.Random) -> None:
+    """Leave the broker no memory: it refuses every message."""
+    stack.broker.fill(while_full=lambda: _last(rng))
 
 
 def shuffle_rings(stack: Stack, rng: random.Random) -> None:
     """Lose, repeat and reorder the rings that wait."""
-    with stack.site.redis.client() as client:
-        for queue in ("emails", "bulk_emails"):
-            rings = list(client.lrange(queue, 0, -1))
-            client.delete(queue)
-            kept = [ring for ring in rings for _ in range(rng.choice((0, 1, 2)))]
-            rng.shuffle(kept)
-            if kept:
-                client.lpush(queue, *kept)
+    stack.broker.shuffle(rng)
+
+
+def lose_results(stack: Stack, rng: random.Random) -> None:
+    """Kill the result backend for a while, or let it hang."""
+    if rng.random() < 0.5:
+        stack.results.kill()
+        _last(rng)
+        stack.results.start()
+    else:
+        stack.results.pause()
+        _last(rng)
+        stack.results.resume()
 
 
 # -- mail server
@@ -209,18 +213,10 @@ def stall_database(stack: Stack, rng: random.Random) -> None:
 
 
 def fill_disk(stack: Stack, rng: random.Random) -> None:
-    """Let each insert of a mail fail, as on a full disk (PostgreSQL)."""
-    assert isinstance(stack.database, Postgres)
-    stack.database.execute(
-        "CREATE OR REPLACE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-        "RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$"
-    )
-    stack.database.execute(
-        "CREATE TRIGGER full_disk BEFORE INSERT ON epica_mail_emaillog "
-        "FOR EACH STATEMENT EXECUTE FUNCTION full_disk()"
-    )
+    """Let each insert of a mail fail, as on a full disk."""
+    stack.database.refuse_inserts()
     _last(rng)
-    stack.database.execute("DROP TRIGGER full_disk ON epica_mail_emaillog")
+    stack.database.accept_inserts()
 
 
 def time_out_statements(stack: Stack, rng: random.Random) -> None:
@@ -233,17 +229,35 @@ def time_out_statements(stack: Stack, rng: random.Random) -> None:
     stack.database.cut()
 
 
-COMMON: tuple[Fault, ...] = (
+# -- content
+
+
+def spoil_envelopes(stack: Stack, rng: random.Random) -> None:
+    """Make some stored mails unreadable while they wait."""
+    stack.database.execute(
+        f"UPDATE epica_mail_emaillog SET envelope = '{traffic.SPOILED}' "
+        f"WHERE id IN (SELECT id FROM (SELECT id FROM epica_mail_emaillog "
+        f"WHERE status IN ('queued', 'retrying') LIMIT {rng.randint(1, 3)}) AS waiting)"
+    )
+
+
+WORKERS: tuple[Fault, ...] = (
     kill_pool_process,
     kill_worker,
     stall_worker,
     shut_down_warm,
     shut_down_cold,
-    lose_redis,
-    stall_redis,
-    flush_redis,
-    fill_redis,
+)
+KILLS: tuple[Fault, ...] = (kill_pool_process, kill_pool_process, kill_worker, shut_down_cold)
+BROKER: tuple[Fault, ...] = (
+    lose_broker,
+    stall_broker,
+    empty_broker,
+    fill_broker,
     shuffle_rings,
+    lose_results,
+)
+MAIL_SERVER: tuple[Fault, ...] = (
     refuse_mail,
     drop_before_content,
     drop_after_content,
@@ -251,9 +265,14 @@ COMMON: tuple[Fault, ...] = (
     slow_server,
     throttle_server,
     refuse_connections,
+)
+DATABASE: tuple[Fault, ...] = (
     restart_database,
     crash_database,
     cut_database,
     stall_database,
+    fill_disk,
+    spoil_envelopes,
 )
-POSTGRES_ONLY: tuple[Fault, ...] = (fill_disk, time_out_statements)
+EVERYTHING = (*WORKERS, *BROKER, *MAIL_SERVER, *DATABASE)
+POSTGRES_ONLY: tuple[Fault, ...] = (time_out_statements,)

@@ -57,11 +57,14 @@ def judge(
 
 def _by_key(accepted: list[AcceptedMessage]) -> defaultdict[str, list[AcceptedMessage]]:
     arrived: defaultdict[str, list[AcceptedMessage]] = defaultdict(list)
-    parser = BytesHeaderParser()
     for message in accepted:
-        subject = parser.parsebytes(message.content.partition(b"\r\n\r\n")[0])["Subject"]
-        arrived[str(subject).strip()].append(message)
+        arrived[_header(message, "Subject")].append(message)
     return arrived
+
+
+def _header(message: AcceptedMessage, name: str) -> str:
+    head = message.content.partition(b"\r\n\r\n")[0]
+    return str(BytesHeaderParser().parsebytes(head)[name]).strip()
 
 
 def _twice(messages: list[AcceptedMessage]) -> list[str]:
@@ -82,10 +85,16 @@ def _breaches(row: dict[str, Any], messages: list[AcceptedMessage]) -> list[str]
         found.append("is sent, and never arrived")
     if {message.message_id for message in messages} - {row["message_id"]}:
         found.append("arrived under another Message-ID")
+    if {_header(message, "Idempotency-Key") for message in messages} - {row["key"]}:
+        found.append("arrived under another idempotency key")
     if _twice(messages) and not (ambiguous and policy == "resend"):
         found.append(f"arrived twice, with policy {policy} and tries {row['kinds']}")
-    if status == "failed" and messages and not ambiguous:
+    if status == "failed" and messages and not ambiguous and not row["spoiled"]:
         found.append("is failed, and arrived")
+    if status == "cancelled" and messages and not row["kinds"]:
+        found.append("is cancelled, and arrived")
+    if row["spoiled"] and status == "sent" and not messages:
+        found.append("cannot be read, and is sent")
     addresses = {address for address, _ in row["recipients"]}
     for message in messages:
         if not {recipient.lower() for recipient in message.recipients} <= addresses:
@@ -96,7 +105,7 @@ def _breaches(row: dict[str, Any], messages: list[AcceptedMessage]) -> list[str]
 def _unreached(row: dict[str, Any], messages: list[AcceptedMessage], ambiguous: bool) -> list[str]:
     """Name the recipients who should have the mail, since nothing but chance stood in its way."""
     reached = {recipient.lower() for message in messages for recipient in message.recipients}
-    if row["policy"] != "resend" and ambiguous:
+    if row["spoiled"] or row["status"] == "cancelled" or (row["policy"] != "resend" and ambiguous):
         return []
     missing = [
         address

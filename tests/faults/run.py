@@ -7,15 +7,22 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from devservers.process import wait_until
 from devservers.smtp_faults import Reply, refuse
+from django_epica_mail import maintenance
 from tests.acceptance.site import Site
 from tests.faults import faults, traffic
+from tests.faults.brokers import BROKERS, Redis
+from tests.faults.clocks import ahead
 from tests.faults.faults import Fault, Stack
 from tests.faults.invariants import Verdict, judge
 from tests.faults.servers import Database, MariaDB, Postgres
@@ -23,6 +30,7 @@ from tests.faults.servers import Database, MariaDB, Postgres
 if TYPE_CHECKING:
     from devservers.smtp_faults import Action, Stage
     from devservers.smtp_session import Session
+    from devservers.worker import Worker
 
 EPICA_MAIL = {
     "SEND_TIMEOUT": 1.5,
@@ -34,12 +42,31 @@ EPICA_MAIL = {
     "RING_PAUSE": 1,
 }
 LEASE_SECONDS = 1 + 2 * 1.5
+MOST_FILES = 60
 
-DATABASES: dict[str, Callable[[Path], Database]] = {
-    "postgresql": Postgres,
-    "postgresql-repeatable-read": lambda folder: Postgres(folder, "repeatable read"),
-    "postgresql-serializable": lambda folder: Postgres(folder, "serializable"),
-    "mariadb": MariaDB,
+# So short that the broker gives messages out again which a worker has and did not begin.
+REDELIVERY = {"visibility_timeout": 2, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+
+CLOCKS = (0, 75)
+"""How many seconds the clock of each worker is ahead; that of one producer is behind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """What a run is made of."""
+
+    database: Callable[[Path], Database] = Postgres
+    broker: str = "redis"
+    faults: tuple[Fault, ...] = faults.EVERYTHING + faults.POSTGRES_ONLY
+
+
+SCENARIOS = {
+    "postgresql": Scenario(),
+    "postgresql repeatable read": Scenario(database=partial(Postgres, isolation="repeatable read")),
+    "postgresql serializable": Scenario(database=partial(Postgres, isolation="serializable")),
+    "mariadb": Scenario(database=MariaDB, faults=faults.EVERYTHING),
+    "rabbitmq": Scenario(broker="rabbitmq", faults=faults.BROKER + faults.WORKERS),
+    "kills": Scenario(faults=faults.KILLS),
 }
 
 
@@ -48,7 +75,7 @@ class Report:
     """What a run did, and what it found."""
 
     seed: int
-    database: str
+    scenario: str
     injected: Counter[str] = field(default_factory=Counter)
     verdict: Verdict = field(default_factory=Verdict)
 
@@ -71,77 +98,111 @@ class Greylist:
         return Reply(451, "4.7.1 Greylisted")
 
 
-def run(
-    seed: int,
-    database_name: str,
-    folder: Path,
-    *,
-    seconds: float,
-    only: tuple[Fault, ...] = (),
-    producers: int = 3,
-) -> Report:
+def run(seed: int, name: str, folder: Path, *, seconds: float, producers: int = 3) -> Report:
     """Put a site under load for so many seconds, inject faults, let it calm down, and judge."""
     rng = random.Random(seed)
-    database = DATABASES[database_name](folder)
-    drawn = only or faults.COMMON
-    if not only and isinstance(database, Postgres):
-        drawn += faults.POSTGRES_ONLY
-    site = Site(database, database_name, folder, EPICA_MAIL)  # type: ignore[arg-type]
-    try:
-        site.smtp.inject(refuse("rcpt", 550, "5.1.1 No such user", recipient=_is_never))
-        site.smtp.inject(Greylist())
-        workers = site.start_workers(2)
-        beat = site.start_beat()
-        stack = Stack(site, database, workers, LEASE_SECONDS)
-        report = Report(seed, database_name)
+    scenario = SCENARIOS[name]
+    with opened(scenario, folder) as stack:
+        site, workers = stack.site, stack.workers
+        report = Report(seed, name)
         journals = [folder / f"journal{number}" for number in range(producers)]
         calls = [
-            site.start(traffic.produce, str(journal), rng.randrange(1 << 30), seconds)
-            for journal in journals
+            site.start_at(
+                ahead(-120 if number == 0 else 0),
+                traffic.produce,
+                str(journal),
+                rng.randrange(1 << 30),
+                seconds,
+            )
+            for number, journal in enumerate(journals)
         ]
         end = time.monotonic() + seconds
         deck: list[Fault] = []
         while time.monotonic() < end:
             # Dealt from a shuffled deck, so that a short run meets many kinds.
-            deck = deck or rng.sample(drawn, len(drawn))
+            deck = deck or rng.sample(scenario.faults, len(scenario.faults))
             fault = deck.pop()
             report.injected[fault.__name__] += 1
             fault(stack, rng)
         for call in calls:
             call.result(timeout=120)
-        wait_until(
-            lambda: not site.call(traffic.unfinished),
-            timeout=120,
-            what=f"all mail of run {seed} to come to an end",
-            details=lambda: f"{site.call(traffic.unfinished)}\n{workers[0].log_tail()}",
-            interval=0.5,
-        )
+        _calm_down(stack)
+        site.call(maintenance.retry_failed)  # which must not wake what may have been accepted
+        _calm_down(stack)
         rows = site.call(traffic.everything)
-        beat.stop()
-        for worker in workers:
-            worker.stop(timeout=60)
+        leaks = _leaked_processes(workers)
+        for process in site.celery:
+            process.stop(timeout=60)
         lines = [line for path in journals for line in path.read_text().splitlines()]
         journal = [json.loads(line) for line in lines]
         report.verdict = judge(journal, rows, site.smtp.accepted, stack.stalls)
-        report.verdict.breaches += _leaks(site, database)
+        leaks += _leaks(stack)
+        report.verdict.breaches += [f"leaked: {leak}" for leak in leaks]
         return report
-    finally:
-        site.close()
+
+
+@contextmanager
+def opened(
+    scenario: Scenario, folder: Path, epica_mail: Mapping[str, Any] = EPICA_MAIL
+) -> Iterator[Stack]:
+    """Start everything a scenario needs, and end it afterwards."""
+    with ExitStack() as ends:
+        database = scenario.database(folder)
+        broker = BROKERS[scenario.broker](folder)
+        ends.callback(broker.close)
+        results = Redis(folder / "results")
+        ends.callback(results.close)
+        broker.start()
+        results.start()
+        env = {
+            "SHOP_BROKER_URL": broker.url(),
+            "SHOP_BROKER_OPTIONS": json.dumps(REDELIVERY if scenario.broker == "redis" else {}),
+            "SHOP_RESULT_BACKEND": results.url(),
+            "SHOP_MORE_APPS": "tests.faults.poison tests.faults.clocks",
+        }
+        site = Site(database, scenario.broker, folder, dict(epica_mail), env)
+        ends.callback(site.close)
+        site.smtp.inject(refuse("rcpt", 550, "5.1.1 No such user", recipient=_is_never))
+        site.smtp.inject(Greylist())
+        workers = site.start_workers(len(CLOCKS), envs=[ahead(seconds) for seconds in CLOCKS])
+        site.start_beat()
+        yield Stack(site, database, broker, results, workers, LEASE_SECONDS)
+
+
+def _calm_down(stack: Stack) -> None:
+    """Wait until every mail has come to its end."""
+    site = stack.site
+    wait_until(
+        lambda: not site.call(traffic.unfinished),
+        timeout=120,
+        what="all mail of the run to come to an end",
+        details=lambda: f"{site.call(traffic.unfinished)}\n{stack.workers[0].log_tail()}",
+        interval=0.5,
+    )
 
 
 def _is_never(address: str) -> bool:
     return address.startswith("never")
 
 
-def _leaks(site: Site, database: Database) -> list[str]:
-    """Name what is still held though every worker has ended."""
+def _leaked_processes(workers: list[Worker]) -> list[str]:
+    """Name what workers have beside their pool, and files that they do not close."""
     found = []
-    if site.smtp.connections.open_now:
-        found.append(f"{site.smtp.connections.open_now} connections to the mail server")
-    if clients := database.connections():
+    for worker in workers:
+        family = psutil.Process(worker.pid).children(recursive=True)
+        if len(family) > worker.concurrency:
+            found.append(f"{len(family)} processes of {worker!r}")
+        most = max(process.num_fds() for process in family)
+        if most > MOST_FILES:
+            found.append(f"{most} open files of one process of {worker!r}")
+    return found
+
+
+def _leaks(stack: Stack) -> list[str]:
+    """Name what is still held though every worker has ended."""
+    found = stack.broker.leaks()
+    if stack.site.smtp.connections.open_now:
+        found.append(f"{stack.site.smtp.connections.open_now} connections to the mail server")
+    if clients := stack.database.connections():
         found.append(f"{clients} connections to the database")
-    with site.redis.client() as client:
-        keys = {key.decode() for key in client.keys("*")}
-    strange = [key for key in keys if not key.startswith(("_kombu.", "unacked"))]
-    strange = [key for key in strange if key not in ("emails", "bulk_emails", "celery")]
-    return [f"leaked: {leak}" for leak in [*found, *strange]]
+    return found

@@ -39,6 +39,15 @@ class Database(Protocol):
     def connections(self) -> int:
         """Return how many clients are connected to the site's database."""
 
+    def execute(self, statement: str) -> None:
+        """Run a statement in the site's database."""
+
+    def refuse_inserts(self) -> None:
+        """Let every insert of a mail fail, as on a full disk."""
+
+    def accept_inserts(self) -> None:
+        """Let inserts through again."""
+
 
 class Postgres(PostgresServer):
     """PostgreSQL; ``isolation`` is the transactions' default level."""
@@ -84,6 +93,21 @@ class Postgres(PostgresServer):
         with self.connect(NAME) as connection:
             connection.execute(statement.encode())
 
+    def refuse_inserts(self) -> None:
+        """Let every insert of a mail fail, as on a full disk."""
+        self.execute(
+            "CREATE OR REPLACE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$"
+        )
+        self.execute(
+            "CREATE TRIGGER full_disk BEFORE INSERT ON epica_mail_emaillog "
+            "FOR EACH STATEMENT EXECUTE FUNCTION full_disk()"
+        )
+
+    def accept_inserts(self) -> None:
+        """Let inserts through again."""
+        self.execute("DROP TRIGGER full_disk ON epica_mail_emaillog")
+
 
 class MariaDB(MariaDBServer):
     """MariaDB."""
@@ -117,6 +141,23 @@ class MariaDB(MariaDBServer):
     def connections(self) -> int:
         """Return how many clients are connected to the site's database."""
         return len(self._clients())
+
+    def execute(self, statement: str) -> None:
+        """Run a statement in the site's database."""
+        done = self.query(f"USE {NAME}; {statement}")
+        if done.returncode:
+            raise RuntimeError(f"MariaDB refused {statement!r}: {done.stderr}")
+
+    def refuse_inserts(self) -> None:
+        """Let every insert of a mail fail, as on a full disk."""
+        self.execute(
+            "CREATE TRIGGER full_disk BEFORE INSERT ON epica_mail_emaillog FOR EACH ROW "
+            "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1114, MESSAGE_TEXT = 'the table is full'"
+        )
+
+    def accept_inserts(self) -> None:
+        """Let inserts through again."""
+        self.execute("DROP TRIGGER full_disk")
 
     def _clients(self) -> list[int]:
         query = f"SELECT id FROM information_schema.processlist WHERE db = '{NAME}'"

@@ -10,14 +10,17 @@ import pytest
 
 from tests.faults.run import run
 
-SECONDS = float(os.environ.get("EPICA_FAULT_SECONDS", "40"))
+SECONDS = float(os.environ.get("EPICA_FAULT_SECONDS", "30"))
 
 
-@pytest.mark.parametrize("database", ["postgresql", "postgresql-serializable", "mariadb"])
-def test_nothing_is_lost_and_nothing_arrives_twice(database: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "scenario",
+    ["postgresql", "postgresql serializable", "mariadb", "rabbitmq", "kills"],
+)
+def test_nothing_is_lost_and_nothing_arrives_twice(scenario: str, tmp_path: Path) -> None:
     seed = int(os.environ.get("EPICA_FAULT_SEED") or random.randrange(1 << 30))
-    print(f"EPICA_FAULT_SEED={seed} replays this run on {database}")
-    report = run(seed, database, tmp_path, seconds=SECONDS)
+    print(f"EPICA_FAULT_SEED={seed} replays this run: {scenario}")
+    report = run(seed, scenario, tmp_path, seconds=SECONDS)
     print(report)
     assert report.verdict.breaches == []
     assert report.verdict.mails > 100

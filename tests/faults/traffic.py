@@ -9,13 +9,13 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from django.core.mail import EmailMessage
 from django.db import DatabaseError, InterfaceError, connections, transaction
+from django.db.models import Q
 
 from django_epica_mail import lifecycle, outbox
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
@@ -23,6 +23,11 @@ from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
 POLICIES = ("resend", "resend", "resend", "hold", "fail")
 ADDRESSEES = ("good",) * 8 + ("never", "later")
 """The local parts of addresses; the SMTP server refuses "never" for good and "later" once."""
+SPOILED = '{"v": 99}'
+"""An envelope that no version of the package can read."""
+
+
+_MANY = ("atomic", "nested", "bulk", "rolled back", "cancelled")
 
 
 class _RollBackError(Exception):
@@ -48,10 +53,11 @@ def produce(journal: str, seed: int, seconds: float) -> int:
 
 
 def _transaction(rng: random.Random) -> tuple[str, list[dict[str, str]]]:
-    how = rng.choice(("single", "single", "single", "atomic", "nested", "bulk", "rolled back"))
+    how = rng.choice(("single", "single", "single", *_MANY))
     number = {"single": 1, "bulk": 20}.get(how, 3)
     mails = [{"key": uuid.uuid4().hex, "policy": rng.choice(POLICIES)} for _ in range(number)]
     fate = "committed"
+    queued: list[uuid.UUID] = []
     try:
         if how == "single":
             _queue(rng, mails[0])
@@ -63,10 +69,12 @@ def _transaction(rng: random.Random) -> tuple[str, list[dict[str, str]]]:
         else:
             with transaction.atomic():
                 for mail in mails:
-                    with transaction.atomic() if how == "nested" else _nothing():
-                        _queue(rng, mail)
+                    with transaction.atomic() if how == "nested" else nullcontext():
+                        queued.append(_queue(rng, mail))
                 if how == "rolled back":
                     raise _RollBackError
+            if how == "cancelled":
+                outbox.cancel(queued)
     except _RollBackError:
         fate = "rolled back"
     except (DatabaseError, InterfaceError):
@@ -76,23 +84,22 @@ def _transaction(rng: random.Random) -> tuple[str, list[dict[str, str]]]:
     return fate, mails
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-def _queue(rng: random.Random, mail: dict[str, str]) -> None:
-    outbox.enqueue(
+def _queue(rng: random.Random, mail: dict[str, str]) -> uuid.UUID:
+    log = outbox.enqueue(
         _message(rng, mail),
         on_unknown=mail["policy"],
         priority=rng.choice(("urgent", "high", "normal", "low")),
     )
+    return log.pk
 
 
 def _message(rng: random.Random, mail: dict[str, str]) -> EmailMessage:
     names = rng.sample(range(10), rng.choice((1, 1, 1, 2, 3)))
     to = [f"{rng.choice(ADDRESSEES)}.{mail['key']}.{name}@example.com" for name in names]
-    headers = {"Message-ID": f"<own.{mail['key']}@example.com>"} if rng.random() < 0.3 else {}
+    # As a provider's header against doubles: on every try it must say the same.
+    headers = {"Idempotency-Key": mail["key"]}
+    if rng.random() < 0.3:
+        headers["Message-ID"] = f"<own.{mail['key']}@example.com>"
     message = EmailMessage(mail["key"], "Body of " + mail["key"], None, to, headers=headers)
     if rng.random() < 0.1:
         message.attach("a.bin", rng.randbytes(rng.choice((10, 200_000))), "application/zip")
@@ -128,9 +135,10 @@ def everything() -> list[dict[str, Any]]:
             "policy": log.on_unknown,
             "pending": log.pending,
             "leased": log.lease_until is not None,
+            "spoiled": log.is_spoiled,
             "kinds": kinds.get(log.pk, []),
             "workers": workers.get(log.pk, []),
             "recipients": recipients.get(log.pk, []),
         }
-        for log in EmailLog.objects.defer("envelope")
+        for log in EmailLog.objects.defer("envelope").annotate(is_spoiled=Q(envelope=SPOILED))
     ]

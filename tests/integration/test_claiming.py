@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from django.db import connection, connections
+from django.test.utils import CaptureQueriesContext
 
 from django_epica_mail import claiming, gates, outbox
 from django_epica_mail.models import EmailLog
@@ -77,6 +78,27 @@ def test_a_claim_is_a_lease_in_the_name_of_its_worker(smtp, queue_mail) -> None:
     assert log.lease_token == batch.token
     assert log.lease_until is not None
     assert log.worker == claiming.worker_name()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_other_worker_comes_between_reading_rows_and_marking_them(smtp, queue_mail) -> None:
+    """One who claimed, tried and postponed a mail meanwhile left it neither due nor as it was read.
+
+    The second claim would try it too early, under the number of the first's attempt, and would
+    not know which recipients had accepted it.
+    """
+    queue_mail()
+    with CaptureQueriesContext(connection) as queries:
+        claiming.claim("emails")
+    statements = [query["sql"].split(maxsplit=1)[0] for query in queries]
+    begin = max(index for index, word in enumerate(statements) if word == "BEGIN")
+    claim = statements[begin + 1 : statements.index("COMMIT", begin)]
+    if connection.vendor == "sqlite":
+        # Which locks no rows, but has one writer, from the first write of a transaction on.
+        assert claim == ["UPDATE", "SELECT", "UPDATE"]
+    else:
+        assert claim == ["SELECT", "UPDATE"]
+        assert "FOR " in queries[begin + 1]["sql"]
 
 
 @pytest.mark.django_db(transaction=True)

@@ -1,0 +1,105 @@
+"""Run a real RabbitMQ server of one's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from devservers.process import ManagedProcess, free_port
+
+_FOLDERS = ("/usr/lib/rabbitmq/bin", "/usr/local/lib/rabbitmq/bin", "/usr/local/sbin")
+
+
+def find_rabbitmq_folder() -> Path:
+    """Return the folder that holds RabbitMQ's programs themselves, not wrappers that change user.
+
+    Raises:
+        RuntimeError: when there is none, naming what to install.
+    """
+    for folder in _FOLDERS:
+        if (Path(folder) / "rabbitmq-server").exists():
+            return Path(folder)
+    raise RuntimeError(
+        "No RabbitMQ found. Install it, for instance by `apt-get install rabbitmq-server`."
+    )
+
+
+class RabbitMQServer(ManagedProcess):
+    """A RabbitMQ server on 127.0.0.1, user and password "guest".
+
+    Its data survives ``stop`` and ``kill``; :meth:`forget` throws it away while it is down.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.home = folder / f"rabbitmq-{self.port}"
+        self.home.mkdir(parents=True)
+        # Erlang's port mapper: one of our own, for a node would leave one behind.
+        self._mapper = _PortMapper(self.home)
+        config = self.home / "rabbitmq.conf"
+        config.write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n")
+        (self.home / "plugins").write_text("[].\n")
+        self._programs = find_rabbitmq_folder()
+        env = {
+            **os.environ,
+            **self._mapper.settings,
+            "HOME": str(self.home),
+            "RABBITMQ_NODENAME": f"node{self.port}@localhost",
+            "RABBITMQ_MNESIA_BASE": str(self.home / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.home / "logs"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_CONFIG_FILE": str(config),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.home / "plugins"),
+            "RABBITMQ_PID_FILE": str(self.home / "pid"),
+        }
+        super().__init__(
+            [self._programs / "rabbitmq-server"], log=folder / f"rabbitmq-{self.port}.log", env=env
+        )
+
+    def url(self) -> str:
+        """Return the URL of its default virtual host, for Celery and kombu."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def start(self, timeout: float = 60.0) -> None:
+        """Start the server and wait until it takes connections."""
+        if not self._mapper.is_alive():
+            self._mapper.start()
+        super().start(timeout)
+
+    def is_ready(self) -> bool:
+        """Tell whether the server has started to the end."""
+        return "Server startup complete" in self.log_text(since_start=True)
+
+    def forget(self) -> None:
+        """Delete all its data; the server must be down."""
+        shutil.rmtree(self.home / "mnesia", ignore_errors=True)
+
+    def control(self, *arguments: str) -> None:
+        """Run ``rabbitmqctl``; raise ``CalledProcessError`` when it fails."""
+        subprocess.run(
+            [self._programs / "rabbitmqctl", *arguments],
+            env=dict(self.env or {}),
+            check=True,
+            capture_output=True,
+        )
+
+    def close(self) -> None:
+        """Kill the server and its port mapper."""
+        with suppress(RuntimeError):
+            self.kill()
+        self._mapper.kill()
+
+
+class _PortMapper(ManagedProcess):
+    """Erlang's ``epmd``, on a port of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = {"ERL_EPMD_PORT": str(free_port()), "ERL_EPMD_ADDRESS": "127.0.0.1"}
+        program = shutil.which("epmd")
+        if program is None:
+            raise RuntimeError("No epmd found on PATH: it belongs to Erlang, which RabbitMQ needs.")
+        super().__init__([program], log=folder / "epmd.log", env={**os.environ, **self.settings})

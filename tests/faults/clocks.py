@@ -1,0 +1,63 @@
+"""An app of the site that lets its processes live at other times than their neighbours.
+
+Two variables of the environment say how: ``CLOCK_AHEAD``, the seconds by which this host's clock
+is wrong, and ``CLOCK_FILE``, a file with the seconds by which the queue's own clock is shifted.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import time_machine
+from celery.signals import task_prerun
+from django.apps import AppConfig
+
+
+class ClocksConfig(AppConfig):
+    """Sets the clocks when the process starts."""
+
+    name = "tests.faults.clocks"
+    label = "clocks"
+
+    def ready(self) -> None:
+        """Set them."""
+        if ahead := float(os.environ.get("CLOCK_AHEAD", 0)):
+            time_machine.travel(time.time() + ahead, tick=True).start()
+        if "CLOCK_FILE" in os.environ:
+            task_prerun.connect(_shift, dispatch_uid="clocks")
+
+
+def ahead(seconds: float) -> dict[str, str]:
+    """Return the environment of a process whose host's clock is so much ahead (or behind)."""
+    return {"CLOCK_AHEAD": str(seconds)}
+
+
+class Clock:
+    """The queue's clock of a whole site, put forward by a test; each task looks when it starts."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._offset = 0.0
+        self.travel(0)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of a process that lives by this clock."""
+        return {"CLOCK_FILE": str(self._file)}
+
+    def travel(self, seconds: float) -> None:
+        """Put the clock forward."""
+        self._offset += seconds
+        following = self._file.with_suffix(".new")
+        following.write_text(str(self._offset))
+        following.replace(self._file)
+
+
+def _shift(**_: Any) -> None:
+    from django_epica_mail import clock
+
+    clock.offset = timedelta(seconds=float(Path(os.environ["CLOCK_FILE"]).read_text()))

@@ -1,0 +1,115 @@
+"""The judge of a run catches every breach it is there for: each is planted here, one at a time."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from devservers.smtp_inbox import AcceptedMessage
+from django_epica_mail.lifecycle import PERMITS
+from tests.faults.invariants import Verdict, judge
+
+KEY = "key"
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    """What a site knows of one mail with one recipient that went well."""
+    return {
+        "key": KEY,
+        "message_id": f"<{KEY}@example.com>",
+        "status": "sent",
+        "policy": "resend",
+        "pending": None,
+        "leased": False,
+        "spoiled": False,
+        "kinds": [""],
+        "workers": ["host:1"],
+        "recipients": [("good@example.com", "")],
+        **changes,
+    }
+
+
+def arrival(
+    to: str = "good@example.com", message_id: str = f"<{KEY}@example.com>", header: str = KEY
+) -> AcceptedMessage:
+    head = f"Subject: {KEY}\r\nMessage-ID: {message_id}\r\nIdempotency-Key: {header}\r\n"
+    return AcceptedMessage(
+        sender="shop@example.com",
+        recipients=(to,),
+        content=f"{head}\r\nBody".encode(),
+        message_id=message_id,
+        connection=1,
+        time=time.time(),
+        options={},
+    )
+
+
+def judged(
+    rows: list[dict[str, Any]], arrivals: list[AcceptedMessage], fate: str = "committed"
+) -> Verdict:
+    return judge([{"fate": fate, "mails": [{"key": KEY}]}], rows, arrivals, stalls=0)
+
+
+def test_a_mail_that_arrived_once_is_no_breach() -> None:
+    assert judged([row()], [arrival()]).breaches == []
+
+
+def test_a_mail_that_may_be_resent_and_passed_through_unknown_may_arrive_twice() -> None:
+    verdict = judged([row(kinds=["unknown", ""], workers=["a", "b"])], [arrival(), arrival()])
+    assert verdict.breaches == []
+    assert verdict.resent == verdict.passed_through_unknown == 1
+
+
+UNKNOWN = {"kinds": ["unknown"]}
+BREACHES: dict[str, tuple[list[dict[str, Any]], list[AcceptedMessage], str]] = {
+    "its row is lost": ([], [], "committed"),
+    "rolled back, and yet": ([row()], [arrival()], "rolled back"),
+    "has no row": ([], [arrival()], "rolled back"),
+    "is stuck: queued": ([row(status="queued", pending=9)], [], "committed"),
+    "is stuck: sending": ([row(status="sending", leased=True)], [], "committed"),
+    "is stuck: unknown": ([row(status="unknown", **UNKNOWN)], [arrival()], "committed"),
+    "yet to be claimed or leased": ([row(pending=9)], [arrival()], "committed"),
+    "never arrived": ([row()], [], "committed"),
+    "another Message-ID": ([row()], [arrival(message_id="<other@example.com>")], "committed"),
+    "another idempotency key": ([row()], [arrival(header="other")], "committed"),
+    "with policy resend": (
+        [row(kinds=["", ""], workers=["a", "b"])],
+        [arrival(), arrival()],
+        "committed",
+    ),
+    "with policy hold": ([row(policy="hold", **UNKNOWN)], [arrival(), arrival()], "committed"),
+    "with policy fail": ([row(policy="fail", **UNKNOWN)], [arrival(), arrival()], "committed"),
+    "is failed, and arrived": (
+        [row(status="failed", kinds=["permanent"])],
+        [arrival()],
+        "committed",
+    ),
+    "is cancelled, and arrived": (
+        [row(status="cancelled", kinds=[], workers=[])],
+        [arrival()],
+        "committed",
+    ),
+    "cannot be read, and is sent": ([row(spoiled=True)], [], "committed"),
+    "does not name": ([row()], [arrival(), arrival("stranger@example.com")], "committed"),
+    "did not reach": (
+        [row(recipients=[("good@example.com", ""), ("good2@example.com", "")])],
+        [arrival()],
+        "committed",
+    ),
+}
+
+
+@pytest.mark.parametrize("words", BREACHES)
+def test_a_planted_breach_is_named(words: str) -> None:
+    rows, arrivals, fate = BREACHES[words]
+    assert any(words in breach for breach in judged(rows, arrivals, fate).breaches)
+
+
+def test_a_dead_process_that_left_more_unknown_than_it_had_permits_for_is_named() -> None:
+    lost = [
+        row(key=str(number), kinds=["worker_lost"], recipients=[]) for number in range(PERMITS + 1)
+    ]
+    breaches = judge([], lost, [], stalls=0).breaches
+    assert f"host:1 left {PERMITS + 1} unknown" in breaches

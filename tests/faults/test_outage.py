@@ -1,0 +1,134 @@
+"""The mail server is out of order for hours: the queue waits, costs nothing, and drains by rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from devservers.process import wait_until
+from tests.acceptance.places import EXAMPLE_PROJECT
+from tests.acceptance.site import Site
+from tests.faults.clocks import Clock
+from tests.faults.servers import Postgres
+
+if TYPE_CHECKING:
+    from devservers.worker import Worker
+
+MAILS = int(os.environ.get("EPICA_OUTAGE_MAILS", "4000"))
+LEVELS = (0, 3, 6, 9)
+BREAKER_SECONDS = 5
+STEPS = 12
+BATCH = 100
+PROCESSES = 4
+
+
+def queue_in_bulk(number: int) -> None:
+    """Queue so many mails of each level, the least urgent first."""
+    from django.core.mail import EmailMessage
+
+    from django_epica_mail import outbox
+
+    for level in LEVELS:
+        messages = (
+            EmailMessage(f"{level}", "Body", None, [f"to.{count}@example.com"])
+            for count in range(number)
+        )
+        outbox.enqueue_many(messages, priority=level)
+
+
+def _received(workers: list[Worker], task: str) -> int:
+    """Return how many messages of a task the workers have taken from the broker."""
+    return sum(worker.log_text().count(f"Task {task}[") for worker in workers) // 2
+
+
+def _outages(site: Site) -> int:
+    rows = site.fetch("SELECT outages FROM epica_mail_deliverygate WHERE scope = 'transport'")
+    return int(rows[0][0]) if rows else 0
+
+
+def _updates(site: Site) -> int:
+    """Return how many row versions of mails PostgreSQL has written by UPDATE."""
+    query = "SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'epica_mail_emaillog'"
+    return int(site.fetch(query)[0][0])
+
+
+def _status(site: Site) -> dict[str, dict[str, str]]:
+    command = [sys.executable, "manage.py", "epica_mail", "status", "--json"]
+    env = {**os.environ, **site.env}
+    done = subprocess.run(command, cwd=EXAMPLE_PROJECT, env=env, check=True, stdout=subprocess.PIPE)
+    report: dict[str, dict[str, str]] = json.loads(done.stdout)
+    return report
+
+
+def test_an_outage_of_hours_costs_nothing_and_the_backlog_drains_by_priority(
+    tmp_path: Path,
+) -> None:
+    database, clock = Postgres(tmp_path), Clock(tmp_path / "clock")
+    env = {"SHOP_MORE_APPS": "tests.faults.clocks", **clock.env}
+    site = Site(database, "postgresql", tmp_path, {"BREAKER_SECONDS": BREAKER_SECONDS}, env)
+    try:
+        site.smtp.refuse_connections()
+        site.call(queue_in_bulk, MAILS // len(LEVELS))
+        workers = site.start_workers(2, concurrency=PROCESSES // 2)
+        site.start_beat()
+        probes = 0
+        for _ in range(STEPS):
+            wait_until(
+                lambda: _outages(site) > probes and "sending" not in site.statuses(),  # noqa: B023
+                timeout=30,
+                what="the next probe",
+                details=lambda: f"{probes} so far, {site.statuses()}\n{workers[0].log_tail()}",  # noqa: B023
+            )
+            probes = _outages(site)
+            clock.travel(3600 / STEPS)
+        assert "transport smtp" in _status(site)["held back"]
+        rings, updates = _received(workers, DELIVER), _updates(site)
+        print(
+            f"An hour of outage, {MAILS} mails: {probes} probes, {rings} rings, "
+            f"{updates} updates of rows"
+        )
+        # One claim is of a whole batch, before anything is known; every probe is of one mail.
+        assert rings <= 2 * (probes + PROCESSES)
+        assert updates <= 2 * (PROCESSES * BATCH + probes)
+        assert site.fetch("SELECT count(*) FROM epica_mail_emaillog WHERE tries > 0") == [(0,)]
+
+        site.smtp.listen_again()
+        clock.travel(BREAKER_SECONDS + 1)
+        site.wait_for(sent=MAILS, timeout=60 + MAILS / 200)
+        drained = [int(_subject(message.content)) for message in site.smtp.accepted]
+        seconds = site.smtp.accepted[-1].time - site.smtp.accepted[0].time
+        rings = _received(workers, DELIVER) - rings
+        print(f"Drained in {seconds:.1f} s ({MAILS / seconds:.0f} mails a second), {rings} rings")
+        assert rings <= 4 * PROCESSES + seconds / 5
+        site.require_each_arrived_once(MAILS)
+        assert _disorder(drained) <= PROCESSES * BATCH
+        assert "transport smtp" not in _status(site)["held back"]
+    finally:
+        site.close()
+
+
+DELIVER = "django_epica_mail.tasks.deliver_emails"
+
+
+def _subject(content: bytes) -> str:
+    head = content.partition(b"\r\n\r\n")[0].decode()
+    return next(line for line in head.splitlines() if line.startswith("Subject:")).split()[1]
+
+
+def _disorder(drained: list[int]) -> int:
+    """Return the greatest number of mails that came before one more urgent than they."""
+    waiting = Counter(drained)
+    before: Counter[int] = Counter()
+    worst = 0
+    for level in drained:
+        waiting[level] -= 1
+        before[level] += 1
+        ahead = [other for other in LEVELS if other > level and waiting[other]]
+        if ahead:
+            worst = max(worst, before[level])
+    return worst

@@ -1,0 +1,234 @@
+"""Whatever a server does, decisions are bounded, and bad news never makes them more hopeful."""
+
+from __future__ import annotations
+
+import smtplib
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_epica_mail import lifecycle, retry
+from django_epica_mail.lifecycle import Status
+from django_epica_mail.retry import Decision, Failure, Kind, Policy, Result, Stage
+
+RECIPIENTS = range(4)
+ENDLESS = {Kind.OUTAGE, Kind.THROTTLED}
+FOR_GOOD = {Kind.PERMANENT, Kind.MESSAGE, Kind.OVERDUE}
+IN_DOUBT = {Kind.UNKNOWN, Kind.WORKER_LOST}
+
+refusals = st.builds(
+    Failure,
+    kind=st.sampled_from([Kind.PERMANENT, Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE]),
+    code=st.none() | st.integers(400, 599),
+)
+failures = st.builds(Failure, kind=st.sampled_from(Kind), code=st.none() | st.integers(400, 599))
+policies = st.builds(
+    Policy,
+    tries=st.integers(0, 9),
+    max_retries=st.integers(0, 9),
+    retry_delay=st.floats(0, 1e6),
+    on_unknown=st.sampled_from(["resend", "hold", "fail"]),
+    too_old=st.booleans(),
+)
+replies = st.tuples(st.integers(-1, 999), st.binary() | st.text())
+
+
+@st.composite
+def results(draw: st.DrawFn, kinds: set[Kind] | None = None) -> Result:
+    """Return what a try at all of ``RECIPIENTS`` may come to; with ``kinds``, a failure of one."""
+    refused = draw(st.dictionaries(st.sampled_from(RECIPIENTS), refusals))
+    if kinds is not None:
+        return Result(failure=Failure(kind=draw(st.sampled_from(sorted(kinds)))), refused=refused)
+    if len(refused) == len(RECIPIENTS):
+        return Result(failure=retry.mildest(refused.values()), refused=refused)
+    return Result(failure=draw(st.none() | failures), refused=refused)
+
+
+def end(decision: Decision) -> Status:
+    return decision.moves[-1].target
+
+
+def is_postponed(result: Result, policy: Policy, *, accepted_before: bool) -> bool:
+    return end(retry.conclude(result, policy, RECIPIENTS, accepted_before)) is Status.RETRYING
+
+
+@given(results(), policies, st.booleans(), st.integers(1, 9))
+def test_more_tries_used_or_fewer_allowed_never_turn_an_end_into_a_retry(
+    result: Result, policy: Policy, accepted_before: bool, more: int
+) -> None:
+    if is_postponed(result, policy, accepted_before=accepted_before):
+        return
+    used = replace(policy, tries=policy.tries + more)
+    allowed = replace(policy, max_retries=max(0, policy.max_retries - more))
+    assert not is_postponed(result, used, accepted_before=accepted_before)
+    assert not is_postponed(result, allowed, accepted_before=accepted_before)
+
+
+@given(results(), policies, st.booleans())
+def test_what_is_too_old_is_never_postponed(
+    result: Result, policy: Policy, accepted_before: bool
+) -> None:
+    assert not is_postponed(result, replace(policy, too_old=True), accepted_before=accepted_before)
+
+
+@given(results(FOR_GOOD), policies, st.booleans())
+def test_what_failed_for_good_is_not_tried_again(
+    result: Result, policy: Policy, accepted_before: bool
+) -> None:
+    decision = retry.conclude(result, policy, RECIPIENTS, accepted_before)
+    assert end(decision) is (Status.SENT if accepted_before else Status.FAILED)
+
+
+@given(results(IN_DOUBT), policies, st.booleans())
+def test_what_may_have_been_accepted_is_sent_again_by_one_policy_only(
+    result: Result, policy: Policy, accepted_before: bool
+) -> None:
+    decision = retry.conclude(result, policy, RECIPIENTS, accepted_before)
+    assert decision.moves[0] is lifecycle.LOSE
+    assert decision.uses_try
+    if policy.on_unknown == "hold":
+        assert end(decision) is Status.UNKNOWN
+    if end(decision) is Status.RETRYING:
+        assert policy.on_unknown == "resend"
+        assert policy.tries < policy.max_retries
+
+
+@given(results(), policies, st.booleans())
+def test_what_is_nobodys_fault_uses_up_no_try(
+    result: Result, policy: Policy, accepted_before: bool
+) -> None:
+    decision = retry.conclude(result, policy, RECIPIENTS, accepted_before)
+    if decision.failure is not None and decision.failure.kind in ENDLESS:
+        assert not decision.uses_try
+        assert policy.too_old or end(decision) is Status.RETRYING
+
+
+@given(results(), policies, st.booleans())
+def test_the_delay_is_bounded_and_only_what_is_tried_again_has_one(
+    result: Result, policy: Policy, accepted_before: bool
+) -> None:
+    decision = retry.conclude(result, policy, RECIPIENTS, accepted_before)
+    assert 0 <= decision.delay <= max(policy.retry_delay, retry.THROTTLE_SECONDS)
+    if end(decision) is not Status.RETRYING:
+        assert decision.delay == 0
+
+
+@given(results(), policies, st.booleans())
+def test_the_moves_are_a_legal_path_out_of_sending(
+    result: Result, policy: Policy, accepted_before: bool
+) -> None:
+    status = Status.SENDING
+    for move in retry.conclude(result, policy, RECIPIENTS, accepted_before).moves:
+        assert status in move.sources
+        status = move.target
+    assert status in {*lifecycle.FINAL, Status.RETRYING, Status.UNKNOWN}
+
+
+@given(results(), policies, st.booleans())
+def test_a_recipient_is_noted_once_at_most_and_as_the_server_said(
+    result: Result, policy: Policy, accepted_before: bool
+) -> None:
+    decision = retry.conclude(result, policy, RECIPIENTS, accepted_before)
+    assert not decision.accepted & decision.refused.keys()
+    assert decision.accepted.isdisjoint(result.refused)
+    if result.failure is not None:
+        assert not decision.accepted
+    if end(decision) is Status.RETRYING:
+        kinds = {failure.kind for failure in decision.refused.values()}
+        assert kinds <= {Kind.PERMANENT}
+        assert set(RECIPIENTS) - decision.accepted - decision.refused.keys(), (
+            "nobody is left to try"
+        )
+
+
+@given(st.data(), st.sampled_from(["resend", "hold", "fail"]), st.integers(0, 3))
+def test_whoever_accepted_is_never_among_those_tried_later(
+    data: st.DataObject, on_unknown: str, max_retries: int
+) -> None:
+    outstanding, accepted, tries = list(RECIPIENTS), set[int](), 0
+    for _ in range(12):
+        refused = data.draw(st.dictionaries(st.integers(0, len(outstanding) - 1), refusals))
+        failure = data.draw(st.none() | failures)
+        if len(refused) == len(outstanding):
+            failure = retry.mildest(refused.values())
+        # As the transport tells it: by place among those tried.
+        result = retry.at_positions(Result(failure=failure, refused=refused), outstanding)
+        policy = Policy(
+            tries=tries,
+            max_retries=max_retries,
+            retry_delay=1.0,
+            on_unknown=on_unknown,
+            too_old=data.draw(st.booleans()),
+        )
+        decision = retry.conclude(result, policy, outstanding, bool(accepted))
+        if failure is None:
+            accepted |= set(outstanding).difference(result.refused)
+        tries += decision.uses_try
+        assert tries <= max_retries + 1
+        if end(decision) is not Status.RETRYING:
+            expected = Status.SENT if accepted else Status.FAILED
+            assert end(decision) in (expected, Status.UNKNOWN)
+            return
+        done = decision.accepted | decision.refused.keys()
+        outstanding = [position for position in outstanding if position not in done]
+        assert outstanding
+        assert accepted.isdisjoint(outstanding)
+
+
+@given(replies)
+def test_a_reply_has_a_kind_by_its_first_digit_and_words_that_any_column_takes(
+    reply: tuple[int, bytes | str],
+) -> None:
+    code, _ = reply
+    failure = retry.classify_reply(*reply)
+    if code == 421:
+        assert failure.kind in ENDLESS
+    elif 500 <= code < 600:
+        assert failure.kind is (Kind.OUTAGE if code == 530 else Kind.PERMANENT)
+    else:
+        assert failure.kind is Kind.TRANSIENT
+    assert failure.code == (code if code > 0 else None)
+    assert len(failure.reply) <= retry.REPLY_LENGTH
+    assert "\0" not in failure.reply
+    assert failure.reply.encode().decode() == failure.reply
+
+
+errors = st.one_of(
+    st.builds(smtplib.SMTPDataError, st.integers(-1, 999), st.binary()),
+    st.builds(smtplib.SMTPSenderRefused, st.integers(-1, 999), st.binary(), st.just("a@b")),
+    st.builds(smtplib.SMTPServerDisconnected, st.text()),
+    st.dictionaries(st.text(), st.tuples(st.integers(400, 599), st.binary()), min_size=1).map(
+        smtplib.SMTPRecipientsRefused
+    ),
+    st.sampled_from([OSError, TimeoutError, ValueError, RuntimeError, KeyError]).flatmap(
+        lambda kind: st.builds(kind, st.text())
+    ),
+)
+
+
+@given(errors, st.sampled_from(Stage))
+def test_an_exception_leaves_doubt_only_when_the_content_may_have_been_taken(
+    error: Exception, stage: Stage
+) -> None:
+    failure = retry.classify(error, stage)
+    has_reply = isinstance(error, smtplib.SMTPRecipientsRefused) or (
+        isinstance(error, smtplib.SMTPResponseException) and error.smtp_code > 0
+    )
+    if has_reply or stage in (Stage.CONNECT, Stage.ENVELOPE):
+        assert failure.kind not in IN_DOUBT
+    elif stage in (Stage.CONTENT, Stage.ANSWERED):
+        assert failure.kind is Kind.UNKNOWN
+    if stage is Stage.CONNECT and not isinstance(error, smtplib.SMTPRecipientsRefused):
+        assert failure.kind in ENDLESS
+    assert failure.kind is not Kind.WORKER_LOST
+
+
+@given(st.lists(refusals, min_size=1), refusals)
+def test_one_refusal_more_never_makes_the_outlook_worse(
+    few: list[Failure], one_more: Failure
+) -> None:
+    hope = [Kind.PERMANENT, Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE]
+    before, after = retry.mildest(few), retry.mildest([*few, one_more])
+    assert hope.index(after.kind) >= hope.index(before.kind)
+    assert after in [*few, one_more]
