@@ -27,7 +27,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # Deprecations are errors in the processes of the site too, those of Django for removal included.
-_WARNINGS = "error::DeprecationWarning,error::PendingDeprecationWarning"
+WARNINGS = "error::DeprecationWarning,error::PendingDeprecationWarning"
 
 
 class Call(Generic[R]):
@@ -100,7 +100,7 @@ class Site:
         self.env = {
             "DJANGO_SETTINGS_MODULE": "shopsite.settings",
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(EXAMPLE_PROJECT)]),
-            "PYTHONWARNINGS": _WARNINGS,
+            "PYTHONWARNINGS": WARNINGS,
             "SHOP_DATABASE_URL": self.database_url,
             "SHOP_BROKER_URL": self.redis.url(),
             "SHOP_SMTP_PORT": str(self.smtp.port),

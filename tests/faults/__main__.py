@@ -1,0 +1,86 @@
+"""The long form of the fault suite: runs of random seeds, one after the other, and their table.
+
+    tox run -e faults-long -- --minutes 30
+
+Each line of the report is a run; the table in Markdown at its end sums up each scenario. The exit
+code is 1 if a promise was broken; the seed of that run is printed, and replays it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from itertools import cycle
+from pathlib import Path
+
+import django
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+django.setup()
+
+from tests.faults.run import SCENARIOS, Report, run  # noqa: E402 - models, after the set-up
+
+SECONDS = 60
+
+
+def main() -> int:
+    """Run until the time is over, print the table, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", type=int, help="of the first run (default: a random one)")
+    parser.add_argument("--scenario", choices=SCENARIOS, help="only this one")
+    arguments = parser.parse_args()
+    end = time.monotonic() + arguments.minutes * 60
+    seeds = random.Random(arguments.seed)
+    seed = arguments.seed or seeds.randrange(1 << 30)
+    reports: list[Report] = []
+    for name in cycle([arguments.scenario] if arguments.scenario else SCENARIOS):
+        if reports and time.monotonic() >= end:
+            break
+        with tempfile.TemporaryDirectory() as folder:
+            report = run(seed, name, Path(folder), seconds=SECONDS)
+        reports.append(report)
+        verdict = report.verdict
+        print(f"seed {seed}, {name}: {verdict.mails} mails, {sum(report.injected.values())} faults")
+        for breach in verdict.breaches:
+            print(f"  BREACH {breach}")
+        seed = seeds.randrange(1 << 30)
+    print(table(reports))
+    return int(any(report.verdict.breaches for report in reports))
+
+
+def table(reports: list[Report]) -> str:
+    """Return what the runs came to, by scenario and by fault, in Markdown."""
+    by_scenario: dict[str, list[Report]] = defaultdict(list)
+    for report in reports:
+        by_scenario[report.scenario].append(report)
+    lines = [
+        "",
+        "| scenario | runs | mails | faults | through `unknown` | accepted twice by `resend` "
+        "| breaches |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, runs in by_scenario.items():
+        verdicts = [report.verdict for report in runs]
+        numbers = (
+            len(runs),
+            sum(verdict.mails for verdict in verdicts),
+            sum(sum(report.injected.values()) for report in runs),
+            sum(verdict.passed_through_unknown for verdict in verdicts),
+            sum(verdict.resent for verdict in verdicts),
+            sum(len(verdict.breaches) for verdict in verdicts),
+        )
+        lines.append(f"| {name} | {' | '.join(map(str, numbers))} |")
+    faults = sum((report.injected for report in reports), Counter())
+    lines += ["", "| fault | injected |", "|---|---|"]
+    lines += [f"| {fault.replace('_', ' ')} | {count} |" for fault, count in sorted(faults.items())]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
