@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,9 +48,15 @@ def _last(rng: random.Random, least: float = 0.2, most: float = 2.0) -> None:
 # -- workers
 
 
+def _unless_ended() -> suppress[RuntimeError]:
+    """Pass over a worker that has ended by itself; the run starts it again."""
+    return suppress(RuntimeError)
+
+
 def kill_pool_process(stack: Stack, rng: random.Random) -> None:
     """SIGKILL one process of a worker's pool; the worker forks another."""
-    rng.choice(stack.workers).kill_child()
+    with _unless_ended():
+        rng.choice(stack.workers).kill_child()
 
 
 def kill_worker(stack: Stack, rng: random.Random) -> None:
@@ -64,9 +70,10 @@ def stall_worker(stack: Stack, rng: random.Random) -> None:
     """SIGSTOP a worker for longer than its lease; it wakes up when its mail was taken away."""
     worker = rng.choice(stack.workers)
     stack.stalls += 1
-    worker.pause()
-    time.sleep(stack.lease_seconds + rng.uniform(0.5, 2))
-    worker.resume()
+    with _unless_ended():
+        worker.pause()
+        time.sleep(stack.lease_seconds + rng.uniform(0.5, 2))
+        worker.resume()
 
 
 def shut_down_warm(stack: Stack, rng: random.Random) -> None:
