@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 from devservers.process import ManagedProcess, free_port
@@ -82,15 +81,14 @@ class RabbitMQServer(ManagedProcess):
         """Run ``rabbitmqctl``; raise ``CalledProcessError`` when it fails."""
         subprocess.run(
             [self._programs / "rabbitmqctl", *arguments],
-            env=dict(self.env or {}),
+            env=self.env,
             check=True,
             capture_output=True,
         )
 
     def close(self) -> None:
         """Kill the server and its port mapper."""
-        with suppress(RuntimeError):
-            self.kill()
+        self.kill()
         self._mapper.kill()
 
 

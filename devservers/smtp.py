@@ -7,12 +7,11 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
-from email.parser import BytesHeaderParser
 from typing import TYPE_CHECKING, TypeVar
 
 from devservers.process import free_port
 from devservers.smtp_faults import Delay, Hold
-from devservers.smtp_inbox import AcceptedMessage, Inbox
+from devservers.smtp_inbox import AcceptedMessage, Inbox, read_header
 from devservers.smtp_session import Session
 
 if TYPE_CHECKING:
@@ -171,12 +170,11 @@ class SMTPServer(Inbox):
 
     def keep(self, session: Session) -> None:
         """Record the session's message as accepted."""
-        head = session.content.partition(b"\r\n\r\n")[0]
         message = AcceptedMessage(
             sender=session.sender or "",
             recipients=tuple(session.recipients),
             content=session.content,
-            message_id=str(BytesHeaderParser().parsebytes(head).get("Message-ID", "")).strip(),
+            message_id=read_header(session.content, "Message-ID"),
             connection=session.number,
             time=time.time(),
             options=session.options,

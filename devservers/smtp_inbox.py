@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from email.parser import BytesHeaderParser
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,16 @@ class AcceptedMessage:
     connection: int
     time: float
     options: tuple[str, ...] = ()
+
+    def header(self, name: str) -> str:
+        """Return the value of a header of the message, or "" if it has none of that name."""
+        return read_header(self.content, name)
+
+
+def read_header(content: bytes, name: str) -> str:
+    """Return the value of a header of a message, or "" if it has none of that name."""
+    head = content.partition(b"\r\n\r\n")[0]
+    return str(BytesHeaderParser().parsebytes(head).get(name, "")).strip()
 
 
 class Inbox:

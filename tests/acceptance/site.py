@@ -152,7 +152,11 @@ class Site:
 
     def sweep(self) -> dict[str, int]:
         """Sweep once, by the command for sites without beat; return what it reports."""
-        command = [sys.executable, "manage.py", "epica_mail", "dispatch", "--json"]
+        return self.command("dispatch")
+
+    def command(self, action: str) -> dict[str, Any]:
+        """Run an action of ``manage.py epica_mail``, and return its report."""
+        command = [sys.executable, "manage.py", "epica_mail", action, "--json"]
         done = subprocess.run(
             command,
             cwd=EXAMPLE_PROJECT,
@@ -160,7 +164,7 @@ class Site:
             check=True,
             stdout=subprocess.PIPE,
         )
-        report: dict[str, int] = json.loads(done.stdout)
+        report: dict[str, Any] = json.loads(done.stdout)
         return report
 
     def start_workers(

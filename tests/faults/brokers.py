@@ -82,8 +82,8 @@ class Redis(RedisServer):
         """Name the keys that are neither queues nor Celery's own book-keeping."""
         with self.client() as client:
             keys = [key.decode() for key in client.keys("*")]
-        known = (*QUEUES, "celery", "_kombu.", "unacked")
-        return [key for key in keys if not key.startswith(known)]
+        strange = [key for key in keys if key not in (*QUEUES, "celery")]
+        return [key for key in strange if not key.startswith(("_kombu.", "unacked"))]
 
     def close(self) -> None:
         """End it for good."""

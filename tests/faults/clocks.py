@@ -25,8 +25,8 @@ class ClocksConfig(AppConfig):
 
     def ready(self) -> None:
         """Set them."""
-        if ahead := float(os.environ.get("CLOCK_AHEAD", 0)):
-            time_machine.travel(time.time() + ahead, tick=True).start()
+        if seconds := float(os.environ.get("CLOCK_AHEAD", 0)):
+            time_machine.travel(time.time() + seconds, tick=True).start()
         if "CLOCK_FILE" in os.environ:
             task_prerun.connect(_shift, dispatch_uid="clocks")
 

@@ -69,9 +69,9 @@ def kill_worker(stack: Stack, rng: random.Random) -> None:
 def stall_worker(stack: Stack, rng: random.Random) -> None:
     """SIGSTOP a worker for longer than its lease; it wakes up when its mail was taken away."""
     worker = rng.choice(stack.workers)
-    stack.stalls += 1
     with _unless_ended():
         worker.pause()
+        stack.stalls += 1
         time.sleep(stack.lease_seconds + rng.uniform(0.5, 2))
         worker.resume()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from email.parser import BytesHeaderParser
 from typing import Any
 
 from devservers.smtp_inbox import AcceptedMessage
@@ -58,13 +57,8 @@ def judge(
 def _by_key(accepted: list[AcceptedMessage]) -> defaultdict[str, list[AcceptedMessage]]:
     arrived: defaultdict[str, list[AcceptedMessage]] = defaultdict(list)
     for message in accepted:
-        arrived[_header(message, "Subject")].append(message)
+        arrived[message.header("Subject")].append(message)
     return arrived
-
-
-def _header(message: AcceptedMessage, name: str) -> str:
-    head = message.content.partition(b"\r\n\r\n")[0]
-    return str(BytesHeaderParser().parsebytes(head)[name]).strip()
 
 
 def _twice(messages: list[AcceptedMessage]) -> list[str]:
@@ -85,7 +79,7 @@ def _breaches(row: dict[str, Any], messages: list[AcceptedMessage]) -> list[str]
         found.append("is sent, and never arrived")
     if {message.message_id for message in messages} - {row["message_id"]}:
         found.append("arrived under another Message-ID")
-    if {_header(message, "Idempotency-Key") for message in messages} - {row["key"]}:
+    if {message.header("Idempotency-Key") for message in messages} - {row["key"]}:
         found.append("arrived under another idempotency key")
     if _twice(messages) and not (ambiguous and policy == "resend"):
         found.append(f"arrived twice, with policy {policy} and tries {row['kinds']}")

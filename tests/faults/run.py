@@ -7,12 +7,12 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -77,6 +77,8 @@ class Report:
     seed: int
     scenario: str
     injected: Counter[str] = field(default_factory=Counter)
+    revived: int = 0
+    """How often a worker had ended by itself."""
     verdict: Verdict = field(default_factory=Verdict)
 
 
@@ -124,10 +126,10 @@ def run(seed: int, name: str, folder: Path, *, seconds: float, producers: int = 
             fault = deck.pop()
             report.injected[fault.__name__] += 1
             fault(stack, rng)
-            report.injected["worker_that_ended"] += _revive(workers)
+            report.revived += _revive(workers)
         for call in calls:
             call.result(timeout=120)
-        report.injected["worker_that_ended"] += _revive(workers)
+        report.revived += _revive(workers)
         _calm_down(stack)
         site.call(maintenance.retry_failed)  # which must not wake what may have been accepted
         _calm_down(stack)
@@ -144,9 +146,7 @@ def run(seed: int, name: str, folder: Path, *, seconds: float, producers: int = 
 
 
 @contextmanager
-def opened(
-    scenario: Scenario, folder: Path, epica_mail: Mapping[str, Any] = EPICA_MAIL
-) -> Iterator[Stack]:
+def opened(scenario: Scenario, folder: Path) -> Iterator[Stack]:
     """Start everything a scenario needs, and end it afterwards."""
     with ExitStack() as ends:
         database = scenario.database(folder)
@@ -164,7 +164,8 @@ def opened(
             # kombu, when it gives a message out again.
             "PYTHONWARNINGS": f"{WARNINGS},ignore:Call to deprecated setex",
         }
-        site = Site(database, scenario.broker, folder, dict(epica_mail), env)
+        # The database is the scenario's own kind, so that there is no kind to name.
+        site = Site(database, "", folder, EPICA_MAIL, env)
         ends.callback(site.close)
         site.smtp.inject(refuse("rcpt", 550, "5.1.1 No such user", recipient=_is_never))
         site.smtp.inject(Greylist())

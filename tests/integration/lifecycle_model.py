@@ -34,17 +34,10 @@ _POSTGRESQL = (
     "CREATE TRIGGER witness AFTER UPDATE OF status ON epica_mail_emaillog FOR EACH ROW "
     "WHEN (old.status <> new.status) EXECUTE FUNCTION witness()",
 )
-_MARIADB = (
-    "CREATE TABLE witness (number integer AUTO_INCREMENT PRIMARY KEY, email char(36), "
-    "old varchar(16), new varchar(16))",
-    "CREATE TRIGGER witness AFTER UPDATE ON epica_mail_emaillog FOR EACH ROW "
-    f"IF old.status <> new.status THEN {_NOTE} END IF",
-)
-_MAKE = {"sqlite": _SQLITE, "postgresql": _POSTGRESQL, "mysql": _MARIADB}
+_MAKE = {"sqlite": _SQLITE, "postgresql": _POSTGRESQL}
 _DROP = {
     "sqlite": ("DROP TRIGGER witness", "DROP TABLE witness"),
     "postgresql": ("DROP FUNCTION witness CASCADE", "DROP TABLE witness"),
-    "mysql": ("DROP TRIGGER witness", "DROP TABLE witness"),
 }
 
 

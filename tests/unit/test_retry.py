@@ -6,8 +6,6 @@ import smtplib
 import socket
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from django_epica_mail import lifecycle, retry
 from django_epica_mail.lifecycle import Status
@@ -121,76 +119,3 @@ def test_a_failure_for_the_rest_ends_well_for_those_accepted_before() -> None:
 def test_refusals_are_counted_among_all_recipients() -> None:
     result = Result(refused={0: Failure(kind=Kind.PERMANENT)})
     assert set(retry.at_positions(result, [4, 7]).refused) == {4}
-
-
-refusals = st.builds(Failure, kind=st.sampled_from([Kind.PERMANENT, Kind.TRANSIENT]))
-failures = st.none() | st.builds(Failure, kind=st.sampled_from(list(Kind)))
-BUDGETED = [Kind.TRANSIENT, Kind.UNKNOWN, Kind.WORKER_LOST]
-policies = st.builds(
-    Policy,
-    tries=st.integers(0, 9),
-    max_retries=st.integers(0, 9),
-    retry_delay=st.floats(0, 1e6),
-    on_unknown=st.sampled_from(["resend", "hold", "fail"]),
-    too_old=st.booleans(),
-)
-
-
-@given(failures, st.dictionaries(st.integers(0, 4), refusals), policies, st.booleans())
-def test_whatever_happened_the_decision_is_legal_bounded_and_sends_nobody_a_second_copy(
-    failure, refused, policy, accepted_before
-) -> None:
-    if failure is None and len(refused) == 5:
-        return  # no recipient accepted is a failure of the mail
-    result = Result(failure=failure, refused=refused)
-    decision = retry.conclude(result, policy, range(5), accepted_before)
-    status = Status.SENDING
-    for move in decision.moves:
-        assert status in move.sources
-        status = move.target
-    assert status is not Status.SENDING
-    assert 0 <= decision.delay <= max(policy.retry_delay, retry.THROTTLE_SECONDS)
-    if status is Status.RETRYING:
-        assert not policy.too_old
-        assert not decision.uses_try or policy.tries < policy.max_retries
-        if failure is None:
-            assert decision.accepted | set(refused) == set(range(5))
-    if status is Status.FAILED:
-        assert failure is not None
-        assert not accepted_before
-    if failure is None and status is Status.SENT:
-        assert set(decision.refused) == set(refused)
-
-
-@given(st.data(), st.sampled_from(["resend", "hold", "fail"]), st.integers(0, 4))
-def test_over_all_its_tries_a_mail_goes_to_each_recipient_once_and_ends(
-    data: st.DataObject, on_unknown: str, max_retries: int
-) -> None:
-    outstanding, accepted, tries = list(range(4)), set[int](), 0
-    status = Status.RETRYING
-    while status is Status.RETRYING:
-        refused = data.draw(st.dictionaries(st.sampled_from(outstanding), refusals))
-        failure = data.draw(st.none() | st.builds(Failure, kind=st.sampled_from(BUDGETED)))
-        if len(refused) == len(outstanding):
-            failure = retry.mildest(refused.values())
-        result = Result(failure=failure, refused=refused)
-        rules = policy(tries=tries, max_retries=max_retries, on_unknown=on_unknown)
-        decision = retry.conclude(result, rules, outstanding, bool(accepted))
-        status = decision.moves[-1].target
-        taken = set(outstanding).difference(refused) if failure is None else set()
-        assert not taken & accepted
-        accepted |= taken
-        if status is Status.RETRYING:
-            outstanding = [
-                position
-                for position in outstanding
-                if position not in decision.accepted and position not in decision.refused
-            ]
-            assert outstanding, "nobody is left to try, so it should have ended"
-            assert not accepted.intersection(outstanding)
-        tries += decision.uses_try
-        assert tries <= max_retries + 1
-    if accepted:
-        assert status in (Status.SENT, Status.UNKNOWN)
-    else:
-        assert status in (Status.FAILED, Status.UNKNOWN)

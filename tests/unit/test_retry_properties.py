@@ -22,6 +22,11 @@ refusals = st.builds(
     kind=st.sampled_from([Kind.PERMANENT, Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE]),
     code=st.none() | st.integers(400, 599),
 )
+# Each of these ends the mail or uses up a try, so that none is tried without end.
+counted_refusals = st.builds(Failure, kind=st.sampled_from([Kind.PERMANENT, Kind.TRANSIENT]))
+counted_failures = st.builds(
+    Failure, kind=st.sampled_from([Kind.TRANSIENT, Kind.UNKNOWN, Kind.WORKER_LOST])
+)
 failures = st.builds(Failure, kind=st.sampled_from(Kind), code=st.none() | st.integers(400, 599))
 policies = st.builds(
     Policy,
@@ -174,6 +179,72 @@ def test_whoever_accepted_is_never_among_those_tried_later(
         outstanding = [position for position in outstanding if position not in done]
         assert outstanding
         assert accepted.isdisjoint(outstanding)
+
+
+@given(st.none() | failures, st.dictionaries(st.integers(0, 4), refusals), policies, st.booleans())
+def test_whatever_happened_the_decision_is_legal_bounded_and_sends_nobody_a_second_copy(
+    failure: Failure | None, refused: dict[int, Failure], policy: Policy, accepted_before: bool
+) -> None:
+    if failure is None and len(refused) == 5:
+        return  # no recipient accepted is a failure of the mail
+    result = Result(failure=failure, refused=refused)
+    decision = retry.conclude(result, policy, range(5), accepted_before)
+    status = Status.SENDING
+    for move in decision.moves:
+        assert status in move.sources
+        status = move.target
+    assert status is not Status.SENDING
+    assert 0 <= decision.delay <= max(policy.retry_delay, retry.THROTTLE_SECONDS)
+    if status is Status.RETRYING:
+        assert not policy.too_old
+        assert not decision.uses_try or policy.tries < policy.max_retries
+        if failure is None:
+            assert decision.accepted | set(refused) == set(range(5))
+    if status is Status.FAILED:
+        assert failure is not None
+        assert not accepted_before
+    if failure is None and status is Status.SENT:
+        assert set(decision.refused) == set(refused)
+
+
+@given(st.data(), st.sampled_from(["resend", "hold", "fail"]), st.integers(0, 4))
+def test_over_all_its_tries_a_mail_goes_to_each_recipient_once_and_ends(
+    data: st.DataObject, on_unknown: str, max_retries: int
+) -> None:
+    outstanding, accepted, tries = list(range(4)), set[int](), 0
+    status = Status.RETRYING
+    while status is Status.RETRYING:
+        refused = data.draw(st.dictionaries(st.sampled_from(outstanding), counted_refusals))
+        failure = data.draw(st.none() | counted_failures)
+        if len(refused) == len(outstanding):
+            failure = retry.mildest(refused.values())
+        result = Result(failure=failure, refused=refused)
+        rules = Policy(
+            tries=tries,
+            max_retries=max_retries,
+            retry_delay=300.0,
+            on_unknown=on_unknown,
+            too_old=False,
+        )
+        decision = retry.conclude(result, rules, outstanding, bool(accepted))
+        status = end(decision)
+        taken = set(outstanding).difference(refused) if failure is None else set()
+        assert not taken & accepted
+        accepted |= taken
+        if status is Status.RETRYING:
+            outstanding = [
+                position
+                for position in outstanding
+                if position not in decision.accepted and position not in decision.refused
+            ]
+            assert outstanding, "nobody is left to try, so it should have ended"
+            assert not accepted.intersection(outstanding)
+        tries += decision.uses_try
+        assert tries <= max_retries + 1
+    if accepted:
+        assert status in (Status.SENT, Status.UNKNOWN)
+    else:
+        assert status in (Status.FAILED, Status.UNKNOWN)
 
 
 @given(replies)
