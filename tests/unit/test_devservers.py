@@ -484,6 +484,7 @@ def test_worker_and_beat_run_tasks_and_survive_faults(tmp_path: Path) -> None:
         "@app.task(name='tick')\ndef tick():\n"
         "    app.backend.client.incr('ticks')\n"
     )
+    going_to_sleep = "beat: Waking up"
     with RedisServer(tmp_path) as broker, broker.client() as store:
         env = {"TINY_BROKER": broker.url()}
 
@@ -496,7 +497,7 @@ def test_worker_and_beat_run_tasks_and_survive_faults(tmp_path: Path) -> None:
 
         with (
             Worker(tmp_path, "tinyapp", env, folder=tmp_path) as worker,
-            Beat(tmp_path, "tinyapp", env, folder=tmp_path) as beat,
+            Beat(tmp_path, "tinyapp", env, folder=tmp_path, loglevel="DEBUG") as beat,
         ):
             tail = worker.log_tail
             await_tick()
@@ -519,6 +520,15 @@ def test_worker_and_beat_run_tasks_and_survive_faults(tmp_path: Path) -> None:
             assert all(gone(child) for child in children)
             worker.start()
             await_tick()
+            # Celery closes beat's schedule in the handler of the signal. Where that cuts into a
+            # write of the schedule, beat fails; it has none under way when it goes to sleep.
+            naps = beat.log_text().count(going_to_sleep)
+            wait_until(
+                lambda: beat.log_text().count(going_to_sleep) > naps,
+                timeout=10,
+                what="beat to go to sleep",
+                interval=0.001,
+            )
             assert beat.stop() == 0
             assert worker.quit() == 0
 
