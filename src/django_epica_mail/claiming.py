@@ -23,6 +23,9 @@ from django_epica_mail.retry import Kind
 _CLAIM_PATIENCE = 2.0
 """Seconds for which a claim that loses its rows, a deadlock or a serialisation race is repeated."""
 
+_ABOVE_ALL = 10
+"""A priority higher than any."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -52,17 +55,10 @@ def due_levels(queue: str, transport: str, using: str) -> Iterator[int]:
 
     Each is one look at the end of an index, however many rows there are: due, scheduled or done.
     """
-    level: int | None = None
-    while True:
-        waiting = EmailLog.objects.using(using).filter(queue=queue, transport=transport)
-        waiting = (
-            waiting.filter(pending__isnull=False)
-            if level is None
-            else waiting.filter(pending__lt=level)
-        )
-        level = waiting.aggregate(level=Max("pending"))["level"]
-        if level is None:
-            return
+    level = _ABOVE_ALL
+    waiting = EmailLog.objects.using(using).filter(queue=queue, transport=transport)
+    # Not "is not NULL" for the first: of that, MariaDB would read every row there is.
+    while (level := waiting.filter(pending__lt=level).aggregate(m=Max("pending"))["m"]) is not None:
         yield level
 
 
@@ -73,6 +69,12 @@ def due(queue: str, transport: str, level: int, using: str) -> EmailQuerySet:
         .filter(queue=queue, transport=transport, pending=level, due_at__lte=clock.now())
         .order_by("due_at", "id")
     )
+
+
+def has_due(queue: str, transport: str, level: int, using: str) -> bool:
+    """Tell whether there is mail that may be claimed now at one priority."""
+    # Not by exists(), which drops the order: PostgreSQL would then look for one through all rows.
+    return bool(due(queue, transport, level, using).values_list("pk")[:1])
 
 
 def claim(queue: str) -> Batch | None:
@@ -103,7 +105,7 @@ def claim(queue: str) -> Batch | None:
 
 def _claim_level(queue: str, alias: str, level: int, is_probe: bool, using: str) -> Batch | None:
     rows = due(queue, alias, level, using)
-    if is_probe and not (rows.exists() and gates.take_probe(alias, using)):
+    if is_probe and not (has_due(queue, alias, level, using) and gates.take_probe(alias, using)):
         return None
     limit = 1 if is_probe else conf.get().batch_size
     give_up_at = time.monotonic() + _CLAIM_PATIENCE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import product
 
 from django.db import connections, models, router, transaction
 
@@ -17,6 +18,7 @@ from django_epica_mail.retry import Decision, Failure, Kind, Result
 from django_epica_mail.settling import Outcome, announce, policy_of, settle
 
 _CHUNK = 500
+_LEVELS = range(10)
 _CLAIMS_PER_SWEEP = 1000
 _LOST = Failure(kind=Kind.WORKER_LOST, reply="The worker did not live to say what became of it.")
 _OVERDUE = Failure(kind=Kind.OVERDUE, reply="The transport was out of order for too long.")
@@ -55,7 +57,7 @@ def has_due(queue: str, using: str) -> bool:
     """Tell whether a worker would find something to claim in a queue now."""
     state = gates.Gates(using)
     return state.queue_is_open(queue) and any(
-        claiming.due(queue, alias, level, using).exists()
+        claiming.has_due(queue, alias, level, using)
         for alias in state.open_transports(transports.aliases())
         for level in claiming.due_levels(queue, alias, using)
     )
@@ -109,23 +111,21 @@ def give_up_overdue() -> int:
     down = DeliveryGate.objects.using(using).filter(
         scope=DeliveryGate.Scope.TRANSPORT, outages__gt=0
     )
-    overdue = EmailLog.objects.using(using).filter(
-        status__in=lifecycle.CLAIMABLE,
-        give_up_at__lte=clock.now(),
-        transport__in=list(down.values_list("name", flat=True)),
-    )
     decision = Decision(moves=(lifecycle.GIVE_UP,), failure=_OVERDUE)
     count = 0
-    while mails := list(overdue.defer("envelope")[:_CHUNK]):
-        moved = EmailLog.objects.using(using).move(
-            lifecycle.GIVE_UP,
-            [mail.pk for mail in mails],
-            failure_kind=_OVERDUE.kind,
-            reply=_OVERDUE.reply,
-            finished_at=clock.now(),
+    for transport, level in product(list(down.values_list("name", flat=True)), _LEVELS):
+        overdue = EmailLog.objects.using(using).filter(
+            transport=transport, pending=level, give_up_at__lte=clock.now()
         )
-        announce(Outcome(mail, None, decision) for mail in mails)
-        count += moved
+        while mails := list(overdue.order_by("give_up_at").defer("envelope")[:_CHUNK]):
+            count += EmailLog.objects.using(using).move(
+                lifecycle.GIVE_UP,
+                [mail.pk for mail in mails],
+                failure_kind=_OVERDUE.kind,
+                reply=_OVERDUE.reply,
+                finished_at=clock.now(),
+            )
+            announce(Outcome(mail, None, decision) for mail in mails)
     return count
 
 
@@ -135,18 +135,24 @@ def retry_failed() -> int:
     What was refused for good, and what may have been accepted, is never tried again by itself.
     """
     using = router.db_for_write(EmailLog)
+    patience = timedelta(seconds=conf.get().give_up_after)
     failed = EmailLog.objects.using(using).filter(
-        status=Status.FAILED, failure_kind__in=_PASSING, give_up_at__gt=clock.now()
+        status=Status.FAILED,
+        give_up_at__gt=clock.now(),
+        finished_at__gt=clock.now(-patience),  # follows from the line above, and the index has it
     )
-    ids = list(failed.values_list("pk", flat=True))
-    for start in range(0, len(ids), _CHUNK):
-        EmailLog.objects.using(using).move(
-            lifecycle.REQUEUE,
-            ids[start : start + _CHUNK],
-            due_at=clock.now(),
-            finished_at=None,
-        )
-    return len(ids)
+    count = 0
+    for kind in _PASSING:
+        rows = failed.filter(failure_kind=kind).order_by("finished_at")
+        newest = rows.values_list("finished_at", flat=True).last()
+        if newest is None:
+            continue
+        rows = rows.filter(finished_at__lte=newest)  # not what fails again meanwhile
+        while ids := list(rows.values_list("pk", flat=True)[:_CHUNK]):
+            count += EmailLog.objects.using(using).move(
+                lifecycle.REQUEUE, ids, due_at=clock.now(), finished_at=None
+            )
+    return count
 
 
 def cleanup(days: int | None = None) -> int:
@@ -160,13 +166,18 @@ def cleanup(days: int | None = None) -> int:
         finished_at__lt=clock.now(-age), status__in=lifecycle.FINAL
     )
     count = 0
-    while ids := list(old.order_by("finished_at").values_list("pk", flat=True)[:_CHUNK]):
-        with transaction.atomic(using=using):
-            attachments = EmailAttachment.objects.using(using).filter(emails__in=ids)
-            candidates = list(attachments.values_list("pk", flat=True).distinct())
-            EmailLog.objects.using(using).filter(pk__in=ids).delete()
-            EmailAttachment.objects.using(using).filter(
-                pk__in=candidates, emails__isnull=True
-            ).delete()
-        count += len(ids)
+    for kind in ("", *Kind):
+        rows = old.filter(failure_kind=kind).order_by("finished_at")
+        while ids := list(rows.values_list("pk", flat=True)[:_CHUNK]):
+            _delete(ids, using)
+            count += len(ids)
     return count
+
+
+def _delete(ids: list[uuid.UUID], using: str) -> None:
+    """Delete mails, and the attachments that no other mail has."""
+    with transaction.atomic(using=using):
+        attachments = EmailAttachment.objects.using(using).filter(emails__in=ids)
+        candidates = list(attachments.values_list("pk", flat=True).distinct())
+        EmailLog.objects.using(using).filter(pk__in=ids).only("pk").delete()
+        EmailAttachment.objects.using(using).filter(pk__in=candidates, emails__isnull=True).delete()

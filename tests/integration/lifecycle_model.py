@@ -34,10 +34,17 @@ _POSTGRESQL = (
     "CREATE TRIGGER witness AFTER UPDATE OF status ON epica_mail_emaillog FOR EACH ROW "
     "WHEN (old.status <> new.status) EXECUTE FUNCTION witness()",
 )
-_MAKE = {"sqlite": _SQLITE, "postgresql": _POSTGRESQL}
+_MARIADB = (
+    "CREATE TABLE witness (number integer PRIMARY KEY AUTO_INCREMENT, email uuid, "
+    "old text, new text)",
+    "CREATE TRIGGER witness AFTER UPDATE ON epica_mail_emaillog FOR EACH ROW "
+    f"IF old.status <> new.status THEN {_NOTE} END IF",
+)
+_MAKE = {"sqlite": _SQLITE, "postgresql": _POSTGRESQL, "mysql": _MARIADB}
 _DROP = {
     "sqlite": ("DROP TRIGGER witness", "DROP TABLE witness"),
     "postgresql": ("DROP FUNCTION witness CASCADE", "DROP TABLE witness"),
+    "mysql": ("DROP TRIGGER witness", "DROP TABLE witness"),
 }
 
 
@@ -75,6 +82,9 @@ class Model:
         self.accepted: set[tuple[UUID, int]] = set()
         self.permissions = Counter[UUID]()
         self.extra_tries = Counter[UUID]()
+        self.resent = Counter[UUID]()
+        self.late = defaultdict[UUID, set[UUID]](set)
+        self._noted: set[tuple[UUID, int]] = set()
         self._taken: set[tuple[UUID, int, int]] = set()
         self._handed: dict[Worker, dict[int, tuple[UUID, int, int]]] = {}
 
@@ -82,17 +92,18 @@ class Model:
         """Check changes of status; ``by`` is who may wake final mail: a person, or a retry."""
         for mail, old, new in noted:
             assert (old, new) in LEGAL
-            if old in lifecycle.FINAL:
-                assert by
+            assert old != Status.SENT
+            assert by or old not in lifecycle.FINAL
             if by == "person":
                 self.permissions[mail] += 1
-                self.extra_tries[mail] = 0
+                self.extra_tries[mail] = self.resent[mail] = 0
             elif by == "retry":
                 assert (old, new) == (Status.FAILED, Status.QUEUED)
                 self.extra_tries[mail] += 1
             elif (old, new) == (Status.UNKNOWN, Status.RETRYING):
                 assert EmailLog.objects.get(pk=mail).on_unknown == "resend"
                 self.permissions[mail] += 1
+                self.resent[mail] += 1
 
     def hand_over(self, worker: Worker, dialogue: Dialogue, begun_by: datetime) -> None:
         """Check that a mail may be with the server: by its lease, its time and its past."""
@@ -107,18 +118,27 @@ class Model:
         assert dialogue.positions
         done = log.recipients.exclude(outcome="").values_list("position", flat=True)
         assert not set(done) & set(dialogue.positions), "done with before"
+        assert self._noted.isdisjoint((log.pk, position) for position in dialogue.positions)
         keys = {p: (log.pk, p, self.permissions[log.pk]) for p in dialogue.positions}
         assert not self._taken.intersection(keys.values()), "handed over again without leave"
         self._taken.update(keys.values())
         self._handed[worker] = keys
         worker.holds_until = log.lease_until
 
-    def answer(self, worker: Worker, taken: set[int], *, in_doubt: bool) -> None:
-        """Note whom the server took a mail for; unless in doubt, the others may be tried again."""
+    def answer(
+        self, worker: Worker, taken: set[int], *, in_doubt: bool, late: bool = False
+    ) -> None:
+        """Note whom the server took a mail for; unless in doubt, the others may be tried again.
+
+        ``late`` is the answer to a worker that may have been given up meanwhile.
+        """
         keys = self._handed.pop(worker)
         self.accepted |= {keys[position][:2] for position in taken}
         if not in_doubt:
             self._taken -= {key for position, key in keys.items() if position not in taken}
+        if late and worker.batch is not None:
+            for mail in worker.batch.mails:
+                self.late[mail.pk].add(worker.batch.token)
 
     def check_claims(self, present: datetime) -> None:
         """Check that while a lease lasts, nobody takes away what a worker is or may be sending."""
@@ -146,9 +166,11 @@ class Model:
             assert (log.finished_at is not None) == (log.status in lifecycle.FINAL)
             # A late answer, to a try that the rescue has noted, counts that try once more.
             late = log.attempts - len(numbers[log.pk])
-            assert late >= 0
+            assert 0 <= late <= len(self.late[log.pk])
             assert not numbers[log.pk] or max(numbers[log.pk]) <= log.attempts
-            assert log.tries <= log.max_retries + 1 + self.extra_tries[log.pk] + late
+            allowed = log.max_retries + self.extra_tries[log.pk]
+            assert log.tries <= allowed + 1 + late
+            assert self.resent[log.pk] <= allowed
             self._check_outcomes(log, outcomes[log.pk])
 
     def _check_outcomes(self, log: EmailLog, outcomes: dict[int, str]) -> None:
@@ -156,6 +178,7 @@ class Model:
         refused = {position for position, outcome in outcomes.items() if outcome == "refused"}
         accepted = {position for position in outcomes if (log.pk, position) in self.accepted}
         assert noted <= accepted
+        self._noted |= {(log.pk, position) for position in noted}
         if log.status == Status.SENT:
             assert accepted, "sent, and the server never accepted it"
             assert set(outcomes) == accepted | refused, "sent, and a recipient was forgotten"

@@ -18,6 +18,7 @@ import pytest
 from django.apps import apps
 from django.core.mail import EmailMessage
 from django.db import DEFAULT_DB_ALIAS, connection, connections
+from django.db.models import Q
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -99,6 +100,11 @@ refusals = st.dictionaries(
 )
 
 
+def movable(move: lifecycle.Move) -> st.SearchStrategy[Status]:
+    """Return the statuses that a move starts from, in an order that lasts."""
+    return st.sampled_from(sorted(move.sources))
+
+
 class Lifecycle(RuleBasedStateMachine):
     """Drives the queue with two workers, and checks after each step what must hold.
 
@@ -123,16 +129,21 @@ class Lifecycle(RuleBasedStateMachine):
     def enqueue(self, order: Order) -> MultipleResults[UUID]:
         return multiple(*self._enqueue(order))
 
-    @rule(mail=mails)
-    def cancel(self, mail: UUID) -> None:
-        before = self._status(mail)
-        done = outbox.cancel([mail])
-        assert done.cancelled == ([mail] if before in lifecycle.CANCEL.sources else [])
+    @rule(mail=mails, status=movable(lifecycle.CANCEL), regret=st.booleans())
+    def cancel(self, mail: UUID, status: Status, regret: bool) -> None:
+        before = self._statuses(mail, status)
+        done = outbox.cancel(before)
+        assert done.cancelled == [pk for pk in before if before[pk] in lifecycle.CANCEL.sources]
+        assert {*done.cancelled, *done.too_late} == before.keys()
+        if regret:
+            self.requeue(mail, Status.CANCELLED)
 
-    @rule(mail=mails)
-    def requeue(self, mail: UUID) -> None:
-        before = self._status(mail)
-        assert outbox.requeue([mail]) == (before in lifecycle.REQUEUE.sources)
+    @rule(mail=mails, status=movable(lifecycle.REQUEUE))
+    def requeue(self, mail: UUID, status: Status) -> None:
+        self.model.note(changes())
+        before = self._statuses(mail, status)
+        moved = [pk for pk in before if before[pk] in lifecycle.REQUEUE.sources]
+        assert outbox.requeue(before) == len(moved)
         self.model.note(changes(), by="person")
 
     @rule(
@@ -189,10 +200,11 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(which=which)
     def stall(self, which: int) -> None:
-        """Let the lease of a worker that waits for an answer end, and its mail be rescued."""
+        """Let the lease of a worker that waits for an answer end, and another take its mail."""
         self._worker_in_dialogue(which)
         self.time.sleep(LEASE)
         self.rescue()
+        self._worker_in_dialogue(1 - which)
 
     @rule()
     def rescue(self) -> None:
@@ -277,8 +289,11 @@ class Lifecycle(RuleBasedStateMachine):
             for _ in range(order.count)
         ]
 
-    def _status(self, mail: UUID) -> str | None:
-        return EmailLog.objects.filter(pk=mail).values_list("status", flat=True).first()
+    def _statuses(self, mail: UUID, status: Status) -> dict[UUID, str | None]:
+        """Return the status of a mail, whatever it is, and of the first that has ``status``."""
+        first = EmailLog.objects.filter(status=status).order_by("pk")[:1]
+        rows = EmailLog.objects.filter(Q(pk=mail) | Q(pk__in=[log.pk for log in first]))
+        return {mail: None, **dict(rows.values_list("pk", "status"))}
 
     def _worker_in_dialogue(self, which: int) -> Worker | None:
         """Return a worker that awaits the server's answer; start it, or bring it there."""
@@ -296,7 +311,8 @@ class Lifecycle(RuleBasedStateMachine):
             taken = {p for n, p in enumerate(worker.positions) if n not in answer.refused}
         else:
             taken = set()
-        self.model.answer(worker, taken, in_doubt=in_doubt)
+        late = worker.holds_until <= self.time.present()
+        self.model.answer(worker, taken, in_doubt=in_doubt, late=late)
         self._go_on(worker, answer)
 
     def _go_on(self, worker: Worker, answer: Result | None = None) -> None:
@@ -370,7 +386,7 @@ def test_no_order_of_events_loses_a_mail_or_sends_it_twice_without_leave(
             run_state_machine_as_test(
                 start,
                 settings=hypothesis_settings(
-                    max_examples=100, stateful_step_count=40, deadline=None, print_blob=True
+                    max_examples=70, stateful_step_count=40, deadline=None, print_blob=True
                 ),
             )
     finally:

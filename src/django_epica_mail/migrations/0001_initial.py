@@ -333,11 +333,13 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name="emaillog",
-            index=models.Index(fields=["status", "give_up_at"], name="epica_mail_give_up"),
+            index=models.Index(
+                fields=["transport", "pending", "give_up_at"], name="epica_mail_give_up"
+            ),
         ),
         migrations.AddIndex(
             model_name="emaillog",
-            index=models.Index(fields=["finished_at"], name="epica_mail_finished"),
+            index=models.Index(fields=["failure_kind", "finished_at"], name="epica_mail_finished"),
         ),
         migrations.AddConstraint(
             model_name="emaillog",

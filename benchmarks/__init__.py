@@ -1,0 +1,1 @@
+"""What the queue costs, measured; never part of the tests' time."""

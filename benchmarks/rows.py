@@ -1,0 +1,120 @@
+"""Mails by the million: copies of one, made by the database itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+from django.db import connections, models
+
+from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
+
+_NUMBERS = {
+    "postgresql": "(SELECT generate_series({first}, {last}) AS n) AS numbers",
+    "mysql": "(SELECT seq AS n FROM seq_{first}_to_{last}) AS numbers",
+    "sqlite": "(WITH RECURSIVE up(n) AS (VALUES({first}) UNION ALL SELECT n + 1 FROM up "
+    "WHERE n < {last}) SELECT n FROM up) AS numbers",
+}
+# Ascending, as those of a real queue nearly are: what is new lies together in the index.
+_IDS = {
+    "postgresql": "CAST('{series}-7000-8000-' || lpad(to_hex(n), 12, '0') AS uuid)",
+    "mysql": "CONCAT('{series}-7000-8000-', LPAD(LOWER(HEX(n)), 12, '0'))",
+    "sqlite": "replace('{series}-7000-8000-', '-', '') || printf('%%012x', n)",
+}
+_LATER = {
+    "postgresql": "{column} + n * interval '1 millisecond'",
+    "mysql": "DATE_ADD({column}, INTERVAL n * 1000 MICROSECOND)",
+    "sqlite": "strftime('%%Y-%%m-%%d %%H:%%M:%%f000', {column}, (n * 0.001) || ' seconds')",
+}
+_series = count(0x0190_0000_0000)
+
+
+def multiply(
+    log: EmailLog,
+    copies: int,
+    *,
+    using: str = "default",
+    portion: int = 50_000,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Insert ``copies`` more mails like ``log``, with recipients and attempts.
+
+    Each has ids of its own, and times a millisecond after those of the one before. ``advance`` is
+    told how many were made after each ``portion``, which is one statement per table.
+    """
+    make = [
+        _Copier(using, EmailLog, "id", log.pk),
+        _Copier(using, EmailRecipient, "email", log.pk),
+        _Copier(using, DeliveryAttempt, "email", log.pk),
+    ]
+    series = [_new_series() for _ in make]
+    for first in range(1, copies + 1, portion):
+        last = min(copies, first + portion - 1)
+        for copier, own in zip(make, series, strict=True):
+            copier.copy(first, last, own=own, parent=series[0])
+        advance(last - first + 1)
+
+
+def analyze(using: str = "default") -> None:
+    """Let the database count its rows, so that it can choose a plan."""
+    connection = connections[using]
+    tables = [model._meta.db_table for model in (EmailLog, EmailRecipient, DeliveryAttempt)]
+    with connection.cursor() as cursor:
+        for table in tables:
+            if connection.vendor == "mysql":
+                cursor.execute(f"ANALYZE TABLE {table}")
+                cursor.fetchall()
+            elif connection.vendor == "postgresql":
+                cursor.execute(f"VACUUM (ANALYZE) {table}")
+            else:
+                cursor.execute(f"ANALYZE {table}")
+
+
+def _new_series() -> str:
+    digits = f"{next(_series):012x}"
+    return f"{digits[:8]}-{digits[8:]}"
+
+
+class _Copier:
+    """Copies the rows of one table that belong to a mail."""
+
+    def __init__(self, using: str, model: type[models.Model], by: str, value: Any) -> None:
+        self._connection, self._model = connections[using], model
+        owner = model._meta.get_field(by)
+        self._where = owner.column
+        self._value = owner.get_db_prep_value(value, self._connection)
+
+    def copy(self, first: int, last: int, *, own: str, parent: str) -> None:
+        vendor, table = self._connection.vendor, self._model._meta.db_table
+        columns = dict(self._columns(own, parent))
+        with self._connection.cursor() as cursor:
+            cursor.execute(
+                f"INSERT INTO {table} ({', '.join(columns)}) "  # noqa: S608 - names of our own
+                f"SELECT {', '.join(columns.values())} FROM {table}, "
+                f"{_NUMBERS[vendor].format(first=first, last=last)} WHERE {self._where} = %s",
+                [self._value],
+            )
+
+    def _columns(self, own: str, parent: str) -> Iterator[tuple[str, str]]:
+        """Yield each column with what a copy has in it."""
+        vendor = self._connection.vendor
+        for field in self._model._meta.local_concrete_fields:
+            column = field.column
+            if isinstance(field, models.AutoField):
+                continue
+            if field.primary_key:
+                yield column, _IDS[vendor].format(series=own)
+            elif column == self._where:
+                yield column, _IDS[vendor].format(series=parent)
+            elif column == "message_id":
+                yield column, _text(vendor, f"<{own}-", "n", "@example.com>")
+            elif isinstance(field, models.DateTimeField) and column != "lease_until":
+                yield column, _LATER[vendor].format(column=column)
+            else:
+                yield column, column
+
+
+def _text(vendor: str, *parts: str) -> str:
+    quoted = [part if part == "n" else f"'{part}'" for part in parts]
+    return f"CONCAT({', '.join(quoted)})" if vendor == "mysql" else " || ".join(quoted)
