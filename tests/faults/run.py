@@ -129,10 +129,9 @@ def run(seed: int, name: str, folder: Path, *, seconds: float, producers: int = 
             report.revived += _revive(workers)
         for call in calls:
             call.result(timeout=120)
-        report.revived += _revive(workers)
-        _calm_down(stack)
+        report.revived += _calm_down(stack)
         site.call(maintenance.retry_failed)  # which must not wake what may have been accepted
-        _calm_down(stack)
+        report.revived += _calm_down(stack)
         rows = site.call(traffic.everything)
         leaks = _leaked_processes(workers)
         for process in site.celery:
@@ -174,16 +173,23 @@ def opened(scenario: Scenario, folder: Path) -> Iterator[Stack]:
         yield Stack(site, database, broker, results, workers, LEASE_SECONDS)
 
 
-def _calm_down(stack: Stack) -> None:
-    """Wait until every mail has come to its end."""
-    site = stack.site
+def _calm_down(stack: Stack) -> int:
+    """Wait until every mail has come to its end; return how many workers had to be revived."""
+    site, revived = stack.site, 0
+
+    def is_over() -> bool:
+        nonlocal revived
+        revived += _revive(stack.workers)  # a fault may take its time to end a worker
+        return not site.call(traffic.unfinished)
+
     wait_until(
-        lambda: not site.call(traffic.unfinished),
+        is_over,
         timeout=120,
         what="all mail of the run to come to an end",
         details=lambda: f"{site.call(traffic.unfinished)}\n{stack.workers[0].log_tail()}",
         interval=0.5,
     )
+    return revived
 
 
 def _is_never(address: str) -> bool:
