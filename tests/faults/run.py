@@ -18,7 +18,6 @@ import psutil
 
 from devservers.process import wait_until
 from devservers.smtp_faults import Reply, refuse
-from django_epica_mail import maintenance
 from tests.acceptance.site import WARNINGS, Site
 from tests.faults import faults, traffic
 from tests.faults.brokers import BROKERS, Redis
@@ -130,7 +129,7 @@ def run(seed: int, name: str, folder: Path, *, seconds: float, producers: int = 
         for call in calls:
             call.result(timeout=120)
         report.revived += _calm_down(stack)
-        site.call(maintenance.retry_failed)  # which must not wake what may have been accepted
+        site.call(traffic.retry_failed)  # which must not wake what may have been accepted
         report.revived += _calm_down(stack)
         rows = site.call(traffic.everything)
         leaks = _leaked_processes(workers)

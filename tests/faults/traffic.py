@@ -9,16 +9,21 @@ import json
 import random
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from django.core.mail import EmailMessage
-from django.db import DatabaseError, InterfaceError, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, connections, transaction
 from django.db.models import Q
 
-from django_epica_mail import lifecycle, outbox
+from django_epica_mail import lifecycle, maintenance, outbox
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
+from django_epica_mail.patience import patiently
+
+R = TypeVar("R")
 
 POLICIES = ("resend", "resend", "resend", "hold", "fail")
 ADDRESSEES = ("good",) * 8 + ("never", "later")
@@ -106,6 +111,23 @@ def _message(rng: random.Random, mail: dict[str, str]) -> EmailMessage:
     return message
 
 
+def patient(function: Callable[[], R]) -> Callable[[], R]:
+    """Run a function again while others' transactions make it fail, as serializable ones do."""
+
+    @wraps(function)
+    def run() -> R:
+        return patiently(function, until=time.monotonic() + 30, using=DEFAULT_DB_ALIAS)
+
+    return run
+
+
+@patient
+def retry_failed() -> int:
+    """Retry what failed for a passing reason, as beat does every half hour."""
+    return maintenance.retry_failed()
+
+
+@patient
 def unfinished() -> dict[str, int]:
     """Return how many mails are on their way still, by status."""
     rows = EmailLog.objects.exclude(status__in=lifecycle.FINAL)
@@ -116,6 +138,7 @@ def unfinished() -> dict[str, int]:
     return counts
 
 
+@patient
 def everything() -> list[dict[str, Any]]:
     """Return what the site knows of every mail."""
     kinds: dict[uuid.UUID, list[str]] = {}
