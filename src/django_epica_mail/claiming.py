@@ -103,11 +103,32 @@ def claim(queue: str) -> Batch | None:
     return None
 
 
+def claim_one(email_id: uuid.UUID | str) -> Batch | None:
+    """Claim one mail, if it is due and its queue and transport are open and in order."""
+    using = router.db_for_write(EmailLog)
+    rows = EmailLog.objects.using(using).filter(pk=email_id)
+    mail = rows.only("queue", "transport", "pending").first()
+    if mail is None or mail.pending is None:
+        return None
+    state = gates.Gates(using)
+    is_open = state.queue_is_open(mail.queue) and not state.needs_probe(mail.transport)
+    if not is_open or mail.transport not in state.open_transports(transports.aliases()):
+        return None
+    wanted = due(mail.queue, mail.transport, mail.pending, using).filter(pk=email_id)
+    return _claim(wanted, mail.transport, 1, is_probe=False, using=using)
+
+
 def _claim_level(queue: str, alias: str, level: int, is_probe: bool, using: str) -> Batch | None:
-    rows = due(queue, alias, level, using)
     if is_probe and not (has_due(queue, alias, level, using) and gates.take_probe(alias, using)):
         return None
     limit = 1 if is_probe else conf.get().batch_size
+    rows = due(queue, alias, level, using)
+    return _claim(rows, alias, limit, is_probe=is_probe, using=using)
+
+
+def _claim(
+    rows: EmailQuerySet, alias: str, limit: int, *, is_probe: bool, using: str
+) -> Batch | None:
     give_up_at = time.monotonic() + _CLAIM_PATIENCE
     while (claimed_at := time.monotonic()) < give_up_at:
         token = uuid.uuid4()

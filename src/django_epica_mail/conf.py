@@ -13,8 +13,8 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
-ON_UNKNOWN = ("resend", "hold", "fail")
-"""What may be done with a mail whose outcome is unknown."""
+from django_epica_mail import rules
+from django_epica_mail.rules import ON_UNKNOWN, Rule
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -87,6 +87,8 @@ class Settings:
         default_factory=dict, metadata={"check": _transports}
     )
     """Real backends by alias, shaped like ``MAILERS``. For sites without ``MAILERS``."""
+    routes: tuple[Rule, ...] = field(default=(), metadata={"read": rules.parse})
+    """What mail goes where: a list of rules, of which the first that matches a mail wins."""
     default_transport: str | None = _setting(None, _optional_name)
     """The transport of a mail that names none."""
     on_unknown: str = _setting("resend", _policy)
@@ -143,12 +145,23 @@ def parse(value: object) -> Settings:
     if not isinstance(value, Mapping):
         raise ImproperlyConfigured(f"EPICA_MAIL must be a dict; it is {value!r}.")
     known = {item.name.upper(): item for item in fields(Settings)}
+    values: dict[str, Any] = {}
     for key, given in value.items():
         if key not in known:
             near = difflib.get_close_matches(str(key).upper(), known, n=1, cutoff=0)
             raise ImproperlyConfigured(f"EPICA_MAIL has no key {key!r}. Did you mean {near[0]!r}?")
-        known[key].metadata["check"](key, given)
-    return Settings(**{key.lower(): given for key, given in value.items()})
+        values[key.lower()] = _read(key, given, known[key].metadata)
+    return Settings(**values)
+
+
+def _read(key: str, given: object, metadata: Mapping[str, Any]) -> object:
+    if "check" in metadata:
+        metadata["check"](key, given)
+        return given
+    try:
+        return metadata["read"](given)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"EPICA_MAIL[{key!r}]: {error}") from None
 
 
 @lru_cache(maxsize=1)

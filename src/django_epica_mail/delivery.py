@@ -7,8 +7,9 @@ transaction and no row lock.
 from __future__ import annotations
 
 import time
+from uuid import UUID
 
-from django_epica_mail import claiming, conf, doorbell, gates, lifecycle, retry
+from django_epica_mail import claiming, conf, doorbell, failover, gates, lifecycle, results, retry
 from django_epica_mail import transport as transports
 from django_epica_mail.claiming import Batch
 from django_epica_mail.contents import Contents
@@ -44,10 +45,16 @@ def deliver(queue: str, *, rung_at: float | None = None) -> int:
     return settled
 
 
+def deliver_one(email_id: UUID | str) -> int:
+    """Send one mail now, if it is due and may be claimed; return how many mails were settled."""
+    batch = claiming.claim_one(email_id)
+    return 0 if batch is None else _send_batch(batch)
+
+
 def _send_batch(batch: Batch) -> int:
     """Send the mails of a batch in claim order; settle what was begun, release what was not."""
     settler = Settler(batch)
-    begun = 0
+    begun, works = 0, True
     try:
         contents = Contents(batch)
         with transports.connection(batch.transport) as connection:
@@ -59,11 +66,16 @@ def _send_batch(batch: Batch) -> int:
                 begun += 1
                 outcome = _send(mail, contents, connection)
                 settler.add(outcome)
-                if not _transport_works(batch, outcome.result):
+                works = _transport_works(batch, outcome.result)
+                if not works:
                     break
     finally:
         settler.flush()
         settler.release(batch.mails[begun:])
+    if not works:
+        failover.reroute(batch.transport, batch.using)
+    # Off the way of the mail: whoever asks the result backend may wait, the next mail not.
+    results.mirror([mail.pk for mail in batch.mails[:begun] if mail.store_result], batch.using)
     return settler.settled
 
 

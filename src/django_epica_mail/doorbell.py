@@ -13,6 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from celery import Task
 from celery.app import app_or_default
 from django.db import transaction
 from kombu.pools import ProducerPool
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 TASK = "django_epica_mail.tasks.deliver_emails"
 """The task that a ring wakes."""
+
+SINGLE_TASK = "django_epica_mail.tasks.send_email_task"
+BULK_TASK = "django_epica_mail.tasks.send_bulk_emails_task"
+"""The tasks by which a site names, in ``CELERY_TASK_ROUTES``, where its mail waits."""
 
 _CONNECTIONS = 4
 _ONE_TRY = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
@@ -91,6 +96,43 @@ def ring(queue: str) -> bool:
     return _publish(app_or_default(), queue, rung_at=None)
 
 
+def site_route(*, bulk: bool) -> dict[str, Any]:
+    """Return what the site's ``CELERY_TASK_ROUTES`` say of mail: ``queue`` and ``priority``.
+
+    Both become the row's. Resolved as Celery does; without a matching entry, an empty dict.
+    """
+    app = app_or_default()
+    task = BULK_TASK if bulk else SINGLE_TASK
+    route: Any = app.amqp.router.lookup_route(task) if app.conf.task_routes else None
+    if isinstance(route, str):
+        return {"queue": route}
+    found = dict(route or {})
+    queue = found.get("queue")
+    return {"queue": getattr(queue, "name", queue), "priority": found.get("priority")}
+
+
+def ring_for_batch_on_commit(batch_id: str, *, using: str) -> None:
+    """Wake a worker for the expansion of a bulk call once the present transaction has committed.
+
+    The ring carries the batch's id alone. If it is lost, the sweep rings again.
+    """
+
+    def ring_now() -> None:
+        ring_for_batch(batch_id)
+
+    transaction.on_commit(ring_now, using=using, robust=True)
+
+
+def ring_for_batch(batch_id: str) -> bool:
+    """Wake a worker for the expansion of a bulk call; return whether the broker took the ring."""
+    app = app_or_default()
+    if app.conf.task_always_eager:
+        app.tasks[BULK_TASK].run(batch_id)
+        return True
+    queue = site_route(bulk=True).get("queue") or "bulk_emails"
+    return _publish(app, queue, task=BULK_TASK, args=(batch_id,))
+
+
 def needs_second_look(rung_at: float | None) -> bool:
     """Tell whether a ring may cover mail committed after it.
 
@@ -100,7 +142,14 @@ def needs_second_look(rung_at: float | None) -> bool:
     return rung_at is not None and abs(time.time() - rung_at) <= conf.get().ring_window + 1
 
 
-def _publish(app: Celery, queue: str, *, rung_at: float | None) -> bool:
+def _publish(
+    app: Celery,
+    queue: str,
+    *,
+    rung_at: float | None = None,
+    task: str = TASK,
+    args: tuple[str, ...] | None = None,
+) -> bool:
     with _bell.lock:
         now = time.monotonic()
         if now < _bell.silent_until:
@@ -110,8 +159,10 @@ def _publish(app: Celery, queue: str, *, rung_at: float | None) -> bool:
             _bell.silent_until = now + conf.get().ring_pause
     try:
         with _pool(app).acquire(block=True, timeout=conf.get().ring_timeout) as producer:
-            app.tasks[TASK].apply_async(
-                args=(queue,),
+            # Past the override of a task's own apply_async, which is for the site's calls.
+            Task.apply_async(
+                app.tasks[task],
+                args=args or (queue,),
                 kwargs={} if rung_at is None else {"rung_at": rung_at},
                 queue=queue,
                 producer=producer,

@@ -26,3 +26,24 @@ class UnstorableMessage(EpicaMailError, ValueError):  # noqa: N818
 
 class UnreadableEnvelope(EpicaMailError, ValueError):  # noqa: N818
     """A stored message cannot be read by this version of the package, or is incomplete."""
+
+
+class DeliveryFailed(EpicaMailError):  # noqa: N818
+    """A mail was accepted for nobody: what ``AsyncResult.get()`` raises.
+
+    ``kind`` is a value of ``retry.Kind`` or, of mail not tried, its status; ``code`` the server's
+    reply code, if there was one. It names no address and repeats none of the server's words, for
+    results are kept where logs are read.
+    """
+
+    def __init__(self, kind: str, code: int | None = None) -> None:
+        super().__init__(kind, code)
+        self.kind = kind
+        self.code = code
+
+    def __str__(self) -> str:
+        return self.kind if self.code is None else f"{self.kind} ({self.code})"
+
+
+class MissingExtra(EpicaMailError, ImportError):  # noqa: N818
+    """A feature needs a package that is not installed; the message names the extra."""

@@ -40,6 +40,14 @@ class Gates:
             if gate is None or not (gate.paused or getattr(gate, "waiting", False))
         ]
 
+    def out_of_order(self) -> list[str]:
+        """Return the transports whose breaker is open or half-open."""
+        return [
+            name
+            for (scope, name), gate in self._closed.items()
+            if scope == _TRANSPORT and gate.outages
+        ]
+
     def reasons(self) -> dict[str, str]:
         """Return, for people, what is closed and why."""
         return {

@@ -9,17 +9,37 @@ from itertools import product
 
 from django.db import connections, models, router, transaction
 
-from django_epica_mail import claiming, clock, conf, doorbell, gates, lifecycle, retry
+from django_epica_mail import (
+    claiming,
+    clock,
+    conf,
+    doorbell,
+    failover,
+    gates,
+    lifecycle,
+    results,
+    retry,
+)
 from django_epica_mail import transport as transports
 from django_epica_mail.contents import recipient_outcomes
 from django_epica_mail.lifecycle import PERMITS, Status
-from django_epica_mail.models import DeliveryGate, EmailAttachment, EmailLog, EmailRecipient
+from django_epica_mail.models import (
+    DeliveryGate,
+    EmailAttachment,
+    EmailBatch,
+    EmailLog,
+    EmailRecipient,
+    PendingResult,
+)
 from django_epica_mail.retry import Decision, Failure, Kind, Result
 from django_epica_mail.settling import Outcome, announce, policy_of, settle
 
 _CHUNK = 500
 _LEVELS = range(10)
 _CLAIMS_PER_SWEEP = 1000
+_BATCHES_PER_SWEEP = 100
+_PATIENCE_WITH_BATCHES = 20.0
+"""Seconds for which a bulk call is left to the ring of its commit."""
 _LOST = Failure(kind=Kind.WORKER_LOST, reply="The worker did not live to say what became of it.")
 _OVERDUE = Failure(kind=Kind.OVERDUE, reply="The transport was out of order for too long.")
 _PASSING = (Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE)
@@ -28,10 +48,16 @@ _PASSING = (Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE)
 def dispatch() -> dict[str, int]:
     """Rescue, give up what is overdue, and ring once for each queue with something due.
 
-    Returns how many mails were ``rescued`` and ``overdue``, and how many queues were ``rung``.
+    Returns how many mails were ``rescued``, ``overdue`` and ``rerouted`` to another transport, and
+    how many times the bell was ``rung``.
     """
     using = router.db_for_write(EmailLog)
-    done = {"rescued": rescue(), "overdue": give_up_overdue(), "rung": 0}
+    done = {"rescued": rescue(), "overdue": give_up_overdue(), "rerouted": 0, "rung": 0}
+    for transport in gates.Gates(using).out_of_order():
+        done["rerouted"] += failover.reroute(transport, using)
+    for batch in _unfinished_batches(using):
+        done["rung"] += doorbell.ring_for_batch(str(batch))
+    mirror_results()
     for queue in queues(using):
         if has_due(queue, using):
             done["rung"] += doorbell.ring(queue)
@@ -39,6 +65,23 @@ def dispatch() -> dict[str, int]:
             scope=DeliveryGate.Scope.QUEUE, name=queue, defaults={"last_sweep_at": clock.now()}
         )
     return done
+
+
+def _unfinished_batches(using: str) -> list[uuid.UUID]:
+    """Return bulk calls that have waited for a worker, or for the rest of it, for some time."""
+    stale = EmailBatch.objects.using(using).filter(
+        finished_at=None, created_at__lt=clock.now(-_PATIENCE_WITH_BATCHES)
+    )
+    return list(stale.order_by("created_at").values_list("pk", flat=True)[:_BATCHES_PER_SWEEP])
+
+
+def mirror_results() -> int:
+    """Tell Celery's result backend what it missed; return of how many mails."""
+    using = router.db_for_write(EmailLog)
+    missed = PendingResult.objects.using(using).filter(
+        due_at__lte=clock.now(), email__status__in=[*lifecycle.FINAL, Status.UNKNOWN]
+    )
+    return results.mirror(missed.order_by("due_at").values_list("pk", flat=True)[:_CHUNK], using)
 
 
 def queues(using: str) -> Iterator[str]:
@@ -152,6 +195,7 @@ def retry_failed() -> int:
             count += EmailLog.objects.using(using).move(
                 lifecycle.REQUEUE, ids, due_at=clock.now(), finished_at=None
             )
+            results.expect(ids, using)
     return count
 
 

@@ -32,7 +32,17 @@ class EmailBatch(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
-    total = models.PositiveIntegerField(_("mails"), default=0)
+    #: Of a call whose entries wait to be expanded into mails, how many it has; else the mails made.
+    total = models.PositiveIntegerField(_("entries"), default=0)
+    accepted = models.PositiveIntegerField(_("mails"), default=0)
+    #: ``[{"index": 3, "reason": "..."}]``: the entries that are no mail that can be sent.
+    refused = models.JSONField(_("refused entries"), default=list, blank=True)
+    #: The entries, as ``bulk`` wrote them, until all are mails.
+    payload = models.TextField(editable=False, blank=True)
+    #: How many entries are done with.
+    position = models.PositiveIntegerField(default=0, editable=False)
+    #: When all were; NULL while there are some left.
+    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True, db_index=True)
 
     class Meta:
         verbose_name = _("e-mail batch")
@@ -40,6 +50,11 @@ class EmailBatch(models.Model):
 
     def __str__(self) -> str:
         return str(self.id)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every entry is a mail or refused."""
+        return self.finished_at is not None
 
 
 class EmailQuerySet(models.QuerySet["EmailLog"]):
@@ -106,6 +121,13 @@ class EmailLog(models.Model):
         "EmailAttachment", blank=True, related_name="emails", verbose_name=_("attachments")
     )
 
+    #: The transports that take over, one after the other, while the one before is out of order.
+    fallbacks = models.JSONField(_("other transports"), default=list, blank=True)
+    idempotency_key = models.CharField(
+        _("idempotency key"), max_length=255, null=True, blank=True, unique=True
+    )
+    #: Whether Celery's result backend is told too.
+    store_result = models.BooleanField(_("result stored"), default=False)
     on_unknown = models.CharField(_("if unknown"), max_length=8)
     max_retries = models.PositiveSmallIntegerField(_("retries allowed"))
     retry_delay = models.FloatField(_("seconds between tries"))
@@ -147,6 +169,11 @@ class EmailLog(models.Model):
 
     def __str__(self) -> str:
         return str(self.id)
+
+    def failover(self) -> dict[str, Any]:
+        """Return the values by which its next transport takes over; the present one comes last."""
+        following, *others = self.fallbacks
+        return {"transport": following, "fallbacks": [*others, self.transport]}
 
 
 class EmailRecipient(models.Model):
@@ -230,6 +257,23 @@ class DeliveryAttempt(models.Model):
 
     def __str__(self) -> str:
         return f"{self.email_id} #{self.number}"
+
+
+class PendingResult(models.Model):
+    """A mail whose end Celery's result backend has not been told of yet."""
+
+    email = models.OneToOneField(
+        EmailLog, models.CASCADE, primary_key=True, related_name="pending_result"
+    )
+    #: Before this there is nothing to tell.
+    due_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        verbose_name = _("pending result")
+        verbose_name_plural = _("pending results")
+
+    def __str__(self) -> str:
+        return str(self.email_id)
 
 
 class DeliveryGate(models.Model):

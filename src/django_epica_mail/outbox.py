@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from email.utils import parseaddr
 from typing import Any
 from uuid import UUID
 
 from django.core.mail import EmailMessage
-from django.core.mail.utils import DNS_NAME
 from django.db import router, transaction
-from django.utils import timezone
+from django.db.models import Expression
 
-from django_epica_mail import (
-    clock,
-    conf,
-    doorbell,
-    gates,
-    lifecycle,
-    routing,
-    serialization,
+from django_epica_mail import clock, conf, doorbell, drafting, gates, lifecycle, results, routing
+from django_epica_mail.drafting import Draft
+from django_epica_mail.models import (
+    EmailAttachment,
+    EmailBatch,
+    EmailLog,
+    EmailRecipient,
+    PendingResult,
 )
-from django_epica_mail import transport as transports
-from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
 from django_epica_mail.routing import Options
-from django_epica_mail.serialization import Blob, StoredMessage
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 500
 """How many mails of a bulk call are checked and inserted at a time."""
@@ -38,14 +36,19 @@ def enqueue(message: EmailMessage, **options: Any) -> EmailLog:
     """Queue one message, and return its row.
 
     The row is written in the caller's transaction and sent after its commit; without a
-    transaction, at once. ``options`` are the fields of ``routing.Options``.
+    transaction, at once. ``options`` are the fields of ``routing.Options``. Of a mail whose
+    ``idempotency_key`` was used before, the row of that time is returned.
 
     Raises ``ValueError`` or ``TypeError`` for a message or option that cannot be sent, and
     ``UnstorableMessage`` for one that cannot be kept whole; then nothing has been written.
     """
-    parsed = routing.parse_options(options)
-    (log,) = _store([message], parsed, bulk=False)
-    return log
+    return enqueue_one(message, routing.parse_options(options))
+
+
+def enqueue_one(message: EmailMessage, options: Options) -> EmailLog:
+    """Queue one message as ``enqueue`` does, with options that are checked already."""
+    of_celery = doorbell.site_route(bulk=False)
+    return insert([drafting.draft(message, options, of_celery=of_celery)])[0]
 
 
 def enqueue_all(messages: Iterable[EmailMessage], options: Options) -> int:
@@ -55,7 +58,8 @@ def enqueue_all(messages: Iterable[EmailMessage], options: Options) -> int:
     """
     addressed = [message for message in messages if message.recipients()]
     if addressed:
-        _store(addressed, options, bulk=False)
+        of_celery = doorbell.site_route(bulk=False)
+        insert([drafting.draft(message, options, of_celery=of_celery) for message in addressed])
     return len(addressed)
 
 
@@ -71,9 +75,19 @@ def enqueue_many(messages: Iterable[EmailMessage], **options: Any) -> EmailBatch
     # catches the error must be left with a transaction as usable as before.
     with transaction.atomic(using=using):
         batch = EmailBatch.objects.using(using).create()
+        of_celery = doorbell.site_route(bulk=True)
         for portion in _portions(messages, CHUNK):
-            batch.total += len(_store(portion, parsed, bulk=True, batch=batch))
-        batch.save(update_fields=["total"])
+            insert(
+                [
+                    drafting.draft(message, parsed, of_celery=of_celery, bulk=True, batch=batch)
+                    for message in portion
+                ]
+            )
+            batch.total += len(portion)
+        batch.accepted = batch.position = batch.total
+        batch.finished_at = clock.now()
+        batch.save(update_fields=["total", "accepted", "position", "finished_at"])
+    batch.__dict__.pop("finished_at", None)  # an expression until the database has said its time
     return batch
 
 
@@ -130,6 +144,7 @@ def requeue(ids: Iterable[UUID]) -> int:
         EmailRecipient.objects.using(using).filter(
             email__in=queued, outcome=EmailRecipient.Outcome.REFUSED
         ).update(outcome="", code=None, reply="")
+        results.expect(wanted, using)
         for queue in queued.order_by().values_list("queue", flat=True).distinct():
             doorbell.ring_on_commit(queue, using=using)
     return count
@@ -154,119 +169,73 @@ def _portions(messages: Iterable[EmailMessage], size: int) -> Iterator[list[Emai
         yield portion
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """A checked message with the rows it becomes."""
+def insert(drafts: Sequence[Draft]) -> list[EmailLog]:
+    """Insert drafts in the caller's transaction and ring on its commit; return their rows.
 
-    log: EmailLog
-    recipients: list[EmailRecipient]
-    blobs: tuple[Blob, ...]
-
-
-def _store(
-    messages: Sequence[EmailMessage],
-    options: Options,
-    *,
-    bulk: bool,
-    batch: EmailBatch | None = None,
-) -> list[EmailLog]:
-    """Check every message, then insert all in the caller's transaction and ring on its commit."""
-    drafts = [_draft(message, options, bulk=bulk, batch=batch) for message in messages]
-    logs = [draft.log for draft in drafts]
+    For a draft whose idempotency key was used before, the row of that time stands in its place.
+    """
     using = router.db_for_write(EmailLog)
     # Inside the caller's transaction a savepoint of our own would cost two more round trips.
     with transaction.atomic(using=using, savepoint=False):
-        EmailLog.objects.using(using).bulk_create(logs)
+        earlier = _claim_keys(drafts, using)
+        new = [draft for draft in drafts if draft.log.pk not in earlier]
+        unkeyed = [draft.log for draft in new if draft.log.idempotency_key is None]
+        EmailLog.objects.using(using).bulk_create(unkeyed)
         EmailRecipient.objects.using(using).bulk_create(
-            recipient for draft in drafts for recipient in draft.recipients
+            recipient for draft in new for recipient in draft.recipients
         )
-        _store_blobs(drafts, using)
-        if options.send_at is None or options.send_at <= timezone.now():
-            doorbell.ring_on_commit(logs[0].queue, using=using)
-    for log in logs:
-        for name in ("created_at", "due_at", "give_up_at"):
-            log.__dict__.pop(name, None)  # an expression until the database has said its time
-    return logs
-
-
-def _draft(
-    message: EmailMessage, options: Options, *, bulk: bool, batch: EmailBatch | None
-) -> _Draft:
-    if not message.recipients():
-        raise ValueError("The message has no recipient: give it at least one in to, cc or bcc.")
-    serialization.check(message)
-    stored = serialization.dump(message)
-    log = _row(message, stored, options, bulk=bulk)
-    log.batch = batch
-    return _Draft(log, _recipients(message, log), stored.blobs)
-
-
-def _row(message: EmailMessage, stored: StoredMessage, options: Options, *, bulk: bool) -> EmailLog:
-    settings = conf.get()
-    patience = timedelta(seconds=settings.give_up_after)
-    queue, priority = routing.default_queue(bulk=bulk)
-    if options.priority is not None:
-        priority = routing.priority_number(options.priority)
-    log = EmailLog(
-        queue=options.queue or queue,
-        transport=options.transport or transports.default_alias(),
-        category=options.category or "",
-        priority=priority,
-        pending=priority,
-        created_at=clock.now(),
-        due_at=options.send_at or clock.now(),
-        expires_at=options.expires_at,
-        give_up_at=options.send_at + patience if options.send_at else clock.now(patience),
-        subject=_storable(message.subject),
-        from_email=_storable(message.from_email),
-        envelope=stored.envelope,
-        on_unknown=options.on_unknown or settings.on_unknown,
-        max_retries=settings.max_retries,
-        retry_delay=settings.retry_delay,
-    )
-    log.message_id = _message_id(message) or f"<{log.id}@{DNS_NAME}>"
-    return log
-
-
-def _message_id(message: EmailMessage) -> str:
-    for name, value in message.extra_headers.items():
-        if name.lower() == "message-id":
-            return _storable(value)[:255]
-    return ""
-
-
-def _recipients(message: EmailMessage, log: EmailLog) -> list[EmailRecipient]:
-    kinds = (
-        [EmailRecipient.Kind.TO] * sum(map(bool, message.to))
-        + [EmailRecipient.Kind.CC] * sum(map(bool, message.cc))
-        + [EmailRecipient.Kind.BCC] * sum(map(bool, message.bcc))
-    )
-    return [
-        EmailRecipient(email=log, position=position, kind=kind, address=_address(recipient))
-        for position, (recipient, kind) in enumerate(
-            itertools.zip_longest(message.recipients(), kinds, fillvalue=EmailRecipient.Kind.BCC)
+        _insert_blobs(new, using)
+        PendingResult.objects.using(using).bulk_create(
+            PendingResult(email=draft.log, due_at=draft.log.due_at)
+            for draft in new
+            if draft.log.store_result
         )
-    ]
+        for queue in {draft.log.queue for draft in new if draft.is_due}:
+            doorbell.ring_on_commit(queue, using=using)
+    for draft in new:
+        for name in ("created_at", "due_at", "give_up_at", "expires_at"):
+            if isinstance(draft.log.__dict__.get(name), Expression):
+                delattr(draft.log, name)  # until the database has said its time
+    return [earlier.get(draft.log.pk, draft.log) for draft in drafts]
 
 
-def _address(recipient: str) -> str:
-    """Return the address to search by: without its display name, in lower case."""
-    text = _storable(recipient)
-    return (parseaddr(text)[1] or text).lower()[:320]
+def _claim_keys(drafts: Sequence[Draft], using: str) -> dict[UUID, EmailLog]:
+    """Insert the rows that have idempotency keys; return those used before, by the draft's id.
+
+    Another transaction that inserts the same key is waited for. No IntegrityError reaches the
+    caller's transaction.
+    """
+    keyed = {draft.log.idempotency_key: draft.log for draft in drafts if draft.log.idempotency_key}
+    if not keyed:
+        return {}
+    rows = EmailLog.objects.using(using)
+    known = rows.in_bulk(keyed, field_name="idempotency_key")
+    if len(known) < len(keyed):
+        rows.bulk_create(
+            [log for key, log in keyed.items() if key not in known], ignore_conflicts=True
+        )
+        known = rows.in_bulk(keyed, field_name="idempotency_key")
+    earlier = {}
+    for draft in drafts:
+        key = draft.log.idempotency_key
+        if key is not None and known[key].pk != draft.log.pk:
+            earlier[draft.log.pk] = known[key]
+            if known[key].envelope != draft.log.envelope:
+                logger.warning(
+                    "The idempotency key of e-mail %s was used again for another message, which "
+                    "was not queued.",
+                    known[key].pk,
+                )
+    return earlier
 
 
-def _storable(text: object) -> str:
-    """Return text as any database takes it; the envelope keeps the original."""
-    return str(text).replace("\0", "").encode("utf-8", "replace").decode()
-
-
-def _store_blobs(drafts: Sequence[_Draft], using: str) -> None:
+def _insert_blobs(drafts: Sequence[Draft], using: str) -> None:
     """Store each distinct content of this call once, and link it to the mails that carry it."""
     rows: dict[str, EmailAttachment] = {}
     links = []
     for draft in drafts:
         for blob in draft.blobs:
-            row = rows.setdefault(blob.digest, _attachment(blob))
+            row = rows.setdefault(blob.digest, drafting.attachment(blob))
             links.append((draft.log, row))
     if not rows:
         return
@@ -274,14 +243,4 @@ def _store_blobs(drafts: Sequence[_Draft], using: str) -> None:
     link = EmailLog.attachments.through
     link._default_manager.using(using).bulk_create(
         [link(emaillog_id=log.pk, emailattachment_id=row.pk) for log, row in links]
-    )
-
-
-def _attachment(blob: Blob) -> EmailAttachment:
-    return EmailAttachment(
-        digest=blob.digest,
-        filename=_storable(blob.filename),
-        mimetype=_storable(blob.mimetype)[:255],
-        size=len(blob.content),
-        content=blob.content,
     )

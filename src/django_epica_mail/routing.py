@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.utils import timezone
 
-from django_epica_mail.conf import ON_UNKNOWN
+from django_epica_mail import conf, rules
+from django_epica_mail.rules import Facts, Rule
 
 QUEUE, QUEUE_PRIORITY = "emails", 9
 """Queue and priority of single mail."""
@@ -17,8 +18,8 @@ QUEUE, QUEUE_PRIORITY = "emails", 9
 BULK_QUEUE, BULK_PRIORITY = "bulk_emails", 5
 """Queue and priority of bulk mail."""
 
-PRIORITIES = {"urgent": 9, "high": 6, "normal": 3, "low": 0}
-"""The names a priority may be given by; 9 is most urgent, on every broker and database."""
+KEY_LENGTH = 255
+"""How many characters an idempotency key may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,23 +38,102 @@ class Options:
     """When to send it, as an aware datetime."""
     expires_at: datetime | None = None
     """When it is no longer worth sending, as an aware datetime."""
+    expires_after: float | timedelta | None = None
+    """Seconds, or a timedelta, from ``send_at`` or now until it is no longer worth sending."""
+    idempotency_key: str | None = None
+    """A name for this mail; of two calls with the same key only the first queues anything."""
     on_unknown: str | None = None
     """``resend``, ``hold`` or ``fail``: what to do when it may have been accepted."""
+    store_result: bool | None = None
+    """Whether its outcome is also stored in Celery's result backend."""
+    template: str | None = None
+    """The template it was rendered from, for the rules of ``ROUTES``."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, with ``ValueError`` or ``TypeError``."""
         for name in ("transport", "queue", "category"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, str) and 0 < len(value) <= 64):
-                raise ValueError(f"{name} must be a name of 1 to 64 characters; it is {value!r}.")
+            if value is not None:
+                rules.name(name, value)
         for name in ("send_at", "expires_at"):
             _check_time(name, getattr(self, name))
-        if self.on_unknown is not None and self.on_unknown not in ON_UNKNOWN:
-            raise ValueError(
-                f"on_unknown must be one of {', '.join(ON_UNKNOWN)}; it is {self.on_unknown!r}."
-            )
+        if self.expires_after is not None:
+            _check_expiry(self.expires_after, self.expires_at)
+        if self.idempotency_key is not None:
+            _check_key(self.idempotency_key)
+        if self.on_unknown is not None:
+            rules.policy(self.on_unknown)
+        if self.store_result not in (None, True, False):
+            raise TypeError(f"store_result must be True or False; it is {self.store_result!r}.")
         if self.priority is not None:
-            priority_number(self.priority)
+            rules.priority_number(self.priority)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """What was decided for one mail."""
+
+    queue: str
+    priority: int
+    transports: tuple[str, ...]
+    """In the order they are tried; empty: the site's default."""
+    on_unknown: str
+    max_retries: int
+    retry_delay: float
+    expires_after: timedelta | None
+    rule: int | None
+    """The place of the rule in ``ROUTES`` that took effect."""
+
+
+def decide(options: Options, facts: Facts, of_celery: Mapping[str, Any] | None = None) -> Route:
+    """Return the route of a mail: what the call says, then the first rule that matches, then
+    ``of_celery`` (what the site's ``CELERY_TASK_ROUTES`` says of our task), then the defaults.
+    """
+    settings = conf.get()
+    number, rule = _first_match(settings.routes, facts)
+    celery = of_celery or {}
+    queue, priority = (BULK_QUEUE, BULK_PRIORITY) if facts.is_bulk else (QUEUE, QUEUE_PRIORITY)
+    if options.priority is not None:
+        priority = rules.priority_number(options.priority)
+    elif rule.priority is not None:
+        priority = rule.priority
+    elif celery.get("priority") is not None:
+        priority = rules.priority_number(celery["priority"])
+    return Route(
+        queue=options.queue or rule.queue or celery.get("queue") or queue,
+        priority=priority,
+        transports=(options.transport,) if options.transport else rule.transports,
+        on_unknown=options.on_unknown or rule.on_unknown or settings.on_unknown,
+        max_retries=_given(rule.max_retries, settings.max_retries),
+        retry_delay=_given(rule.retry_delay, settings.retry_delay),
+        expires_after=_span(_given(options.expires_after, rule.expires_after)),
+        rule=number,
+    )
+
+
+def parse_options(given: Mapping[str, Any]) -> Options:
+    """Return the options of a call; raise ``TypeError`` naming one that does not exist."""
+    known = [item.name for item in fields(Options)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        names = ", ".join(sorted(known))
+        raise TypeError(f"There is no option {unknown[0]!r}. The options are: {names}.")
+    return Options(**given)
+
+
+def _first_match(known: Sequence[Rule], facts: Facts) -> tuple[int | None, Rule]:
+    for number, rule in enumerate(known):
+        if rule.matches(facts):
+            return number, rule
+    return None, Rule()
+
+
+def _given(first: Any, second: Any) -> Any:
+    return second if first is None else first
+
+
+def _span(seconds: float | timedelta | None) -> timedelta | None:
+    return timedelta(seconds=seconds) if isinstance(seconds, (int, float)) else seconds
 
 
 def _check_time(name: str, value: object) -> None:
@@ -67,24 +147,19 @@ def _check_time(name: str, value: object) -> None:
         )
 
 
-def priority_number(priority: int | str) -> int:
-    """Return a priority as 0 to 9; raise ``ValueError`` for what is none."""
-    number = PRIORITIES.get(priority) if isinstance(priority, str) else priority
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= 9:
-        names = ", ".join(PRIORITIES)
-        raise ValueError(f"priority must be 0 to 9 or one of {names}; it is {priority!r}.")
-    return number
+def _check_expiry(after: object, at: datetime | None) -> None:
+    if at is not None:
+        raise TypeError("Give expires_at or expires_after, not both.")
+    if isinstance(after, bool) or not isinstance(after, (int, float, timedelta)):
+        raise TypeError(f"expires_after must be seconds or a timedelta; it is {after!r}.")
+    seconds = after.total_seconds() if isinstance(after, timedelta) else after
+    if not 0 < seconds < 1e10:
+        raise ValueError(f"expires_after must be above 0; it is {after!r}.")
 
 
-def parse_options(given: Mapping[str, Any]) -> Options:
-    """Return the options of a call; raise ``TypeError`` naming one that does not exist."""
-    unknown = sorted(set(given) - set(Options.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(sorted(Options.__dataclass_fields__))
-        raise TypeError(f"There is no option {unknown[0]!r}. The options are: {known}.")
-    return Options(**given)
-
-
-def default_queue(*, bulk: bool) -> tuple[str, int]:
-    """Return queue and priority of a mail that names none."""
-    return (BULK_QUEUE, BULK_PRIORITY) if bulk else (QUEUE, QUEUE_PRIORITY)
+def _check_key(key: object) -> None:
+    if not isinstance(key, str) or not 0 < len(key) <= KEY_LENGTH or not key.isprintable():
+        raise ValueError(
+            f"idempotency_key must be text of 1 to {KEY_LENGTH} printable characters; "
+            f"it is {key!r}."
+        )

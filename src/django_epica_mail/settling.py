@@ -14,7 +14,7 @@ from django_epica_mail import clock, conf, lifecycle, signals
 from django_epica_mail.claiming import Batch
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
 from django_epica_mail.patience import patiently
-from django_epica_mail.retry import Decision, Policy, Result
+from django_epica_mail.retry import Decision, Kind, Policy, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +167,8 @@ def _values(outcome: Outcome) -> dict[str, object]:
         values["tries"] = F("tries") + int(decision.uses_try)
     if target in lifecycle.CLAIMABLE:
         values["due_at"] = clock.now(decision.delay)
+        if failure is not None and failure.kind is Kind.OUTAGE and outcome.mail.fallbacks:
+            values.update(outcome.mail.failover())
     if target in lifecycle.FINAL:
         values["finished_at"] = clock.now()
     return values

@@ -27,7 +27,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # Deprecations are errors in the processes of the site too, those of Django for removal included.
-WARNINGS = "error::DeprecationWarning,error::PendingDeprecationWarning"
+# That one is Celery's and kombu's own, with results and messages given out again.
+WARNINGS = (
+    "error::DeprecationWarning,error::PendingDeprecationWarning,ignore:Call to deprecated setex"
+)
 
 
 class Call(Generic[R]):

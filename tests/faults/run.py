@@ -18,7 +18,7 @@ import psutil
 
 from devservers.process import wait_until
 from devservers.smtp_faults import Reply, refuse
-from tests.acceptance.site import WARNINGS, Site
+from tests.acceptance.site import Site
 from tests.faults import faults, traffic
 from tests.faults.brokers import BROKERS, Redis
 from tests.faults.clocks import ahead
@@ -159,8 +159,6 @@ def opened(scenario: Scenario, folder: Path) -> Iterator[Stack]:
             "SHOP_BROKER_OPTIONS": json.dumps(REDELIVERY if scenario.broker == "redis" else {}),
             "SHOP_RESULT_BACKEND": results.url(),
             "SHOP_MORE_APPS": "tests.faults.poison tests.faults.clocks",
-            # kombu, when it gives a message out again.
-            "PYTHONWARNINGS": f"{WARNINGS},ignore:Call to deprecated setex",
         }
         # The database is the scenario's own kind, so that there is no kind to name.
         site = Site(database, "", folder, EPICA_MAIL, env)

@@ -36,7 +36,7 @@ def broken_database():
     def fail(*args, **kwargs):
         raise OperationalError("could not extend file")
 
-    with mock.patch.object(outbox, "_store_blobs", fail):
+    with mock.patch.object(outbox, "_insert_blobs", fail):
         yield
 
 

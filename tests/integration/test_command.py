@@ -62,7 +62,7 @@ def test_dispatch_does_what_the_sweep_does(smtp, queue_mail, rings) -> None:
     queue_mail()
     rings.clear()
     report = json.loads(run("dispatch", "--json"))
-    assert report == {"rescued": 0, "overdue": 0, "rung": 1}
+    assert report == {"rescued": 0, "overdue": 0, "rerouted": 0, "rung": 1}
     assert rings == ["emails"]
     assert DeliveryGate.objects.get(name="emails").last_sweep_at is not None
 

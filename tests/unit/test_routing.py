@@ -3,60 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from datetime import date, datetime, timezone
+from datetime import date, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from django_epica_mail.conf import ON_UNKNOWN
-from django_epica_mail.routing import (
-    PRIORITIES,
-    Options,
-    default_queue,
-    parse_options,
-    priority_number,
-)
+from django_epica_mail.routing import Options, decide, parse_options
+from django_epica_mail.rules import ON_UNKNOWN, Facts
 
 AWARE = datetime(2027, 1, 2, tzinfo=timezone.utc)
 
 
-@pytest.mark.parametrize("priority", range(10))
-def test_a_number_from_0_to_9_is_a_priority(priority: int) -> None:
-    assert priority_number(priority) == priority
-
-
-@pytest.mark.parametrize(("name", "number"), PRIORITIES.items())
-def test_a_priority_may_be_given_by_name(name: str, number: int) -> None:
-    assert priority_number(name) == number
-
-
-def test_the_names_of_priorities_fall_from_urgent_to_low() -> None:
-    assert PRIORITIES == {"urgent": 9, "high": 6, "normal": 3, "low": 0}
-
-
-@pytest.mark.parametrize("priority", [-1, 10, True, False, 3.0, "9", "Urgent", "", None, b"low"])
-def test_what_is_no_priority_is_refused_with_value_and_rule(priority: Any) -> None:
-    with pytest.raises(ValueError, match="priority must be 0 to 9 or one of urgent") as caught:
-        priority_number(priority)
-    assert repr(priority) in str(caught.value)
-
-
-@given(st.integers() | st.text())
-def test_whatever_is_taken_as_a_priority_fits_the_row(priority: int | str) -> None:
-    try:
-        number = priority_number(priority)
-    except ValueError:
-        assert priority not in range(10)
-        assert priority not in PRIORITIES
-    else:
-        assert number in range(10)
-
-
 def test_single_mail_waits_apart_from_bulk_mail_and_is_more_urgent() -> None:
-    assert default_queue(bulk=False) == ("emails", 9)
-    assert default_queue(bulk=True) == ("bulk_emails", 5)
+    single, bulk = decide(Options(), Facts()), decide(Options(), Facts(is_bulk=True))
+    assert (single.queue, single.priority) == ("emails", 9)
+    assert (bulk.queue, bulk.priority) == ("bulk_emails", 5)
+    assert single.transports == bulk.transports == ()
+    assert (single.max_retries, single.retry_delay, single.on_unknown) == (3, 300, "resend")
+
+
+@pytest.mark.parametrize(
+    ("said", "ruled", "of_celery", "queue", "priority"),
+    [
+        ({"queue": "a", "priority": 1}, {"queue": "b", "priority": 2}, {}, "a", 1),
+        ({}, {"queue": "b", "priority": "high"}, {"queue": "c", "priority": 3}, "b", 6),
+        ({"priority": 0}, {}, {"queue": "c", "priority": 3}, "c", 0),
+        ({}, {}, {"queue": "c", "priority": "low"}, "c", 0),
+        ({}, {"priority": 4}, {"queue": None, "priority": None}, "emails", 4),
+    ],
+)
+def test_the_call_comes_before_the_rule_and_the_rule_before_celerys_routes(
+    said: Any, ruled: Any, of_celery: Any, queue: str, priority: int, settings: Any
+) -> None:
+    settings.EPICA_MAIL = {"ROUTES": [ruled]}
+    route = decide(parse_options(said), Facts(), of_celery)
+    assert (route.queue, route.priority) == (queue, priority)
+
+
+def test_the_first_rule_that_matches_takes_effect_and_is_named(settings: Any) -> None:
+    settings.EPICA_MAIL = {
+        "ROUTES": [
+            {"match": {"to": "*@gov.tr"}, "transport": ["ses", "smtp"], "on_unknown": "hold"},
+            {"match": {"category": "invoice"}, "retry": {"max_retries": 9, "delay": 60}},
+            {"expires_after": 3600},
+        ]
+    }
+    official = decide(Options(), Facts(category="invoice", recipients=["a@gov.tr"]))
+    assert (official.rule, official.transports) == (0, ("ses", "smtp"))
+    assert (official.on_unknown, official.max_retries) == ("hold", 3)
+    invoice = decide(Options(), Facts(category="invoice"))
+    assert (invoice.rule, invoice.max_retries, invoice.retry_delay) == (1, 9, 60)
+    other = decide(Options(), Facts())
+    assert (other.rule, other.expires_after) == (2, timedelta(hours=1))
+
+
+def test_a_transport_named_by_the_call_has_no_other_to_take_over(settings: Any) -> None:
+    settings.EPICA_MAIL = {"ROUTES": [{"transport": ["ses", "smtp"]}]}
+    assert decide(Options(transport="smtp"), Facts()).transports == ("smtp",)
 
 
 def test_what_is_not_said_is_left_open() -> None:
@@ -76,6 +79,10 @@ def test_what_is_not_said_is_left_open() -> None:
         ("priority", "low"),
         ("send_at", AWARE),
         ("expires_at", AWARE),
+        ("expires_after", 60),
+        ("expires_after", timedelta(days=1)),
+        ("idempotency_key", "order-7"),
+        ("store_result", False),
         *(("on_unknown", choice) for choice in ON_UNKNOWN),
     ],
 )
@@ -87,7 +94,14 @@ def test_what_is_said_is_kept(name: str, value: Any) -> None:
     ("name", "value", "error"),
     [
         *((name, value, ValueError) for name in ("transport", "queue", "category")
-          for value in ("", "q" * 65, 7, b"q")),
+          for value in ("", "q" * 65, 7, b"q", "a\0b", "a\ud800")),
+        ("expires_after", 0, ValueError),
+        ("expires_after", timedelta(-1), ValueError),
+        ("expires_after", True, TypeError),
+        ("idempotency_key", "", ValueError),
+        ("idempotency_key", "k" * 256, ValueError),
+        ("idempotency_key", 7, ValueError),
+        ("store_result", "yes", TypeError),
         ("send_at", datetime(2027, 1, 2), ValueError),
         ("expires_at", datetime(2027, 1, 2), ValueError),
         ("send_at", date(2027, 1, 2), TypeError),

@@ -1,0 +1,196 @@
+"""The rules of ``EPICA_MAIL["ROUTES"]``: which mail they are for, and what they say of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+PRIORITIES = {"urgent": 9, "high": 6, "normal": 3, "low": 0}
+"""The names a priority may be given by; 9 is most urgent, on every broker and database."""
+
+ON_UNKNOWN = ("resend", "hold", "fail")
+"""What may be done with a mail whose outcome is unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What rules may ask of a mail."""
+
+    category: str = ""
+    recipients: Sequence[str] = ()
+    """The bare addresses of To, Cc and Bcc."""
+    sender: str = ""
+    """The bare address of From."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    template: str = ""
+    is_bulk: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One rule; ``None`` leaves a question to what comes after it in precedence."""
+
+    match: Mapping[str, Any] = field(default_factory=dict)
+    """What a mail must be like; all of it must hold, and nothing asked matches every mail."""
+    transports: tuple[str, ...] = ()
+    """The transport, and after it those that take over while it is out of order."""
+    queue: str | None = None
+    priority: int | None = None
+    on_unknown: str | None = None
+    max_retries: int | None = None
+    retry_delay: float | None = None
+    """Seconds between two tries."""
+    expires_after: float | None = None
+    """Seconds after which the mail is no longer worth sending."""
+
+    def matches(self, facts: Facts) -> bool:
+        """Tell whether the rule is for a mail."""
+        return all(_MATCHERS[key](wanted, facts) for key, wanted in self.match.items())
+
+
+def parse(value: object) -> tuple[Rule, ...]:
+    """Return the rules that a value of ``ROUTES`` means; raise ``ValueError`` naming what is wrong.
+
+    The first rule that matches a mail wins.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"must be a list of rules; it is {value!r}")
+    return tuple(_rule(number, form) for number, form in enumerate(value))
+
+
+def priority_number(priority: object) -> int:
+    """Return a priority as 0 to 9; raise ``ValueError`` for what is none."""
+    number = PRIORITIES.get(priority) if isinstance(priority, str) else priority
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= 9:
+        names = ", ".join(PRIORITIES)
+        raise ValueError(f"priority must be 0 to 9 or one of {names}; it is {priority!r}.")
+    return number
+
+
+def policy(on_unknown: object) -> str:
+    """Return a policy for unknown outcomes; raise ``ValueError`` for what is none."""
+    if on_unknown not in ON_UNKNOWN or not isinstance(on_unknown, str):
+        raise ValueError(
+            f"on_unknown must be one of {', '.join(ON_UNKNOWN)}; it is {on_unknown!r}."
+        )
+    return on_unknown
+
+
+def name(key: str, value: object) -> str:
+    """Return the name of a queue, transport or category; raise ``ValueError`` for what is none.
+
+    It stands in a column of 64 characters, and PostgreSQL takes neither NUL nor lone surrogates.
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= 64 or not value.isprintable():
+        raise ValueError(f"{key} must be a name of 1 to 64 printable characters; it is {value!r}.")
+    return value
+
+
+def _rule(number: int, form: object) -> Rule:
+    where = f"rule {number}"
+    if not isinstance(form, Mapping):
+        raise ValueError(f"{where} must be a dict; it is {form!r}")
+    _known(where, form, ("match", *_VALUES))
+    match = form.get("match", {})
+    if not isinstance(match, Mapping):
+        raise ValueError(f"{where}: match must be a dict; it is {match!r}")
+    _known(f"{where}: match", match, _MATCHERS)
+    _check_match(where, match)
+    values: dict[str, Any] = {}
+    for key, given in form.items():
+        if key != "match":
+            try:
+                values.update(_VALUES[key](given))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+    return Rule(match=dict(match), **values)
+
+
+def _known(where: str, given: Mapping[Any, Any], known: Sequence[str] | Mapping[str, Any]) -> None:
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise ValueError(f"{where} has no key {unknown[0]!r}; there are: {', '.join(known)}")
+
+
+def _check_match(where: str, match: Mapping[str, Any]) -> None:
+    for key, wanted in match.items():
+        if key == "bulk":
+            fits = isinstance(wanted, bool)
+            rule = "True or False"
+        elif key == "header":
+            fits = isinstance(wanted, Mapping) and all(
+                isinstance(part, str) for pair in wanted.items() for part in pair
+            )
+            rule = "a dict of header names and patterns"
+        else:
+            fits = isinstance(wanted, str) or (
+                isinstance(wanted, (list, tuple)) and all(isinstance(it, str) for it in wanted)
+            )
+            rule = "a pattern or a list of them, as in '*@example.com'"
+        if not fits:
+            raise ValueError(f"{where}: match {key!r} must be {rule}; it is {wanted!r}")
+
+
+def _transports(value: object) -> dict[str, Any]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not names:
+        raise ValueError(f"transport must be an alias or a list of them; it is {value!r}")
+    return {"transports": tuple(name("transport", alias) for alias in names)}
+
+
+def _retry(value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"retry must be a dict; it is {value!r}")
+    _known("retry", value, ("max_retries", "delay"))
+    found: dict[str, Any] = {}
+    if "max_retries" in value:
+        count = value["max_retries"]
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= 1000:
+            raise ValueError(f"max_retries must be a whole number, 0 to 1000; it is {count!r}")
+        found["max_retries"] = count
+    if "delay" in value:
+        found["retry_delay"] = _seconds("delay", value["delay"])
+    return found
+
+
+def _seconds(key: str, value: object) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value < 0:  # type: ignore[arg-type, operator]
+        raise ValueError(f"{key} must be a number of seconds, 0 or more; it is {value!r}")
+    return value  # type: ignore[return-value]
+
+
+_VALUES: dict[str, Callable[[object], dict[str, Any]]] = {
+    "queue": lambda value: {"queue": name("queue", value)},
+    "priority": lambda value: {"priority": priority_number(value)},
+    "transport": _transports,
+    "on_unknown": lambda value: {"on_unknown": policy(value)},
+    "retry": _retry,
+    "expires_after": lambda value: {"expires_after": _seconds("expires_after", value)},
+}
+
+
+def _fits(pattern: str | Sequence[str], text: str) -> bool:
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    return any(fnmatchcase(text.lower(), one.lower()) for one in patterns)
+
+
+def _has_headers(wanted: Mapping[str, str], facts: Facts) -> bool:
+    present = {key.lower(): value for key, value in facts.headers.items()}
+    return all(
+        key.lower() in present and _fits(pattern, present[key.lower()])
+        for key, pattern in wanted.items()
+    )
+
+
+_MATCHERS: dict[str, Callable[[Any, Facts], bool]] = {
+    "category": lambda wanted, facts: _fits(wanted, facts.category),
+    "to": lambda wanted, facts: any(_fits(wanted, address) for address in facts.recipients),
+    "from": lambda wanted, facts: _fits(wanted, facts.sender),
+    "header": _has_headers,
+    "template": lambda wanted, facts: _fits(wanted, facts.template),
+    "bulk": lambda wanted, facts: wanted is facts.is_bulk,
+}

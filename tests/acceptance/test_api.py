@@ -1,0 +1,296 @@
+"""The calls of the user, as they are written, on real servers and a real worker."""
+
+from __future__ import annotations
+
+import json
+from email import message_from_bytes, policy
+from typing import Any
+
+from celery.result import AsyncResult
+from django.contrib.auth.models import User
+from django.db import connections, transaction
+
+from devservers.process import wait_until
+from devservers.redis import RedisServer
+from devservers.smtp_faults import delay, refuse
+from django_epica_mail.exceptions import DeliveryFailed
+from django_epica_mail.models import EmailLog
+from django_epica_mail.tasks import (
+    send_bulk_emails_task,
+    send_email_async,
+    send_templated_email_async,
+)
+from tests.acceptance.conftest import OpenSite
+from tests.acceptance.inside import in_processes
+from tests.acceptance.site import Site
+
+# -- inside the site
+
+
+def send_and_wait(to: str) -> dict[str, Any]:
+    result = send_email_async(
+        subject="Sipariş onayı",
+        message="Siparişiniz alındı.",
+        from_email=None,
+        recipient_list=[to],
+        html_message="<p>Siparişiniz alındı.</p>",
+    )
+    try:
+        value = result.get(timeout=20)
+    except DeliveryFailed as error:
+        value = {"kind": error.kind, "code": error.code}
+    return {"id": result.id, "status": result.status, "value": value}
+
+
+def what_celery_knows(result_id: str) -> dict[str, Any]:
+    """Ask the result backend, as who knows only the id does."""
+    result = AsyncResult(result_id)
+    value = result.result
+    return {
+        "status": result.status,
+        "value": str(value) if isinstance(value, Exception) else value,
+        "name": result.name,
+        "args": result.args,
+    }
+
+
+def send_templated() -> str:
+    user = User(username="Ayşe", email="ayse@example.com")
+    result = send_templated_email_async(
+        subject="Parola sıfırlama",
+        template_name="emails/password_reset.html",
+        context={"user": user, "reset_url": "https://example.com/reset/x/?a=1&b=2"},
+        from_email=None,
+        recipient_list=[user.email],
+        language="tr",
+    )
+    return str(result.get(timeout=20)["message_id"])
+
+
+def send_bulk(count: int) -> dict[str, Any]:
+    emails: list[Any] = [
+        {
+            "subject": f"Bülten {number}",
+            "message": "Merhaba",
+            "from_email": None,
+            "recipient_list": [f"{number}@example.com"],
+        }
+        for number in range(count)
+    ]
+    emails[7] = {"subject": "No recipient", "message": "x", "recipient_list": []}
+    with transaction.atomic():
+        result = send_bulk_emails_task.delay(emails)
+    before = result.status
+    report = result.get(timeout=60)
+    return {"before": before, "after": result.status, "report": report}
+
+
+def send_bulk_by_name() -> str:
+    """Call the task as a site does that has only its name; the entries travel in the broker."""
+    from celery import current_app
+
+    entry = {
+        "subject": "S",
+        "message": "M",
+        "from_email": None,
+        "recipient_list": ["a@example.com"],
+    }
+    sent = current_app.send_task(
+        "django_epica_mail.tasks.send_bulk_emails_task", args=[[entry]], queue="bulk_emails"
+    )
+    return str(sent.id)
+
+
+def send_with_one_key(count: int) -> list[str]:
+    """Send the same mail from several processes at once, each in a transaction of its own."""
+
+    def send(number: int) -> None:
+        with transaction.atomic():
+            EmailLog.objects.count()
+            result = send_email_async("S", "M", None, ["a@example.com"], idempotency_key="order-7")
+            # The transaction is as usable as before, and the row is there to be referred to.
+            assert EmailLog.objects.get(pk=result.id).idempotency_key == "order-7"
+
+    in_processes(count, send)
+    return [str(pk) for pk in EmailLog.objects.values_list("pk", flat=True)]
+
+
+def send_urgent() -> str:
+    return send_email_async("Urgent", "M", None, ["urgent@example.com"], priority="urgent").id
+
+
+def send_slowly(count: int) -> None:
+    from django.core.mail import EmailMessage
+
+    from django_epica_mail import outbox
+
+    outbox.enqueue_many(
+        (EmailMessage(f"Bulk {n}", "M", None, [f"{n}@example.com"]) for n in range(count)),
+        queue="emails",
+    )
+    connections.close_all()
+
+
+# -- seen from outside
+
+
+def open_with_results(open_site: OpenSite, kind: str = "sqlite", **keys: Any) -> Site:
+    """Open a site whose result backend is its Redis."""
+    site = open_site(kind, **keys)
+    site.env["SHOP_RESULT_BACKEND"] = site.redis.url()
+    return site
+
+
+def test_a_call_returns_a_handle_that_tells_what_became_of_the_mail(open_site) -> None:
+    site = open_with_results(open_site, "postgresql")
+    site.smtp.inject(refuse("rcpt", 550, "5.1.1 No such user", recipient=_is_never))
+    site.start_worker()
+    sent = site.call(send_and_wait, "to@example.com")
+    (arrived,) = site.smtp.accepted
+    assert sent["status"] == "SUCCESS"
+    assert sent["value"] == {"status": "sent", "message_id": arrived.message_id}
+    assert arrived.message_id.startswith(f"<{sent['id']}@")
+    refused = site.call(send_and_wait, "never@example.com")
+    assert (refused["status"], refused["value"]) == (
+        "FAILURE",
+        {"kind": "permanent", "code": 550},
+    )
+    wait_until(
+        lambda: site.call(what_celery_knows, refused["id"])["status"] == "FAILURE",
+        timeout=15,
+        what="the result backend to be told",
+    )
+    assert site.call(what_celery_knows, sent["id"]) == {
+        "status": "SUCCESS",
+        "value": sent["value"],
+        "name": "django_epica_mail.tasks.send_email_task",
+        "args": [sent["id"]],
+    }
+    failure = site.call(what_celery_knows, refused["id"])
+    assert "550" in failure["value"]
+    assert "@" not in failure["value"]
+
+
+def test_a_result_backend_that_is_down_or_hangs_stops_no_mail(open_site, tmp_path) -> None:
+    site = open_site()
+    (tmp_path / "results").mkdir()
+    with RedisServer(tmp_path / "results") as results:
+        site.env["SHOP_RESULT_BACKEND"] = results.url()
+        site.start_worker()
+        results.pause()
+        first = site.call(send_and_wait, "one@example.com")
+        assert first["status"] == "SUCCESS"
+        results.resume()
+        results.kill()
+        assert site.call(send_and_wait, "two@example.com")["status"] == "SUCCESS"
+    assert len(site.smtp.accepted) == 2
+
+
+def test_the_sweep_tells_a_result_backend_what_it_missed(open_site, tmp_path) -> None:
+    site = open_site(RING_PAUSE=1)
+    (tmp_path / "results").mkdir()
+    with RedisServer(tmp_path / "results") as results:
+        site.env["SHOP_RESULT_BACKEND"] = results.url()
+        site.start_worker()
+        results.pause()
+        sent = site.call(send_and_wait, "one@example.com")
+        results.resume()
+        site.start_beat()
+        wait_until(
+            lambda: site.call(what_celery_knows, sent["id"])["status"] == "SUCCESS",
+            timeout=20,
+            what="the result backend to be told",
+        )
+
+
+def test_a_template_is_sent_in_the_language_asked_for(open_site) -> None:
+    site = open_site()
+    site.start_worker()
+    message_id = site.call(send_templated)
+    (arrived,) = site.smtp.accepted
+    assert arrived.message_id == message_id
+    message = message_from_bytes(arrived.content, policy=policy.default)
+    assert message["Subject"] == "Parola sıfırlama"
+    text, html = (part.get_content() for part in message.iter_parts())
+    assert "https://example.com/reset/x/?a=1&b=2" in text
+    assert 'lang="tr"' in html
+    assert "Ayşe" in text
+    assert "Ayşe" in html
+
+
+def test_a_bulk_call_is_a_ring_and_each_entry_a_mail(open_site) -> None:
+    site = open_with_results(open_site, "postgresql")
+    site.start_workers(2)
+    came = site.call(send_bulk, 2000)
+    assert came["before"] in ("PENDING", "PROGRESS")
+    assert came["after"] == "SUCCESS"
+    assert came["report"]["accepted"] == len(set(came["report"]["ids"])) == 1999
+    ((index, reason),) = [(x["index"], x["reason"]) for x in came["report"]["refused"]]
+    assert index == 7
+    assert "no recipient" in reason
+    site.wait_for(sent=1999)
+    site.require_each_arrived_once(1999)
+
+
+def test_a_bulk_call_by_name_carries_its_entries_through_the_broker(open_site) -> None:
+    site = open_with_results(open_site)
+    site.start_worker()
+    task_id = site.call(send_bulk_by_name)
+    site.wait_for(sent=1)
+    wait_until(
+        lambda: site.call(what_celery_knows, task_id)["status"] == "SUCCESS",
+        timeout=10,
+        what="the result of the call",
+    )
+    assert site.call(what_celery_knows, task_id)["value"]["accepted"] == 1
+
+
+def test_of_calls_at_the_same_time_with_one_key_one_mail_comes(open_site) -> None:
+    site = open_site("postgresql")
+    assert len(site.call(send_with_one_key, 8)) == 1
+    site.start_worker()
+    site.sweep()
+    site.wait_for(sent=1)
+    assert len(site.smtp.accepted) == 1
+
+
+def test_urgent_mail_overtakes_ten_thousand_that_wait_behind_a_slow_server(open_site) -> None:
+    site = open_with_results(
+        open_site, "postgresql", ROUTES=[{"match": {"bulk": True}, "priority": 5}]
+    )
+    site.smtp.inject(delay(0.02))
+    site.start_worker(concurrency=2)
+    site.call(send_slowly, 10_000)
+    wait_until(lambda: len(site.smtp.accepted) > 50, timeout=60, what="bulk mail to be under way")
+    before = len(site.smtp.accepted)
+    urgent = site.call(send_urgent)
+    wait_until(
+        lambda: any(m.message_id.startswith(f"<{urgent}@") for m in site.smtp.accepted),
+        timeout=15,
+        what="the urgent mail",
+    )
+    overtaken = 10_000 - len(site.smtp.accepted)
+    assert overtaken > 5_000, f"{before} had arrived before"
+
+
+def _is_never(address: str) -> bool:
+    return address.startswith("never")
+
+
+def test_the_broker_and_the_results_hold_no_content(open_site) -> None:
+    site = open_with_results(open_site)
+    site.call(send_bulk_without_worker)
+    with site.redis.client() as client:
+        rings = [json.loads(ring) for ring in client.lrange("bulk_emails", 0, -1)]
+    assert len(rings) == 1
+    assert "secret" not in json.dumps(rings)
+
+
+def send_bulk_without_worker() -> None:
+    entry = {
+        "subject": "secret",
+        "message": "secret",
+        "from_email": None,
+        "recipient_list": ["secret@example.com"],
+    }
+    send_bulk_emails_task.delay([entry] * 100)
