@@ -14,7 +14,7 @@ from functools import partial
 from django.db import connections, router, transaction
 from django.db.models import BooleanField, ExpressionWrapper, Max, Q
 
-from django_epica_mail import clock, conf, gates, lifecycle
+from django_epica_mail import clock, conf, gates, lifecycle, rates
 from django_epica_mail import transport as transports
 from django_epica_mail.models import EmailLog, EmailQuerySet
 from django_epica_mail.patience import patiently
@@ -92,7 +92,13 @@ def claim(queue: str) -> Batch | None:
     heads = {alias: level for alias in aliases if (level := next(levels[alias], None)) is not None}
     while heads:
         alias = max(heads, key=heads.__getitem__)
-        batch = _claim_level(queue, alias, heads[alias], state.needs_probe(alias), using)
+        allowed = rates.allowance(alias)
+        if allowed == 0:
+            del heads[alias]
+            continue
+        batch = _claim_level(
+            queue, alias, heads[alias], state.needs_probe(alias), using, limit=allowed
+        )
         if batch is not None:
             return batch
         level = next(levels[alias], None)
@@ -118,10 +124,28 @@ def claim_one(email_id: uuid.UUID | str) -> Batch | None:
     return _claim(wanted, mail.transport, 1, is_probe=False, using=using)
 
 
-def _claim_level(queue: str, alias: str, level: int, is_probe: bool, using: str) -> Batch | None:
+def pause_for_budget(queue: str) -> float | None:
+    """Return the seconds until due mail of a queue may go by the rates; ``None``: none waits so."""
+    if not rates.is_limited():
+        return None
+    using = router.db_for_write(EmailLog)
+    state = gates.Gates(using)
+    pauses = [
+        rates.seconds_until(alias)
+        for alias in state.open_transports(transports.aliases())
+        if rates.allowance(alias) == 0
+        and any(has_due(queue, alias, lv, using) for lv in due_levels(queue, alias, using))
+    ]
+    return min(pauses, default=None) if state.queue_is_open(queue) else None
+
+
+def _claim_level(
+    queue: str, alias: str, level: int, is_probe: bool, using: str, *, limit: int | None
+) -> Batch | None:
     if is_probe and not (has_due(queue, alias, level, using) and gates.take_probe(alias, using)):
         return None
-    limit = 1 if is_probe else conf.get().batch_size
+    size = conf.get().batch_size
+    limit = 1 if is_probe else min(size, size if limit is None else limit)
     rows = due(queue, alias, level, using)
     return _claim(rows, alias, limit, is_probe=is_probe, using=using)
 

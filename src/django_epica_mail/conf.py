@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -71,6 +72,24 @@ def _transports(key: str, value: object) -> None:
             raise _refused(f"{key}[{alias!r}]", spec, rule)
 
 
+_RATE = re.compile(r"[1-9]\d*/([1-9]\d*)?(s|m|h|d|second|minute|hour|day)")
+
+
+def _rates(key: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise _refused(key, value, "must be a dict of rates by transport or @domain")
+    for name, rate in value.items():
+        if not isinstance(name, str) or (name.strip("@*") == "" and name != "*"):
+            raise _refused(key, name, "names a transport, or a domain as in '@example.com'")
+        if not isinstance(rate, str) or not _RATE.fullmatch(rate):
+            raise _refused(f"{key}[{name!r}]", rate, "must be a rate as '14/s' or '1000/h'")
+
+
+def _optional_text(key: str, value: object) -> None:
+    if value is not None and not (isinstance(value, str) and value):
+        raise _refused(key, value, "must be text")
+
+
 def _refused(key: str, value: object, rule: str) -> ImproperlyConfigured:
     return ImproperlyConfigured(f"EPICA_MAIL[{key!r}] {rule}; it is {value!r}.")
 
@@ -89,6 +108,11 @@ class Settings:
     """Real backends by alias, shaped like ``MAILERS``. For sites without ``MAILERS``."""
     routes: tuple[Rule, ...] = field(default=(), metadata={"read": rules.parse})
     """What mail goes where: a list of rules, of which the first that matches a mail wins."""
+    rates: Mapping[str, str] = field(default_factory=dict, metadata={"check": _rates})
+    """Recipients in a time: of a transport (``"ses": "14/s"``), a domain (``"@gmail.com": "5/s"``)
+    or all mail (``"*"``)."""
+    rates_storage: str | None = _setting(None, _optional_text)
+    """Where rates are counted, as a URI of the library ``limits``; by default Celery's Redis."""
     default_transport: str | None = _setting(None, _optional_name)
     """The transport of a mail that names none."""
     on_unknown: str = _setting("resend", _policy)

@@ -9,13 +9,26 @@ from __future__ import annotations
 import time
 from uuid import UUID
 
-from django_epica_mail import claiming, conf, doorbell, failover, gates, lifecycle, results, retry
+from django_epica_mail import (
+    claiming,
+    conf,
+    doorbell,
+    failover,
+    gates,
+    lifecycle,
+    rates,
+    results,
+    retry,
+)
 from django_epica_mail import transport as transports
 from django_epica_mail.claiming import Batch
 from django_epica_mail.contents import Contents
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Decision, Failure, Kind, Result
 from django_epica_mail.settling import Outcome, Settler, policy_of
+
+_LONGEST_PAUSE = 2.0
+"""Seconds a worker waits for a rate's budget; what must wait longer is left to the sweep."""
 
 
 def deliver(queue: str, *, rung_at: float | None = None) -> int:
@@ -34,6 +47,8 @@ def deliver(queue: str, *, rung_at: float | None = None) -> int:
                 doorbell.ring(queue)
                 called_for_help = True
             settled += _send_batch(batch)
+        elif (pause := _pause_for_budget(queue)) is not None:
+            time.sleep(pause)
         elif look_again:
             # The last look must come a whole window after the first: mail committed until then
             # has no ring of its own.
@@ -43,6 +58,12 @@ def deliver(queue: str, *, rung_at: float | None = None) -> int:
             return settled
     doorbell.ring(queue)  # whatever is left is for the next task, so that no queue starves another
     return settled
+
+
+def _pause_for_budget(queue: str) -> float | None:
+    """Return how long to wait for a rate's budget, unless that is better left to the sweep."""
+    pause = claiming.pause_for_budget(queue)
+    return pause if pause is not None and pause <= _LONGEST_PAUSE else None
 
 
 def deliver_one(email_id: UUID | str) -> int:
@@ -67,7 +88,7 @@ def _send_batch(batch: Batch) -> int:
                 outcome = _send(mail, contents, connection)
                 settler.add(outcome)
                 works = _transport_works(batch, outcome.result)
-                if not works:
+                if not works or outcome.ends_batch:
                     break
     finally:
         settler.flush()
@@ -97,6 +118,10 @@ def _send(mail: EmailLog, contents: Contents, connection: transports.Connection)
         failure = Failure(kind=Kind.MESSAGE, reply=reply)
         result = Result(failure=failure)
     else:
+        refusal = rates.take(mail.transport, message.recipients())
+        if refusal is not None:
+            decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)
+            return Outcome(mail, None, decision, ends_batch=not refusal.is_of_domain)
         result = connection.send(message)
     tried = contents.outstanding(mail)
     # The server's replies follow the recipients tried; the rows know them by their place in all.

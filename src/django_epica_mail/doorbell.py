@@ -111,6 +111,20 @@ def site_route(*, bulk: bool) -> dict[str, Any]:
     return {"queue": getattr(queue, "name", queue), "priority": found.get("priority")}
 
 
+def site_rate() -> str | None:
+    """Return the annotation ``rate_limit`` of ``send_email_task``, as in ``10/m``, if any."""
+    task = app_or_default().tasks.get(SINGLE_TASK)
+    limit = getattr(task, "rate_limit", None)
+    if limit is None:
+        return None
+    return limit if isinstance(limit, str) and "/" in limit else f"{int(limit)}/s"
+
+
+def broker_url() -> str:
+    """Return the URL of the site's broker, with its password."""
+    return str(app_or_default().connection_for_write().as_uri(include_password=True))
+
+
 def ring_for_batch_on_commit(batch_id: str, *, using: str) -> None:
     """Wake a worker for the expansion of a bulk call once the present transaction has committed.
 

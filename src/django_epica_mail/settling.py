@@ -24,6 +24,8 @@ class Outcome:
     mail: EmailLog
     result: Result | None
     decision: Decision
+    ends_batch: bool = False
+    """Whether the mails after it had better not be begun now."""
 
     @property
     def is_plain(self) -> bool:
