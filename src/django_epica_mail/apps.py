@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
 from django.utils.translation import gettext_lazy as _
 
 
@@ -16,6 +17,7 @@ class EpicaMailConfig(AppConfig):
 
     def ready(self) -> None:
         """Register checks and logs, and the tasks also in processes that only ring."""
-        from django_epica_mail import checks, logs, tasks  # noqa: F401
+        from django_epica_mail import checks, logs, schedule, tasks  # noqa: F401
 
         logs.connect()
+        post_migrate.connect(schedule.offer, dispatch_uid="django_epica_mail.schedule")

@@ -197,9 +197,9 @@ class Site:
         (worker,) = self.start_workers(1, **options)
         return worker
 
-    def start_beat(self) -> Beat:
-        """Start beat, which sweeps every second."""
-        beat = Beat(EXAMPLE_PROJECT, "shopsite", self.env, folder=self._folder)
+    def start_beat(self, **options: Any) -> Beat:
+        """Start beat, which sweeps every second; ``options`` are those of ``Beat``."""
+        beat = Beat(EXAMPLE_PROJECT, "shopsite", self.env, folder=self._folder, **options)
         self.celery.append(beat)
         beat.start()
         return beat

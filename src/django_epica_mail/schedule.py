@@ -1,0 +1,75 @@
+"""What beat has to do, for a plain ``beat_schedule`` and for django-celery-beat's database.
+
+In the settings of a site with plain beat::
+
+    from django_epica_mail.schedule import SCHEDULE
+    CELERY_BEAT_SCHEDULE = {**SCHEDULE}
+
+With django-celery-beat, ``migrate`` adds what is missing in its tables and leaves alone what is
+there, so that times edited in the admin stay.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from celery.schedules import crontab, schedule
+from django.apps import AppConfig, apps
+
+SWEEP_SECONDS = 30.0
+
+SCHEDULE: dict[str, dict[str, Any]] = {
+    "dispatch-due-emails": {
+        "task": "django_epica_mail.tasks.dispatch_due_emails",
+        "schedule": SWEEP_SECONDS,
+        # While no worker runs, sweeps that nobody takes do not pile up without end. Not less: a
+        # worker whose clock is ahead of beat's would find every sweep expired.
+        "options": {"expires": 600},
+    },
+    "retry-failed-emails": {
+        "task": "django_epica_mail.tasks.retry_failed_emails",
+        "schedule": crontab(minute="*/30"),
+    },
+    "cleanup-old-email-logs": {
+        "task": "django_epica_mail.tasks.cleanup_old_email_logs",
+        "schedule": crontab(minute="0", hour="3"),
+    },
+}
+"""The entries by name: the sweep every 30 s, the retry every 30 min, the clean-up at 03:00."""
+
+
+def offer(sender: AppConfig, using: str, **_: Any) -> None:
+    """Add what django-celery-beat's tables lack; a receiver of ``post_migrate``.
+
+    An entry that is there under its name is left as it is, whatever a person made of it.
+    """
+    if not apps.is_installed("django_celery_beat"):
+        return
+    from django.db import connections
+    from django_celery_beat.models import PeriodicTask
+
+    table = PeriodicTask._meta.db_table
+    if table not in connections[using].introspection.table_names():
+        return  # its own migrations come later, and after them this is called again
+    for name, entry in SCHEDULE.items():
+        if not PeriodicTask.objects.using(using).filter(name=name).exists():
+            PeriodicTask.objects.using(using).create(
+                name=name,
+                task=entry["task"],
+                expire_seconds=entry.get("options", {}).get("expires"),
+                **_when(entry["schedule"], using),
+            )
+
+
+def _when(when: crontab | float, using: str) -> dict[str, Any]:
+    """Return the field of a periodic task that says when, with its row."""
+    from django_celery_beat.models import CrontabSchedule, IntervalSchedule
+
+    if isinstance(when, crontab):
+        name, row = "crontab", CrontabSchedule.from_schedule(when)
+    else:
+        name, row = "interval", IntervalSchedule.from_schedule(schedule(timedelta(seconds=when)))
+    if row.pk is None:
+        row.save(using=using)
+    return {name: row}
