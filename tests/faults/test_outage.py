@@ -64,7 +64,7 @@ def test_an_outage_of_hours_costs_nothing_and_the_backlog_drains_by_priority(
     site = Site(database, "postgresql", tmp_path, {"BREAKER_SECONDS": BREAKER_SECONDS}, env)
     try:
         site.smtp.refuse_connections()
-        site.call(queue_in_bulk, MAILS // len(LEVELS))
+        site.start(queue_in_bulk, MAILS // len(LEVELS)).result(timeout=60 + MAILS / 100)
         workers = site.start_workers(2, concurrency=PROCESSES // 2)
         site.start_beat()
         probes = 0
