@@ -40,7 +40,7 @@ class EmailBackend(BaseEmailBackend):
         category: str | None = None,
         **kwargs: Any,
     ) -> None:
-        refused = [name for name in _CONNECTION_OPTIONS if kwargs.get(name) is not None]
+        refused = [name for name in _CONNECTION_OPTIONS if kwargs.get(name)]
         if refused:
             raise ImproperlyConfigured(
                 f"The queueing backend takes no {refused[0]!r}: a worker sends the mail later, and "

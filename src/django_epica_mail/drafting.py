@@ -65,7 +65,7 @@ def draft(
     log.category = options.category or ""
     log.subject = storable(message.subject)
     log.from_email = storable(message.from_email)
-    log.message_id = _message_id(message) or f"<{log.id}@{DNS_NAME}>"
+    log.message_id = storable(stored.message_id)[:255] or f"<{log.id}@{DNS_NAME}>"
     log.idempotency_key = options.idempotency_key
     log.store_result = bool(options.store_result)
     is_due = options.send_at is None or options.send_at <= timezone.now()
@@ -107,13 +107,6 @@ def _route(log: EmailLog, route: routing.Route, options: Options) -> None:
     log.on_unknown = route.on_unknown
     log.max_retries = route.max_retries
     log.retry_delay = route.retry_delay
-
-
-def _message_id(message: EmailMessage) -> str:
-    for name, value in message.extra_headers.items():
-        if name.lower() == "message-id":
-            return storable(value)[:255]
-    return ""
 
 
 def _recipients(message: EmailMessage, log: EmailLog) -> Iterator[EmailRecipient]:

@@ -175,3 +175,7 @@ def test_the_callers_object_may_be_used_again(backend) -> None:
     backend.send_messages([same])
     addresses = EmailLog.objects.order_by("id").values_list("recipients__address", flat=True)
     assert list(addresses) == ["to@example.com", "second@example.com"]
+
+
+def test_empty_credentials_as_djangos_own_calls_pass_them_are_none() -> None:
+    assert not EmailBackend(transport="smtp", username="", password="", use_tls=False).fail_silently

@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from django_epica_mail import outbox, transport
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog
+from tests import corpus
 
 pytestmark = pytest.mark.django_db
 
@@ -186,3 +187,10 @@ def test_an_interrupted_bulk_call_leaves_nothing() -> None:
     with pytest.raises(RuntimeError), transaction.atomic():
         outbox.enqueue_many(messages(), transport="smtp")
     assert EmailBatch.objects.count() == EmailLog.objects.count() == 0
+
+
+def test_a_message_that_builds_itself_is_known_by_the_message_id_it_made(db) -> None:
+    message = dict(corpus.CORPUS)["class_that_builds_itself"]()
+    log = outbox.enqueue(message, transport="smtp")
+    (content,) = log.attachments.all()
+    assert f"Message-ID: {log.message_id}".encode() in bytes(content.content)

@@ -46,6 +46,8 @@ class StoredMessage:
     """Versioned JSON, pure ASCII: NUL and lone surrogates survive in any text column."""
     blobs: tuple[Blob, ...]
     """The contents the envelope refers to, each once."""
+    message_id: str = ""
+    """The Message-ID the message has already; empty if it is left to who sends it."""
 
 
 def dump(message: EmailMessage) -> StoredMessage:
@@ -65,9 +67,13 @@ def dump(message: EmailMessage) -> StoredMessage:
             )
         return digest
 
-    pack = _pack_raw if raw_message.builds_itself(message) else _pack
-    envelope = json.dumps({"v": VERSION, **pack(message, keep)}, allow_nan=False)
-    return StoredMessage(envelope=envelope, blobs=tuple(blobs.values()))
+    if raw_message.builds_itself(message):
+        wire = raw_message.render(message)
+        form, message_id = _pack_raw(message, wire, keep), raw_message.message_id(wire)
+    else:
+        form, message_id = _pack(message, keep), _message_id(message)
+    envelope = json.dumps({"v": VERSION, **form}, allow_nan=False)
+    return StoredMessage(envelope=envelope, blobs=tuple(blobs.values()), message_id=message_id)
 
 
 def load(envelope: str, blobs: Mapping[str, bytes]) -> EmailMessage:
@@ -98,12 +104,17 @@ def load(envelope: str, blobs: Mapping[str, bytes]) -> EmailMessage:
     return _unpack_raw(form, fetch) if "raw" in form else _unpack(form, fetch)
 
 
-def _pack_raw(message: EmailMessage, keep: Keep) -> dict[str, Any]:
+def _message_id(message: EmailMessage) -> str:
+    names = {name.lower(): name for name in message.extra_headers}
+    return str(message.extra_headers[names["message-id"]]) if "message-id" in names else ""
+
+
+def _pack_raw(message: EmailMessage, wire: bytes, keep: Keep) -> dict[str, Any]:
     return {
         "class": mime_parts.class_path(type(message)),
         "state": state.pack_fields(message, (*state.HEADER_FIELDS, "encoding")),
         "recipients": tagged_json.encode(message.recipients(), unknown=str),
-        "raw": keep(raw_message.render(message), "", "message/rfc822"),
+        "raw": keep(wire, "", "message/rfc822"),
     }
 
 

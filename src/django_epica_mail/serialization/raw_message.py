@@ -6,7 +6,7 @@ import email.message
 import inspect
 from email import policy as policies
 from email.generator import BytesGenerator
-from email.parser import BytesParser
+from email.parser import BytesHeaderParser, BytesParser
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,6 +61,11 @@ def render(message: EmailMessage) -> bytes:
     generator = BytesGenerator(wire, mangle_from_=False, policy=mime.policy.clone(linesep="\r\n"))
     generator.flatten(mime)
     return wire.getvalue()
+
+
+def message_id(wire: bytes) -> str:
+    """Return the Message-ID of a mail kept as bytes, or an empty string if it has none."""
+    return str(BytesHeaderParser().parsebytes(wire).get("Message-ID", "")).strip()
 
 
 def _takes(function: Callable[..., Any], argument: str) -> bool:

@@ -1,0 +1,53 @@
+"""The tests Django itself has for every mail backend hold for what the queue delivers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import django
+from django.core import mail
+from django.test import TestCase
+
+from django_epica_mail import backends, delivery, transport
+from tests.fidelity.django_source import backend_tests
+
+source = backend_tests()
+MODERN = django.VERSION >= (6, 1)
+shared: Any = source.SharedEmailBackendTests if MODERN else source.BaseEmailBackendTests
+
+
+class EmailBackend(backends.EmailBackend):
+    """Queues, and delivers what is queued at once, to Django's own memory of sent mail."""
+
+    def send_messages(self, email_messages: Any) -> int:
+        count = super().send_messages(email_messages)
+        delivery.deliver("emails")
+        return count
+
+
+class QueueBackendTests(shared, TestCase):
+    """Django's tests, on the queue."""
+
+    backend_class = EmailBackend
+    email_backend = f"{__name__}.EmailBackend"
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        super().tearDownClass()
+        transport.close_connections()
+
+    def flush_mailbox(self) -> None:
+        mail.outbox.clear()
+
+    def get_mailbox_content(self) -> list[Any]:
+        if django.VERSION >= (6, 0):
+            return [message.message() for message in mail.outbox]
+        # As Django's own tests of the locmem backend do: they speak the modern API of email.
+        return [source.message_from_bytes(sent.message().as_bytes()) for sent in mail.outbox]
+
+    if MODERN:
+
+        def test_fail_silently_arg_accepted(self) -> None:
+            """As Django's own file and console backends, the queue goes on to know it."""
+            for value in (True, False):
+                assert self.create_backend(fail_silently=value).fail_silently is value
