@@ -25,7 +25,7 @@ def check_configuration(
         return [Error(str(error), hint="See the settings reference.", id="epica_mail.E001")]
     if transport.under_test():
         return []
-    return [*_check_backends(), *_check_default()]
+    return [*_check_backends(), *_check_default(), *_check_routes()]
 
 
 def _check_backends() -> list[CheckMessage]:
@@ -60,4 +60,19 @@ def _check_default() -> list[CheckMessage]:
             f"There are: {', '.join(transport.aliases()) or 'none'}.",
             id="epica_mail.E003",
         )
+    ]
+
+
+def _check_routes() -> list[CheckMessage]:
+    known = transport.specs()
+    return [
+        Error(
+            f"Rule {number} of EPICA_MAIL['ROUTES'] names the transport {alias!r}, which there is "
+            "not.",
+            hint=f"There are: {', '.join(known) or 'none'}.",
+            id="epica_mail.E004",
+        )
+        for number, rule in enumerate(conf.get().routes)
+        for alias in rule.transports
+        if alias not in known
     ]

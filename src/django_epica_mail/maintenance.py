@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import product
 
@@ -199,10 +199,11 @@ def retry_failed() -> int:
     return count
 
 
-def cleanup(days: int | None = None) -> int:
+def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda count: None) -> int:
     """Delete finished mail older than ``days`` (``KEEP_DAYS`` if not given); return how many.
 
-    Deletes in portions, each its own transaction. Attachments go with their last mail.
+    Deletes in portions, each its own transaction, and calls ``advance`` with the number so far.
+    Attachments go with their last mail.
     """
     using = router.db_for_write(EmailLog)
     age = timedelta(days=conf.get().keep_days if days is None else days)
@@ -215,6 +216,7 @@ def cleanup(days: int | None = None) -> int:
         while ids := list(rows.values_list("pk", flat=True)[:_CHUNK]):
             _delete(ids, using)
             count += len(ids)
+            advance(count)
     return count
 
 

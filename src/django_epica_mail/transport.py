@@ -279,3 +279,16 @@ def connection(alias: str) -> Iterator[Connection]:
 def close_connections() -> None:
     """Close every connection of this process that no task is using."""
     _pool.close()
+
+
+def probe(alias: str) -> Failure | None:
+    """Open a transport, with its credentials, and close it again; return why that failed."""
+    try:
+        backend = _build(alias)
+        if isinstance(backend, RecordingBackend):
+            backend.begin(time.monotonic() + conf.get().send_timeout)
+        backend.open()
+        backend.close()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+        return retry.classify(error, Stage.CONNECT)
+    return None

@@ -1,0 +1,102 @@
+"""The deployment files and the pages about them name what there is."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from django_epica_mail import conf, routing
+from django_epica_mail.management.commands.epica_mail import Command
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "example_project" / "deploy"
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+
+def unit(path: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read_string(path.read_text().replace("\\\n", " "))
+    return parser
+
+
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return loaded
+
+
+def command_lines() -> list[list[str]]:
+    """Return every command line of Celery in units and in the compose file."""
+    lines = [shlex.split(unit(path)["Service"]["ExecStart"])[0:] for path in UNITS]
+    lines = [["celery", *line[1:]] for line in lines]
+    commands = [service.get("command", []) for service in compose()["services"].values()]
+    return lines + [command for command in commands if command[:1] == ["celery"]]
+
+
+@pytest.mark.parametrize("line", command_lines(), ids=" ".join)
+def test_every_option_of_a_command_line_is_celerys(line: list[str]) -> None:
+    action = line[3]
+    if action == "flower":  # a package of its own
+        return
+    shown = subprocess.run(
+        [sys.executable, "-m", "celery", action, "--help"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for option in line[4:]:
+        assert option.partition("=")[0] in shown
+
+
+def test_the_workers_consume_the_queues_there_are() -> None:
+    queues = {
+        queue
+        for line in command_lines()
+        for option in line
+        if option.startswith("--queues=") and "$" not in option
+        for queue in option.partition("=")[2].split(",")
+    }
+    assert queues == {"celery", routing.QUEUE, routing.BULK_QUEUE}
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_a_unit_runs_as_deploy_restarts_and_logs(path: Path) -> None:
+    service = unit(path)["Service"]
+    assert (service["User"], service["Restart"]) == ("deploy", "always")
+    assert "--logfile=/var/log/shop/" in service["ExecStart"]
+
+
+def test_a_worker_is_given_the_time_to_finish_its_run() -> None:
+    settings = conf.Settings()
+    longest = settings.run_seconds + 2 * settings.send_timeout
+    worker = unit(DEPLOY / "systemd" / "shop-worker@.service")["Service"]
+    assert int(worker["TimeoutStopSec"]) > longest
+    assert (worker["KillSignal"], worker["KillMode"]) == ("SIGTERM", "mixed")
+    for name, service in compose()["services"].items():
+        if name.startswith("worker"):
+            assert int(service["stop_grace_period"].removesuffix("s")) > longest
+
+
+def test_no_secret_stands_in_the_compose_file() -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    for line in text.splitlines():
+        if "PASSWORD" in line or "AUTH" in line:
+            assert "${" in line or line.lstrip().startswith("#")
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
+def test_every_action_of_our_command_that_a_page_names_exists(path: Path) -> None:
+    parser = Command().create_parser("manage.py", "epica_mail")
+    (actions,) = [action for action in parser._actions if action.dest == "action"]
+    text = path.read_text(encoding="utf-8")
+    for named in re.findall(r"manage\.py epica_mail ([a-z][a-z-]+)", text):
+        assert named in (actions.choices or {})
