@@ -1,0 +1,164 @@
+"""What the sweep, the claim and the clean-up cost among a million rows, and among ten thousand.
+
+    python -m benchmarks.backlog --database postgresql --rows 1000000
+
+Two worlds are built, small and large: finished mail with a tenth as much due; and as much mail
+scheduled for tomorrow at priority 9, with one due at priority 0. Printed are medians of
+milliseconds, and the memory that the process gained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROUNDS = 7
+
+
+def main() -> None:
+    """Build both worlds on the database asked for, measure, and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--database", choices=["postgresql", "mariadb"], default="postgresql")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, _server(arguments.database, folder) as server:
+        server.create_database("epica_mail")
+        os.environ["EPICA_TEST_DATABASE_URL"] = server.url("epica_mail")
+        os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+        import django
+        from django.core.management import call_command
+
+        django.setup()
+        call_command("migrate", verbosity=0)
+        small = measure(arguments.rows // 100)
+        large = measure(arguments.rows)
+    print(f"\n| {arguments.database} | {arguments.rows // 100:,} rows | {arguments.rows:,} rows |")
+    print("|---|---|---|")
+    for name, value in small.items():
+        print(f"| {name} | {value:.1f} | {large[name]:.1f} |")
+
+
+def _server(kind: str, folder: str) -> Any:
+    if kind == "mariadb":
+        from devservers.mariadb import MariaDBServer
+
+        return MariaDBServer(Path(folder))
+    from devservers.postgres import PostgresServer
+
+    return PostgresServer(Path(folder))
+
+
+def measure(rows: int) -> dict[str, float]:
+    """Return milliseconds, and megabytes gained, by what was done."""
+    from django_epica_mail import claiming, maintenance, settling
+    from django_epica_mail.models import EmailLog
+
+    def claim() -> None:
+        batch = claiming.claim("emails")
+        assert batch is not None
+        settling.Settler(batch).release(batch.mails)
+
+    def sweep() -> None:
+        assert list(maintenance.queues("default"))
+        assert maintenance.has_due("emails", "default")
+        maintenance.rescue()
+        maintenance.give_up_overdue()
+        maintenance.mirror_results()
+
+    empty()
+    build_finished_and_due(rows)
+    found = {"sweep, ms": median(sweep), "claim of 100 and release, ms": median(claim)}
+    memory = psutil.Process().memory_info().rss
+    started = time.perf_counter()
+    deleted = maintenance.cleanup()
+    found["clean-up, ms per 500"] = (time.perf_counter() - started) * 1000 / (deleted / 500)
+    found["clean-up, MB gained"] = (psutil.Process().memory_info().rss - memory) / 1e6
+    empty()
+    build_tomorrow(rows)
+    found["sweep, all but one scheduled, ms"] = median(sweep)
+    found["claim, all but one scheduled, ms"] = median(claim)
+    assert EmailLog.objects.count() >= rows
+    return found
+
+
+def median(work: Callable[[], None]) -> float:
+    """Return the milliseconds of the middle one of several rounds."""
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - started) * 1000)
+    return statistics.median(times)
+
+
+def empty() -> None:
+    """Delete everything, quicker than row by row."""
+    from django.core.management import call_command
+
+    call_command("flush", interactive=False, verbosity=0)
+
+
+def build_finished_and_due(rows: int) -> None:
+    """Store so many sent mails, a tenth of them old enough to delete, and a tenth as many due."""
+    from benchmarks.rows import analyze, multiply
+    from django_epica_mail.lifecycle import Status
+
+    day = timedelta(days=1)
+    multiply(_template(Status.SENT, finished=-2 * day), rows * 9 // 10, advance=show)
+    multiply(_template(Status.SENT, finished=-40 * day), rows // 10, advance=show)
+    multiply(_template(Status.QUEUED), rows // 10, advance=show)
+    analyze()
+
+
+def build_tomorrow(rows: int) -> None:
+    """Store so many mails for tomorrow, most urgent, and one that is due and least urgent."""
+    from benchmarks.rows import analyze, multiply
+    from django_epica_mail.lifecycle import Status
+
+    multiply(_template(Status.QUEUED, due=timedelta(days=1)), rows, advance=show)
+    _template(Status.QUEUED, priority=0)
+    analyze()
+
+
+def _template(
+    status: str,
+    *,
+    due: timedelta = -timedelta(hours=1),
+    finished: timedelta | None = None,
+    priority: int = 9,
+) -> Any:
+    from django.core.mail import EmailMessage
+    from django.utils import timezone
+
+    from django_epica_mail import lifecycle, outbox
+
+    log = outbox.enqueue(
+        EmailMessage("Subject", "Body", None, ["to@example.com"]), transport="smtp"
+    )
+    now = timezone.now()
+    log.status, log.priority = status, priority
+    log.pending = priority if status in lifecycle.CLAIMABLE else None
+    log.created_at = log.due_at = now + due
+    log.give_up_at = now + timedelta(days=3)
+    log.finished_at = None if finished is None else now + finished
+    log.save()
+    return log
+
+
+def show(rows: int) -> None:
+    """Show that something is going on."""
+    print(".", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
