@@ -117,6 +117,8 @@ class Settings:
     """The transport of a mail that names none."""
     on_unknown: str = _setting("resend", _policy)
     """What becomes of a mail that may have been accepted: resend, hold (for a person) or fail."""
+    classify: str | None = _setting(None, _optional_text)
+    """Dotted path of a function that says what an error of a transport means, or ``None`` of it."""
     max_retries: int = _setting(3, _count_or_zero)
     """How often a mail is tried again after its first try failed."""
     retry_delay: float = _setting(300, _seconds_or_zero)

@@ -101,12 +101,12 @@ class Cancelled:
     """The mails that a worker had claimed or finished with, and ids of which there is no mail."""
 
 
-def cancel(ids: Iterable[UUID]) -> Cancelled:
+def cancel(ids: Iterable[UUID | str]) -> Cancelled:
     """Call back mails that no worker has claimed yet, and say which were too late.
 
     Works in the caller's transaction, and is undone if that is rolled back.
     """
-    wanted = list(ids)
+    wanted = _uuids(ids)
     using = router.db_for_write(EmailLog)
     # A token nobody else has tells the rows that this call cancelled from those found cancelled.
     token = uuid.uuid4()
@@ -121,13 +121,13 @@ def cancel(ids: Iterable[UUID]) -> Cancelled:
     )
 
 
-def requeue(ids: Iterable[UUID]) -> int:
+def requeue(ids: Iterable[UUID | str]) -> int:
     """Queue failed, unknown, cancelled or expired mails again, with all their tries.
 
     Returns how many were. Recipients that accepted the mail before are not sent to again; the
     caller decides about an ``unknown`` mail, which may arrive a second time.
     """
-    wanted = list(ids)
+    wanted = _uuids(ids)
     using = router.db_for_write(EmailLog)
     patience = timedelta(seconds=conf.get().give_up_after)
     with transaction.atomic(using=using):
@@ -148,6 +148,13 @@ def requeue(ids: Iterable[UUID]) -> int:
         for queue in queued.order_by().values_list("queue", flat=True).distinct():
             doorbell.ring_on_commit(queue, using=using)
     return count
+
+
+def _uuids(ids: Iterable[UUID | str]) -> list[UUID]:
+    """Return ids as the rows have them; raise ``TypeError`` or ``ValueError`` for what is none."""
+    if isinstance(ids, (str, UUID)):
+        raise TypeError(f"Give a list of ids; it is {ids!r}.")
+    return [pk if isinstance(pk, UUID) else UUID(pk) for pk in ids]
 
 
 def pause(*, queue: str | None = None, transport: str | None = None) -> None:

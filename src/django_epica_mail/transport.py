@@ -159,7 +159,7 @@ class Connection:
             stage = Stage.UNSEEN
             self._backend.send_messages([message])
         except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this mail alone
-            failure = retry.classify(error, _stage_reached(self._backend, stage))
+            failure = _classify(error, _stage_reached(self._backend, stage))
         self.mails += 1
         self.used_at = time.monotonic()
         result = _result(self._backend, failure, self.used_at - started)
@@ -178,6 +178,13 @@ class Connection:
         if backend is not None:
             with contextlib.suppress(Exception):  # it is thrown away in any case
                 backend.close()
+
+
+def _classify(error: Exception, stage: Stage) -> Failure:
+    """Return what an error means: by the site's own function if it knows, else by ours."""
+    path = conf.get().classify
+    own: Failure | None = import_string(path)(error, stage) if path else None
+    return retry.classify(error, stage) if own is None else own
 
 
 def _hung_up(failure: Failure) -> bool:
@@ -290,5 +297,5 @@ def probe(alias: str) -> Failure | None:
         backend.open()
         backend.close()
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
-        return retry.classify(error, Stage.CONNECT)
+        return _classify(error, Stage.CONNECT)
     return None

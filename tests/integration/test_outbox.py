@@ -194,3 +194,14 @@ def test_a_message_that_builds_itself_is_known_by_the_message_id_it_made(db) -> 
     log = outbox.enqueue(message, transport="smtp")
     (content,) = log.attachments.all()
     assert f"Message-ID: {log.message_id}".encode() in bytes(content.content)
+
+
+def test_ids_may_be_text_as_handles_have_them(db) -> None:
+    one, two = (outbox.enqueue(EmailMessage("S", "B", None, ["to@example.com"])) for _ in "12")
+    done = outbox.cancel([str(one.pk), two.pk])
+    assert done.cancelled == [one.pk, two.pk]
+    assert outbox.requeue([str(one.pk)]) == 1
+    with pytest.raises(TypeError, match="Give a list of ids"):
+        outbox.cancel(str(one.pk))
+    with pytest.raises(ValueError):  # noqa: PT011 - Python's own words
+        outbox.cancel(["no id"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from datetime import timedelta
 from unittest import mock
 
 import django
@@ -14,7 +15,7 @@ from django.core.mail import EmailMessage
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import delivery, tasks, transport
 from django_epica_mail.models import EmailLog
-from django_epica_mail.retry import Kind
+from django_epica_mail.retry import Failure, Kind, Stage
 
 
 def message() -> EmailMessage:
@@ -153,3 +154,26 @@ def test_the_line_from_the_task_to_smtplib_is_straight(smtp, queue_mail) -> None
     ours = [path.rpartition("/")[2] for path in stacks[0] if "/django_epica_mail/" in path]
     assert list(dict.fromkeys(ours)) == ["tasks.py", "delivery.py", "transport.py"]
     assert EmailLog.objects.get().status == "sent"
+
+
+def knows_better(error: Exception, stage: Stage) -> Failure | None:
+    """Take one error for what only this site knows it is."""
+    if "quota" in str(error):
+        return Failure(kind=Kind.THROTTLED, reply="quota", retry_after=3600)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"), [("5.7.1 quota", "throttled"), ("5.1.1 no", "permanent")]
+)
+def test_a_site_may_know_better_what_an_error_means(
+    smtp, queue_mail, deliver, epica_mail, words: str, kind: str
+) -> None:
+    epica_mail(CLASSIFY=f"{__name__}.knows_better")
+    smtp.inject(refuse("mail", 550, words))
+    log = queue_mail()
+    deliver()
+    log.refresh_from_db()
+    assert log.failure_kind == kind
+    if kind == "throttled":
+        assert log.due_at - log.created_at > timedelta(minutes=59)
