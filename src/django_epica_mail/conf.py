@@ -62,6 +62,16 @@ def _policy(key: str, value: object) -> None:
         raise _refused(key, value, f"must be one of {', '.join(map(repr, ON_UNKNOWN))}")
 
 
+def _keeping(key: str, value: object) -> None:
+    if value not in rules.KEEP_CONTENT:
+        raise _refused(key, value, f"must be one of {', '.join(map(repr, rules.KEEP_CONTENT))}")
+
+
+def _optional_count(key: str, value: object) -> None:
+    if value is not None:
+        _count(key, value)
+
+
 def _transports(key: str, value: object) -> None:
     if not isinstance(value, Mapping):
         raise _refused(key, value, "must be a dict of aliases, shaped like Django's MAILERS")
@@ -147,6 +157,11 @@ class Settings:
     """Seconds a ring may wait for the broker."""
     ring_pause: float = _setting(10, _duration)
     """Seconds a process stops ringing after a ring failed; the sweep delivers meanwhile."""
+    keep_content: str = _setting("always", _keeping)
+    """How long body and attachments are kept: always (as the row is), until_sent, or never (until
+    it has come to any end)."""
+    keep_content_days: int | None = _setting(None, _optional_count)
+    """Days after which the content of finished mail is forgotten, its row being kept on."""
     keep_days: int = _setting(30, _count)
     """Days after which finished mail is deleted by the clean-up."""
     real_transports_in_tests: bool = _setting(False, _flag)

@@ -24,6 +24,16 @@ def recipient_outcomes(mails: Iterable[EmailLog], using: str) -> dict[UUID, dict
     return found
 
 
+def forget(ids: Iterable[UUID], using: str) -> None:
+    """Delete the content of mails: their envelopes, and attachments that no other mail has."""
+    ids = list(ids)
+    links = EmailLog.attachments.through._default_manager.using(using).filter(emaillog_id__in=ids)
+    candidates = list(links.values_list("emailattachment_id", flat=True).distinct())
+    links.delete()
+    EmailAttachment.objects.using(using).filter(pk__in=candidates, emails__isnull=True).delete()
+    EmailLog.objects.using(using).filter(pk__in=ids).update(envelope="")
+
+
 class Contents:
     """Loads what a batch needs beside its rows, and builds each message when its turn comes.
 

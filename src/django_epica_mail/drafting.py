@@ -105,6 +105,7 @@ def _route(log: EmailLog, route: routing.Route, options: Options) -> None:
             send_at + route.expires_after if send_at else clock.now(route.expires_after)
         )
     log.on_unknown = route.on_unknown
+    log.keep_content = route.keep_content
     log.max_retries = route.max_retries
     log.retry_delay = route.retry_delay
 

@@ -13,6 +13,7 @@ from django_epica_mail import (
     claiming,
     clock,
     conf,
+    contents,
     doorbell,
     failover,
     gates,
@@ -25,7 +26,6 @@ from django_epica_mail.contents import recipient_outcomes
 from django_epica_mail.lifecycle import PERMITS, Status
 from django_epica_mail.models import (
     DeliveryGate,
-    EmailAttachment,
     EmailBatch,
     EmailLog,
     EmailRecipient,
@@ -168,7 +168,9 @@ def give_up_overdue() -> int:
                 reply=_OVERDUE.reply,
                 finished_at=clock.now(),
             )
-            announce(Outcome(mail, None, decision) for mail in mails)
+            outcomes = [Outcome(mail, None, decision) for mail in mails]
+            contents.forget([it.mail.pk for it in outcomes if it.ends_content], using)
+            announce(outcomes)
     return count
 
 
@@ -203,7 +205,7 @@ def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda 
     """Delete finished mail older than ``days`` (``KEEP_DAYS`` if not given); return how many.
 
     Deletes in portions, each its own transaction, and calls ``advance`` with the number so far.
-    Attachments go with their last mail.
+    Attachments and bulk calls go with their last mail.
     """
     using = router.db_for_write(EmailLog)
     age = timedelta(days=conf.get().keep_days if days is None else days)
@@ -217,13 +219,45 @@ def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda 
             _delete(ids, using)
             count += len(ids)
             advance(count)
+    _forget_contents(using)
+    _delete_batches(age, using)
     return count
+
+
+def _delete_batches(age: timedelta, using: str) -> None:
+    """Delete old bulk calls that have no mail any more."""
+    batches = EmailBatch.objects.using(using)
+    old = list(batches.filter(finished_at__lt=clock.now(-age)).values_list("pk", flat=True))
+    for start in range(0, len(old), _CHUNK):
+        portion = old[start : start + _CHUNK]
+        used = EmailLog.objects.using(using).filter(batch__in=portion).order_by()
+        kept = set(used.values_list("batch", flat=True).distinct())
+        batches.filter(pk__in=set(portion) - kept).delete()
+
+
+def _forget_contents(using: str) -> None:
+    """Forget the content of finished mail that is older than ``KEEP_CONTENT_DAYS``."""
+    days = conf.get().keep_content_days
+    if days is None:
+        return
+    for kind in ("", *Kind):
+        finished = EmailLog.objects.using(using).filter(
+            failure_kind=kind,
+            status__in=lifecycle.FINAL,
+            finished_at__lt=clock.now(-timedelta(days=days)),
+        )
+        rows = finished.exclude(envelope="").order_by("finished_at")
+        while portion := list(rows.values_list("pk", "finished_at")[:_CHUNK]):
+            with transaction.atomic(using=using):
+                contents.forget([pk for pk, _ in portion], using)
+            # Those before need not be looked at again. A second less, for SQLite compares times
+            # as text, and the database's own have fewer digits than ours.
+            latest = max(at for _, at in portion if at is not None)
+            rows = rows.filter(finished_at__gte=latest - timedelta(seconds=1))
 
 
 def _delete(ids: list[uuid.UUID], using: str) -> None:
     """Delete mails, and the attachments that no other mail has."""
     with transaction.atomic(using=using):
-        attachments = EmailAttachment.objects.using(using).filter(emails__in=ids)
-        candidates = list(attachments.values_list("pk", flat=True).distinct())
+        contents.forget(ids, using)
         EmailLog.objects.using(using).filter(pk__in=ids).only("pk").delete()
-        EmailAttachment.objects.using(using).filter(pk__in=candidates, emails__isnull=True).delete()

@@ -76,6 +76,8 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
         rows = self.filter(pk__in=ids, status__in=move.sources)
         if token is not None:
             rows = rows.filter(lease_token=token)
+        if move is lifecycle.REQUEUE:
+            rows = rows.exclude(envelope="")  # what is forgotten cannot be sent
         values["status"] = move.target
         values["pending"] = models.F("priority") if move.target in lifecycle.CLAIMABLE else None
         if move is not lifecycle.CLAIM:
@@ -129,6 +131,8 @@ class EmailLog(models.Model):
     #: Whether Celery's result backend is told too.
     store_result = models.BooleanField(_("result stored"), default=False)
     on_unknown = models.CharField(_("if unknown"), max_length=8)
+    #: How long the envelope and the attachments are kept; an empty envelope is one forgotten.
+    keep_content = models.CharField(_("content kept"), max_length=10, default="always")
     max_retries = models.PositiveSmallIntegerField(_("retries allowed"))
     retry_delay = models.FloatField(_("seconds between tries"))
     #: What the retries are counted against; an outage or a throttling uses none up.

@@ -15,7 +15,17 @@ from django.core.mail import EmailMessage
 from django.db import router, transaction
 from django.db.models import Expression
 
-from django_epica_mail import clock, conf, doorbell, drafting, gates, lifecycle, results, routing
+from django_epica_mail import (
+    clock,
+    conf,
+    contents,
+    doorbell,
+    drafting,
+    gates,
+    lifecycle,
+    results,
+    routing,
+)
 from django_epica_mail.drafting import Draft
 from django_epica_mail.models import (
     EmailAttachment,
@@ -114,7 +124,10 @@ def cancel(ids: Iterable[UUID | str]) -> Cancelled:
         lifecycle.CANCEL, wanted, lease_token=token, finished_at=clock.now()
     )
     rows = EmailLog.objects.using(using).filter(pk__in=wanted, lease_token=token)
-    cancelled = set(rows.values_list("pk", flat=True))
+    keeping = dict(rows.values_list("pk", "keep_content"))
+    cancelled = set(keeping)
+    if over := [pk for pk, keep in keeping.items() if keep == "never"]:
+        contents.forget(over, using)
     return Cancelled(
         cancelled=[pk for pk in wanted if pk in cancelled],
         too_late=[pk for pk in wanted if pk not in cancelled],

@@ -44,6 +44,8 @@ class Options:
     """A name for this mail; of two calls with the same key only the first queues anything."""
     on_unknown: str | None = None
     """``resend``, ``hold`` or ``fail``: what to do when it may have been accepted."""
+    keep_content: str | None = None
+    """``always``, ``until_sent`` or ``never``: how long body and attachments are kept."""
     store_result: bool | None = None
     """Whether its outcome is also stored in Celery's result backend."""
     template: str | None = None
@@ -63,6 +65,8 @@ class Options:
             _check_key(self.idempotency_key)
         if self.on_unknown is not None:
             rules.policy(self.on_unknown)
+        if self.keep_content is not None:
+            rules.keeping(self.keep_content)
         if self.store_result not in (None, True, False):
             raise TypeError(f"store_result must be True or False; it is {self.store_result!r}.")
         if self.priority is not None:
@@ -78,6 +82,7 @@ class Route:
     transports: tuple[str, ...]
     """In the order they are tried; empty: the site's default."""
     on_unknown: str
+    keep_content: str
     max_retries: int
     retry_delay: float
     expires_after: timedelta | None
@@ -104,6 +109,7 @@ def decide(options: Options, facts: Facts, of_celery: Mapping[str, Any] | None =
         priority=priority,
         transports=(options.transport,) if options.transport else rule.transports,
         on_unknown=options.on_unknown or rule.on_unknown or settings.on_unknown,
+        keep_content=options.keep_content or rule.keep_content or settings.keep_content,
         max_retries=_given(rule.max_retries, settings.max_retries),
         retry_delay=_given(rule.retry_delay, settings.retry_delay),
         expires_after=_span(_given(options.expires_after, rule.expires_after)),

@@ -15,6 +15,10 @@ ON_UNKNOWN = ("resend", "hold", "fail")
 """What may be done with a mail whose outcome is unknown."""
 
 
+KEEP_CONTENT = ("always", "until_sent", "never")
+"""How long content is kept: until the clean-up, until it is sent, or until any end."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What rules may ask of a mail."""
@@ -45,6 +49,7 @@ class Rule:
     """Seconds between two tries."""
     expires_after: float | None = None
     """Seconds after which the mail is no longer worth sending."""
+    keep_content: str | None = None
 
     def matches(self, facts: Facts) -> bool:
         """Tell whether the rule is for a mail."""
@@ -77,6 +82,14 @@ def policy(on_unknown: object) -> str:
             f"on_unknown must be one of {', '.join(ON_UNKNOWN)}; it is {on_unknown!r}."
         )
     return on_unknown
+
+
+def keeping(keep_content: object) -> str:
+    """Return how long content is kept; raise ``ValueError`` for what says nothing of it."""
+    if keep_content not in KEEP_CONTENT or not isinstance(keep_content, str):
+        known = ", ".join(KEEP_CONTENT)
+        raise ValueError(f"keep_content must be one of {known}; it is {keep_content!r}.")
+    return keep_content
 
 
 def name(key: str, value: object) -> str:
@@ -168,6 +181,7 @@ _VALUES: dict[str, Callable[[object], dict[str, Any]]] = {
     "priority": lambda value: {"priority": priority_number(value)},
     "transport": _transports,
     "on_unknown": lambda value: {"on_unknown": policy(value)},
+    "keep_content": lambda value: {"keep_content": keeping(value)},
     "retry": _retry,
     "expires_after": lambda value: {"expires_after": _seconds("expires_after", value)},
 }

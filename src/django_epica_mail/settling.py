@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from django.db import transaction
 from django.db.models import F
 
-from django_epica_mail import clock, conf, lifecycle, signals
+from django_epica_mail import clock, conf, contents, lifecycle, signals
 from django_epica_mail.claiming import Batch
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
 from django_epica_mail.patience import patiently
@@ -26,6 +26,13 @@ class Outcome:
     decision: Decision
     ends_batch: bool = False
     """Whether the mails after it had better not be begun now."""
+
+    @property
+    def ends_content(self) -> bool:
+        """Whether body and attachments are not to be kept beyond it."""
+        target, keep = self.decision.moves[-1].target, self.mail.keep_content
+        is_sent = target == lifecycle.Status.SENT
+        return (keep == "until_sent" and is_sent) or (keep == "never" and target in lifecycle.FINAL)
 
     @property
     def is_plain(self) -> bool:
@@ -120,6 +127,8 @@ def settle(outcomes: Sequence[Outcome], *, token: uuid.UUID, using: str) -> list
             ],
             ignore_conflicts=True,
         )
+        if over := [outcome.mail.pk for outcome in moved if outcome.ends_content]:
+            contents.forget(over, using)
     return moved
 
 

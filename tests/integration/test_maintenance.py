@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 from django.core.mail import EmailMessage
+from django.utils import timezone
 
 from devservers.smtp_faults import refuse
-from django_epica_mail import claiming, lifecycle, maintenance, outbox
-from django_epica_mail.models import DeliveryGate, EmailAttachment, EmailLog
+from django_epica_mail import claiming, lifecycle, maintenance, outbox, tasks
+from django_epica_mail.models import DeliveryGate, EmailAttachment, EmailBatch, EmailLog
 
 
 def statuses() -> Counter[str]:
@@ -119,3 +121,65 @@ def test_clean_up_deletes_old_finished_mail_and_its_attachments(
     assert maintenance.cleanup() == 2
     assert list(EmailLog.objects.values_list("pk", flat=True)) == [survivor.pk]
     assert EmailAttachment.objects.get().emails.get() == survivor
+
+
+def test_a_bulk_call_goes_with_the_last_of_its_mails(smtp, deliver, travel) -> None:
+    entry = {"subject": "S", "message": "M", "recipient_list": ["to@example.com"]}
+    done = tasks.send_bulk_emails_task([entry])
+    held = tasks.send_bulk_emails_task([{**entry, "send_at": timezone.now() + timedelta(days=90)}])
+    deliver("bulk_emails")
+    travel(days=31)
+    assert maintenance.cleanup() == 1
+    assert [str(pk) for pk in EmailBatch.objects.values_list("pk", flat=True)] == [held["batch"]]
+    assert done["accepted"] == 1
+
+
+def with_attachment(**options: object) -> EmailLog:
+    message = EmailMessage("S", "Body", None, ["to@example.com"])
+    message.attach("a.bin", b"content", "application/zip")
+    return outbox.enqueue(message, transport="smtp", **options)
+
+
+def has_content(log: EmailLog) -> bool:
+    log.refresh_from_db()
+    kept = bool(log.envelope)
+    assert log.attachments.exists() == kept
+    return kept
+
+
+def test_content_is_kept_as_long_as_the_call_says(smtp, deliver) -> None:
+    logs = [with_attachment(keep_content=keep) for keep in ("always", "until_sent", "never")]
+    assert [has_content(log) for log in logs] == [True, True, True]
+    assert deliver() == 3
+    assert [has_content(log) for log in logs] == [True, False, False]
+    assert EmailAttachment.objects.count() == 1
+
+
+def test_what_failed_is_kept_until_sent_and_can_be_queued_again(smtp, deliver) -> None:
+    smtp.inject(refuse("rcpt", 550, "5.1.1 No such user"))
+    until_sent, never = (with_attachment(keep_content=keep) for keep in ("until_sent", "never"))
+    deliver()
+    assert [has_content(log) for log in (until_sent, never)] == [True, False]
+    assert outbox.requeue([until_sent.pk, never.pk]) == 1
+    never.refresh_from_db()
+    assert never.status == "failed"
+
+
+def test_what_is_cancelled_is_forgotten_if_never_to_be_kept(smtp) -> None:
+    never, always = with_attachment(keep_content="never"), with_attachment()
+    outbox.cancel([never.pk, always.pk])
+    assert [has_content(log) for log in (never, always)] == [False, True]
+
+
+def test_the_clean_up_forgets_contents_sooner_than_rows(
+    smtp, deliver, travel, epica_mail, monkeypatch
+) -> None:
+    monkeypatch.setattr(maintenance, "_CHUNK", 2)
+    epica_mail(KEEP_CONTENT_DAYS=7)
+    old = [with_attachment() for _ in range(5)]
+    deliver()
+    travel(days=8)
+    young = with_attachment()
+    deliver()
+    assert maintenance.cleanup() == 0
+    assert [has_content(log) for log in (*old, young)] == [False] * 5 + [True]

@@ -83,6 +83,7 @@ def test_what_is_not_said_is_left_open() -> None:
         ("expires_after", timedelta(days=1)),
         ("idempotency_key", "order-7"),
         ("store_result", False),
+        ("keep_content", "never"),
         *(("on_unknown", choice) for choice in ON_UNKNOWN),
     ],
 )
@@ -102,6 +103,7 @@ def test_what_is_said_is_kept(name: str, value: Any) -> None:
         ("idempotency_key", "k" * 256, ValueError),
         ("idempotency_key", 7, ValueError),
         ("store_result", "yes", TypeError),
+        ("keep_content", "sometimes", ValueError),
         ("send_at", datetime(2027, 1, 2), ValueError),
         ("expires_at", datetime(2027, 1, 2), ValueError),
         ("send_at", date(2027, 1, 2), TypeError),
