@@ -11,7 +11,7 @@ from django.core.checks import CheckMessage, Error
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from django_epica_mail import conf, transport
+from django_epica_mail import conf, rates, transport
 
 
 @checks.register("mail")
@@ -25,7 +25,7 @@ def check_configuration(
         return [Error(str(error), hint="See the settings reference.", id="epica_mail.E001")]
     if transport.under_test():
         return []
-    return [*_check_backends(), *_check_default(), *_check_routes()]
+    return [*_check_backends(), *_check_default(), *_check_routes(), *_check_rates()]
 
 
 def _check_backends() -> list[CheckMessage]:
@@ -75,4 +75,18 @@ def _check_routes() -> list[CheckMessage]:
         for number, rule in enumerate(conf.get().routes)
         for alias in rule.transports
         if alias not in known
+    ]
+
+
+def _check_rates() -> list[CheckMessage]:
+    problem = rates.problem()
+    if problem is None:
+        return []
+    return [
+        Error(
+            f"The rates of EPICA_MAIL['RATES'] cannot be counted: {problem}",
+            hint="Install django-epica-mail[rates], and set EPICA_MAIL['RATES_STORAGE'] to a store "
+            "of the library limits, redis://... for instance, where the broker is no Redis.",
+            id="epica_mail.E005",
+        )
     ]

@@ -120,6 +120,15 @@ def is_limited() -> bool:
     return bool(conf.get().rates) or doorbell.site_rate() is not None
 
 
+def problem() -> str | None:
+    """Return why the site's rates cannot be counted, if so; asks no store."""
+    try:
+        _current()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
 def allowance(transport: str) -> int | None:
     """Return how many recipients a transport may be given now; ``None``: as many as there are."""
     budgets = _current()

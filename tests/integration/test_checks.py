@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import django
 import pytest
 from django.core.checks import ERROR, WARNING, CheckMessage, run_checks
+
+from django_epica_mail import rates
 
 SMTP = {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": {"host": "127.0.0.1"}}
 
@@ -102,3 +105,26 @@ def test_w001_a_site_without_a_default_transport(smtp, settings, epica_mail) -> 
 def test_a_test_run_is_not_asked_for_its_transports(settings) -> None:
     settings.EPICA_MAIL = {"DEFAULT_TRANSPORT": "missing"}
     assert found() == []
+
+
+@pytest.mark.parametrize(
+    ("aliases", "spoken"), [(["gone"], True), (["smtp", "gone"], True), (["smtp"], False)]
+)
+def test_a_rule_that_names_no_transport_is_an_error(
+    smtp: object, epica_mail: Any, aliases: list[str], spoken: bool
+) -> None:
+    epica_mail(ROUTES=[{"transport": aliases}])
+    assert [message.id for message in found()] == ["epica_mail.E004"] * spoken
+
+
+def test_rates_that_cannot_be_counted_are_an_error(
+    smtp: object, epica_mail: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates._budgets.clear()
+    epica_mail(RATES={"smtp": "5/s"}, RATES_STORAGE="nowhere://")
+    assert only().id == "epica_mail.E005"
+    epica_mail(RATES_STORAGE="memory://")
+    assert found() == []
+    rates._budgets.clear()
+    monkeypatch.setitem(sys.modules, "limits", None)
+    assert 'pip install "django-epica-mail[rates]"' in only().msg
