@@ -19,12 +19,10 @@ from django_epica_mail import transport as transports
 from django_epica_mail.models import EmailLog, EmailQuerySet
 from django_epica_mail.patience import patiently
 from django_epica_mail.retry import Kind
+from django_epica_mail.rules import LEVELS
 
 _CLAIM_PATIENCE = 2.0
 """Seconds for which a claim that loses its rows, a deadlock or a serialisation race is repeated."""
-
-_ABOVE_ALL = 10
-"""A priority higher than any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +53,7 @@ def due_levels(queue: str, transport: str, using: str) -> Iterator[int]:
 
     Each is one look at the end of an index, however many rows there are: due, scheduled or done.
     """
-    level = _ABOVE_ALL
+    level = LEVELS.stop
     waiting = EmailLog.objects.using(using).filter(queue=queue, transport=transport)
     # Not "is not NULL" for the first: of that, MariaDB would read every row there is.
     while (level := waiting.filter(pending__lt=level).aggregate(m=Max("pending"))["m"]) is not None:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.core.mail import EmailMessage
 
-from django_epica_mail import serialization
+from django_epica_mail import lifecycle, serialization
 from django_epica_mail.claiming import Batch
 from django_epica_mail.models import EmailAttachment, EmailLog, EmailRecipient
 
@@ -22,6 +22,14 @@ def recipient_outcomes(mails: Iterable[EmailLog], using: str) -> dict[UUID, dict
         for row in rows.only("email_id", "position", "outcome"):
             found[row.email_id][row.position] = row.outcome
     return found
+
+
+def ends_with(status: str, keep_content: str) -> bool:
+    """Tell whether a mail's content is to be forgotten when it comes to a status."""
+    is_sent = status == lifecycle.Status.SENT
+    return (keep_content == "until_sent" and is_sent) or (
+        keep_content == "never" and status in lifecycle.FINAL
+    )
 
 
 def forget(ids: Iterable[UUID], using: str) -> None:

@@ -19,6 +19,7 @@ from django.db import transaction
 from kombu.pools import ProducerPool
 
 from django_epica_mail import conf
+from django_epica_mail.routing import BULK_QUEUE
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -143,7 +144,7 @@ def ring_for_batch(batch_id: str) -> bool:
     if app.conf.task_always_eager:
         app.tasks[BULK_TASK].run(batch_id)
         return True
-    queue = site_route(bulk=True).get("queue") or "bulk_emails"
+    queue = site_route(bulk=True).get("queue") or BULK_QUEUE
     return _publish(app, queue, task=BULK_TASK, args=(batch_id,))
 
 

@@ -32,10 +32,10 @@ from django_epica_mail.models import (
     PendingResult,
 )
 from django_epica_mail.retry import Decision, Failure, Kind, Result
+from django_epica_mail.rules import LEVELS
 from django_epica_mail.settling import Outcome, announce, policy_of, settle
 
 _CHUNK = 500
-_LEVELS = range(10)
 _CLAIMS_PER_SWEEP = 1000
 _BATCHES_PER_SWEEP = 100
 _PATIENCE_WITH_BATCHES = 20.0
@@ -156,7 +156,7 @@ def give_up_overdue() -> int:
     )
     decision = Decision(moves=(lifecycle.GIVE_UP,), failure=_OVERDUE)
     count = 0
-    for transport, level in product(list(down.values_list("name", flat=True)), _LEVELS):
+    for transport, level in product(list(down.values_list("name", flat=True)), LEVELS):
         overdue = EmailLog.objects.using(using).filter(
             transport=transport, pending=level, give_up_at__lte=clock.now()
         )

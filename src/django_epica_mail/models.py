@@ -174,10 +174,11 @@ class EmailLog(models.Model):
     def __str__(self) -> str:
         return str(self.id)
 
-    def failover(self) -> dict[str, Any]:
-        """Return the values by which its next transport takes over; the present one comes last."""
-        following, *others = self.fallbacks
-        return {"transport": following, "fallbacks": [*others, self.transport]}
+    def failover(self, to: str) -> dict[str, Any]:
+        """Return the values by which one of ``fallbacks`` takes over; those before it come last."""
+        names = [self.transport, *self.fallbacks]
+        at = names.index(to)
+        return {"transport": to, "fallbacks": [*names[at + 1 :], *names[:at]]}
 
 
 class EmailRecipient(models.Model):

@@ -126,7 +126,8 @@ def cancel(ids: Iterable[UUID | str]) -> Cancelled:
     rows = EmailLog.objects.using(using).filter(pk__in=wanted, lease_token=token)
     keeping = dict(rows.values_list("pk", "keep_content"))
     cancelled = set(keeping)
-    if over := [pk for pk, keep in keeping.items() if keep == "never"]:
+    end = lifecycle.CANCEL.target
+    if over := [pk for pk, keep in keeping.items() if contents.ends_with(end, keep)]:
         contents.forget(over, using)
     return Cancelled(
         cancelled=[pk for pk in wanted if pk in cancelled],

@@ -36,15 +36,10 @@ _UNITS = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
 class Refusal:
     """Why a mail may not go now."""
 
-    key: str
-    """The transport, ``@domain`` or ``EVERYTHING`` whose budget is used up."""
     seconds: float
     """How long until it may."""
-
-    @property
-    def is_of_domain(self) -> bool:
-        """Whether mail to other domains may go all the same."""
-        return self.key.startswith("@")
+    is_of_domain: bool
+    """Whether mail to other domains may go all the same."""
 
 
 class _Budgets:
@@ -67,6 +62,10 @@ class _Budgets:
         self._window = limits.strategies.MovingWindowRateLimiter(storage)
         self.turns: dict[str, float] = {}
 
+    def over_all(self, transport: str) -> list[str]:
+        """Return the keys of the limits that a transport's mail is under, whoever it is for."""
+        return [key for key in (transport, EVERYTHING) if key in self.items]
+
     def remaining(self, key: str) -> int:
         return max(0, int(self._window.get_window_stats(self.items[key], key).remaining))
 
@@ -80,6 +79,12 @@ class _Budgets:
 
     def take(self, key: str, cost: int) -> bool:
         return bool(self._window.hit(self.items[key], key, cost=self._bounded(key, cost)))
+
+    def refusal(self, key: str, cost: int) -> Refusal:
+        """Return for how long a mail is refused by a budget that is used up."""
+        is_of_domain = key.startswith("@")
+        seconds = self.turn(key, cost) if is_of_domain else self.wait(key)
+        return Refusal(seconds, is_of_domain)
 
     def turn(self, key: str, cost: int) -> float:
         """Return the seconds until it is a mail's turn, in the row of those this process put off.
@@ -96,28 +101,32 @@ class _Budgets:
         return min(cost, int(self.items[key].amount))
 
 
-_budgets: dict[tuple[tuple[tuple[str, str], ...], str], _Budgets] = {}
+_budgets: dict[tuple[tuple[tuple[str, str], ...], str | None], _Budgets] = {}
 os.register_at_fork(after_in_child=_budgets.clear)
+
+
+def _rates() -> Mapping[str, str]:
+    """Return every rate of the site, its annotation of Celery's task among them."""
+    of_celery = doorbell.site_rate()
+    everything = {} if of_celery is None else {EVERYTHING: of_celery}
+    return {**everything, **conf.get().rates}
 
 
 def _current() -> _Budgets | None:
     """Return the budgets of the site's settings, or ``None`` if nothing is limited."""
-    rates = dict(conf.get().rates)
-    of_celery = doorbell.site_rate()
-    if of_celery is not None:
-        rates.setdefault(EVERYTHING, of_celery)
+    rates = _rates()
     if not rates:
         return None
-    uri = conf.get().rates_storage or doorbell.broker_url()
-    key = (tuple(rates.items()), uri)
+    storage = conf.get().rates_storage
+    key = (tuple(rates.items()), storage)
     if key not in _budgets:
-        _budgets[key] = _Budgets(rates, uri)
+        _budgets[key] = _Budgets(rates, storage or doorbell.broker_url())
     return _budgets[key]
 
 
 def is_limited() -> bool:
     """Tell whether the site limits anything."""
-    return bool(conf.get().rates) or doorbell.site_rate() is not None
+    return bool(_rates())
 
 
 def problem() -> str | None:
@@ -132,8 +141,7 @@ def problem() -> str | None:
 def allowance(transport: str) -> int | None:
     """Return how many recipients a transport may be given now; ``None``: as many as there are."""
     budgets = _current()
-    keys = [] if budgets is None else [k for k in (transport, EVERYTHING) if k in budgets.items]
-    if budgets is None or not keys:
+    if budgets is None or not (keys := budgets.over_all(transport)):
         return None
     try:
         return min(budgets.remaining(key) for key in keys)
@@ -147,7 +155,7 @@ def seconds_until(transport: str) -> float:
     budgets = _current()
     if budgets is None:
         return 0.0
-    keys = [key for key in (transport, EVERYTHING) if key in budgets.items]
+    keys = budgets.over_all(transport)
     try:
         return max((budgets.wait(k) for k in keys if not budgets.remaining(k)), default=0.0)
     except Exception as error:  # noqa: BLE001 - any store, any error: limited mail waits
@@ -167,12 +175,10 @@ def take(transport: str, recipients: Iterable[str]) -> Refusal | None:
         for ask in (budgets.has, budgets.take):
             for key, cost in wanted.items():
                 if not ask(key, cost):
-                    is_domain = key.startswith("@")
-                    seconds = budgets.turn(key, cost) if is_domain else budgets.wait(key)
-                    return Refusal(key, seconds)
+                    return budgets.refusal(key, cost)
     except Exception as error:  # noqa: BLE001 - any store, any error: limited mail waits
         _report(error)
-        return Refusal(transport, _STORE_LOST)
+        return Refusal(_STORE_LOST, is_of_domain=False)
     return None
 
 

@@ -119,12 +119,15 @@ def decide(options: Options, facts: Facts, of_celery: Mapping[str, Any] | None =
 
 def parse_options(given: Mapping[str, Any]) -> Options:
     """Return the options of a call; raise ``TypeError`` naming one that does not exist."""
-    known = [item.name for item in fields(Options)]
+    check_names(given, sorted(item.name for item in fields(Options)))
+    return Options(**given)
+
+
+def check_names(given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise ``TypeError`` for a name that is not known, naming it and those that are."""
     unknown = sorted(set(given) - set(known))
     if unknown:
-        names = ", ".join(sorted(known))
-        raise TypeError(f"There is no option {unknown[0]!r}. The options are: {names}.")
-    return Options(**given)
+        raise TypeError(f"There is no option {unknown[0]!r}. The options are: {', '.join(known)}.")
 
 
 def _first_match(known: Sequence[Rule], facts: Facts) -> tuple[int | None, Rule]:

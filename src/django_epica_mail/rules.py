@@ -11,6 +11,9 @@ from typing import Any
 PRIORITIES = {"urgent": 9, "high": 6, "normal": 3, "low": 0}
 """The names a priority may be given by; 9 is most urgent, on every broker and database."""
 
+LEVELS = range(10)
+"""Every priority there is."""
+
 ON_UNKNOWN = ("resend", "hold", "fail")
 """What may be done with a mail whose outcome is unknown."""
 
@@ -69,7 +72,7 @@ def parse(value: object) -> tuple[Rule, ...]:
 def priority_number(priority: object) -> int:
     """Return a priority as 0 to 9; raise ``ValueError`` for what is none."""
     number = PRIORITIES.get(priority) if isinstance(priority, str) else priority
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= 9:
+    if isinstance(number, bool) or not isinstance(number, int) or number not in LEVELS:
         names = ", ".join(PRIORITIES)
         raise ValueError(f"priority must be 0 to 9 or one of {names}; it is {priority!r}.")
     return number

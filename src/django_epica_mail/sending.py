@@ -10,7 +10,7 @@ from typing import Any
 from django.core.mail import EmailMultiAlternatives
 
 from django_epica_mail import rendering
-from django_epica_mail.routing import Options
+from django_epica_mail.routing import Options, check_names
 
 _LISTS = ("recipient_list", "cc", "bcc", "reply_to")
 _ANYMAIL = ("tags", "metadata", "track_opens", "track_clicks")
@@ -28,9 +28,7 @@ def compose(given: Mapping[str, Any]) -> tuple[EmailMultiAlternatives, Options]:
     template, and a ``subject`` that is given stands before the template's own. Raises
     ``TypeError`` or ``ValueError`` naming value, rule and remedy.
     """
-    unknown = sorted(set(given) - set(KNOWN))
-    if unknown:
-        raise TypeError(f"There is no option {unknown[0]!r}. The options are: {', '.join(KNOWN)}.")
+    check_names(given, KNOWN)
     for name in _LISTS:
         _check_list(name, given.get(name))
     for name, kind in (("headers", Mapping), ("metadata", Mapping), ("context", Mapping)):
@@ -55,13 +53,12 @@ def compose(given: Mapping[str, Any]) -> tuple[EmailMultiAlternatives, Options]:
     for name in _ANYMAIL:
         if given.get(name) is not None:
             setattr(message, name, given[name])
-    return message, Options(**split(given)[1], template=template)
+    return message, Options(**options_of(given), template=template)
 
 
-def split(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what concerns the message itself, and the options of the queue."""
-    options = {name: value for name, value in given.items() if name in _OPTIONS}
-    return {name: value for name, value in given.items() if name not in options}, options
+def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the queue, without what concerns the message itself."""
+    return {name: value for name, value in given.items() if name in _OPTIONS}
 
 
 def _content(given: Mapping[str, Any]) -> tuple[object, object, object, str | None]:

@@ -30,9 +30,7 @@ class Outcome:
     @property
     def ends_content(self) -> bool:
         """Whether body and attachments are not to be kept beyond it."""
-        target, keep = self.decision.moves[-1].target, self.mail.keep_content
-        is_sent = target == lifecycle.Status.SENT
-        return (keep == "until_sent" and is_sent) or (keep == "never" and target in lifecycle.FINAL)
+        return contents.ends_with(self.decision.moves[-1].target, self.mail.keep_content)
 
     @property
     def is_plain(self) -> bool:
@@ -179,7 +177,7 @@ def _values(outcome: Outcome) -> dict[str, object]:
     if target in lifecycle.CLAIMABLE:
         values["due_at"] = clock.now(decision.delay)
         if failure is not None and failure.kind is Kind.OUTAGE and outcome.mail.fallbacks:
-            values.update(outcome.mail.failover())
+            values.update(outcome.mail.failover(outcome.mail.fallbacks[0]))
     if target in lifecycle.FINAL:
         values["finished_at"] = clock.now()
     return values

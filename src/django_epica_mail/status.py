@@ -11,6 +11,7 @@ from django.db.models import Count, Max, Min, Q
 from django_epica_mail import clock, gates, lifecycle
 from django_epica_mail.models import DeliveryGate, EmailBatch, EmailLog
 from django_epica_mail.retry import Kind
+from django_epica_mail.rules import LEVELS
 
 _DAY = 24 * 3600.0
 
@@ -50,7 +51,7 @@ def _counts(using: str) -> list[tuple[str, str, int]]:
 
 def _oldest_due(using: str) -> list[tuple[str, datetime]]:
     waiting = EmailLog.objects.using(using).filter(
-        status__in=lifecycle.CLAIMABLE, pending__lt=10, due_at__lte=clock.now()
+        status__in=lifecycle.CLAIMABLE, pending__lt=LEVELS.stop, due_at__lte=clock.now()
     )
     oldest = waiting.order_by().values("queue").annotate(due=Min("due_at"))
     return list(oldest.values_list("queue", "due"))

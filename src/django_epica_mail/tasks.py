@@ -90,7 +90,7 @@ def send_bulk_templated_emails(
     common = {"subject": subject, "template_name": template_name, "from_email": from_email}
     if "idempotency_key" in options:
         raise TypeError("An idempotency_key names one mail, and this call makes many.")
-    _, chosen = sending.split(options)
+    chosen = sending.options_of(options)
 
     def messages() -> Iterable[EmailMessage]:
         for address, context in recipients:
