@@ -22,7 +22,7 @@ from django.core.mail.backends.base import BaseEmailBackend
 from django.core.mail.backends.smtp import EmailBackend as DjangoSMTPBackend
 from django.utils.module_loading import import_string
 
-from django_epica_mail import conf, retry
+from django_epica_mail import conf, providers, retry
 from django_epica_mail.retry import Failure, Result, Stage
 from django_epica_mail.smtp import RecordingBackend, recording_backend
 
@@ -183,8 +183,8 @@ class Connection:
 def _classify(error: Exception, stage: Stage) -> Failure:
     """Return what an error means: by the site's own function if it knows, else by ours."""
     path = conf.get().classify
-    own: Failure | None = import_string(path)(error, stage) if path else None
-    return retry.classify(error, stage) if own is None else own
+    known: Failure | None = import_string(path)(error, stage) if path else None
+    return known or providers.classify(error) or retry.classify(error, stage)
 
 
 def _hung_up(failure: Failure) -> bool:

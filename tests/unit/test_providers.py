@@ -9,8 +9,13 @@ import requests
 from anymail import exceptions as anymail
 from requests.packages.urllib3.exceptions import MaxRetryError, NewConnectionError
 
-from django_epica_mail.retry import Kind, Policy, Stage, classify, conclude
+from django_epica_mail.providers import classify
+from django_epica_mail.retry import Kind, Policy, conclude
 from django_epica_mail.retry import Result as Tried
+
+
+def test_an_error_of_anything_else_is_left_to_others() -> None:
+    assert classify(ConnectionError("refused")) is None
 
 
 def answered(status: int, **headers: str) -> anymail.AnymailRequestsAPIError:
@@ -37,12 +42,12 @@ def answered(status: int, **headers: str) -> anymail.AnymailRequestsAPIError:
     ],
 )
 def test_an_answer_of_the_provider_means_what_its_status_says(status: int, kind: Kind) -> None:
-    failure = classify(answered(status), Stage.UNSEEN)
+    failure = classify(answered(status))
     assert (failure.kind, failure.code) == (kind, status)
 
 
 def test_a_provider_that_says_how_long_to_wait_is_waited_for() -> None:
-    failure = classify(answered(429, **{"Retry-After": "120"}), Stage.UNSEEN)
+    failure = classify(answered(429, **{"Retry-After": "120"}))
     policy = Policy(tries=0, max_retries=3, retry_delay=300, on_unknown="resend", too_old=False)
     decision = conclude(Tried(failure=failure), policy, [0], False)
     assert (decision.delay, decision.uses_try) == (120, False)
@@ -52,7 +57,7 @@ def test_a_provider_that_says_how_long_to_wait_is_waited_for() -> None:
     "value", ["", "soon", "-1", "1e99", "nan", "Wed, 21 Oct 2026 07:28:00 GMT"]
 )
 def test_a_time_to_wait_that_is_no_number_of_seconds_is_not_believed(value: str) -> None:
-    assert classify(answered(429, **{"Retry-After": value}), Stage.UNSEEN).retry_after is None
+    assert classify(answered(429, **{"Retry-After": value})).retry_after is None
 
 
 def raised_from(cause: Exception) -> Exception:
@@ -86,4 +91,4 @@ def raised_from(cause: Exception) -> Exception:
 def test_an_error_without_an_answer_is_unknown_unless_nothing_was_posted(
     error: Any, kind: Kind
 ) -> None:
-    assert classify(error, Stage.UNSEEN).kind is kind
+    assert classify(error).kind is kind
