@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from django.core.mail import EmailMessage
@@ -37,6 +37,8 @@ from django_epica_mail.models import (
 from django_epica_mail.routing import Options
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CHUNK = 500
 """How many mails of a bulk call are checked and inserted at a time."""
@@ -80,17 +82,22 @@ def enqueue_many(messages: Iterable[EmailMessage], **options: Any) -> EmailBatch
     all in one transaction, so that either every message is queued or none.
     """
     parsed = routing.parse_options(options)
+    return enqueue_pairs((message, parsed) for message in messages)
+
+
+def enqueue_pairs(pairs: Iterable[tuple[EmailMessage, Options]]) -> EmailBatch:
+    """Queue bulk mail as ``enqueue_many`` does, each message with options of its own."""
     using = router.db_for_write(EmailBatch)
     # With a savepoint: a bad message may turn up after others are inserted, and the caller who
     # catches the error must be left with a transaction as usable as before.
     with transaction.atomic(using=using):
         batch = EmailBatch.objects.using(using).create()
         of_celery = doorbell.site_route(bulk=True)
-        for portion in _portions(messages, CHUNK):
+        for portion in _portions(pairs, CHUNK):
             insert(
                 [
-                    drafting.draft(message, parsed, of_celery=of_celery, bulk=True, batch=batch)
-                    for message in portion
+                    drafting.draft(message, options, of_celery=of_celery, bulk=True, batch=batch)
+                    for message, options in portion
                 ]
             )
             batch.total += len(portion)
@@ -184,8 +191,8 @@ def resume(*, queue: str | None = None, transport: str | None = None) -> None:
     gates.set_paused(False, queue=queue, transport=transport)
 
 
-def _portions(messages: Iterable[EmailMessage], size: int) -> Iterator[list[EmailMessage]]:
-    iterator = iter(messages)
+def _portions(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
     while portion := list(itertools.islice(iterator, size)):
         yield portion
 

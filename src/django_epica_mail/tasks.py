@@ -12,7 +12,6 @@ from typing import Any
 
 from celery import Task, shared_task
 from celery.signals import worker_process_shutdown, worker_shutdown
-from django.core.mail import EmailMessage
 from django.db import connections
 
 from django_epica_mail import bulk, delivery, maintenance, outbox, results, sending, transport
@@ -90,14 +89,11 @@ def send_bulk_templated_emails(
     common = {"subject": subject, "template_name": template_name, "from_email": from_email}
     if "idempotency_key" in options:
         raise TypeError("An idempotency_key names one mail, and this call makes many.")
-    chosen = sending.options_of(options)
-
-    def messages() -> Iterable[EmailMessage]:
-        for address, context in recipients:
-            given = {**options, **common, "context": context, "recipient_list": [address]}
-            yield sending.compose(given)[0]
-
-    return outbox.enqueue_many(messages(), **chosen)
+    sending.options_of(options)  # a wrong one is refused before the first recipient is asked for
+    return outbox.enqueue_pairs(
+        sending.compose({**options, **common, "context": context, "recipient_list": [address]})
+        for address, context in recipients
+    )
 
 
 def _enqueue(given: Mapping[str, Any]) -> EmailResult:

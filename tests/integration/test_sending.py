@@ -163,6 +163,18 @@ def test_one_template_goes_to_many_each_with_a_context_of_its_own(
     assert sorted(m.header("Subject") for m in smtp.accepted) == ["Hello a", "Hello b", "Hello c"]
 
 
+def test_a_rule_for_a_template_is_for_its_bulk_mail_too(smtp, templates, epica_mail) -> None:
+    epica_mail(ROUTES=[{"match": {"template": "emails/hello"}, "queue": "news"}])
+    recipients = [("a@example.com", {"user": User(username="a")})]
+    batch = send_bulk_templated_emails(None, "emails/hello", recipients)
+    assert batch.emails.get().queue == "news"
+
+
+def test_a_wrong_option_is_refused_before_a_recipient_is_asked_for(db) -> None:
+    with pytest.raises(ValueError, match="priority must be 0 to 9"):
+        send_bulk_templated_emails(None, "emails/hello", iter([]), priority=11)
+
+
 def test_nothing_of_a_call_is_sent_past_the_queue(smtp) -> None:
     send_email_async("Subject", "Text", None, ["to@example.com"])
     assert mail.outbox == []
