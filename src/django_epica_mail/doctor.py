@@ -96,7 +96,9 @@ def _queueing_options() -> Iterator[dict[str, Any]]:
 
 def _workers() -> Iterator[Finding]:
     try:
-        active = app_or_default().control.inspect(timeout=2.0).active_queues() or {}
+        app = app_or_default()
+        with doorbell.bounded_connection(app) as connection:
+            active = app.control.inspect(timeout=2.0, connection=connection).active_queues() or {}
     except Exception as error:  # noqa: BLE001 - any broker, any error: it is what was asked for
         yield Finding(
             level="error",

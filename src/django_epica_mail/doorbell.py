@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Task
 from celery.app import app_or_default
 from django.db import transaction
+from kombu import Connection
 from kombu.pools import ProducerPool
 
 from django_epica_mail import conf
@@ -213,13 +214,19 @@ def _pool(app: Celery) -> ProducerPool:
     with _bell.lock:
         pool = _bell.pools.get(id(app))
         if pool is None:
-            connection = app.connection_for_write(
-                connect_timeout=conf.get().ring_timeout, transport_options=_socket_timeouts(app)
-            )
+            connection = bounded_connection(app)
             pool_class = type("RingPool", (ProducerPool,), {"Producer": app.amqp.Producer})
             pool = pool_class(connection.Pool(_CONNECTIONS), limit=_CONNECTIONS)
             _bell.pools[id(app)] = pool
         return pool
+
+
+def bounded_connection(app: Celery) -> Connection:
+    """Return a connection to the broker, yet to be opened, that gives up after ``RING_TIMEOUT``."""
+    connection: Connection = app.connection_for_write(
+        connect_timeout=conf.get().ring_timeout, transport_options=_socket_timeouts(app)
+    )
+    return connection
 
 
 def _socket_timeouts(app: Celery) -> dict[str, Any]:

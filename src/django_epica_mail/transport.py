@@ -151,13 +151,9 @@ class Connection:
         failure = None
         try:
             stage = Stage.CONNECT
-            if self._backend is None:
-                self._backend = _build(self.alias)
-                self._open(self._backend)
-            if isinstance(self._backend, RecordingBackend):
-                self._backend.begin(deadline)
+            backend = self.open(deadline)
             stage = Stage.UNSEEN
-            self._backend.send_messages([message])
+            backend.send_messages([message])
         except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this mail alone
             failure = _classify(error, _stage_reached(self._backend, stage))
         self.mails += 1
@@ -167,10 +163,18 @@ class Connection:
             self.close()
         return result
 
-    @staticmethod
-    def _open(backend: BaseEmailBackend) -> None:
-        if not isinstance(backend, RecordingBackend):  # which opens within the mail's deadline
-            backend.open()
+    def open(self, deadline: float) -> BaseEmailBackend:
+        """Return the backend, connected and authenticated by ``deadline`` (monotonic seconds).
+
+        Raises whatever it raises that it is not; SMTP's own deadline is kept exactly.
+        """
+        if self._backend is None:
+            self._backend = _build(self.alias)
+            if not isinstance(self._backend, RecordingBackend):  # which opens when it begins
+                self._backend.open()
+        if isinstance(self._backend, RecordingBackend):
+            self._backend.begin(deadline)
+        return self._backend
 
     def close(self) -> None:
         """Close the backend, whatever state it is in."""
@@ -290,12 +294,11 @@ def close_connections() -> None:
 
 def probe(alias: str) -> Failure | None:
     """Open a transport, with its credentials, and close it again; return why that failed."""
+    tried = Connection(alias)
     try:
-        backend = _build(alias)
-        if isinstance(backend, RecordingBackend):
-            backend.begin(time.monotonic() + conf.get().send_timeout)
-        backend.open()
-        backend.close()
+        tried.open(time.monotonic() + conf.get().send_timeout)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
         return _classify(error, Stage.CONNECT)
+    finally:
+        tried.close()
     return None

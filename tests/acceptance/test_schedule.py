@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib.util import find_spec
 from typing import Any
 
@@ -68,3 +69,12 @@ def test_the_doctor_finds_a_queue_nobody_consumes_and_then_nothing(open_site) ->
     report = site.command("send-test", "to@example.com", "--wait", "20")
     assert report["status"] == "sent"
     assert site.smtp.accepted[0].recipients == ("to@example.com",)
+
+
+def test_the_doctor_does_not_wait_for_a_broker_that_hangs(open_site) -> None:
+    site = open_site()
+    site.redis.pause()
+    started = time.monotonic()
+    texts = [finding["text"] for finding in site.command("doctor", code=1)["findings"]]
+    assert any(text.startswith("The broker cannot be asked for its workers") for text in texts)
+    assert time.monotonic() - started < 30

@@ -12,6 +12,7 @@ from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 
+from devservers.process import wait_until
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import delivery, tasks, transport
 from django_epica_mail.models import EmailLog
@@ -177,3 +178,12 @@ def test_a_site_may_know_better_what_an_error_means(
     assert log.failure_kind == kind
     if kind == "throttled":
         assert log.due_at - log.created_at > timedelta(minutes=59)
+
+
+def test_a_probe_leaves_no_connection_open_whatever_it_finds(smtp) -> None:
+    assert transport.probe("smtp") is None
+    smtp.inject(refuse("ehlo", 421, "4.3.2 Shutting down"))
+    failure = transport.probe("smtp")
+    assert failure is not None
+    assert failure.kind == Kind.OUTAGE
+    wait_until(lambda: smtp.connections.open_now == 0, timeout=10, what="the ends to be seen")
