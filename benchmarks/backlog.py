@@ -110,49 +110,24 @@ def empty() -> None:
 
 def build_finished_and_due(rows: int) -> None:
     """Store so many sent mails, a tenth of them old enough to delete, and a tenth as many due."""
-    from benchmarks.rows import analyze, multiply
+    from benchmarks.rows import analyze, multiply, template
     from django_epica_mail.lifecycle import Status
 
     day = timedelta(days=1)
-    multiply(_template(Status.SENT, finished=-2 * day), rows * 9 // 10, advance=show)
-    multiply(_template(Status.SENT, finished=-40 * day), rows // 10, advance=show)
-    multiply(_template(Status.QUEUED), rows // 10, advance=show)
+    multiply(template(Status.SENT, finished=-2 * day), rows * 9 // 10, advance=show)
+    multiply(template(Status.SENT, finished=-40 * day), rows // 10, advance=show)
+    multiply(template(Status.QUEUED), rows // 10, advance=show)
     analyze()
 
 
 def build_tomorrow(rows: int) -> None:
     """Store so many mails for tomorrow, most urgent, and one that is due and least urgent."""
-    from benchmarks.rows import analyze, multiply
+    from benchmarks.rows import analyze, multiply, template
     from django_epica_mail.lifecycle import Status
 
-    multiply(_template(Status.QUEUED, due=timedelta(days=1)), rows, advance=show)
-    _template(Status.QUEUED, priority=0)
+    multiply(template(Status.QUEUED, due=timedelta(days=1)), rows, advance=show)
+    template(Status.QUEUED, priority=0)
     analyze()
-
-
-def _template(
-    status: str,
-    *,
-    due: timedelta = -timedelta(hours=1),
-    finished: timedelta | None = None,
-    priority: int = 9,
-) -> Any:
-    from django.core.mail import EmailMessage
-    from django.utils import timezone
-
-    from django_epica_mail import lifecycle, outbox
-
-    log = outbox.enqueue(
-        EmailMessage("Subject", "Body", None, ["to@example.com"]), transport="smtp"
-    )
-    now = timezone.now()
-    log.status, log.priority = status, priority
-    log.pending = priority if status in lifecycle.CLAIMABLE else None
-    log.created_at = log.due_at = now + due
-    log.give_up_at = now + timedelta(days=3)
-    log.finished_at = None if finished is None else now + finished
-    log.save()
-    return log
 
 
 def show(rows: int) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from itertools import count
 from typing import Any
 
+from django.core.mail import EmailMessage
 from django.db import connections, models
+from django.utils import timezone
 
+from django_epica_mail import lifecycle, outbox
+from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
 
 _NUMBERS = {
@@ -28,6 +34,37 @@ _LATER = {
     "sqlite": "strftime('%%Y-%%m-%%d %%H:%%M:%%f000', {column}, (n * 0.001) || ' seconds')",
 }
 _series = count(0x0190_0000_0000)
+
+
+def template(
+    status: Status,
+    *,
+    priority: int = 9,
+    transport: str = "smtp",
+    due: timedelta = timedelta(hours=-1),
+    give_up: timedelta = timedelta(days=3),
+    finished: timedelta | None = None,
+    leased: timedelta | None = None,
+    kind: str = "",
+) -> EmailLog:
+    """Store a mail as it stands at some point of its life, times counted from now."""
+    now = timezone.now()
+    log = outbox.enqueue(EmailMessage("S", "B", None, ["to@example.com"]), transport=transport)
+    log.status, log.priority = status, priority
+    log.pending = priority if status in lifecycle.CLAIMABLE else None
+    log.created_at = log.due_at = now + due
+    log.give_up_at = now + give_up
+    log.finished_at = None if finished is None else now + finished
+    log.lease_until = None if leased is None else now + leased
+    log.lease_token = None if leased is None else uuid.uuid4()
+    log.failure_kind = kind
+    if status in lifecycle.FINAL:
+        log.attempts = log.tries = 1
+        log.delivery_attempts.create(
+            number=1, transport="smtp", worker="w", created_at=now, failure_kind=kind
+        )
+    log.save()
+    return log
 
 
 def multiply(

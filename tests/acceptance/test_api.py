@@ -70,16 +70,21 @@ def send_templated() -> str:
     return str(result.get(timeout=20)["message_id"])
 
 
+def newsletter_entry(name: str) -> dict[str, Any]:
+    return {
+        "subject": f"Bülten {name}",
+        "message": f"Merhaba {name}",
+        "from_email": None,
+        "recipient_list": [f"{name}@example.com"],
+    }
+
+
+def send_bulk_without_worker() -> None:
+    send_bulk_emails_task.delay([newsletter_entry("secret")] * 100)
+
+
 def send_bulk(count: int) -> dict[str, Any]:
-    emails: list[Any] = [
-        {
-            "subject": f"Bülten {number}",
-            "message": "Merhaba",
-            "from_email": None,
-            "recipient_list": [f"{number}@example.com"],
-        }
-        for number in range(count)
-    ]
+    emails = [newsletter_entry(str(number)) for number in range(count)]
     emails[7] = {"subject": "No recipient", "message": "x", "recipient_list": []}
     with transaction.atomic():
         result = send_bulk_emails_task.delay(emails)
@@ -92,12 +97,7 @@ def send_bulk_by_name() -> str:
     """Call the task as a site does that has only its name; the entries travel in the broker."""
     from celery import current_app
 
-    entry = {
-        "subject": "S",
-        "message": "M",
-        "from_email": None,
-        "recipient_list": ["a@example.com"],
-    }
+    entry = newsletter_entry("a")
     sent = current_app.send_task(
         "django_epica_mail.tasks.send_bulk_emails_task", args=[[entry]], queue="bulk_emails"
     )
@@ -252,11 +252,21 @@ def test_of_calls_at_the_same_time_with_one_key_one_mail_comes(open_site) -> Non
     assert len(site.smtp.accepted) == 1
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["one worker", "a worker per queue"])
+both_ways = pytest.mark.parametrize("apart", [False, True], ids=["one worker", "one per queue"])
+
+
+@both_ways
 def test_urgent_mail_overtakes_ten_thousand_that_wait_behind_a_slow_server(
     open_site: OpenSite, apart: bool
 ) -> None:
-    site = open_site("postgresql")
+    require_urgent_mail_to_overtake(open_site("postgresql"), apart=apart)
+
+
+def require_urgent_mail_to_overtake(site: Site, *, apart: bool) -> None:
+    """Let 10,000 mails wait behind a slow server, send an urgent one, and see it arrive first.
+
+    With one worker for all, or ``apart``: with one for each queue.
+    """
     site.smtp.inject(delay(0.02))
     if apart:
         site.start_worker(queues=("bulk_emails",), concurrency=2)
@@ -297,13 +307,3 @@ def test_the_broker_and_the_results_hold_no_content(open_site) -> None:
         rings = [json.loads(ring) for ring in client.lrange("bulk_emails", 0, -1)]
     assert len(rings) == 1
     assert "secret" not in json.dumps(rings)
-
-
-def send_bulk_without_worker() -> None:
-    entry = {
-        "subject": "secret",
-        "message": "secret",
-        "from_email": None,
-        "recipient_list": ["secret@example.com"],
-    }
-    send_bulk_emails_task.delay([entry] * 100)

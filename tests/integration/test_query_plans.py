@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,13 +15,11 @@ from typing import Any
 
 import django
 import pytest
-from django.core.mail import EmailMessage
 from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
-from django.utils import timezone
 
-from benchmarks.rows import analyze, multiply
+from benchmarks.rows import analyze, multiply, template
 from django_epica_mail import claiming, gates, lifecycle, maintenance, outbox, settling
 from django_epica_mail.contents import Contents
 from django_epica_mail.lifecycle import Status
@@ -125,39 +122,7 @@ def _nodes(plan: Any, key: str) -> Iterator[dict[str, Any]]:
             yield from _nodes(part, key)
 
 
-NOW = timedelta()
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
-
-
-def template(
-    status: Status,
-    *,
-    priority: int = 9,
-    transport: str = "smtp",
-    due: timedelta = -HOUR,
-    give_up: timedelta = 3 * DAY,
-    finished: timedelta | None = None,
-    leased: timedelta | None = None,
-    kind: str = "",
-) -> EmailLog:
-    """Store a mail as it stands at some point of its life, times counted from now."""
-    now = timezone.now()
-    log = outbox.enqueue(EmailMessage("S", "B", None, ["to@example.com"]), transport=transport)
-    log.status, log.priority = status, priority
-    log.pending = priority if status in lifecycle.CLAIMABLE else None
-    log.created_at = log.due_at = now + due
-    log.give_up_at = now + give_up
-    log.finished_at = None if finished is None else now + finished
-    log.lease_until = None if leased is None else now + leased
-    log.lease_token = None if leased is None else uuid.uuid4()
-    log.failure_kind = kind
-    if status in lifecycle.FINAL:
-        log.attempts = log.tries = 1
-        log.delivery_attempts.create(
-            number=1, transport="smtp", worker="w", created_at=now, failure_kind=kind
-        )
-    log.save()
-    return log
 
 
 def fill_with_finished_mail() -> None:
