@@ -2,91 +2,270 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from celery.app import app_or_default
+from celery.app.routes import MapRoute, prepare
 from django.apps import AppConfig
+from django.conf import ENVIRONMENT_VARIABLE, global_settings, settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error
 from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, router
 from django.utils.module_loading import import_string
 
 from django_epica_mail import conf, rates, transport
+from django_epica_mail.doorbell import BULK_TASK, SINGLE_TASK
+from django_epica_mail.models import EmailLog
+
+_DEVELOPMENT = frozenset(
+    f"django.core.mail.backends.{name}.EmailBackend"
+    for name in ("console", "dummy", "filebased", "locmem")
+)
+_REPLACED_BY_MAILERS = frozenset(
+    f"EMAIL_{name}"
+    for name in (
+        *("BACKEND", "FILE_PATH", "HOST", "HOST_PASSWORD", "HOST_USER", "PORT"),
+        *("SSL_CERTFILE", "SSL_KEYFILE", "TIMEOUT", "USE_SSL", "USE_TLS"),
+    )
+)
+_MAP_ROUTE: Any = MapRoute
+_TASK_OF_NOBODY = "nobodys.tasks.nothing"
 
 
 @checks.register("mail")
 def check_configuration(
     app_configs: Sequence[AppConfig] | None = None, **_: Any
 ) -> list[CheckMessage]:
-    """Check ``EPICA_MAIL`` and the transports it names."""
+    """Check ``EPICA_MAIL``, the transports it names, and what Celery makes of our tasks."""
     try:
         conf.get()
     except ImproperlyConfigured as error:
         return [Error(str(error), hint="See the settings reference.", id="epica_mail.E001")]
+    found = [*_check_celery_app(), *_check_task_routes(), *_check_database()]
+    if not transport.under_test():
+        found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]
+        found += [*_check_rates(), *_check_ignored()]
+    return found
+
+
+@checks.register("mail", deploy=True)
+def check_deployment(
+    app_configs: Sequence[AppConfig] | None = None, **_: Any
+) -> list[CheckMessage]:
+    """Check what is right on a developer's machine and wrong in production."""
+    try:
+        conf.get()
+    except ImproperlyConfigured:
+        return []  # reported by check_configuration
+    return [*_check_development(), *_check_sender()]
+
+
+def queueing() -> dict[str, Mapping[str, Any]]:
+    """Return the OPTIONS of every alias of ``MAILERS`` that queues mail."""
+    if not transport.uses_mailers():
+        return {}
+    mailers: Mapping[str, Mapping[str, Any]] = settings.MAILERS
+    found = {alias: spec for alias, spec in mailers.items() if transport.is_queue(spec)}
+    return {alias: spec.get("OPTIONS", {}) for alias, spec in found.items()}
+
+
+def is_send_mail_queued() -> bool:
+    """Tell whether ``send_mail()`` goes through the queue where it names no backend."""
     if transport.under_test():
-        return []
-    return [*_check_backends(), *_check_default(), *_check_routes(), *_check_rates()]
+        return True
+    if transport.uses_mailers():
+        return "default" in queueing()
+    with warnings.catch_warnings():  # Django 6.1 deprecates the setting; here it is asked for
+        warnings.simplefilter("ignore")
+        return transport.is_queue({"BACKEND": settings.EMAIL_BACKEND})
 
 
-def _check_backends() -> list[CheckMessage]:
-    found: list[CheckMessage] = []
+def _check_backends() -> Iterator[CheckMessage]:
     for alias, spec in transport.specs().items():
         path = spec.get("BACKEND")
         if path is not None:
             try:
                 import_string(path)
             except ImportError as error:
-                found.append(
-                    Error(
-                        f"The transport {alias!r} cannot be loaded: {error}",
-                        hint="Install the package its BACKEND names, or correct the path.",
-                        id="epica_mail.E002",
-                    )
+                yield Error(
+                    f"The transport {alias!r} cannot be loaded: {error}",
+                    hint="Install the package its BACKEND names, or correct the path.",
+                    id="epica_mail.E002",
                 )
-    return found
 
 
-def _check_default() -> list[CheckMessage]:
+def _check_default() -> Iterator[CheckMessage]:
     try:
         alias = transport.default_alias()
     except ImproperlyConfigured as error:
-        return [checks.Warning(str(error), id="epica_mail.W001")]
-    if alias in transport.specs():
-        return []
-    return [
-        Error(
+        yield checks.Warning(str(error), id="epica_mail.W001")
+        return
+    if alias not in transport.specs():
+        yield Error(
             f"Mail goes to the transport {alias!r} by default, which is no real transport.",
             hint="Name an alias whose BACKEND sends mail, and does not lead back to the queue. "
             f"There are: {', '.join(transport.aliases()) or 'none'}.",
             id="epica_mail.E003",
         )
-    ]
 
 
-def _check_routes() -> list[CheckMessage]:
-    known = transport.specs()
-    return [
-        Error(
-            f"Rule {number} of EPICA_MAIL['ROUTES'] names the transport {alias!r}, which there is "
-            "not.",
-            hint=f"There are: {', '.join(known) or 'none'}.",
-            id="epica_mail.E004",
-        )
-        for number, rule in enumerate(conf.get().routes)
-        for alias in rule.transports
-        if alias not in known
-    ]
+def _check_named() -> Iterator[CheckMessage]:
+    known, queues = transport.aliases(), queueing()
+    for place, alias in _named():
+        if alias not in known:
+            wrong = "leads back to the queue" if alias in queues else "there is not"
+            yield Error(
+                f"{place} names the transport {alias!r}, which {wrong}.",
+                hint=f"Name a real transport. There are: {', '.join(known) or 'none'}.",
+                id="epica_mail.E004",
+            )
 
 
-def _check_rates() -> list[CheckMessage]:
+def _named() -> Iterator[tuple[str, str]]:
+    """Yield each transport that is named, but for the default, after the place that names it."""
+    for number, rule in enumerate(conf.get().routes):
+        for alias in rule.transports:
+            yield f"Rule {number} of EPICA_MAIL['ROUTES']", alias
+    for key in conf.get().rates:
+        if key != "*" and not key.startswith("@"):
+            yield "EPICA_MAIL['RATES']", key
+    default = _default_alias()
+    for alias, options in queueing().items():
+        named = options.get("transport")
+        if named is not None and named != default:
+            yield f"MAILERS[{alias!r}]['OPTIONS']", named
+
+
+def _default_alias() -> str | None:
+    try:
+        return transport.default_alias()
+    except ImproperlyConfigured:
+        return None
+
+
+def _check_rates() -> Iterator[CheckMessage]:
     problem = rates.problem()
-    if problem is None:
-        return []
-    return [
-        Error(
+    if problem is not None:
+        yield Error(
             f"The rates of EPICA_MAIL['RATES'] cannot be counted: {problem}",
             hint="Install django-epica-mail[rates], and set EPICA_MAIL['RATES_STORAGE'] to a store "
             "of the library limits, redis://... for instance, where the broker is no Redis.",
             id="epica_mail.E005",
         )
-    ]
+
+
+def _check_loops() -> Iterator[CheckMessage]:
+    if transport.uses_mailers():
+        return  # there, an alias that leads to the queue is what makes mail queued
+    for alias, spec in conf.get().transports.items():
+        if transport.is_queue(spec) and alias != _default_alias():  # of that, E003 speaks
+            yield Error(
+                f"EPICA_MAIL['TRANSPORTS'][{alias!r}] leads back to the queue: its BACKEND is the "
+                "one that queues mail.",
+                hint="Name a backend that sends mail there.",
+                id="epica_mail.E006",
+            )
+
+
+def _check_ignored() -> Iterator[CheckMessage]:
+    """Find settings of the style that is not in use, which have no effect."""
+    ignored = {}
+    if transport.uses_mailers():
+        if conf.get().transports:
+            ignored["EPICA_MAIL['TRANSPORTS']"] = "Move its transports to MAILERS."
+        # To read one of these through django.conf.settings raises: their module is looked at.
+        module = sys.modules.get(os.environ.get(ENVIRONMENT_VARIABLE, ""))
+        for name in sorted(_REPLACED_BY_MAILERS.intersection(vars(module) if module else ())):
+            ignored[name] = "Say it in the OPTIONS of a transport in MAILERS, and delete it."
+    elif hasattr(settings, "MAILERS"):
+        ignored["MAILERS"] = "Django before 6.1 knows none: use EPICA_MAIL['TRANSPORTS']."
+    style = "MAILERS" if transport.uses_mailers() else "EMAIL_BACKEND"
+    for name, remedy in ignored.items():
+        yield checks.Warning(
+            f"{name} has no effect: mail is configured by {style} here.",
+            hint=remedy,
+            id="epica_mail.W005",
+        )
+
+
+def _check_development() -> Iterator[CheckMessage]:
+    if settings.DEBUG or transport.under_test():
+        return
+    in_use = {_default_alias(), *(alias for _, alias in _named())}
+    for alias, spec in transport.specs().items():
+        if alias in in_use and spec.get("BACKEND") in _DEVELOPMENT:
+            yield checks.Warning(
+                f"The transport {alias!r} sends nothing: {spec['BACKEND']} is for development, and "
+                "DEBUG is off. Its mail is taken for sent.",
+                hint="Name a backend that sends mail.",
+                id="epica_mail.W002",
+            )
+
+
+def _check_sender() -> Iterator[CheckMessage]:
+    if settings.DEFAULT_FROM_EMAIL == global_settings.DEFAULT_FROM_EMAIL:
+        yield checks.Warning(
+            f"DEFAULT_FROM_EMAIL is Django's own {settings.DEFAULT_FROM_EMAIL}, which servers "
+            "refuse or take for spam.",
+            hint="Set it to an address of a domain that your server may send for.",
+            id="epica_mail.W004",
+        )
+
+
+def _check_task_routes() -> Iterator[CheckMessage]:
+    for task in (SINGLE_TASK, BULK_TASK):
+        queue = _swept_along_to(task)
+        if queue is not None:
+            yield checks.Warning(
+                f"An entry of CELERY_TASK_ROUTES made for every task sends {task} to {queue!r} "
+                "too, so that this is where mail waits, behind all other tasks.",
+                hint=f"Before it, add an entry for it alone: {{{task!r}: {{'queue': ...}}}}.",
+                id="epica_mail.W003",
+            )
+
+
+def _swept_along_to(task: str) -> str | None:
+    """Return the queue that a pattern not made for our tasks gives to one of them, if one does.
+
+    Entries count as in Celery: the first that matches. Functions that route are not called.
+    """
+    maps: Any = prepare(app_or_default().conf.task_routes)
+    for routes in (it for it in maps if isinstance(it, _MAP_ROUTE)):
+        if task in routes.map:
+            return None
+        for pattern, route in routes.patterns.items():
+            if pattern.match(task):
+                queue = route if isinstance(route, str) else dict(route).get("queue")
+                return getattr(queue, "name", queue) if pattern.match(_TASK_OF_NOBODY) else None
+    return None
+
+
+def _check_database() -> Iterator[CheckMessage]:
+    using = router.db_for_write(EmailLog)
+    if using != DEFAULT_DB_ALIAS:
+        yield checks.Warning(
+            f"Mail is stored in the database {using!r}, not in the transactions of "
+            f"{DEFAULT_DB_ALIAS!r}: what is rolled back there leaves its mail to be sent.",
+            hint="Route epica_mail to the database of the data that mail speaks of.",
+            id="epica_mail.W006",
+        )
+
+
+def _check_celery_app() -> Iterator[CheckMessage]:
+    """Ask in a new thread, as a web server's are: an app may be current in the first one alone."""
+    with ThreadPoolExecutor(1) as threads:
+        app = threads.submit(app_or_default).result()
+    if app.main == "default" or not app.conf.broker_url:
+        yield checks.Warning(
+            "Threads of this process do not find the site's Celery app: their rings go nowhere, "
+            "and mail waits for the sweep.",
+            hint="Import the app in proj/__init__.py, as Celery's page on Django shows: "
+            "from .celery import app as celery_app.",
+            id="epica_mail.W007",
+        )

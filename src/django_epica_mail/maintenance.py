@@ -174,10 +174,11 @@ def give_up_overdue() -> int:
     return count
 
 
-def retry_failed() -> int:
+def retry_failed(*, advance: Callable[[int], None] = lambda count: None) -> int:
     """Give what failed for a passing reason one more try each; return how many mails.
 
-    What was refused for good, and what may have been accepted, is never tried again by itself.
+    Goes in portions, and calls ``advance`` with the number so far. What was refused for good, and
+    what may have been accepted, is never tried again by itself.
     """
     using = router.db_for_write(EmailLog)
     patience = timedelta(seconds=conf.get().give_up_after)
@@ -198,6 +199,7 @@ def retry_failed() -> int:
                 lifecycle.REQUEUE, ids, due_at=clock.now(), finished_at=None
             )
             results.expect(ids, using)
+            advance(count)
     return count
 
 

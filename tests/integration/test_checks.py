@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import django
 import pytest
+from celery import current_app
 from django.core.checks import ERROR, WARNING, CheckMessage, run_checks
+from django.db.models import Model
 
+import tests.settings
 from django_epica_mail import rates
 
 SMTP = {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": {"host": "127.0.0.1"}}
@@ -107,17 +111,161 @@ def test_a_test_run_is_not_asked_for_its_transports(settings) -> None:
     assert found() == []
 
 
+QUEUED = {"BACKEND": "django_epica_mail.backends.EmailBackend"}
+CONSOLE = {"BACKEND": "django.core.mail.backends.console.EmailBackend"}
+TASK = "django_epica_mail.tasks.send_email_task"
+BULK_TASK = "django_epica_mail.tasks.send_bulk_emails_task"
+
+
+def deployment() -> list[CheckMessage]:
+    """Run what ``manage.py check --deploy`` runs beside, and return ours."""
+    return [
+        message
+        for message in run_checks(tags=["mail"], include_deployment_checks=True)
+        if str(message.id).startswith("epica_mail.")
+    ]
+
+
+@pytest.fixture
+def task_routes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Set CELERY_TASK_ROUTES."""
+
+    def use(routes: Any) -> None:
+        monkeypatch.setitem(current_app.conf, "task_routes", routes)
+
+    return use
+
+
 @pytest.mark.parametrize(
-    ("aliases", "spoken"), [(["gone"], True), (["smtp", "gone"], True), (["smtp"], False)]
+    ("keys", "place"),
+    [
+        ({"ROUTES": [{}, {"transport": ["smtp", "gone"]}]}, "Rule 1 of EPICA_MAIL['ROUTES']"),
+        ({"RATES": {"*": "1/s", "@example.com": "1/s", "gone": "1/s"}}, "EPICA_MAIL['RATES']"),
+    ],
 )
-def test_a_rule_that_names_no_transport_is_an_error(
-    smtp: object, epica_mail: Any, aliases: list[str], spoken: bool
-) -> None:
-    epica_mail(ROUTES=[{"transport": aliases}])
-    assert [message.id for message in found()] == ["epica_mail.E004"] * spoken
+def test_e004_a_transport_that_does_not_exist(smtp, epica_mail, keys, place) -> None:
+    epica_mail(**keys)
+    message = only()
+    assert (message.id, message.level) == ("epica_mail.E004", ERROR)
+    assert message.msg == f"{place} names the transport 'gone', which there is not."
+    assert "There are: smtp." in str(message.hint)
 
 
-def test_rates_that_cannot_be_counted_are_an_error(
+@pytest.mark.skipif("django.VERSION < (6, 1)", reason="MAILERS came with Django 6.1")
+def test_e004_an_alias_that_leads_to_itself(smtp, settings) -> None:
+    loop = {**QUEUED, "OPTIONS": {"transport": "bulk"}}
+    settings.MAILERS = {**settings.MAILERS, "bulk": loop}
+    message = only()
+    assert message.id == "epica_mail.E004"
+    assert "MAILERS['bulk']['OPTIONS'] names the transport 'bulk'" in message.msg
+    assert "leads back to the queue" in message.msg
+
+
+@pytest.mark.skipif("django.VERSION >= (6, 1)", reason="there, TRANSPORTS is for MAILERS")
+def test_e006_a_transport_that_leads_back_to_the_queue(smtp, epica_mail) -> None:
+    epica_mail(TRANSPORTS={"smtp": SMTP, "again": QUEUED}, DEFAULT_TRANSPORT="smtp")
+    message = only()
+    assert (message.id, message.level) == ("epica_mail.E006", ERROR)
+    assert "['again']" in message.msg
+
+
+def test_w002_a_backend_for_development_in_production(transports, settings) -> None:
+    transports(smtp=CONSOLE, screen=CONSOLE)
+    assert found() == []
+    (message,) = deployment()
+    assert (message.id, message.level) == ("epica_mail.W002", WARNING)
+    assert "'smtp' sends nothing" in message.msg  # nobody names the other one
+    settings.DEBUG = True
+    assert deployment() == []
+
+
+@pytest.mark.parametrize(
+    ("routes", "tasks"),
+    [
+        (None, []),
+        ({"*": "default"}, [TASK, BULK_TASK]),
+        ({"*": {"queue": "default"}, TASK: {"queue": "mail"}}, [BULK_TASK]),
+        ([{BULK_TASK: "bulk"}, {"*": "default"}], [TASK]),
+        ([{"*": "default"}, {BULK_TASK: "bulk"}], [TASK, BULK_TASK]),
+        ([[("django_epica_mail.tasks.*", "mail"), ("*", "default")]], []),
+        ({re.compile(r".*\.tasks\..*"): {"queue": "default"}}, [TASK, BULK_TASK]),
+        ({"shop.*": "shop", "*": {"priority": 3}}, []),
+    ],
+)
+def test_w003_a_route_of_celerys_for_every_task(smtp, task_routes, routes, tasks) -> None:
+    task_routes(routes)
+    messages = found()
+    assert {message.id for message in messages} <= {"epica_mail.W003"}
+    assert len(messages) == len(tasks)
+    for message, task in zip(messages, tasks, strict=True):
+        assert f"sends {task} to 'default'" in message.msg
+        assert task in str(message.hint)
+
+
+def test_w004_a_site_without_a_sender(smtp, settings) -> None:
+    settings.DEFAULT_FROM_EMAIL = "webmaster@localhost"
+    assert found() == []
+    (message,) = deployment()
+    assert (message.id, message.level) == ("epica_mail.W004", WARNING)
+
+
+@pytest.mark.skipif("django.VERSION < (6, 1)", reason="MAILERS came with Django 6.1")
+def test_w005_settings_that_mailers_replaces(smtp, epica_mail, monkeypatch) -> None:
+    epica_mail(TRANSPORTS={"smtp": SMTP})
+    monkeypatch.setattr(tests.settings, "EMAIL_HOST", "smtp.example.com", raising=False)
+    monkeypatch.setattr(tests.settings, "EMAIL_SUBJECT_PREFIX", "[shop]", raising=False)
+    first, second = found()
+    assert (first.id, first.level, second.id) == ("epica_mail.W005", WARNING, "epica_mail.W005")
+    assert first.msg.startswith("EPICA_MAIL['TRANSPORTS'] has no effect")
+    assert second.msg.startswith("EMAIL_HOST has no effect")
+
+
+@pytest.mark.skipif("django.VERSION >= (6, 1)", reason="Django 6.1 reads MAILERS")
+def test_w005_mailers_before_django_6_1(smtp, settings) -> None:
+    settings.MAILERS = {"default": SMTP}
+    message = only()
+    assert (message.id, message.level) == ("epica_mail.W005", WARNING)
+    assert message.msg.startswith("MAILERS has no effect")
+
+
+class MailElsewhere:
+    """A router that stores mail in another database."""
+
+    def db_for_write(self, model: type[Model], **_: object) -> str | None:
+        return "mail" if model._meta.app_label == "epica_mail" else None
+
+
+def test_w006_mail_outside_the_transactions_of_the_site(smtp, settings) -> None:
+    settings.DATABASE_ROUTERS = [MailElsewhere()]
+    message = only()
+    assert (message.id, message.level) == ("epica_mail.W006", WARNING)
+    assert "'mail'" in message.msg
+
+
+def test_w007_a_process_without_the_sites_celery_app() -> None:
+    code = """
+import django
+from django.conf import settings
+from django.core.checks import run_checks
+
+settings.configure(
+    INSTALLED_APPS=["django.contrib.contenttypes", "django_epica_mail"],
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+    USE_TZ=True,
+)
+%s
+django.setup()
+print(*[message.id for message in run_checks(tags=["mail"])])
+"""
+    loaded = "from celery import Celery; Celery('shop', broker='redis://127.0.0.1:1').set_default()"
+    for line, is_found in (("", True), (loaded, False)):
+        done = subprocess.run(
+            [sys.executable, "-c", code % line], capture_output=True, text=True, check=True
+        )
+        assert ("epica_mail.W007" in done.stdout.split()) is is_found
+
+
+def test_e005_rates_that_cannot_be_counted(
     smtp: object, epica_mail: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates._budgets.clear()

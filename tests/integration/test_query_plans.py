@@ -20,7 +20,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
 
 from benchmarks.rows import analyze, multiply, template
-from django_epica_mail import claiming, gates, lifecycle, maintenance, outbox, settling
+from django_epica_mail import claiming, gates, lifecycle, maintenance, outbox, settling, status
 from django_epica_mail.contents import Contents
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailLog, EmailRecipient
@@ -255,3 +255,21 @@ def test_the_retry_of_failed_mail(examined) -> None:
 
 def test_the_clean_up(examined) -> None:
     assert maintenance.cleanup() == 3_000
+
+
+def test_the_status_counts_without_reading_history(backlog, db, settings) -> None:
+    for name, value in SITE.items():
+        setattr(settings, name, value)
+    examiner = Examiner(connection)
+    with connection.execute_wrapper(examiner):
+        report = status.status()["queues"]["emails"]
+        assert list(status.waiting("default")) == [
+            ("emails", "down"),
+            ("emails", "gone"),
+            ("emails", "smtp"),
+        ]
+    assert (report["waiting"], report["due"]) == (38_004, 18_003)
+    for statement in examiner.statements:
+        about = f"{statement.sql[:2000]}\n{json.dumps(statement.plan, indent=1)}"
+        reads_all = statement.scanned & BIG and statement.rows > MOST_ROWS
+        assert not reads_all, f"reads all rows: {about}"

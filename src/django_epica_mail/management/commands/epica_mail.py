@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from argparse import ArgumentParser
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 from uuid import UUID
@@ -13,10 +14,14 @@ from uuid import UUID
 from django.core.management.base import BaseCommand, CommandError
 from django.db import router
 
-from django_epica_mail import doctor, lifecycle, maintenance, outbox
+from django_epica_mail import doctor, lifecycle, maintenance, outbox, transport
+from django_epica_mail.lifecycle import Status
+from django_epica_mail.management import tables
 from django_epica_mail.models import EmailLog
 from django_epica_mail.status import status
 from django_epica_mail.tasks import send_email_async
+
+_CHUNK = 500
 
 
 class Command(BaseCommand):
@@ -41,12 +46,12 @@ class Command(BaseCommand):
         check = action("doctor", "what is wrong, and what to do")
         check.add_argument("--open", action="store_true", help="connect to every transport")
         check.add_argument("--explain", metavar="ADDRESS", help="where a mail to it would go")
-        check.add_argument("--category", default="")
-        check.add_argument("--bulk", action="store_true")
+        check.add_argument("--category", default="", help="with --explain: of such a mail")
+        check.add_argument("--bulk", action="store_true", help="with --explain: of bulk mail")
         test = action("send-test", "queue a mail to see whether it arrives")
         test.add_argument("address")
-        test.add_argument("--transport")
-        test.add_argument("--wait", type=float, default=0, metavar="SECONDS")
+        test.add_argument("--transport", help="by this alias (default: as routed)")
+        test.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="for its end")
         action("dispatch", "rescue and ring once, as the sweep does; for sites without beat")
         retry = action("retry", "queue failed mail again")
         retry.add_argument("ids", nargs="*", type=UUID, help="default: what failed for a while")
@@ -65,10 +70,12 @@ class Command(BaseCommand):
         """Run the action, print what came of it, and end with its exit code."""
         action = getattr(self, options["action"].replace("-", "_"))
         report, is_well = action(options)
+        show = {"status": tables.status, "doctor": self._findings}
         if options["json"]:
             self.stdout.write(json.dumps(report, default=str))
         else:
-            self._print(report)
+            for line in show.get(options["action"], tables.pairs)(report):
+                self.stdout.write(line)
         if not is_well:
             sys.exit(1)
 
@@ -87,23 +94,35 @@ class Command(BaseCommand):
 
     def send_test(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Queue a test mail, and wait for its end if asked to."""
-        result = send_email_async(
-            subject="Test of the e-mail queue",
-            message="This mail went through the queue.",
-            from_email=None,
-            recipient_list=[options["address"]],
-            category="test",
-            transport=options["transport"],
-        )
+        _require_transport(options["transport"])
+        try:
+            result = send_email_async(
+                subject="Test of the e-mail queue",
+                message="This mail went through the queue.",
+                from_email=None,
+                recipient_list=[options["address"]],
+                category="test",
+                transport=options["transport"],
+            )
+        except ValueError as error:
+            raise CommandError(str(error)) from None
         give_up_at = time.monotonic() + options["wait"]
         logs = EmailLog.objects.using(router.db_for_write(EmailLog))
         while True:
             log = logs.get(pk=result.id)
-            if log.status in lifecycle.FINAL or time.monotonic() >= give_up_at:
+            is_over = log.status in lifecycle.FINAL or log.status == Status.UNKNOWN
+            if is_over or time.monotonic() >= give_up_at:
                 break
             time.sleep(0.2)
-        report = {"id": str(log.pk), "status": log.status, "reply": log.reply}
-        return report, not options["wait"] or log.status == lifecycle.Status.SENT
+        report = {
+            "id": str(log.pk),
+            "queue": log.queue,
+            "transport": log.transport,
+            "status": log.status,
+            "reply": log.reply,
+        }
+        is_lost = is_over or options["wait"]
+        return report, log.status == Status.SENT or not is_lost
 
     def dispatch(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Sweep once."""
@@ -111,8 +130,15 @@ class Command(BaseCommand):
 
     def retry(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Queue failed mail again."""
+        advance = self._progress("queued again")
         ids = options["ids"]
-        return {"queued": outbox.requeue(ids) if ids else maintenance.retry_failed()}, True
+        if not ids:
+            return {"queued": maintenance.retry_failed(advance=advance)}, True
+        count = 0
+        for start in range(0, len(ids), _CHUNK):
+            count += outbox.requeue(ids[start : start + _CHUNK])
+            advance(count)
+        return {"queued": count}, True
 
     def cancel(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Call mail back."""
@@ -127,38 +153,49 @@ class Command(BaseCommand):
         """Delete what is old, and show how far it is where a person looks on."""
         if options["days"] is not None and options["days"] < 1:
             raise CommandError(f"--days must be 1 or more; it is {options['days']}.")
-        return {"deleted": maintenance.cleanup(options["days"], advance=self._show_progress)}, True
+        count = maintenance.cleanup(options["days"], advance=self._progress("deleted"))
+        return {"deleted": count}, True
 
     def pause(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Pause a queue or a transport."""
+        _require_transport(options["transport"])
         outbox.pause(queue=options["queue"], transport=options["transport"])
-        return {}, True
+        return _paused(options, True), True
 
     def resume(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Resume a queue or a transport."""
         outbox.resume(queue=options["queue"], transport=options["transport"])
-        return {}, True
+        return _paused(options, False), True
 
-    def _show_progress(self, count: int) -> None:
-        if self.stderr.isatty():
-            self.stderr.write(f"\r{count} deleted so far", ending="")
+    def _progress(self, done: str) -> Callable[[int], None]:
+        """Return what notes, after each portion, how far long work is, where a person looks on."""
 
-    def _print(self, report: dict[str, Any], indent: str = "") -> None:
-        for name, value in report.items():
-            if isinstance(value, dict):
-                self.stdout.write(f"{indent}{name}")
-                self._print(value, indent + "  ")
-            elif name == "findings":
-                self._print_findings(value)
-            else:
-                shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-                self.stdout.write(f"{indent}{name:<20} {shown}")
+        def advance(count: int) -> None:
+            if self.stderr.isatty():
+                self.stderr.write(f"{count} {done} so far", self.style.NOTICE)
 
-    def _print_findings(self, findings: list[dict[str, str]]) -> None:
-        styles = {"error": self.style.ERROR, "warning": self.style.WARNING}
-        for finding in findings:
-            style = styles.get(finding["level"], self.style.NOTICE)
-            self.stdout.write(style(f"{finding['level']:<8} {finding['text']}"))
-            self.stdout.write(f"{'':<8} {finding['remedy']}")
-        if not findings:
-            self.stdout.write("Nothing is wrong.")
+        return advance
+
+    def _findings(self, report: dict[str, Any]) -> Iterable[str]:
+        if "findings" not in report:
+            yield from tables.pairs(report)
+        elif not report["findings"]:
+            yield "Nothing is wrong."
+        else:
+            styles = {"error": self.style.ERROR, "warning": self.style.WARNING}
+            for finding in report["findings"]:
+                style = styles.get(finding["level"], self.style.NOTICE)
+                yield style(f"{finding['level']:<8} {finding['text']} ({finding['id']})")
+                yield f"{'':<8} {finding['remedy']}"
+
+
+def _paused(options: dict[str, Any], paused: bool) -> dict[str, Any]:
+    scope = "queue" if options["queue"] is not None else "transport"
+    return {scope: options[scope], "paused": paused}
+
+
+def _require_transport(alias: str | None) -> None:
+    """Refuse a transport that a misspelt name stands for: it would hold nothing back."""
+    known = transport.aliases()
+    if alias is not None and alias not in known:
+        raise CommandError(f"There is no transport {alias!r}. There are: {', '.join(known)}.")

@@ -1,0 +1,38 @@
+"""The doctor on real servers: workers that answer, and a broker that does not."""
+
+from __future__ import annotations
+
+import time
+
+from tests.acceptance.conftest import OpenSite
+
+
+def ids(report: dict[str, list[dict[str, str]]]) -> list[str]:
+    return [finding["id"] for finding in report["findings"]]
+
+
+def test_the_doctor_asks_workers_for_the_queues_they_consume(open_site: OpenSite) -> None:
+    site = open_site(ROUTES=[{"match": {"to": "*@gov.tr"}, "queue": "official"}])
+    site.env["SHOP_BROKER_OPTIONS"] = '{"socket_timeout": 5, "socket_connect_timeout": 5}'
+    assert ids(site.command("doctor", code=1)) == ["no-worker"]
+    worker = site.start_worker()
+    (finding,) = site.command("doctor", code=1)["findings"]
+    assert finding["id"] == "queue-without-worker"
+    assert "the queue official" in finding["text"]
+    site.start_worker(queues=("official",))
+    assert site.command("doctor", "--open") == {"findings": []}
+    site.smtp.refuse_connections()
+    assert set(ids(site.command("doctor", "--open", code=1))) == {"transport"}
+    worker.stop()
+    assert ids(site.command("doctor", code=1)) == ["queue-without-worker"] * 2
+
+
+def test_the_doctor_does_not_wait_for_a_broker_that_hangs(open_site: OpenSite) -> None:
+    site = open_site()
+    site.redis.pause()
+    began = time.monotonic()
+    found = site.command("doctor", code=1)
+    took = time.monotonic() - began
+    site.redis.resume()
+    assert ids(found) == ["broker", "socket-timeout"]
+    assert took < 30
