@@ -12,7 +12,7 @@ def ids(report: dict[str, list[dict[str, str]]]) -> list[str]:
 
 
 def test_the_doctor_asks_workers_for_the_queues_they_consume(open_site: OpenSite) -> None:
-    site = open_site(ROUTES=[{"match": {"to": "*@gov.tr"}, "queue": "official"}])
+    site = open_site("postgresql", ROUTES=[{"match": {"to": "*@gov.tr"}, "queue": "official"}])
     site.env["SHOP_BROKER_OPTIONS"] = '{"socket_timeout": 5, "socket_connect_timeout": 5}'
     assert ids(site.command("doctor", code=1)) == ["no-worker"]
     worker = site.start_worker()
@@ -21,6 +21,9 @@ def test_the_doctor_asks_workers_for_the_queues_they_consume(open_site: OpenSite
     assert "the queue official" in finding["text"]
     site.start_worker(queues=("official",))
     assert site.command("doctor", "--open") == {"findings": []}
+    report = site.command("send-test", "to@example.com", "--wait", "20")
+    assert report["status"] == "sent"
+    assert site.smtp.accepted[0].recipients == ("to@example.com",)
     site.smtp.refuse_connections()
     assert set(ids(site.command("doctor", "--open", code=1))) == {"transport"}
     worker.stop()

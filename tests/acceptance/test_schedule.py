@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from importlib.util import find_spec
 from typing import Any
 
@@ -55,26 +54,3 @@ def test_beat_sweeps_by_its_own_schedule_or_by_what_people_edit(open_site, kind:
     site.start_worker()
     site.start_beat(**options)
     site.wait_for(sent=1)
-
-
-def test_the_doctor_finds_a_queue_nobody_consumes_and_then_nothing(open_site) -> None:
-    site = open_site("postgresql")
-    site.env["SHOP_BROKER_OPTIONS"] = '{"socket_timeout": 5, "socket_connect_timeout": 5}'
-    site.start_worker(queues=("celery", "emails"))
-    site.start_beat()
-    (finding,) = site.command("doctor", code=1)["findings"]
-    assert finding["text"] == "No worker consumes the queue bulk_emails: its mail waits for ever."
-    site.start_worker(queues=("bulk_emails",))
-    assert site.command("doctor", "--open") == {"findings": []}
-    report = site.command("send-test", "to@example.com", "--wait", "20")
-    assert report["status"] == "sent"
-    assert site.smtp.accepted[0].recipients == ("to@example.com",)
-
-
-def test_the_doctor_does_not_wait_for_a_broker_that_hangs(open_site) -> None:
-    site = open_site()
-    site.redis.pause()
-    started = time.monotonic()
-    texts = [finding["text"] for finding in site.command("doctor", code=1)["findings"]]
-    assert any(text.startswith("The broker cannot be asked for its workers") for text in texts)
-    assert time.monotonic() - started < 30
