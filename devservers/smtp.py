@@ -49,12 +49,14 @@ class SMTPServer(Inbox):
         credentials: Mapping[str, str] | None = None,
         max_size: int = 50_000_000,
         smtputf8: bool = True,
+        pipelining: bool = True,
     ) -> None:
         self.host = "127.0.0.1"
         self.port = port or free_port()
         self.credentials = dict(credentials or {})
         self.max_size = max_size
         self.smtputf8 = smtputf8
+        self.pipelining = pipelining
         super().__init__()
         self._lock = threading.Lock()
         self._stopping = threading.Event()

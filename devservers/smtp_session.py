@@ -24,6 +24,7 @@ class Host(Protocol):
     credentials: dict[str, str]
     max_size: int
     smtputf8: bool
+    pipelining: bool
 
     def judge(self, stage: Stage, session: Session) -> Action | None:
         """Return what the rules say at this stage; delays are over by then."""
@@ -127,7 +128,9 @@ class Session:
             self.helo = name
 
     def _ehlo(self, name: str) -> None:
-        extensions = ["PIPELINING", "8BITMIME", "ENHANCEDSTATUSCODES"]
+        extensions = ["8BITMIME", "ENHANCEDSTATUSCODES"]
+        if self._host.pipelining:
+            extensions.append("PIPELINING")
         extensions.append(f"SIZE {self._host.max_size}")
         if self._host.smtputf8:
             extensions.append("SMTPUTF8")

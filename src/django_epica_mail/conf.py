@@ -17,6 +17,9 @@ from django.core.signals import setting_changed
 from django_epica_mail import rules
 from django_epica_mail.rules import ON_UNKNOWN, Rule
 
+MOST_CONNECTIONS = 20
+"""Fewer than ``lifecycle.PERMITS``: each mail under way holds one."""
+
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -35,6 +38,12 @@ def _seconds_or_zero(key: str, value: object) -> None:
 def _count(key: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise _refused(key, value, "must be a whole number above 0")
+
+
+def _connections(key: str, value: object) -> None:
+    _count(key, value)
+    if isinstance(value, int) and value > MOST_CONNECTIONS:
+        raise _refused(key, value, f"must be {MOST_CONNECTIONS} at most")
 
 
 def _count_or_zero(key: str, value: object) -> None:
@@ -143,10 +152,12 @@ class Settings:
     """Seconds after which a worker releases what it has claimed and not begun."""
     run_seconds: float = _setting(20, _duration)
     """Seconds after which a busy worker process rings again and ends its task."""
-    settle_delay: float = _setting(0.015, _seconds_or_zero)
+    settle_delay: float = _setting(0.05, _seconds_or_zero)
     """Seconds an outcome may wait to be written together with the next ones."""
     breaker_seconds: float = _setting(30, _duration)
     """Seconds a transport that is out of order is left alone before one mail probes it."""
+    connections: int = _setting(5, _connections)
+    """How many connections to a slow transport a worker process keeps busy."""
     connection_max_mails: int = _setting(100, _count)
     """How many mails one connection to a server carries before it is replaced."""
     connection_max_idle: float = _setting(30, _seconds_or_zero)

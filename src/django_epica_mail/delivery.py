@@ -7,7 +7,11 @@ transaction and no row lock.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from uuid import UUID
+
+from django.core.mail import EmailMessage
 
 from django_epica_mail import (
     claiming,
@@ -20,9 +24,9 @@ from django_epica_mail import (
     results,
     retry,
 )
-from django_epica_mail import transport as transports
 from django_epica_mail.claiming import Batch
 from django_epica_mail.contents import Contents
+from django_epica_mail.lanes import Lanes
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Decision, Failure, Kind, Result
 from django_epica_mail.settling import Outcome, Settler, policy_of
@@ -78,18 +82,29 @@ def _send_batch(batch: Batch) -> int:
     begun, works = 0, True
     try:
         contents = Contents(batch)
-        with transports.connection(batch.transport) as connection:
-            for mail in batch.mails:
-                settler.make_room()
-                if not _may_begin(batch):
-                    break
-                contents.fetch(mail)
-                begun += 1
-                outcome = _send(mail, contents, connection)
-                settler.add(outcome)
-                works = _transport_works(batch, outcome.result)
-                if not works or outcome.ends_batch:
-                    break
+        with Lanes[_Try](batch.transport) as lanes:
+            try:
+                for mail in batch.mails:
+                    while not lanes.is_free:
+                        works &= _note(lanes.finished(settler.patience), batch, settler)
+                        settler.make_room(len(lanes))
+                    settler.make_room(len(lanes))
+                    if not (works and _may_begin(batch)):
+                        break
+                    contents.fetch(mail)
+                    begun += 1
+                    ready = _prepare(mail, contents)
+                    if isinstance(ready, Outcome):
+                        settler.add(ready)
+                        _transport_works(batch, ready.result)
+                        if ready.ends_batch:
+                            break
+                    else:
+                        lanes.begin(ready, ready.message)
+                        works &= _note(lanes.finished(0), batch, settler)
+            finally:
+                while len(lanes):
+                    works &= _note(lanes.finished(), batch, settler)
     finally:
         settler.flush()
         settler.release(batch.mails[begun:])
@@ -107,28 +122,48 @@ def _may_begin(batch: Batch) -> bool:
     return is_fresh and batch.lease_ends - now > conf.get().send_timeout
 
 
-def _send(mail: EmailLog, contents: Contents, connection: transports.Connection) -> Outcome:
-    """Try one mail, and decide what follows."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Try:
+    """A mail as it is handed to the transport, and what is needed to judge the outcome."""
+
+    mail: EmailLog
+    message: EmailMessage
+    tried: list[int]
+    was_accepted: bool
+
+
+def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
+    """Build the message of a mail, unless it is settled without a word to the transport."""
     if getattr(mail, "is_expired", False):
         return Outcome(mail, None, Decision(moves=(lifecycle.EXPIRE,)))
     try:
         message = contents.message(mail)
     except Exception as error:  # noqa: BLE001 - one bad message never stops another
         reply = retry.reply_text(f"{type(error).__name__}: {error}")
-        failure = Failure(kind=Kind.MESSAGE, reply=reply)
-        result = Result(failure=failure)
-    else:
-        refusal = rates.take(mail.transport, message.recipients())
-        if refusal is not None:
-            decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)
-            return Outcome(mail, None, decision, ends_batch=not refusal.is_of_domain)
-        result = connection.send(message)
-    tried = contents.outstanding(mail)
+        result = Result(failure=Failure(kind=Kind.MESSAGE, reply=reply))
+        return _judge(mail, result, contents.outstanding(mail), contents.was_accepted(mail))
+    refusal = rates.take(mail.transport, message.recipients())
+    if refusal is not None:
+        decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)
+        return Outcome(mail, None, decision, ends_batch=not refusal.is_of_domain)
+    return _Try(mail, message, contents.outstanding(mail), contents.was_accepted(mail))
+
+
+def _note(finished: Iterable[tuple[_Try, Result]], batch: Batch, settler: Settler) -> bool:
+    """Take the outcomes of tries to the settler; return whether to go on with the batch."""
+    works = True
+    for it, result in finished:
+        settler.add(_judge(it.mail, result, it.tried, it.was_accepted))
+        works &= _transport_works(batch, result)
+    return works
+
+
+def _judge(mail: EmailLog, result: Result, tried: list[int], was_accepted: bool) -> Outcome:
+    """Decide what follows from a try."""
     # The server's replies follow the recipients tried; the rows know them by their place in all.
     result = retry.at_positions(result, tried)
     policy = policy_of(mail, too_old=getattr(mail, "too_old", False))
-    decision = retry.conclude(result, policy, tried, contents.was_accepted(mail))
-    return Outcome(mail, result, decision)
+    return Outcome(mail, result, retry.conclude(result, policy, tried, was_accepted))
 
 
 def _transport_works(batch: Batch, result: Result | None) -> bool:

@@ -22,6 +22,7 @@ from django_epica_mail import (
     doorbell,
     drafting,
     gates,
+    inserting,
     lifecycle,
     results,
     routing,
@@ -208,16 +209,11 @@ def insert(drafts: Sequence[Draft]) -> list[EmailLog]:
         earlier = _claim_keys(drafts, using)
         new = [draft for draft in drafts if draft.log.pk not in earlier]
         unkeyed = [draft.log for draft in new if draft.log.idempotency_key is None]
-        EmailLog.objects.using(using).bulk_create(unkeyed)
-        EmailRecipient.objects.using(using).bulk_create(
-            recipient for draft in new for recipient in draft.recipients
-        )
+        inserting.insert(unkeyed, using)
+        inserting.insert([it for draft in new for it in draft.recipients], using)
         _insert_blobs(new, using)
-        PendingResult.objects.using(using).bulk_create(
-            PendingResult(email=draft.log, due_at=draft.log.due_at)
-            for draft in new
-            if draft.log.store_result
-        )
+        told = [draft.log for draft in new if draft.log.store_result]
+        inserting.insert([PendingResult(email=log, due_at=log.due_at) for log in told], using)
         for queue in {draft.log.queue for draft in new if draft.is_due}:
             doorbell.ring_on_commit(queue, using=using)
     for draft in new:

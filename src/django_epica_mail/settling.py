@@ -69,10 +69,19 @@ class Settler:
             self._oldest = time.monotonic()
         self._waiting.append(outcome)
 
-    def make_room(self) -> None:
-        """Commit what waits if all permits are out or the oldest outcome has waited its time."""
-        waited = time.monotonic() - self._oldest
-        if len(self._waiting) >= lifecycle.PERMITS or waited >= conf.get().settle_delay:
+    @property
+    def patience(self) -> float | None:
+        """For how many seconds what waits may do so still; ``None`` if nothing waits."""
+        if not self._waiting:
+            return None
+        return max(0.0, self._oldest + conf.get().settle_delay - time.monotonic())
+
+    def make_room(self, under_way: int = 0) -> None:
+        """Commit what waits if all permits are out or the oldest outcome has waited its time.
+
+        ``under_way`` is how many mails are begun whose outcome is not known yet.
+        """
+        if len(self._waiting) + under_way >= lifecycle.PERMITS or self.patience == 0:
             self.flush()
 
     def flush(self) -> None:

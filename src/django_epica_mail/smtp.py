@@ -10,6 +10,7 @@ import io
 import math
 import smtplib
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     Reply = tuple[int, bytes]
 
 _CHUNK = 1 << 16
+_PIPELINED = 100
+"""With more recipients, both sides might wait for the other to read."""
 
 
 class _DeadlineReader(io.RawIOBase):
@@ -63,6 +66,9 @@ class RecordingClient(smtplib.SMTP):
         self.recipient_replies: list[Reply] = []
         self.content_reply: Reply | None = None
         self._content_next = False
+        self._recipients: Sequence[str] = ()
+        self._gathered: list[str] | None = None
+        self._ahead: deque[Reply] = deque()
 
     def seconds_left(self) -> float:
         """Return how long the next operation may take; raise ``TimeoutError`` if no time is left.
@@ -74,8 +80,52 @@ class RecordingClient(smtplib.SMTP):
             raise TimeoutError("the time for this mail (SEND_TIMEOUT) is over")
         return min(left, self.timeout)
 
+    def sendmail(
+        self,
+        from_addr: str,
+        to_addrs: Any,
+        msg: Any,
+        mail_options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
+    ) -> dict[str, Reply]:
+        """Send one mail, its whole envelope in one write where the server offers to take it so.
+
+        RFC 2920: MAIL, RCPT and DATA travel together, and their replies come together. smtplib
+        goes through them one after the other as ever, and decides what they mean.
+        """
+        if self.has_extn("pipelining") and not rcpt_options and len(to_addrs) <= _PIPELINED:
+            self._recipients = to_addrs
+        return super().sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options)
+
+    def mail(self, sender: str, options: Sequence[str] = ()) -> Reply:
+        """Name the sender; where the server takes commands ahead, send all of the envelope."""
+        if self._recipients:
+            self._gathered = []
+            super().mail(sender, options)
+            for recipient in self._recipients:
+                super().rcpt(recipient)
+            self.putcmd("data")
+            commands, self._gathered = self._gathered, None
+            self.send("".join(commands))
+            self._ahead = self._replies(len(commands))
+            return self.getreply()
+        return super().mail(sender, options)
+
+    def _replies(self, number: int) -> deque[Reply]:
+        """Read so many replies, or up to the one that says good-bye."""
+        replies: deque[Reply] = deque()
+        while len(replies) < number:
+            replies.append(self.getreply())
+            if replies[-1][0] == 421:  # RFC 5321, section 3.8: the server hangs up
+                break
+        return replies
+
     def getreply(self) -> Reply:
-        """Read one reply within the deadline."""
+        """Read one reply within the deadline, unless it came ahead."""
+        if self._gathered is not None:
+            return 250, b""
+        if self._ahead:
+            return self._ahead.popleft()
         if self.file is None:
             self.file = io.BufferedReader(_DeadlineReader(self))
         return super().getreply()
@@ -85,6 +135,9 @@ class RecordingClient(smtplib.SMTP):
 
         Until then the server has not seen the final dot, and cannot have accepted the mail.
         """
+        if self._gathered is not None:
+            self._gathered.append(s)
+            return
         data = s.encode(self.command_encoding) if isinstance(s, str) else s
         view = memoryview(data)
         for start in range(0, len(view), _CHUNK):
@@ -100,15 +153,28 @@ class RecordingClient(smtplib.SMTP):
 
     def rcpt(self, recip: str, options: Sequence[str] = ()) -> Reply:
         """Name one recipient, noting the reply by position."""
-        reply = super().rcpt(recip, options)
+        reply = self.getreply() if self._ahead else super().rcpt(recip, options)
         self.recipient_replies.append(reply)
         return reply
 
     def putcmd(self, cmd: str, args: str = "") -> None:
-        """Send one command; what is sent after DATA is the content."""
+        """Send one command, unless it went ahead; what is sent after DATA is the content."""
         self._content_next = False
-        super().putcmd(cmd, args)
-        self._content_next = cmd == "data"
+        if self._ahead and cmd != "data":
+            self._drop_what_came_ahead()
+        if not self._ahead:
+            super().putcmd(cmd, args)
+        self._content_next = cmd == "data" and self._gathered is None
+
+    def _drop_what_came_ahead(self) -> None:
+        """Forget the replies to an envelope that smtplib gave up.
+
+        A server that waits for the content nevertheless is not given the dot that would end it.
+        """
+        waits_for_content = any(code == 354 for code, _ in self._ahead)
+        self._ahead.clear()
+        if waits_for_content:
+            self.close()
 
     def data(self, msg: Any) -> Reply:
         """Send the content, noting the server's reply to it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from datetime import timedelta
 from unittest import mock
 
@@ -15,7 +14,6 @@ from django.core.mail import EmailMessage
 from devservers.process import wait_until
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import delivery, tasks, transport
-from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Failure, Kind, Stage
 
 
@@ -139,22 +137,6 @@ def test_without_a_default_the_caller_is_told_where_to_name_one(smtp, settings, 
 def test_the_queue_itself_is_no_transport(smtp) -> None:
     assert transport.is_queue({"BACKEND": "django_epica_mail.backends.EmailBackend"})
     assert transport.aliases() == ("smtp",)
-
-
-def test_the_line_from_the_task_to_smtplib_is_straight(smtp, queue_mail) -> None:
-    queue_mail()
-    stacks: list[list[str]] = []
-    real = transport.RecordingBackend.send_messages
-
-    def look(self, messages):
-        stacks.append([frame.filename for frame in traceback.extract_stack()])
-        return real(self, messages)
-
-    with mock.patch.object(transport.RecordingBackend, "send_messages", look):
-        tasks.deliver_emails("emails")
-    ours = [path.rpartition("/")[2] for path in stacks[0] if "/django_epica_mail/" in path]
-    assert list(dict.fromkeys(ours)) == ["tasks.py", "delivery.py", "transport.py"]
-    assert EmailLog.objects.get().status == "sent"
 
 
 def knows_better(error: Exception, stage: Stage) -> Failure | None:

@@ -157,6 +157,8 @@ def _current() -> Worker:
 class _Connection:
     """What ``transport.connection`` lends: its words go to the test."""
 
+    mails = 1  # so that the time it takes says nothing of its speed
+
     def send(self, message: EmailMessage) -> Result:
         """Hand a message over and wait for the answer."""
         mail = UUID(re.findall(r"<([0-9a-f-]{36})@", message.extra_headers["Message-ID"])[0])
