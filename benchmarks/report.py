@@ -1,0 +1,89 @@
+"""What was measured, as a table in Markdown and as a chart."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from html import escape
+
+Rounds = Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
+"""Figures by scenario, subject and round."""
+
+_TITLES = {
+    "A": "A: one call, no worker",
+    "B": "B: single mails while a worker sends",
+    "C": "C: many mails in one call",
+    "D": "D: a round trip of 20 ms",
+    "P": "P: a backlog",
+}
+_FASTER = ("B", "C", "D", "P")
+_BAR, _GAP, _LABEL, _WIDTH = 16, 6, 170, 720
+
+
+def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median of each figure; what was lost or came twice is added up."""
+    names = dict.fromkeys(name for run in runs for name in run)
+    found = {}
+    for name in names:
+        values = [run[name] for run in runs if name in run]
+        found[name] = sum(values) if name in ("lost", "twice") else statistics.median(values)
+    return found
+
+
+def table(rounds: Rounds) -> str:
+    """Return a table for each scenario; in brackets how many times ours the figure is."""
+    parts = []
+    for scenario, subjects in rounds.items():
+        figures = {subject: medians(runs) for subject, runs in subjects.items()}
+        ours = next(iter(figures.values()))
+        names = list(dict.fromkeys(name for found in figures.values() for name in found))
+        lines = [f"### {_TITLES[scenario]}", "", f"| | {' | '.join(names)} |"]
+        lines.append("|---" * (len(names) + 1) + "|")
+        for subject, found in figures.items():
+            cells = [_cell(found.get(name), ours.get(name)) for name in names]
+            lines.append(f"| {subject} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(value: float | None, ours: float | None) -> str:
+    if value is None:
+        return ""
+    shown = f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+    return f"{shown} ({value / ours:.2f})" if ours and value != ours else shown
+
+
+def chart(rounds: Rounds) -> str:
+    """Return an SVG of mails a second, a bar for each subject, longer is better."""
+    parts: list[str] = []
+    y = 10
+    for scenario in (it for it in _FASTER if it in rounds):
+        rates = {
+            subject: next(v for k, v in medians(runs).items() if k.startswith("mails/s"))
+            for subject, runs in rounds[scenario].items()
+        }
+        most = max(rates.values())
+        parts.append(f'<text x="10" y="{y + 12}" class="title">{escape(_TITLES[scenario])}</text>')
+        y += 22
+        for subject, rate in rates.items():
+            length = max(1.0, (_WIDTH - _LABEL - 80) * rate / most)
+            kind = "ours" if subject.startswith("epica") else "peer"
+            label = (
+                f'<text x="{_LABEL - 8}" y="{y + 12}" text-anchor="end">{escape(subject)}</text>'
+            )
+            bar = (
+                f'<rect x="{_LABEL}" y="{y}" width="{length:.0f}" height="{_BAR}" class="{kind}"/>'
+            )
+            value = f'<text x="{_LABEL + length + 6:.0f}" y="{y + 12}">{rate:,.0f}</text>'
+            parts += [label, bar, value]
+            y += _BAR + _GAP
+        y += 14
+    style = (
+        "text{font:12px system-ui,sans-serif;fill:#333}.title{font-weight:600}"
+        ".ours{fill:#0b6e4f}.peer{fill:#a9b4bd}"
+        "@media (prefers-color-scheme:dark){text{fill:#ddd}.ours{fill:#3fb68b}.peer{fill:#5c6770}}"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y}" role="img">'
+        f"<title>Mails a second</title><style>{style}</style>{''.join(parts)}</svg>\n"
+    )

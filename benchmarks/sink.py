@@ -1,0 +1,100 @@
+"""An SMTP server that throws mail away and counts what it accepted, for measuring.
+
+    python -m benchmarks.sink DELAY
+
+It prints two ports. On the first it speaks SMTP, each reply ``DELAY`` seconds late, as over a
+network with that round trip; who connects to the second is told the counts as JSON, and then they
+start again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+_NUMBER = re.compile(rb"^Subject: Mail (\d+)", re.MULTILINE)
+_GREETING = b"250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n"
+
+
+class Sink:
+    """What was accepted since the counts were read last."""
+
+    def __init__(self, delay: float) -> None:
+        self.delay = delay
+        self.forget()
+
+    def forget(self) -> None:
+        """Start to count again."""
+        self.arrived: Counter[int] = Counter()
+        self.first = self.last = 0.0
+        self.connections = 0
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Hold one SMTP dialogue."""
+        self.connections += 1
+        loop = asyncio.get_running_loop()
+
+        def say(reply: bytes) -> None:
+            if self.delay:
+                loop.call_later(self.delay, writer.write, reply)
+            else:
+                writer.write(reply)
+
+        say(b"220 sink ESMTP\r\n")
+        try:
+            while line := await reader.readline():
+                verb = line[:4].upper()
+                if verb == b"EHLO":
+                    say(_GREETING)
+                elif verb == b"DATA":
+                    say(b"354 Go ahead\r\n")
+                    self.keep(await reader.readuntil(b"\r\n.\r\n"))
+                    say(b"250 Accepted\r\n")
+                elif verb == b"QUIT":
+                    writer.write(b"221 Bye\r\n")
+                    break
+                else:
+                    say(b"250 Ok\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        writer.close()
+
+    def keep(self, content: bytes) -> None:
+        """Count a mail by the number in its subject."""
+        self.last = time.time()
+        self.first = self.first or self.last
+        match = _NUMBER.search(content)
+        self.arrived[int(match[1]) if match else -1] += 1
+
+    async def report(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer a line: ``look`` tells the counts, ``forget`` starts them again."""
+        if (await reader.readline()).strip() == b"forget":
+            self.forget()
+        counts: dict[str, Any] = {
+            "distinct": len(self.arrived),
+            "total": self.arrived.total(),
+            "first": self.first,
+            "last": self.last,
+            "connections": self.connections,
+        }
+        writer.write(json.dumps(counts).encode())
+        await writer.drain()
+        writer.close()
+
+
+async def _main() -> None:
+    sink = Sink(float(sys.argv[1]))
+    smtp = await asyncio.start_server(sink.talk, "127.0.0.1", 0, limit=1 << 24)
+    control = await asyncio.start_server(sink.report, "127.0.0.1", 0)
+    ports = [server.sockets[0].getsockname()[1] for server in (smtp, control)]
+    print(*ports, flush=True)
+    await asyncio.gather(smtp.serve_forever(), control.serve_forever())
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

@@ -1,0 +1,64 @@
+"""What a site's own process does, in a process of its own: ``python -m benchmarks.site.driver``.
+
+``migrate``, ``single N`` or ``bulk N``; what it measured is printed as a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from typing import Any
+
+import django
+from django.conf import settings
+from django.core.management import call_command
+
+
+def single(number: int) -> dict[str, Any]:
+    """Send so many mails one after the other; times are in milliseconds."""
+    from benchmarks.site.calls import SINGLE
+
+    send = SINGLE[settings.CALLS]
+    times = []
+    started = time.time()
+    for index in range(number):
+        before = time.perf_counter()
+        send(index)
+        times.append((time.perf_counter() - before) * 1000)
+    steady = sorted(times[number // 20 :])  # the first ones connect
+    return {
+        "started": started,
+        "p50": statistics.median(steady),
+        "p99": steady[int(len(steady) * 0.99)],
+        "cpu": time.process_time(),
+    }
+
+
+def bulk(number: int) -> dict[str, Any]:
+    """Send so many mails in one call; ``returned`` is when it did, in seconds."""
+    from benchmarks.site.calls import BULK
+
+    send = BULK[settings.CALLS]
+    started = time.time()
+    send(range(number))
+    return {"started": started, "returned": time.time() - started, "cpu": time.process_time()}
+
+
+def main() -> None:
+    """Do what the arguments say."""
+    django.setup()
+    if settings.USES_CELERY:
+        from benchmarks.site import celery  # noqa: F401 - the app that .delay() finds
+
+    action, *arguments = sys.argv[1:]
+    if action == "migrate":
+        call_command("migrate", verbosity=0, run_syncdb=True)
+        return
+    measure = {"single": single, "bulk": bulk}[action]
+    print(json.dumps(measure(int(arguments[0]))))
+
+
+if __name__ == "__main__":
+    main()
