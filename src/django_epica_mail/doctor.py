@@ -235,6 +235,7 @@ def _consumed() -> set[str]:
     """Return the queues that workers consume; raise what the broker raises, in bounded time."""
     app = app_or_default()
     with doorbell.bounded_connection(app) as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
         inspect = app.control.inspect(timeout=_TIME_TO_ANSWER, connection=connection)
         answers = inspect.active_queues() or {}
     return {queue["name"] for worker in answers.values() for queue in worker}

@@ -386,7 +386,7 @@ def test_no_order_of_events_loses_a_mail_or_sends_it_twice_without_leave(
             run_state_machine_as_test(
                 start,
                 settings=hypothesis_settings(
-                    max_examples=70, stateful_step_count=40, deadline=None, print_blob=True
+                    max_examples=40, stateful_step_count=40, deadline=None, print_blob=True
                 ),
             )
     finally:
