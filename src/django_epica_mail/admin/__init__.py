@@ -1,0 +1,8 @@
+"""The admin: for people who ask whether mail flows and what became of one.
+
+Each module registers the pages of what it is named for.
+"""
+
+from django_epica_mail.admin import batches, emails, gates
+
+__all__ = ["batches", "emails", "gates"]
