@@ -22,6 +22,8 @@ THROTTLE_SECONDS = 60.0
 
 _THROTTLED = re.compile(r"\brate\b|too many|too much|throttl|slow down", re.IGNORECASE)
 
+_ENHANCED = re.compile(r"[45]\.(\d{1,3}\.\d{1,3})\b")
+
 
 class Stage(enum.IntEnum):
     """How far the dialogue about one mail had come; RFC 5321, section 3."""
@@ -50,6 +52,15 @@ class Kind(TextChoices):
     MESSAGE = "message", _("message cannot be built")
     OVERDUE = "overdue", _("waited too long")
 
+
+_BY_ENHANCED_CODE = {
+    "2.2": Kind.TRANSIENT,  # the mailbox is full, and its owner may make room
+    "3.2": Kind.OUTAGE,  # the system accepts no messages
+    "4.5": Kind.THROTTLED,  # it is congested
+    # Credentials or encryption: the transport's configuration is wrong, not the mail.
+    **dict.fromkeys(("7.8", "7.9", "7.10", "7.11", "7.12"), Kind.OUTAGE),
+}
+"""Subject and detail of the enhanced status codes (RFC 3463; RFC 5248's registry) that say more."""
 
 _BUDGETED = frozenset({Kind.TRANSIENT, Kind.UNKNOWN, Kind.WORKER_LOST})
 _FOR_GOOD = frozenset({Kind.PERMANENT, Kind.MESSAGE, Kind.OVERDUE})
@@ -140,15 +151,19 @@ def reply_text(words: bytes | str) -> str:
 def classify_reply(code: int, words: bytes | str) -> Failure:
     """Return the failure that an SMTP reply to MAIL, RCPT, DATA or the content means.
 
-    RFC 5321, section 4.2.1: 4yz is transient, 5yz is permanent; 421 closes the whole service.
-    530 asks for credentials or encryption first (RFC 4954, section 6; RFC 3207, section 4): it is
-    the transport's configuration that is wrong, not the mail. smtplib gives a code of 0 or less
-    for a line that is no reply.
+    An enhanced status code in the text (RFC 3463) decides where it says more than the reply code.
+    Otherwise RFC 5321, section 4.2.1: 4yz is transient, 5yz is permanent; 421 closes the whole
+    service. 530 asks for credentials or encryption first (RFC 4954, section 6; RFC 3207, section
+    4): it is the transport's configuration that is wrong, not the mail. smtplib gives a code of 0
+    or less for a line that is no reply.
     """
     text = reply_text(words)
-    if code == 421:
-        kind = Kind.THROTTLED if _THROTTLED.search(text) else Kind.OUTAGE
-    elif code == 530:
+    enhanced = _ENHANCED.match(text)
+    if 400 <= code < 500 and _THROTTLED.search(text):
+        kind = Kind.THROTTLED
+    elif enhanced and enhanced[1] in _BY_ENHANCED_CODE:
+        kind = _BY_ENHANCED_CODE[enhanced[1]]
+    elif code in (421, 530):
         kind = Kind.OUTAGE
     else:
         kind = Kind.PERMANENT if 500 <= code < 600 else Kind.TRANSIENT

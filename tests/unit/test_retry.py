@@ -35,6 +35,15 @@ def policy(**fields) -> Policy:
         (552, "5.3.4 Message too big", Kind.PERMANENT),
         (554, "5.7.1 Spam", Kind.PERMANENT),
         (199, "nonsense", Kind.TRANSIENT),
+        (450, "4.2.1 He is receiving mail at a rate that prevents more", Kind.THROTTLED),
+        (452, "4.4.5 Congested", Kind.THROTTLED),
+        (453, "4.3.2 Accepting no messages", Kind.OUTAGE),
+        (452, "4.2.2 Mailbox full", Kind.TRANSIENT),
+        (552, "5.2.2 Mailbox full", Kind.TRANSIENT),
+        (550, "5.2.21 Not in the table", Kind.PERMANENT),
+        (554, "5.7.8 Credentials expired", Kind.OUTAGE),
+        (550, "Too many invalid recipients", Kind.PERMANENT),
+        (550, "The words 5.2.2 within", Kind.PERMANENT),
     ],
 )
 def test_a_reply_means(code: int, text: str, kind: Kind) -> None:
