@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from django_epica_mail.exceptions import InvalidHeader, InvalidMessage
 from django_epica_mail.serialization import check
-from django_epica_mail.serialization.validation import _IS_PLAIN
+from django_epica_mail.serialization.validation import _IS_PLAIN, _is_plain
 from tests import corpus
 
 
@@ -232,6 +232,74 @@ def outcome(function: Any, mail: EmailMessage) -> str:
 def test_what_is_taken_without_asking_django_is_taken_by_django(address: str) -> None:
     mail = message(from_email="from@example.com", to=[address])
     assert corpus.wire(mail)[1]
+
+
+PRINTABLE = st.text(max_size=200).filter(str.isprintable)
+BODIES = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
+ADDRESSES = st.from_regex(_IS_PLAIN, fullmatch=True)
+HEADERS = st.dictionaries(st.from_regex("[Xx]-[A-Za-z0-9-]{1,60}", fullmatch=True), PRINTABLE)
+
+
+@given(
+    PRINTABLE,
+    BODIES,
+    st.lists(st.tuples(BODIES, st.sampled_from(["text/html", "text/plain"])), max_size=2),
+    st.sampled_from(["plain", "html"]),
+    st.lists(ADDRESSES, min_size=1, max_size=5),
+    HEADERS,
+)
+def test_a_message_taken_without_building_it_is_built_by_django(
+    subject: str,
+    body: str,
+    alternatives: list[tuple[str, str]],
+    subtype: str,
+    addresses: list[str],
+    headers: dict[str, str],
+) -> None:
+    mail = message(
+        subject=subject,
+        body=body,
+        to=addresses,
+        cc=addresses[1:2],
+        reply_to=addresses[2:],
+        headers=headers,
+        alternatives=alternatives,
+    )
+    mail.content_subtype = subtype
+    assert _is_plain(mail)
+    check(mail)
+    assert corpus.wire(mail)[1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"subject": lazystr("Subject")},
+        {"subject": "a\tb"},
+        {"subject": "\ud800"},
+        {"body": lazystr("Body")},
+        {"body": "\ud800"},
+        {"to": [Address("A", "a", "example.com")]},
+        {"to": ["", "to@example.com"]},
+        {"to": ["\u00fc@example.com"]},
+        {"reply_to": ["A, B <a@example.com>"]},
+        {"headers": {"Date": "today"}},
+        {"headers": {"X-A": 7}},
+        {"attachments": [("a.txt", "text", "text/plain")]},
+        {"alternatives": [("text", "text/calendar; method=REQUEST")]},
+        {"alternatives": [(b"text", "text/html")]},
+    ],
+    ids=str,
+)
+def test_what_django_might_refuse_it_is_asked_about(fields: dict[str, object]) -> None:
+    assert not _is_plain(message(**fields))
+
+
+def test_a_message_with_its_own_idea_of_building_is_asked_about() -> None:
+    for name, value in {"encoding": "latin-1", "mixed_subtype": "related"}.items():
+        mail = message()
+        setattr(mail, name, value)
+        assert not _is_plain(mail)
 
 
 BODY = "secret " * 200

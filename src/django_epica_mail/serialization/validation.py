@@ -29,6 +29,9 @@ _LABEL = r"[A-Za-z0-9-]{1,63}"
 _PLAIN_ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*"
 _IS_PLAIN = re.compile(rf"{_PLAIN_ADDRESS}|{_ATOM}(?: {_ATOM})* <{_PLAIN_ADDRESS}>", re.ASCII)
 _HEADER_NAME = re.compile("[!-9;-~]+")
+_PLAIN_HEADER_NAME = re.compile("X-[A-Za-z0-9-]{1,60}", re.ASCII | re.IGNORECASE)
+# What a message may have set on itself that changes how it is built.
+_BUILD_OPTIONS = frozenset({"mixed_subtype", "alternative_subtype"})
 _NEWLINE = re.compile(r"[\r\n]")
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 # A newline that does not begin a folded line; RFC 5322, section 2.2.3.
@@ -41,19 +44,59 @@ def check(message: EmailMessage) -> None:
     Django's own ``message()`` is called on a stand-in without the content of the attachments,
     which is checked apart; the message itself is left untouched. A message that builds its own
     MIME is not built here: ``dump`` does that, once, and what it then raises reaches the caller.
+    Nor is one that is surely sound, as most are: building costs more than all else in the caller.
 
     Raises ``ValueError`` (``TypeError`` where Django does), also for what Django only refuses in
     some versions: a newline in a header's name or in a recipient, a ``Bcc`` header.
     """
     _check_headers(message)
     _check_addresses(message)
-    if builds_itself(message):
+    if builds_itself(message) or _is_plain(message):
         return
     stand_in = _stand_in(message)
     with _refusing("this message"):
         mime = stand_in.message()
         if django.VERSION >= (6, 0):
             _write_risky_headers(stand_in, mime)
+
+
+def _is_plain(message: EmailMessage) -> bool:
+    """Tell whether every version of Django builds a message for certain, by looking at its parts.
+
+    A no only means that Django has to be asked. Headers and addresses were checked before.
+    """
+    listed = (message.to, message.cc, message.bcc, message.reply_to)
+    names = (message.from_email, *(name for names in listed for name in names or ()))
+    parts = [
+        (message.body, f"text/{message.content_subtype}"),
+        *getattr(message, "alternatives", ()),
+    ]
+    return (
+        type(message) in (EmailMessage, EmailMultiAlternatives)
+        and not message.attachments
+        and (message.encoding or settings.DEFAULT_CHARSET) == "utf-8"
+        and _BUILD_OPTIONS.isdisjoint(vars(message))
+        and _is_plain_text(message.subject)
+        and all(isinstance(name, str) and _IS_PLAIN.fullmatch(name) for name in names)
+        and all(
+            _PLAIN_HEADER_NAME.fullmatch(name) and _is_plain_text(value)
+            for name, value in message.extra_headers.items()
+        )
+        and all(_is_plain_part(part) for part in parts)
+    )
+
+
+def _is_plain_part(part: object) -> bool:
+    """Tell whether a body or an alternative is a pair of sound text and a usual type."""
+    if not isinstance(part, tuple) or len(part) != 2:
+        return False
+    text, mimetype = part
+    usual = mimetype in ("text/plain", "text/html")
+    return usual and isinstance(text, str) and _encodes(text, "utf-8")
+
+
+def _is_plain_text(text: object) -> bool:
+    return isinstance(text, str) and text.isprintable()
 
 
 @contextlib.contextmanager
