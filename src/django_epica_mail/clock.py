@@ -7,6 +7,7 @@ row and what it is compared with come from the same clock. Tests travel by setti
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from django.db.models import Expression
@@ -37,5 +38,9 @@ def now(delay: timedelta | float = 0) -> Expression:
     """Return the database's present time, ``delay`` seconds (or a timedelta) ahead."""
     if not isinstance(delay, timedelta):
         delay = timedelta(seconds=delay)
-    shift = offset + delay
+    return _shifted(offset + delay)
+
+
+@lru_cache(maxsize=64)
+def _shifted(shift: timedelta) -> Expression:
     return _UtcNow() + shift if shift else _UtcNow()

@@ -6,14 +6,16 @@ What a request pays for a mail is its inserts, and most of these is the building
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import AutoField, Expression, Field, Model
+from django.db.models import AutoField, CharField, Expression, Field, IntegerField, Model, TextField
 from django.db.models.sql import Query
 
-_Fields = Sequence["Field[Any, Any]"]
+_AS_THEY_ARE = (CharField, TextField, IntegerField)
+"""Fields whose text, number or NULL every database takes unchanged."""
 
 
 def insert(rows: Sequence[Model], using: str) -> None:
@@ -25,45 +27,57 @@ def insert(rows: Sequence[Model], using: str) -> None:
     if not rows:
         return
     connection = connections[using]
-    fields = [it for it in rows[0]._meta.concrete_fields if not isinstance(it, AutoField)]
-    size = max(1, connection.ops.bulk_batch_size(fields, rows))
+    fields, head = _shape(type(rows[0]), connection.ops.quote_name)
+    size = max(1, connection.ops.bulk_batch_size([field for field, _ in fields], rows))
     with connection.cursor() as cursor:
         for start in range(0, len(rows), size):
-            cursor.execute(*_statement(rows[start : start + size], fields, connection))
+            params: list[Any] = []
+            portion = rows[start : start + size]
+            values = ", ".join(_row(row, fields, connection, params) for row in portion)
+            cursor.execute(f"{head} {values}", params)
     for row in rows:
         row._state.adding, row._state.db = False, using
 
 
-def _statement(
-    rows: Sequence[Model], fields: _Fields, connection: BaseDatabaseWrapper
-) -> tuple[str, list[Any]]:
-    quote = connection.ops.quote_name
+@lru_cache
+def _shape(model: type[Model], quote: Any) -> tuple[list[tuple[Field[Any, Any], bool]], str]:
+    """Return the fields of a model's rows, and its INSERT up to the values.
+
+    With each field, whether its text and numbers go as they are.
+    """
+    fields = [it for it in model._meta.concrete_fields if not isinstance(it, AutoField)]
     columns = ", ".join(quote(str(field.column)) for field in fields)
-    params: list[Any] = []
-    values = ", ".join(_row(row, fields, connection, params) for row in rows)
-    table = quote(rows[0]._meta.db_table)
-    return f"INSERT INTO {table} ({columns}) VALUES {values}", params  # noqa: S608 - no values
+    head = f"INSERT INTO {quote(model._meta.db_table)} ({columns}) VALUES"
+    return [(field, isinstance(field, _AS_THEY_ARE)) for field in fields], head
 
 
-def _row(row: Model, fields: _Fields, connection: BaseDatabaseWrapper, params: list[Any]) -> str:
+def _row(
+    row: Model,
+    fields: Sequence[tuple[Field[Any, Any], bool]],
+    connection: BaseDatabaseWrapper,
+    params: list[Any],
+) -> str:
     """Return the placeholders of one row, and add its values to ``params``."""
     cells = []
-    for field in fields:
+    for field, goes_as_it_is in fields:
         value = row.__dict__[field.attname]
         if isinstance(value, Expression):
-            sql, own = _compile(value, row, connection)
+            sql, own = _compile(value, type(row), connection.alias)
             cells.append(sql)
             params += own
         else:
             cells.append("%s")
-            params.append(field.get_db_prep_save(value, connection))
+            kind = type(value)
+            if value is None or (goes_as_it_is and (kind is str or kind is int)):
+                params.append(value)
+            else:
+                params.append(field.get_db_prep_save(value, connection))
     return f"({', '.join(cells)})"
 
 
-def _compile(
-    value: Expression, row: Model, connection: BaseDatabaseWrapper
-) -> tuple[str, Sequence[Any]]:
-    query = Query(type(row))
-    compiler = query.get_compiler(connection=connection)
+@lru_cache(maxsize=64)
+def _compile(value: Expression, model: type[Model], using: str) -> tuple[str, Sequence[Any]]:
+    query = Query(model)
+    compiler = query.get_compiler(connection=connections[using])
     sql, params = compiler.compile(value.resolve_expression(query, allow_joins=False))
     return sql, params

@@ -116,7 +116,7 @@ class EmailLog(models.Model):
 
     subject = models.TextField(_("subject"), blank=True)
     from_email = models.TextField(_("from"))
-    message_id = models.CharField(_("Message-ID"), max_length=255, db_index=True)
+    message_id = models.CharField(_("Message-ID"), max_length=255)
     #: The message as ``serialization`` wrote it. Text, not JSON: jsonb refuses NUL.
     envelope = models.TextField(editable=False)
     attachments: models.ManyToManyField[EmailAttachment, models.Model] = models.ManyToManyField(
@@ -125,8 +125,8 @@ class EmailLog(models.Model):
 
     #: The transports that take over, one after the other, while the one before is out of order.
     fallbacks = models.JSONField(_("other transports"), default=list, blank=True)
-    idempotency_key = models.CharField(
-        _("idempotency key"), max_length=255, null=True, blank=True, unique=True
+    idempotency_key = models.CharField(  # noqa: DJ001 - many rows may have none, and it is unique
+        _("idempotency key"), max_length=255, null=True, blank=True
     )
     #: Whether Celery's result backend is told too.
     store_result = models.BooleanField(_("result stored"), default=False)
@@ -158,7 +158,10 @@ class EmailLog(models.Model):
             models.CheckConstraint(
                 condition=models.Q(status__in=lifecycle.Status.values),
                 name="epica_mail_known_status",
-            )
+            ),
+            # Here, and the index below, not at the fields: there PostgreSQL would be given a second
+            # index each, for LIKE, and a request pays for every index of a row.
+            models.UniqueConstraint(fields=["idempotency_key"], name="epica_mail_one_key"),
         ]
         indexes: ClassVar = [
             models.Index(
@@ -167,6 +170,7 @@ class EmailLog(models.Model):
             models.Index(fields=["lease_until"], name="epica_mail_lease"),
             models.Index(fields=["transport", "pending", "give_up_at"], name="epica_mail_give_up"),
             models.Index(fields=["failure_kind", "finished_at"], name="epica_mail_finished"),
+            models.Index(fields=["message_id"], name="epica_mail_message_id"),
             # None on the status. It guards each move by id, and a database that has not counted
             # its rows since a backlog came takes such an index to be quicker than the ids.
         ]

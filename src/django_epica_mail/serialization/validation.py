@@ -69,7 +69,7 @@ def _is_plain(message: EmailMessage) -> bool:
     names = (message.from_email, *(name for names in listed for name in names or ()))
     parts = [
         (message.body, f"text/{message.content_subtype}"),
-        *getattr(message, "alternatives", ()),
+        *(getattr(message, "alternatives", None) or ()),
     ]
     return (
         type(message) in (EmailMessage, EmailMultiAlternatives)
