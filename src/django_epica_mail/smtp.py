@@ -6,8 +6,10 @@ about one mail inside one deadline, which smtplib's own time-outs, counted per r
 
 from __future__ import annotations
 
+import copy
 import io
 import math
+import random
 import smtplib
 import time
 from collections import deque
@@ -20,7 +22,10 @@ from django.core.mail.backends.smtp import EmailBackend
 from django_epica_mail.retry import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from email.message import Message
+
+    from django.core.mail import EmailMessage
 
     Reply = tuple[int, bytes]
 
@@ -208,6 +213,30 @@ class RecordingBackend(EmailBackend):
             raise smtplib.SMTPServerDisconnected("The transport did not connect.")
         self.connection.ehlo_or_helo_if_needed()
         self.connection.begin(deadline)
+
+    def send_messages(self, email_messages: Iterable[EmailMessage]) -> int:
+        """Send messages as Django does, each with boundaries that it need not look for."""
+        return super().send_messages([_with_boundaries(message) for message in email_messages])
+
+
+def _with_boundaries(message: EmailMessage) -> EmailMessage:
+    """Return a copy of a message that chooses its boundaries when it is built.
+
+    Left to it, the standard library looks each through the whole text, by an expression compiled
+    for this once: a fifth of what building costs. The form is its own; of 63 random bits, none is
+    in the text.
+    """
+
+    def build(*args: Any, **kwargs: Any) -> Message:
+        mime: Message = message.message(*args, **kwargs)
+        for part in mime.walk():
+            if part.get_content_maintype() == "multipart" and part.get_boundary() is None:
+                part.set_boundary(f"==============={random.getrandbits(63):019d}==")
+        return mime
+
+    sent = copy.copy(message)
+    sent.message = build  # type: ignore[method-assign, assignment]
+    return sent
 
 
 @cache
