@@ -1,4 +1,4 @@
-"""The site's addresses: the shop, Django's own accounts, admin and language switch."""
+"""The site's addresses: the shop, Django's own pages, and those of the mail queue."""
 
 from django.contrib import admin
 from django.urls import include, path
@@ -8,4 +8,5 @@ urlpatterns = [
     path("accounts/", include("django.contrib.auth.urls")),
     path("admin/", admin.site.urls),
     path("i18n/", include("django.conf.urls.i18n")),
+    path("mail/", include("django_epica_mail.urls")),
 ]
