@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 from celery.app import app_or_default
@@ -19,7 +20,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, router
 from django.utils.module_loading import import_string
 
-from django_epica_mail import conf, rates, transport
+from django_epica_mail import conf, encryption, rates, transport
 from django_epica_mail.doorbell import BULK_TASK, SINGLE_TASK
 from django_epica_mail.models import EmailLog
 
@@ -48,6 +49,7 @@ def check_configuration(
     except ImproperlyConfigured as error:
         return [Error(str(error), hint="See the settings reference.", id="epica_mail.E001")]
     found = [*_check_celery_app(), *_check_task_routes(), *_check_database()]
+    found += _check_encryption()
     if not transport.under_test():
         found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]
         found += [*_check_rates(), *_check_ignored()]
@@ -157,6 +159,30 @@ def _check_rates() -> Iterator[CheckMessage]:
             hint="Install django-epica-mail[rates], and set EPICA_MAIL['RATES_STORAGE'] to a store "
             "of the library limits, redis://... for instance, where the broker is no Redis.",
             id="epica_mail.E005",
+        )
+
+
+def _check_encryption() -> Iterator[CheckMessage]:
+    if encryption.is_on():
+        if find_spec("cryptography") is None:
+            yield Error(
+                "EPICA_MAIL['ENCRYPTION_KEYS'] is set, and cryptography is not installed.",
+                hint='pip install "django-epica-mail[encryption]".',
+                id="epica_mail.E020",
+            )
+        return
+    never = [
+        f"Rule {n} of EPICA_MAIL['ROUTES']"
+        for n, it in enumerate(conf.get().routes)
+        if it.keep_content == "never"
+    ]
+    if conf.get().keep_content == "never":
+        never.append("EPICA_MAIL['KEEP_CONTENT']")
+    for place in never:
+        yield Error(
+            f"{place} is 'never', which encrypts mail while it waits, and there is no key.",
+            hint="Set EPICA_MAIL['ENCRYPTION_KEYS'], or choose 'until_sent'.",
+            id="epica_mail.E021",
         )
 
 

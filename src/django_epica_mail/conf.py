@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import math
 import re
@@ -79,6 +80,23 @@ def _keeping(key: str, value: object) -> None:
 def _optional_count(key: str, value: object) -> None:
     if value is not None:
         _count(key, value)
+
+
+def _encryption_keys(value: object) -> tuple[str, ...]:
+    """Return Fernet keys; raise ``ValueError`` for what is none, which names no secret."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"must be a list of keys; it is a {type(value).__name__}.")
+    for number, one in enumerate(value):
+        try:
+            size = len(base64.urlsafe_b64decode(one))
+        except (TypeError, ValueError):
+            size = 0
+        if not isinstance(one, str) or size != 32:
+            raise ValueError(
+                f"key {number} must be 32 bytes as URL-safe Base64: make it with "
+                "cryptography.fernet.Fernet.generate_key().decode()."
+            )
+    return tuple(value)
 
 
 def _transports(key: str, value: object) -> None:
@@ -169,8 +187,10 @@ class Settings:
     ring_pause: float = _setting(10, _duration)
     """Seconds a process stops ringing after a ring failed; the sweep delivers meanwhile."""
     keep_content: str = _setting("always", _keeping)
-    """How long body and attachments are kept: always (as the row is), until_sent, or never (until
-    it has come to any end)."""
+    """How long body and attachments are kept: always (as the row is), until_sent (until the mail's
+    end), or never (encrypted until then, and no subject in the row)."""
+    encryption_keys: tuple[str, ...] = field(default=(), metadata={"read": _encryption_keys})
+    """Keys that encrypt stored content: the first encrypts, all of them decrypt."""
     keep_content_days: int | None = _setting(None, _optional_count)
     """Days after which the content of finished mail is forgotten, its row being kept on."""
     keep_days: int = _setting(30, _count)

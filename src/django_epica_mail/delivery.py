@@ -26,6 +26,7 @@ from django_epica_mail import (
 )
 from django_epica_mail.claiming import Batch
 from django_epica_mail.contents import Contents
+from django_epica_mail.exceptions import MissingKey
 from django_epica_mail.lanes import Lanes
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Decision, Failure, Kind, Result
@@ -140,7 +141,9 @@ def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
         message = contents.message(mail)
     except Exception as error:  # noqa: BLE001 - one bad message never stops another
         reply = retry.reply_text(f"{type(error).__name__}: {error}")
-        result = Result(failure=Failure(kind=Kind.MESSAGE, reply=reply))
+        # A key that is missing here may be one that the site, or this worker, is yet to be given.
+        kind = Kind.TRANSIENT if isinstance(error, MissingKey) else Kind.MESSAGE
+        result = Result(failure=Failure(kind=kind, reply=reply))
         return _judge(mail, result, contents.outstanding(mail), contents.was_accepted(mail))
     refusal = rates.take(mail.transport, message.recipients())
     if refusal is not None:

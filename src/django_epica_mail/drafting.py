@@ -9,11 +9,12 @@ from datetime import timedelta
 from email.utils import parseaddr
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 from django.core.mail.utils import DNS_NAME
 from django.utils import timezone
 
-from django_epica_mail import clock, conf, routing, serialization
+from django_epica_mail import clock, conf, encryption, routing, serialization
 from django_epica_mail import transport as transports
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
 from django_epica_mail.routing import Options
@@ -44,7 +45,7 @@ def draft(
 
     ``of_celery`` is what the site's Celery routes say of our task. Raises ``ValueError`` or
     ``TypeError`` for a message that cannot be sent, ``UnstorableMessage`` for one that cannot be
-    kept whole.
+    kept whole, ``ImproperlyConfigured`` for one that must be encrypted where there is no key.
     """
     if not message.recipients():
         raise ValueError("The message has no recipient: give it at least one in to, cc or bcc.")
@@ -63,7 +64,7 @@ def draft(
     )
     _route(log, routing.decide(options, facts, of_celery), options)
     log.category = options.category or ""
-    log.subject = storable(message.subject)
+    log.subject = "" if log.keep_content == "never" else storable(message.subject)
     log.from_email = storable(message.from_email)
     log.message_id = storable(stored.message_id)[:255] or f"<{log.id}@{DNS_NAME}>"
     log.idempotency_key = options.idempotency_key
@@ -79,7 +80,7 @@ def attachment(blob: Blob) -> EmailAttachment:
         filename=storable(blob.filename),
         mimetype=storable(blob.mimetype)[:255],
         size=len(blob.content),
-        content=blob.content,
+        content=encryption.seal_bytes(blob.content),
     )
 
 
@@ -105,9 +106,19 @@ def _route(log: EmailLog, route: routing.Route, options: Options) -> None:
             send_at + route.expires_after if send_at else clock.now(route.expires_after)
         )
     log.on_unknown = route.on_unknown
-    log.keep_content = route.keep_content
+    log.keep_content = _keeping(route.keep_content)
     log.max_retries = route.max_retries
     log.retry_delay = route.retry_delay
+
+
+def _keeping(keep_content: str) -> str:
+    """Return how long content is kept, once it is sure that it may be stored at all."""
+    if keep_content == "never" and not encryption.is_on():
+        raise ImproperlyConfigured(
+            "This mail has keep_content='never', which encrypts it while it waits, and there is no "
+            "key: set EPICA_MAIL['ENCRYPTION_KEYS'], or choose 'until_sent'."
+        )
+    return keep_content
 
 
 def _recipients(message: EmailMessage, log: EmailLog) -> Iterator[EmailRecipient]:

@@ -11,12 +11,13 @@ from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import router
 
-from django_epica_mail import doctor, lifecycle, maintenance, outbox, transport
+from django_epica_mail import doctor, lifecycle, maintenance, outbox, reencryption, transport
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.management import tables
+from django_epica_mail.management import progress, tables
 from django_epica_mail.models import EmailLog
 from django_epica_mail.status import status
 from django_epica_mail.tasks import send_email_async
@@ -28,7 +29,7 @@ class Command(BaseCommand):
     """Runs one of the actions named in its help.
 
     Ends with 1 where the answer is no: something wrong for ``doctor``, a mail too late for
-    ``cancel``, a test mail not sent.
+    ``cancel``, a test mail not sent, content that no key decrypts.
     """
 
     help = "Looks at the e-mail queue, and takes care of it."
@@ -59,6 +60,7 @@ class Command(BaseCommand):
         cancel.add_argument("ids", nargs="+", type=UUID)
         purge = action("purge", "delete finished mail")
         purge.add_argument("--days", type=int, help="older than this (default: KEEP_DAYS)")
+        action("reencrypt", "encrypt stored content with the first of ENCRYPTION_KEYS")
         for name in ("pause", "resume"):
             target = action(name, f"{name} a queue or a transport").add_mutually_exclusive_group(
                 required=True
@@ -155,6 +157,14 @@ class Command(BaseCommand):
             raise CommandError(f"--days must be 1 or more; it is {options['days']}.")
         count = maintenance.cleanup(options["days"], advance=self._progress("deleted"))
         return {"deleted": count}, True
+
+    def reencrypt(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Encrypt what is stored with the first key."""
+        try:
+            done = reencryption.reencrypt(advance=progress.bar(self.stderr, "re-encrypting"))
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from None
+        return done, not done["unreadable"]
 
     def pause(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Pause a queue or a transport."""
