@@ -65,7 +65,7 @@ def check_deployment(
         conf.get()
     except ImproperlyConfigured:
         return []  # reported by check_configuration
-    return [*_check_development(), *_check_sender()]
+    return [*_check_development(), *_check_sender(), *_check_guards()]
 
 
 def queueing() -> dict[str, Mapping[str, Any]]:
@@ -242,6 +242,22 @@ def _check_sender() -> Iterator[CheckMessage]:
             hint="Set it to an address of a domain that your server may send for.",
             id="epica_mail.W004",
         )
+
+
+def _check_guards() -> Iterator[CheckMessage]:
+    if settings.DEBUG:
+        return
+    guards = {
+        "REDIRECT_ALL_TO": "all mail goes to its addresses",
+        "ALLOWED_RECIPIENTS": "mail to anybody else is not sent",
+    }
+    for key, effect in guards.items():
+        if getattr(conf.get(), key.lower()) is not None:
+            yield checks.Warning(
+                f"EPICA_MAIL[{key!r}] is set, and DEBUG is off: {effect}.",
+                hint="Remove it where this is the real site; on a staging site, silence this.",
+                id="epica_mail.W020",
+            )
 
 
 def _check_task_routes() -> Iterator[CheckMessage]:

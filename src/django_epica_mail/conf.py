@@ -6,14 +6,15 @@ import base64
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, TypeGuard
 
 from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.signals import setting_changed
+from django.core.validators import validate_email
 
 from django_epica_mail import rules
 from django_epica_mail.rules import ON_UNKNOWN, Rule
@@ -80,6 +81,26 @@ def _keeping(key: str, value: object) -> None:
 def _optional_count(key: str, value: object) -> None:
     if value is not None:
         _count(key, value)
+
+
+def _addresses(key: str, value: object) -> None:
+    rule = "must be a list of e-mail addresses, one at least, or None"
+    if value is None:
+        return
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _refused(key, value, rule)
+    for address in value:
+        try:
+            validate_email(address)
+        except ValidationError:
+            raise _refused(key, value, rule) from None
+
+
+def _patterns(key: str, value: object) -> None:
+    fits = isinstance(value, (list, tuple)) and all(isinstance(it, str) and it for it in value)
+    if value is not None and not fits:
+        rule = "must be a list of domains, addresses or patterns as in '*@example.com', or None"
+        raise _refused(key, value, rule)
 
 
 def _encryption_keys(value: object) -> tuple[str, ...]:
@@ -186,6 +207,14 @@ class Settings:
     """Seconds a ring may wait for the broker."""
     ring_pause: float = _setting(10, _duration)
     """Seconds a process stops ringing after a ring failed; the sweep delivers meanwhile."""
+    max_recipients: int | None = _setting(1000, _optional_count)
+    """How many recipients one mail may have."""
+    max_message_bytes: int | None = _setting(25 * 1024 * 1024, _optional_count)
+    """How many bytes a mail may have as it is stored, its attachments included."""
+    redirect_all_to: Sequence[str] | None = _setting(None, _addresses)
+    """Where all mail of a staging site goes, instead of to its recipients."""
+    allowed_recipients: Sequence[str] | None = _setting(None, _patterns)
+    """The only domains, addresses or patterns (``*@example.com``) that mail is sent to."""
     keep_content: str = _setting("always", _keeping)
     """How long body and attachments are kept: always (as the row is), until_sent (until the mail's
     end), or never (encrypted until then, and no subject in the row)."""

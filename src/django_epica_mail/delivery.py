@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from django.core.mail import EmailMessage
@@ -19,6 +19,7 @@ from django_epica_mail import (
     doorbell,
     failover,
     gates,
+    guards,
     lifecycle,
     rates,
     results,
@@ -27,6 +28,7 @@ from django_epica_mail import (
 from django_epica_mail.claiming import Batch
 from django_epica_mail.contents import Contents
 from django_epica_mail.exceptions import MissingKey
+from django_epica_mail.guards import Handed
 from django_epica_mail.lanes import Lanes
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Decision, Failure, Kind, Result
@@ -129,7 +131,7 @@ class _Try:
 
     mail: EmailLog
     message: EmailMessage
-    tried: list[int]
+    handed: Handed
     was_accepted: bool
 
 
@@ -139,34 +141,41 @@ def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
         return Outcome(mail, None, Decision(moves=(lifecycle.EXPIRE,)))
     try:
         message = contents.message(mail)
+        handed = guards.apply(message, contents.outstanding(mail))
     except Exception as error:  # noqa: BLE001 - one bad message never stops another
         reply = retry.reply_text(f"{type(error).__name__}: {error}")
         # A key that is missing here may be one that the site, or this worker, is yet to be given.
         kind = Kind.TRANSIENT if isinstance(error, MissingKey) else Kind.MESSAGE
         result = Result(failure=Failure(kind=kind, reply=reply))
-        return _judge(mail, result, contents.outstanding(mail), contents.was_accepted(mail))
+        tried = contents.outstanding(mail)
+        return _judge(mail, result, Handed(tried, tried), contents.was_accepted(mail))
+    if handed.is_empty:
+        result = Result(failure=next(iter(handed.barred.values())))
+        return _judge(mail, result, handed, contents.was_accepted(mail))
     refusal = rates.take(mail.transport, message.recipients())
     if refusal is not None:
         decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)
         return Outcome(mail, None, decision, ends_batch=not refusal.is_of_domain)
-    return _Try(mail, message, contents.outstanding(mail), contents.was_accepted(mail))
+    return _Try(mail, message, handed, contents.was_accepted(mail))
 
 
 def _note(finished: Iterable[tuple[_Try, Result]], batch: Batch, settler: Settler) -> bool:
     """Take the outcomes of tries to the settler; return whether to go on with the batch."""
     works = True
     for it, result in finished:
-        settler.add(_judge(it.mail, result, it.tried, it.was_accepted))
+        settler.add(_judge(it.mail, result, it.handed, it.was_accepted))
         works &= _transport_works(batch, result)
     return works
 
 
-def _judge(mail: EmailLog, result: Result, tried: list[int], was_accepted: bool) -> Outcome:
+def _judge(mail: EmailLog, result: Result, handed: Handed, was_accepted: bool) -> Outcome:
     """Decide what follows from a try."""
-    # The server's replies follow the recipients tried; the rows know them by their place in all.
-    result = retry.at_positions(result, tried)
+    # The server's replies follow the recipients asked; the rows know them by their place in all.
+    result = retry.at_positions(result, handed.asked)
+    if handed.barred:
+        result = replace(result, refused={**result.refused, **handed.barred})
     policy = policy_of(mail, too_old=getattr(mail, "too_old", False))
-    return Outcome(mail, result, retry.conclude(result, policy, tried, was_accepted))
+    return Outcome(mail, result, retry.conclude(result, policy, handed.tried, was_accepted))
 
 
 def _transport_works(batch: Batch, result: Result | None) -> bool:

@@ -14,7 +14,7 @@ from django.core.mail import EmailMessage
 from django.core.mail.utils import DNS_NAME
 from django.utils import timezone
 
-from django_epica_mail import clock, conf, encryption, routing, serialization
+from django_epica_mail import clock, conf, encryption, guards, routing, serialization
 from django_epica_mail import transport as transports
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
 from django_epica_mail.routing import Options
@@ -47,10 +47,13 @@ def draft(
     ``TypeError`` for a message that cannot be sent, ``UnstorableMessage`` for one that cannot be
     kept whole, ``ImproperlyConfigured`` for one that must be encrypted where there is no key.
     """
-    if not message.recipients():
+    count = len(message.recipients())
+    if not count:
         raise ValueError("The message has no recipient: give it at least one in to, cc or bcc.")
+    guards.check_recipients(count)
     serialization.check(message)
     stored = serialization.dump(message)
+    guards.check_size(stored.size)
     # The model's own __init__ gives the log its id, which all the others refer to.
     log = EmailLog(batch=batch, envelope=stored.envelope)
     recipients = list(_recipients(message, log))

@@ -48,6 +48,8 @@ class StoredMessage:
     where the site has keys."""
     blobs: tuple[Blob, ...]
     """The contents the envelope refers to, each once."""
+    size: int = 0
+    """How many bytes it is, stored as it is: attachments before their encoding for the wire."""
     message_id: str = ""
     """The Message-ID the message has already; empty if it is left to who sends it."""
 
@@ -74,8 +76,13 @@ def dump(message: EmailMessage) -> StoredMessage:
         form, message_id = _pack_raw(message, wire, keep), raw_message.message_id(wire)
     else:
         form, message_id = _pack(message, keep), _message_id(message)
-    envelope = encryption.seal(json.dumps({"v": VERSION, **form}, allow_nan=False))
-    return StoredMessage(envelope=envelope, blobs=tuple(blobs.values()), message_id=message_id)
+    plain = json.dumps({"v": VERSION, **form}, allow_nan=False)
+    return StoredMessage(
+        envelope=encryption.seal(plain),
+        blobs=tuple(blobs.values()),
+        size=len(plain) + sum(len(blob.content) for blob in blobs.values()),
+        message_id=message_id,
+    )
 
 
 def load(envelope: str, blobs: Mapping[str, bytes]) -> EmailMessage:
