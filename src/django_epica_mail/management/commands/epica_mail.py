@@ -15,10 +15,20 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import router
 
-from django_epica_mail import doctor, lifecycle, maintenance, outbox, reencryption, transport
+from django_epica_mail import (
+    doctor,
+    erasure,
+    lifecycle,
+    maintenance,
+    outbox,
+    personal_data,
+    reencryption,
+    transport,
+)
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.management import progress, tables
 from django_epica_mail.models import EmailLog
+from django_epica_mail.persons import Person
 from django_epica_mail.status import status
 from django_epica_mail.tasks import send_email_async
 
@@ -29,7 +39,7 @@ class Command(BaseCommand):
     """Runs one of the actions named in its help.
 
     Ends with 1 where the answer is no: something wrong for ``doctor``, a mail too late for
-    ``cancel``, a test mail not sent, content that no key decrypts.
+    ``cancel``, a test mail not sent, content that no key decrypts, a mail not to be erased yet.
     """
 
     help = "Looks at the e-mail queue, and takes care of it."
@@ -61,6 +71,12 @@ class Command(BaseCommand):
         purge = action("purge", "delete finished mail")
         purge.add_argument("--days", type=int, help="older than this (default: KEEP_DAYS)")
         action("reencrypt", "encrypt stored content with the first of ENCRYPTION_KEYS")
+        export = action("export", "print what is stored about a person, as JSON")
+        export.add_argument("address")
+        erase = action("erase", "erase a person from the queue, the log and the admin's log")
+        erase.add_argument("address")
+        erase.add_argument("--dry-run", action="store_true", help="only say what would be erased")
+        erase.add_argument("--noinput", action="store_true", help="do not ask")
         for name in ("pause", "resume"):
             target = action(name, f"{name} a queue or a transport").add_mutually_exclusive_group(
                 required=True
@@ -73,7 +89,7 @@ class Command(BaseCommand):
         action = getattr(self, options["action"].replace("-", "_"))
         report, is_well = action(options)
         show = {"status": tables.status, "doctor": self._findings}
-        if options["json"]:
+        if options["json"] or options["action"] == "export":
             self.stdout.write(json.dumps(report, default=str))
         else:
             for line in show.get(options["action"], tables.pairs)(report):
@@ -166,6 +182,25 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
         return done, not done["unreadable"]
 
+    def export(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Collect what is stored about a person."""
+        advance = progress.bar(self.stderr, "searching")
+        return personal_data.export(_person(options["address"]), advance=advance), True
+
+    def erase(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Erase a person, after saying what that means."""
+        person, advance = _person(options["address"]), progress.bar(self.stderr, "searching")
+        if not options["dry_run"] and not options["noinput"]:
+            self._confirm(erasure.erase(person, dry_run=True, advance=advance))
+        done = erasure.erase(person, dry_run=options["dry_run"], advance=advance)
+        return done, not (done["left"] or done["unreadable"])
+
+    def _confirm(self, planned: dict[str, Any]) -> None:
+        for line in tables.pairs(planned):
+            self.stderr.write(line)
+        if input("This cannot be undone. Erase it? Type yes: ").strip().lower() != "yes":
+            raise CommandError("Nothing was erased.")
+
     def pause(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Pause a queue or a transport."""
         _require_transport(options["transport"])
@@ -202,6 +237,13 @@ class Command(BaseCommand):
 def _paused(options: dict[str, Any], paused: bool) -> dict[str, Any]:
     scope = "queue" if options["queue"] is not None else "transport"
     return {scope: options[scope], "paused": paused}
+
+
+def _person(address: str) -> Person:
+    try:
+        return Person(address)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
 
 
 def _require_transport(alias: str | None) -> None:
