@@ -18,12 +18,28 @@ import pytest
 from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
+from django.utils import timezone
 
 from benchmarks.rows import analyze, multiply, template
-from django_epica_mail import claiming, gates, lifecycle, maintenance, outbox, settling, status
+from django_epica_mail import (
+    claiming,
+    gates,
+    lifecycle,
+    maintenance,
+    outbox,
+    settling,
+    status,
+    totals,
+)
 from django_epica_mail.contents import Contents
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailLog, EmailRecipient
+from django_epica_mail.models import (
+    CountingMark,
+    DeliveryAttempt,
+    DeliveryGate,
+    EmailLog,
+    EmailRecipient,
+)
 from django_epica_mail.retry import Decision, Failure, Kind, Result
 from django_epica_mail.settling import Outcome
 
@@ -255,6 +271,13 @@ def test_the_retry_of_failed_mail(examined) -> None:
 
 def test_the_clean_up(examined) -> None:
     assert maintenance.cleanup() == 3_000
+
+
+def test_the_sweep_counts(examined) -> None:
+    end = timezone.now() - 55 * timedelta(minutes=1)
+    start = end - timedelta(minutes=30)
+    CountingMark.objects.create(pk=1, counted_until=start)
+    assert totals._count_window(start, end, "default") == 601
 
 
 def test_the_status_counts_without_reading_history(backlog, db, settings) -> None:
