@@ -45,8 +45,10 @@ Stored counts follow their order: they may be lengthened at the end and never ch
 
 _BUSY_SECONDS = 5.0
 """After so long the rest is left to the next sweep."""
-_LOST = (Kind.UNKNOWN, Kind.WORKER_LOST)
-_GOES_ON = frozenset({Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE})
+LOST = (Kind.UNKNOWN, Kind.WORKER_LOST)
+"""Why it is not known whether a mail was accepted."""
+GOES_ON = (Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE)
+"""Why a mail is tried again later."""
 
 _Key = tuple[str, str, str, str, int]
 """Queue, transport, event, kind and code of a failure."""
@@ -208,9 +210,9 @@ def _tries(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, f
         yield (queue, transport, Event.ATTEMPT.value, kind, 0), seconds
         if number > 1:
             yield (queue, transport, Event.RETRIED.value, "", 0), None
-        if kind in _LOST:
+        if kind in LOST:
             yield (queue, transport, Event.UNKNOWN.value, kind, 0), None
-        elif kind in _GOES_ON and (number < attempts or status != Status.FAILED):
+        elif kind in GOES_ON and (number < attempts or status != Status.FAILED):
             yield (queue, transport, Event.POSTPONED.value, kind, 0), None
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from django.urls import URLPattern, path
 
 from django_epica_mail.views.health import health
+from django_epica_mail.views.metrics import metrics
 
 app_name = "epica_mail"
 
 urlpatterns: list[URLPattern] = [
     path("health/", health, name="health"),
+    path("metrics/", metrics, name="metrics"),
 ]
