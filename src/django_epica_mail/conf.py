@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, TypeGuard
@@ -109,6 +109,11 @@ def _optional_text(key: str, value: object) -> None:
         raise _refused(key, value, "must be text")
 
 
+def _texts(key: str, value: object) -> None:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(it, str) for it in value):
+        raise _refused(key, value, "must be a list of texts")
+
+
 def _refused(key: str, value: object, rule: str) -> ImproperlyConfigured:
     return ImproperlyConfigured(f"EPICA_MAIL[{key!r}] {rule}; it is {value!r}.")
 
@@ -173,6 +178,10 @@ class Settings:
     it has come to any end)."""
     keep_content_days: int | None = _setting(None, _optional_count)
     """Days after which the content of finished mail is forgotten, its row being kept on."""
+    transactional: Sequence[str] = _setting((), _texts)
+    """Categories of mail that people cannot unsubscribe from; ``""`` is mail without one."""
+    suppression_keys: Sequence[str] = _setting((), _texts)
+    """Keys of the suppression list's digests, the newest first; by default those of the site."""
     keep_days: int = _setting(30, _count)
     """Days after which finished mail is deleted by the clean-up."""
     real_transports_in_tests: bool = _setting(False, _flag)
