@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.core.mail import EmailMessage
 
-from django_epica_mail import lifecycle, serialization, suppression
+from django_epica_mail import lifecycle, providers, serialization, suppression
 from django_epica_mail.claiming import Batch
 from django_epica_mail.models import EmailAttachment, EmailLog, EmailRecipient
 
@@ -82,6 +82,7 @@ class Contents:
         if "message-id" not in {name.lower() for name in message.extra_headers}:
             # First, for there Django puts its own: the order of the headers stays the same.
             message.extra_headers = {"Message-ID": mail.message_id, **message.extra_headers}
+        setattr(message, providers.ID, str(mail.pk))
         everyone = message.recipients()
         self._total = len(everyone)
         outstanding = self.outstanding(mail)

@@ -211,6 +211,7 @@ def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:
         failure_kind=failure.kind if failure else "",
         code=result.code,
         reply=failure.reply if failure else result.reply,
+        provider_id=result.provider_id,
     )
 
 
