@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, TypeGuard
@@ -124,6 +124,11 @@ def _token(key: str, value: object) -> None:
         )
 
 
+def _texts(key: str, value: object) -> None:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(it, str) for it in value):
+        raise _refused(key, value, "must be a list of texts")
+
+
 def _refused(key: str, value: object, rule: str) -> ImproperlyConfigured:
     return ImproperlyConfigured(f"EPICA_MAIL[{key!r}] {rule}; it is {value!r}.")
 
@@ -188,6 +193,10 @@ class Settings:
     it has come to any end)."""
     keep_content_days: int | None = _setting(None, _optional_count)
     """Days after which the content of finished mail is forgotten, its row being kept on."""
+    transactional: Sequence[str] = _setting((), _texts)
+    """Categories of mail that people cannot unsubscribe from; ``""`` is mail without one."""
+    suppression_keys: Sequence[str] = _setting((), _texts)
+    """Keys of the suppression list's digests, the newest first; by default those of the site."""
     keep_days: int = _setting(30, _count)
     """Days after which finished mail is deleted by the clean-up."""
     monitoring_token: str | None = field(default=None, repr=False, metadata={"check": _token})

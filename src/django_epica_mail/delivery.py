@@ -7,7 +7,7 @@ transaction and no row lock.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -130,40 +130,66 @@ class _Try:
     message: EmailMessage
     tried: list[int]
     was_accepted: bool
+    held_back: Mapping[int, str]
 
 
 def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
     """Build the message of a mail, unless it is settled without a word to the transport."""
     if getattr(mail, "is_expired", False):
         return Outcome(mail, None, Decision(moves=(lifecycle.EXPIRE,)))
+    if contents.is_suppressed(mail):
+        return _suppressed(mail, contents)
     try:
         message = contents.message(mail)
     except Exception as error:  # noqa: BLE001 - one bad message never stops another
         reply = retry.reply_text(f"{type(error).__name__}: {error}")
         result = Result(failure=Failure(kind=Kind.MESSAGE, reply=reply))
-        return _judge(mail, result, contents.outstanding(mail), contents.was_accepted(mail))
+        return _judge(_try(mail, EmailMessage(), contents), result)
     refusal = rates.take(mail.transport, message.recipients())
     if refusal is not None:
         decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)
         return Outcome(mail, None, decision, ends_batch=not refusal.is_of_domain)
-    return _Try(mail, message, contents.outstanding(mail), contents.was_accepted(mail))
+    return _try(mail, message, contents)
+
+
+def _try(mail: EmailLog, message: EmailMessage, contents: Contents) -> _Try:
+    return _Try(
+        mail,
+        message,
+        tried=contents.outstanding(mail),
+        was_accepted=contents.was_accepted(mail),
+        held_back=contents.held_back(mail),
+    )
+
+
+def _suppressed(mail: EmailLog, contents: Contents) -> Outcome:
+    """Return the end of a mail that is left with nobody to be sent to."""
+    held_back = contents.held_back(mail)
+    if contents.was_accepted(mail):
+        decision = Decision(moves=(lifecycle.SUCCEED,))
+    else:
+        reasons = ", ".join(sorted(set(held_back.values())))
+        failure = Failure(kind=Kind.SUPPRESSED, reply=f"On the suppression list: {reasons}.")
+        decision = Decision(moves=(lifecycle.SUPPRESS,), failure=failure)
+    return Outcome(mail, None, decision, held_back=held_back)
 
 
 def _note(finished: Iterable[tuple[_Try, Result]], batch: Batch, settler: Settler) -> bool:
     """Take the outcomes of tries to the settler; return whether to go on with the batch."""
     works = True
     for it, result in finished:
-        settler.add(_judge(it.mail, result, it.tried, it.was_accepted))
+        settler.add(_judge(it, result))
         works &= _transport_works(batch, result)
     return works
 
 
-def _judge(mail: EmailLog, result: Result, tried: list[int], was_accepted: bool) -> Outcome:
+def _judge(it: _Try, result: Result) -> Outcome:
     """Decide what follows from a try."""
     # The server's replies follow the recipients tried; the rows know them by their place in all.
-    result = retry.at_positions(result, tried)
-    policy = policy_of(mail, too_old=getattr(mail, "too_old", False))
-    return Outcome(mail, result, retry.conclude(result, policy, tried, was_accepted))
+    result = retry.at_positions(result, it.tried)
+    policy = policy_of(it.mail, too_old=getattr(it.mail, "too_old", False))
+    decision = retry.conclude(result, policy, it.tried, it.was_accepted)
+    return Outcome(it.mail, result, decision, held_back=it.held_back)
 
 
 def _transport_works(batch: Batch, result: Result | None) -> bool:

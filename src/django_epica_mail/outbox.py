@@ -164,7 +164,8 @@ def requeue(ids: Iterable[UUID | str]) -> int:
         )
         queued = EmailLog.objects.using(using).filter(pk__in=wanted, status=lifecycle.Status.QUEUED)
         EmailRecipient.objects.using(using).filter(
-            email__in=queued, outcome=EmailRecipient.Outcome.REFUSED
+            email__in=queued,
+            outcome__in=[EmailRecipient.Outcome.REFUSED, EmailRecipient.Outcome.SUPPRESSED],
         ).update(outcome="", code=None, reply="")
         results.expect(wanted, using)
         for queue in queued.order_by().values_list("queue", flat=True).distinct():

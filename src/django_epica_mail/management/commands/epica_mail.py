@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -14,10 +15,17 @@ from uuid import UUID
 from django.core.management.base import BaseCommand, CommandError
 from django.db import router
 
-from django_epica_mail import doctor, lifecycle, maintenance, outbox, transport
+from django_epica_mail import (
+    doctor,
+    lifecycle,
+    maintenance,
+    outbox,
+    suppression_files,
+    transport,
+)
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.management import tables
-from django_epica_mail.models import EmailLog
+from django_epica_mail.models import EmailLog, Suppression
 from django_epica_mail.status import status
 from django_epica_mail.tasks import send_email_async
 
@@ -59,6 +67,9 @@ class Command(BaseCommand):
         cancel.add_argument("ids", nargs="+", type=UUID)
         purge = action("purge", "delete finished mail")
         purge.add_argument("--days", type=int, help="older than this (default: KEEP_DAYS)")
+        listed = action("suppressions", "read or write the suppression list as CSV")
+        listed.add_argument("direction", choices=("import", "export"))
+        listed.add_argument("file", help="a path; - is the terminal's input or output")
         for name in ("pause", "resume"):
             target = action(name, f"{name} a queue or a transport").add_mutually_exclusive_group(
                 required=True
@@ -71,7 +82,9 @@ class Command(BaseCommand):
         action = getattr(self, options["action"].replace("-", "_"))
         report, is_well = action(options)
         show = {"status": tables.status, "doctor": self._findings}
-        if options["json"]:
+        if report is None:
+            pass  # it has written what there is to say
+        elif options["json"]:
             self.stdout.write(json.dumps(report, default=str))
         else:
             for line in show.get(options["action"], tables.pairs)(report):
@@ -155,6 +168,26 @@ class Command(BaseCommand):
             raise CommandError(f"--days must be 1 or more; it is {options['days']}.")
         count = maintenance.cleanup(options["days"], advance=self._progress("deleted"))
         return {"deleted": count}, True
+
+    def suppressions(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Read the suppression list from a file, or write it to one."""
+        direction, path = options["direction"], options["file"]
+        mode, usual = ("r", sys.stdin) if direction == "import" else ("w", self.stdout)
+        try:
+            with contextlib.ExitStack() as stack:
+                file: Any = usual
+                if path != "-":
+                    opened = open(path, mode, newline="", encoding="utf-8")  # noqa: SIM115
+                    file = stack.enter_context(opened)
+                if direction == "export":
+                    rows = Suppression.objects.using(router.db_for_write(Suppression))
+                    advance = self._progress("written")
+                    count = suppression_files.write(file, rows, advance=advance)
+                    return (None if path == "-" else {"written": count}), True
+                done = suppression_files.read(file, advance=self._progress("lines read"))
+        except (OSError, ValueError) as error:
+            raise CommandError(str(error)) from None
+        return asdict(done), not done.refused
 
     def pause(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Pause a queue or a transport."""
