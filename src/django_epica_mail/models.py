@@ -174,6 +174,10 @@ class EmailLog(models.Model):
             # None on the status. It guards each move by id, and a database that has not counted
             # its rows since a backlog came takes such an index to be quicker than the ids.
         ]
+        permissions: ClassVar = [
+            ("view_content", _("Can view the content of e-mails")),
+            ("operate_emaillog", _("Can operate the e-mail queue")),
+        ]
 
     def __str__(self) -> str:
         return str(self.id)

@@ -108,28 +108,5 @@ def deliver() -> Callable[..., int]:
 
 @pytest.fixture
 def site(settings: Any, db: None) -> None:
-    """Put the admin into the site, as most sites have it."""
-    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
-    settings.INSTALLED_APPS = [
-        *settings.INSTALLED_APPS,
-        "django.contrib.sessions",
-        "django.contrib.messages",
-        "django.contrib.admin",
-    ]
-    settings.MIDDLEWARE = [
-        "django.contrib.sessions.middleware.SessionMiddleware",
-        "django.contrib.auth.middleware.AuthenticationMiddleware",
-        "django.contrib.messages.middleware.MessageMiddleware",
-    ]
-    processors = ["django.contrib.auth.context_processors.auth"]
-    processors += ["django.contrib.messages.context_processors.messages"]
-    processors += ["django.template.context_processors.request"]
-    settings.TEMPLATES = [
-        {
-            "BACKEND": "django.template.backends.django.DjangoTemplates",
-            "APP_DIRS": True,
-            "OPTIONS": {"context_processors": processors},
-        }
-    ]
-    settings.STATIC_URL = "static/"
+    """Serve the admin, as most sites do."""
     settings.ROOT_URLCONF = (path("admin/", admin.site.urls),)

@@ -16,6 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail.admin.badges import badge
 from django_epica_mail.admin.filters import FILTERS
+from django_epica_mail.admin.operations import ACTIONS, Operations
 from django_epica_mail.admin.pagination import BoundedPaginator
 from django_epica_mail.admin.read_only import ReadOnly
 from django_epica_mail.admin.search import HELP, search
@@ -47,7 +48,7 @@ class _AttemptInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
 
 
 @admin.register(EmailLog)
-class EmailLogAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+class EmailLogAdmin(Operations, ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     """The mails, newest first; never their content."""
 
     list_display = (
@@ -62,6 +63,7 @@ class EmailLogAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     )
     list_display_links = ("title",)
     list_filter = FILTERS
+    actions = ACTIONS
     list_per_page = 50
     list_max_show_all = 500
     show_facets = admin.ShowFacets.NEVER  # they count the whole table
