@@ -6,13 +6,14 @@ import os
 import time
 import uuid
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, ClassVar
 
 from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from django_epica_mail import lifecycle
+from django_epica_mail import encryption, lifecycle
 from django_epica_mail.retry import Kind
 
 
@@ -237,6 +238,7 @@ class EmailAttachment(models.Model):
     filename = models.TextField(_("file name"), blank=True)
     mimetype = models.CharField(_("type"), max_length=255)
     size = models.PositiveBigIntegerField(_("bytes"))
+    #: As ``encryption`` wrote it; ``data`` is what was attached.
     content = models.BinaryField()
 
     class Meta:
@@ -245,6 +247,11 @@ class EmailAttachment(models.Model):
 
     def __str__(self) -> str:
         return self.filename or str(self.id)
+
+    @cached_property
+    def data(self) -> bytes:
+        """What was attached. Raises ``MissingKey`` for what no key of the site's decrypts."""
+        return encryption.unseal_bytes(bytes(self.content), self.size)
 
 
 class DeliveryAttempt(models.Model):

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import router
 
@@ -20,11 +21,12 @@ from django_epica_mail import (
     lifecycle,
     maintenance,
     outbox,
+    reencryption,
     suppression_files,
     transport,
 )
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.management import tables
+from django_epica_mail.management import progress, tables
 from django_epica_mail.models import EmailLog, Suppression
 from django_epica_mail.status import status
 from django_epica_mail.tasks import send_email_async
@@ -36,7 +38,7 @@ class Command(BaseCommand):
     """Runs one of the actions named in its help.
 
     Ends with 1 where the answer is no: something wrong for ``doctor``, a mail too late for
-    ``cancel``, a test mail not sent.
+    ``cancel``, a test mail not sent, content that no key decrypts.
     """
 
     help = "Looks at the e-mail queue, and takes care of it."
@@ -70,6 +72,7 @@ class Command(BaseCommand):
         listed = action("suppressions", "read or write the suppression list as CSV")
         listed.add_argument("direction", choices=("import", "export"))
         listed.add_argument("file", help="a path; - is the terminal's input or output")
+        action("reencrypt", "encrypt stored content with the first of ENCRYPTION_KEYS")
         for name in ("pause", "resume"):
             target = action(name, f"{name} a queue or a transport").add_mutually_exclusive_group(
                 required=True
@@ -188,6 +191,14 @@ class Command(BaseCommand):
         except (OSError, ValueError) as error:
             raise CommandError(str(error)) from None
         return asdict(done), not done.refused
+
+    def reencrypt(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Encrypt what is stored with the first key."""
+        try:
+            done = reencryption.reencrypt(advance=progress.bar(self.stderr, "re-encrypting"))
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from None
+        return done, not done["unreadable"]
 
     def pause(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Pause a queue or a transport."""
