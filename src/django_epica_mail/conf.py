@@ -148,6 +148,26 @@ def _optional_text(key: str, value: object) -> None:
         raise _refused(key, value, "must be text")
 
 
+def _share(key: str, value: object) -> None:
+    if not _is_number(value) or not 0 < value <= 1:
+        raise _refused(key, value, "must be a share above 0 and up to 1")
+
+
+_SHORTEST_TOKEN = 16
+
+
+def _token(key: str, value: object) -> None:
+    if value is not None and not (isinstance(value, str) and len(value) >= _SHORTEST_TOKEN):
+        raise ImproperlyConfigured(  # without the value, which is a secret
+            f"EPICA_MAIL[{key!r}] must be text of {_SHORTEST_TOKEN} characters or more."
+        )
+
+
+def _texts(key: str, value: object) -> None:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(it, str) for it in value):
+        raise _refused(key, value, "must be a list of texts")
+
+
 def _refused(key: str, value: object, rule: str) -> ImproperlyConfigured:
     return ImproperlyConfigured(f"EPICA_MAIL[{key!r}] {rule}; it is {value!r}.")
 
@@ -222,8 +242,22 @@ class Settings:
     """Keys that encrypt stored content: the first encrypts, all of them decrypt."""
     keep_content_days: int | None = _setting(None, _optional_count)
     """Days after which the content of finished mail is forgotten, its row being kept on."""
+    transactional: Sequence[str] = _setting((), _texts)
+    """Categories of mail that people cannot unsubscribe from; ``""`` is mail without one."""
+    suppression_keys: Sequence[str] = _setting((), _texts)
+    """Keys of the suppression list's digests, the newest first; by default those of the site."""
     keep_days: int = _setting(30, _count)
     """Days after which finished mail is deleted by the clean-up."""
+    monitoring_token: str | None = field(default=None, repr=False, metadata={"check": _token})
+    """What a monitoring system shows as ``Authorization: Bearer ...``, for details and metrics."""
+    health_oldest_due: float = _setting(300, _duration)
+    """Seconds for which mail may be due and not sent before the health check fails."""
+    health_no_worker: float = _setting(120, _duration)
+    """Seconds for which mail may be due while no worker does anything."""
+    health_last_sweep: float = _setting(300, _duration)
+    """Seconds that may pass between two sweeps."""
+    health_failed_share: float = _setting(0.2, _share)
+    """What share of the mail that ends in this hour and the last may fail, from 10 failed on."""
     real_transports_in_tests: bool = _setting(False, _flag)
     """Whether Django's test runner may open real transports; otherwise all mail goes to locmem."""
 

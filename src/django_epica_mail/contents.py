@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from uuid import UUID
 
 from django.core.mail import EmailMessage
 from django.db import transaction
 
-from django_epica_mail import clock, lifecycle, serialization
+from django_epica_mail import clock, lifecycle, providers, serialization, suppression
 from django_epica_mail.claiming import Batch
 from django_epica_mail.models import EmailAttachment, EmailLog, EmailRecipient
 from django_epica_mail.retry import PASSING, Kind
@@ -88,6 +88,10 @@ class Contents:
         self._using = batch.using
         self._attachments = self._find_attachments(batch)
         self._outcomes = recipient_outcomes(batch.mails, batch.using)
+        self._held_back: dict[UUID, dict[int, str]] = {}
+        self._left: dict[UUID, int] = {}
+        if any(getattr(mail, "is_guarded", False) for mail in batch.mails):
+            self._held_back, self._left = suppression.held_back(batch.mails, batch.using)
         self._blobs: dict[UUID, EmailAttachment] = {}
         self._total = 0
 
@@ -114,6 +118,7 @@ class Contents:
         if "message-id" not in {name.lower() for name in message.extra_headers}:
             # First, for there Django puts its own: the order of the headers stays the same.
             message.extra_headers = {"Message-ID": mail.message_id, **message.extra_headers}
+        setattr(message, providers.ID, str(mail.pk))
         everyone = message.recipients()
         self._total = len(everyone)
         outstanding = self.outstanding(mail)
@@ -125,7 +130,20 @@ class Contents:
     def outstanding(self, mail: EmailLog) -> list[int]:
         """Return the positions of the recipients that a try of this mail concerns."""
         outcomes = self._outcomes.get(mail.pk) or dict.fromkeys(range(self._total), "")
-        return sorted(position for position, outcome in outcomes.items() if not outcome)
+        held_back = self.held_back(mail)
+        return sorted(
+            position
+            for position, outcome in outcomes.items()
+            if not outcome and position not in held_back
+        )
+
+    def held_back(self, mail: EmailLog) -> Mapping[int, str]:
+        """Return the recipients that the suppression list keeps from a mail, and why."""
+        return self._held_back.get(mail.pk, {})
+
+    def is_suppressed(self, mail: EmailLog) -> bool:
+        """Tell whether the suppression list keeps a mail from everyone it was left to try for."""
+        return bool(self.held_back(mail)) and not self._left[mail.pk]
 
     def was_accepted(self, mail: EmailLog) -> bool:
         """Tell whether an earlier try was accepted for some of the recipients."""

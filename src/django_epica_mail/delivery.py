@@ -7,7 +7,7 @@ transaction and no row lock.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -133,12 +133,15 @@ class _Try:
     message: EmailMessage
     handed: Handed
     was_accepted: bool
+    held_back: Mapping[int, str]
 
 
 def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
     """Build the message of a mail, unless it is settled without a word to the transport."""
     if getattr(mail, "is_expired", False):
         return Outcome(mail, None, Decision(moves=(lifecycle.EXPIRE,)))
+    if contents.is_suppressed(mail):
+        return _suppressed(mail, contents)
     try:
         message = contents.message(mail)
         handed = guards.apply(message, contents.outstanding(mail))
@@ -146,36 +149,62 @@ def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
         reply = retry.reply_text(f"{type(error).__name__}: {error}")
         # A key that is missing here may be one that the site, or this worker, is yet to be given.
         kind = Kind.TRANSIENT if isinstance(error, MissingKey) else Kind.MESSAGE
-        result = Result(failure=Failure(kind=kind, reply=reply))
-        tried = contents.outstanding(mail)
-        return _judge(mail, result, Handed(tried, tried), contents.was_accepted(mail))
+        return _judge(
+            _try(mail, EmailMessage(), contents), Result(failure=Failure(kind=kind, reply=reply))
+        )
+    ready = _try(mail, message, contents, handed)
     if handed.is_empty:
-        result = Result(failure=next(iter(handed.barred.values())))
-        return _judge(mail, result, handed, contents.was_accepted(mail))
+        return _judge(ready, Result(failure=next(iter(handed.barred.values()))))
     refusal = rates.take(mail.transport, message.recipients())
     if refusal is not None:
         decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)
         return Outcome(mail, None, decision, ends_batch=not refusal.is_of_domain)
-    return _Try(mail, message, handed, contents.was_accepted(mail))
+    return ready
+
+
+def _try(
+    mail: EmailLog, message: EmailMessage, contents: Contents, handed: Handed | None = None
+) -> _Try:
+    tried = contents.outstanding(mail)
+    return _Try(
+        mail,
+        message,
+        handed=handed or Handed(tried, tried),
+        was_accepted=contents.was_accepted(mail),
+        held_back=contents.held_back(mail),
+    )
+
+
+def _suppressed(mail: EmailLog, contents: Contents) -> Outcome:
+    """Return the end of a mail that is left with nobody to be sent to."""
+    held_back = contents.held_back(mail)
+    if contents.was_accepted(mail):
+        decision = Decision(moves=(lifecycle.SUCCEED,))
+    else:
+        reasons = ", ".join(sorted(set(held_back.values())))
+        failure = Failure(kind=Kind.SUPPRESSED, reply=f"On the suppression list: {reasons}.")
+        decision = Decision(moves=(lifecycle.SUPPRESS,), failure=failure)
+    return Outcome(mail, None, decision, held_back=held_back)
 
 
 def _note(finished: Iterable[tuple[_Try, Result]], batch: Batch, settler: Settler) -> bool:
     """Take the outcomes of tries to the settler; return whether to go on with the batch."""
     works = True
     for it, result in finished:
-        settler.add(_judge(it.mail, result, it.handed, it.was_accepted))
+        settler.add(_judge(it, result))
         works &= _transport_works(batch, result)
     return works
 
 
-def _judge(mail: EmailLog, result: Result, handed: Handed, was_accepted: bool) -> Outcome:
+def _judge(it: _Try, result: Result) -> Outcome:
     """Decide what follows from a try."""
     # The server's replies follow the recipients asked; the rows know them by their place in all.
-    result = retry.at_positions(result, handed.asked)
-    if handed.barred:
-        result = replace(result, refused={**result.refused, **handed.barred})
-    policy = policy_of(mail, too_old=getattr(mail, "too_old", False))
-    return Outcome(mail, result, retry.conclude(result, policy, handed.tried, was_accepted))
+    result = retry.at_positions(result, it.handed.asked)
+    if it.handed.barred:
+        result = replace(result, refused={**result.refused, **it.handed.barred})
+    policy = policy_of(it.mail, too_old=getattr(it.mail, "too_old", False))
+    decision = retry.conclude(result, policy, it.handed.tried, it.was_accepted)
+    return Outcome(it.mail, result, decision, held_back=it.held_back)
 
 
 def _transport_works(batch: Batch, result: Result | None) -> bool:

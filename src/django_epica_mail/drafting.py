@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from email.utils import parseaddr
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -14,7 +13,7 @@ from django.core.mail import EmailMessage
 from django.core.mail.utils import DNS_NAME
 from django.utils import timezone
 
-from django_epica_mail import clock, conf, encryption, guards, routing, serialization
+from django_epica_mail import addresses, clock, conf, encryption, guards, routing, serialization
 from django_epica_mail import transport as transports
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
 from django_epica_mail.routing import Options
@@ -139,4 +138,4 @@ def _recipients(message: EmailMessage, log: EmailLog) -> Iterator[EmailRecipient
 def _address(recipient: object) -> str:
     """Return the address to search by: without its display name, in lower case."""
     text = storable(recipient)
-    return (parseaddr(text)[1] or text).lower()[:320]
+    return addresses.bare(text).lower()[:320]

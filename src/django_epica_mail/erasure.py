@@ -13,7 +13,7 @@ from django.db.models import F
 
 from django_epica_mail import contents, encryption, lifecycle, outbox, persons, results
 from django_epica_mail.exceptions import MissingKey
-from django_epica_mail.models import EmailBatch, EmailLog, EmailRecipient
+from django_epica_mail.models import EmailBatch, EmailEvent, EmailLog, EmailRecipient, Suppression
 from django_epica_mail.persons import (
     CHUNK,
     LOG_TEXTS,
@@ -145,15 +145,9 @@ def _erase_finished(person: Person, found: Found, using: str, done: Erased) -> N
 
 def _erase_elsewhere(person: Person, using: str, done: Erased) -> None:
     """Erase the address from every column of every table that may hold it."""
-    event, suppression = (
-        optional_model("epica_mail", name) for name in ("EmailEvent", "Suppression")
-    )
-    if event is not None:
-        rows = event._default_manager.using(using).filter(address__in=person.addresses)
-        done.events += rows.delete()[0]
-    if suppression is not None:
-        rows = suppression._default_manager.using(using).filter(address__in=person.addresses)
-        done.suppressions += rows.update(address="")
+    theirs = models.Q(address__in=person.addresses)
+    done.events += EmailEvent.objects.using(using).filter(theirs).delete()[0]
+    done.suppressions += Suppression.objects.using(using).filter(theirs).update(address="")
     for model in apps.get_app_config("epica_mail").get_models():
         names = [
             column.name

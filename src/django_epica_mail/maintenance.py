@@ -20,6 +20,7 @@ from django_epica_mail import (
     lifecycle,
     results,
     retry,
+    totals,
 )
 from django_epica_mail import transport as transports
 from django_epica_mail.contents import recipient_outcomes
@@ -63,6 +64,7 @@ def dispatch() -> dict[str, int]:
         DeliveryGate.objects.using(using).update_or_create(
             scope=DeliveryGate.Scope.QUEUE, name=queue, defaults={"last_sweep_at": clock.now()}
         )
+    totals.count()  # last, for no mail waits for it
     return done
 
 
@@ -231,6 +233,7 @@ def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda 
     contents.forget_given_up(using)
     _forget_contents(using)
     _delete_batches(age, using)
+    totals.forget_hours(using)
     return count
 
 

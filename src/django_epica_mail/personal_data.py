@@ -9,7 +9,7 @@ from django.core.mail import EmailMessage
 from django.db import models, router
 
 from django_epica_mail import serialization
-from django_epica_mail.models import DeliveryAttempt, EmailLog
+from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog, Suppression
 from django_epica_mail.persons import (
     LOG_TEXTS,
     RESULT_TEXTS,
@@ -39,8 +39,8 @@ def export(person: Person, *, advance: Advance = lambda done, total: None) -> di
         "mails": [_mail(it, person, using) for it in found if it.roles],
         "unreadable": [str(it.id) for it in found if not it.is_readable],
         "unfinished bulk calls": [str(pk) for pk in unfinished_batches(person, using)],
-        "events": _values("epica_mail", "EmailEvent", theirs),
-        "suppressions": _values("epica_mail", "Suppression", theirs),
+        "events": list(EmailEvent.objects.using(using).filter(theirs).values()),
+        "suppressions": list(Suppression.objects.using(using).filter(theirs).values()),
         "results": _values(
             "django_celery_results",
             "TaskResult",

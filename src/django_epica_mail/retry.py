@@ -51,6 +51,8 @@ class Kind(TextChoices):
     WORKER_LOST = "worker_lost", _("worker lost")
     MESSAGE = "message", _("message cannot be built")
     OVERDUE = "overdue", _("waited too long")
+    SUPPRESSED = "suppressed", _("on the suppression list")
+    VETOED = "vetoed", _("stopped by the site")
 
 
 _BY_ENHANCED_CODE = {
@@ -106,6 +108,8 @@ class Result:
     """The server's reply to the content."""
     seconds: float | None = None
     """How long the try took, or ``None`` if the transport was never asked."""
+    provider_id: str = ""
+    """What the provider calls the mail, if it said so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

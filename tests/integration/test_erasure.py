@@ -13,11 +13,12 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from devservers.smtp_faults import refuse
-from django_epica_mail import bulk, claiming, erasure, outbox, personal_data
+from django_epica_mail import bulk, claiming, erasure, outbox, personal_data, suppression
 from django_epica_mail.models import (
     DeliveryAttempt,
     EmailAttachment,
     EmailBatch,
+    EmailEvent,
     EmailLog,
     EmailRecipient,
 )
@@ -224,6 +225,40 @@ def test_what_cannot_be_read_is_said_and_its_recipient_is_not_forgotten_about(
     done = erase()
     assert (done["left"], done["unreadable"]) == ([str(log.pk)], [str(log.pk)])
     assert log.recipients.count() == 2
+
+
+def test_events_of_the_person_go_and_the_suppression_list_keeps_a_digest(smtp, deliver) -> None:
+    log = queue("bob@example.com", ADDRESS)
+    deliver()
+    for number, address in enumerate((ADDRESS, "bob@example.com")):
+        EmailEvent.objects.create(
+            email=log,
+            key=str(number),
+            kind="bounced",
+            at=log.created_at,
+            created_at=log.created_at,
+            source="test",
+            address=address,
+            reply=f"reported by {ADDRESS}",
+            url="https://example.com/?of=ann%40example.com",
+        )
+    suppression.add(ADDRESS, note=f"asked for by {ADDRESS}")
+    suppression.add("bob@example.com")
+    (exported,) = personal_data.export(Person(ADDRESS))["events"]
+    assert exported["kind"] == "bounced"
+    assert personal_data.export(Person(ADDRESS))["suppressions"][0]["reason"] == "manual"
+
+    done = erase()
+    assert (done["events"], done["suppressions"]) == (1, 1)
+    assert holding() == []
+    assert holding("ann%40") == []
+    assert EmailEvent.objects.get().address == "bob@example.com"
+    assert suppression.is_suppressed(ADDRESS), "the digest is enough to know them by"
+    assert suppression.is_suppressed("bob@example.com")
+    again = queue(ADDRESS)
+    deliver()
+    again.refresh_from_db()
+    assert again.status == "suppressed"
 
 
 def test_another_person_with_a_similar_address_keeps_everything(smtp, deliver) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from keyword import iskeyword
 from typing import Any
 from uuid import UUID
 
@@ -16,30 +18,33 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import router
 
 from django_epica_mail import (
+    conf,
     doctor,
-    erasure,
+    importing,
     lifecycle,
     maintenance,
     outbox,
-    personal_data,
     reencryption,
+    suppression_files,
     transport,
 )
+from django_epica_mail.importing.sources import NAMES
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.management import progress, tables
-from django_epica_mail.models import EmailLog
-from django_epica_mail.persons import Person
+from django_epica_mail.management.personal_data import PersonalData
+from django_epica_mail.models import EmailLog, Suppression
 from django_epica_mail.status import status
 from django_epica_mail.tasks import send_email_async
 
 _CHUNK = 500
 
 
-class Command(BaseCommand):
+class Command(PersonalData, BaseCommand):
     """Runs one of the actions named in its help.
 
     Ends with 1 where the answer is no: something wrong for ``doctor``, a mail too late for
-    ``cancel``, a test mail not sent, content that no key decrypts, a mail not to be erased yet.
+    ``cancel``, a test mail not sent, content that no key decrypts, a row that ``import`` cannot
+    move, a mail that ``erase`` has to leave.
     """
 
     help = "Looks at the e-mail queue, and takes care of it."
@@ -70,13 +75,21 @@ class Command(BaseCommand):
         cancel.add_argument("ids", nargs="+", type=UUID)
         purge = action("purge", "delete finished mail")
         purge.add_argument("--days", type=int, help="older than this (default: KEEP_DAYS)")
+        listed = action("suppressions", "read or write the suppression list as CSV")
+        listed.add_argument("direction", choices=("import", "export"))
+        listed.add_argument("file", help="a path; - is the terminal's input or output")
         action("reencrypt", "encrypt stored content with the first of ENCRYPTION_KEYS")
-        export = action("export", "print what is stored about a person, as JSON")
-        export.add_argument("address")
-        erase = action("erase", "erase a person from the queue, the log and the admin's log")
-        erase.add_argument("address")
-        erase.add_argument("--dry-run", action="store_true", help="only say what would be erased")
-        erase.add_argument("--noinput", action="store_true", help="do not ask")
+        self.add_personal_data(action)
+        moving = action("import", "move mail out of the tables of another package")
+        moving.add_argument("--from", dest="source", choices=NAMES, required=True)
+        moving.add_argument("--yes", action="store_true", help="do it; otherwise a dry run")
+        moving.add_argument("--days", type=int, help="of finished mail (default: KEEP_DAYS)")
+        moving.add_argument("--transport", help="for mail that names none of this site's")
+        moving.add_argument(
+            "--trust-pickles",
+            action="store_true",
+            help="of mailer: nobody else wrote to its tables",
+        )
         for name in ("pause", "resume"):
             target = action(name, f"{name} a queue or a transport").add_mutually_exclusive_group(
                 required=True
@@ -86,10 +99,13 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run the action, print what came of it, and end with its exit code."""
-        action = getattr(self, options["action"].replace("-", "_"))
+        name = options["action"].replace("-", "_")
+        action = getattr(self, f"{name}_" if iskeyword(name) else name)
         report, is_well = action(options)
-        show = {"status": tables.status, "doctor": self._findings}
-        if options["json"] or options["action"] == "export":
+        show = {"status": tables.status, "doctor": self._findings, "import": tables.imported}
+        if report is None:
+            pass  # it has written what there is to say
+        elif options["json"] or name == "export":
             self.stdout.write(json.dumps(report, default=str))
         else:
             for line in show.get(options["action"], tables.pairs)(report):
@@ -174,6 +190,26 @@ class Command(BaseCommand):
         count = maintenance.cleanup(options["days"], advance=self._progress("deleted"))
         return {"deleted": count}, True
 
+    def suppressions(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Read the suppression list from a file, or write it to one."""
+        direction, path = options["direction"], options["file"]
+        mode, usual = ("r", sys.stdin) if direction == "import" else ("w", self.stdout)
+        try:
+            with contextlib.ExitStack() as stack:
+                file: Any = usual
+                if path != "-":
+                    opened = open(path, mode, newline="", encoding="utf-8")  # noqa: SIM115
+                    file = stack.enter_context(opened)
+                if direction == "export":
+                    rows = Suppression.objects.using(router.db_for_write(Suppression))
+                    advance = self._progress("written")
+                    count = suppression_files.write(file, rows, advance=advance)
+                    return (None if path == "-" else {"written": count}), True
+                done = suppression_files.read(file, advance=self._progress("lines read"))
+        except (OSError, ValueError) as error:
+            raise CommandError(str(error)) from None
+        return asdict(done), not done.refused
+
     def reencrypt(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Encrypt what is stored with the first key."""
         try:
@@ -182,24 +218,32 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
         return done, not done["unreadable"]
 
-    def export(self, options: dict[str, Any]) -> tuple[Any, bool]:
-        """Collect what is stored about a person."""
-        advance = progress.bar(self.stderr, "searching")
-        return personal_data.export(_person(options["address"]), advance=advance), True
+    def import_(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Move another package's mail, or say what would be moved."""
+        _require_transport(options["transport"])
+        if options["days"] is not None and options["days"] < 0:
+            raise CommandError(f"--days must be 0 or more; it is {options['days']}.")
+        own = {"trust_pickles": options["trust_pickles"]} if options["source"] == "mailer" else {}
+        try:
+            report = importing.move(
+                importing.find(options["source"], **own),
+                dry_run=not options["yes"],
+                days=conf.get().keep_days if options["days"] is None else options["days"],
+                transport=options["transport"],
+                advance=self._bar,
+            )
+        except importing.CannotImport as error:
+            raise CommandError(str(error)) from None
+        if self.stderr.isatty():
+            self.stderr.write("")  # the bar's line is over
+        if not options["yes"] and not options["json"]:
+            self.stdout.write("Nothing is changed: a dry run. With --yes it is done.")
+        return {**report.as_dict(), "dry_run": not options["yes"]}, not report.refused
 
-    def erase(self, options: dict[str, Any]) -> tuple[Any, bool]:
-        """Erase a person, after saying what that means."""
-        person, advance = _person(options["address"]), progress.bar(self.stderr, "searching")
-        if not options["dry_run"] and not options["noinput"]:
-            self._confirm(erasure.erase(person, dry_run=True, advance=advance))
-        done = erasure.erase(person, dry_run=options["dry_run"], advance=advance)
-        return done, not (done["left"] or done["unreadable"])
-
-    def _confirm(self, planned: dict[str, Any]) -> None:
-        for line in tables.pairs(planned):
-            self.stderr.write(line)
-        if input("This cannot be undone. Erase it? Type yes: ").strip().lower() != "yes":
-            raise CommandError("Nothing was erased.")
+    def _bar(self, done: int, total: int) -> None:
+        """Show how far work is whose end is known, where a person looks on."""
+        if self.stderr.isatty():
+            self.stderr.write(f"\r{tables.bar(done, total)}", ending="")
 
     def pause(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Pause a queue or a transport."""
@@ -237,13 +281,6 @@ class Command(BaseCommand):
 def _paused(options: dict[str, Any], paused: bool) -> dict[str, Any]:
     scope = "queue" if options["queue"] is not None else "transport"
     return {scope: options[scope], "paused": paused}
-
-
-def _person(address: str) -> Person:
-    try:
-        return Person(address)
-    except ValueError as error:
-        raise CommandError(str(error)) from None
 
 
 def _require_transport(alias: str | None) -> None:
