@@ -7,8 +7,8 @@ transaction and no row lock.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from django.core.mail import EmailMessage
@@ -19,6 +19,7 @@ from django_epica_mail import (
     doorbell,
     failover,
     gates,
+    guards,
     lifecycle,
     rates,
     results,
@@ -26,6 +27,8 @@ from django_epica_mail import (
 )
 from django_epica_mail.claiming import Batch
 from django_epica_mail.contents import Contents
+from django_epica_mail.exceptions import MissingKey
+from django_epica_mail.guards import Handed
 from django_epica_mail.lanes import Lanes
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Decision, Failure, Kind, Result
@@ -128,42 +131,80 @@ class _Try:
 
     mail: EmailLog
     message: EmailMessage
-    tried: list[int]
+    handed: Handed
     was_accepted: bool
+    held_back: Mapping[int, str]
 
 
 def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
     """Build the message of a mail, unless it is settled without a word to the transport."""
     if getattr(mail, "is_expired", False):
         return Outcome(mail, None, Decision(moves=(lifecycle.EXPIRE,)))
+    if contents.is_suppressed(mail):
+        return _suppressed(mail, contents)
     try:
         message = contents.message(mail)
+        handed = guards.apply(message, contents.outstanding(mail))
     except Exception as error:  # noqa: BLE001 - one bad message never stops another
         reply = retry.reply_text(f"{type(error).__name__}: {error}")
-        result = Result(failure=Failure(kind=Kind.MESSAGE, reply=reply))
-        return _judge(mail, result, contents.outstanding(mail), contents.was_accepted(mail))
+        # A key that is missing here may be one that the site, or this worker, is yet to be given.
+        kind = Kind.TRANSIENT if isinstance(error, MissingKey) else Kind.MESSAGE
+        return _judge(
+            _try(mail, EmailMessage(), contents), Result(failure=Failure(kind=kind, reply=reply))
+        )
+    ready = _try(mail, message, contents, handed)
+    if handed.is_empty:
+        return _judge(ready, Result(failure=next(iter(handed.barred.values()))))
     refusal = rates.take(mail.transport, message.recipients())
     if refusal is not None:
         decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)
         return Outcome(mail, None, decision, ends_batch=not refusal.is_of_domain)
-    return _Try(mail, message, contents.outstanding(mail), contents.was_accepted(mail))
+    return ready
+
+
+def _try(
+    mail: EmailLog, message: EmailMessage, contents: Contents, handed: Handed | None = None
+) -> _Try:
+    tried = contents.outstanding(mail)
+    return _Try(
+        mail,
+        message,
+        handed=handed or Handed(tried, tried),
+        was_accepted=contents.was_accepted(mail),
+        held_back=contents.held_back(mail),
+    )
+
+
+def _suppressed(mail: EmailLog, contents: Contents) -> Outcome:
+    """Return the end of a mail that is left with nobody to be sent to."""
+    held_back = contents.held_back(mail)
+    if contents.was_accepted(mail):
+        decision = Decision(moves=(lifecycle.SUCCEED,))
+    else:
+        reasons = ", ".join(sorted(set(held_back.values())))
+        failure = Failure(kind=Kind.SUPPRESSED, reply=f"On the suppression list: {reasons}.")
+        decision = Decision(moves=(lifecycle.SUPPRESS,), failure=failure)
+    return Outcome(mail, None, decision, held_back=held_back)
 
 
 def _note(finished: Iterable[tuple[_Try, Result]], batch: Batch, settler: Settler) -> bool:
     """Take the outcomes of tries to the settler; return whether to go on with the batch."""
     works = True
     for it, result in finished:
-        settler.add(_judge(it.mail, result, it.tried, it.was_accepted))
+        settler.add(_judge(it, result))
         works &= _transport_works(batch, result)
     return works
 
 
-def _judge(mail: EmailLog, result: Result, tried: list[int], was_accepted: bool) -> Outcome:
+def _judge(it: _Try, result: Result) -> Outcome:
     """Decide what follows from a try."""
-    # The server's replies follow the recipients tried; the rows know them by their place in all.
-    result = retry.at_positions(result, tried)
-    policy = policy_of(mail, too_old=getattr(mail, "too_old", False))
-    return Outcome(mail, result, retry.conclude(result, policy, tried, was_accepted))
+    # The server's replies follow the recipients asked; the rows know them by their place in all.
+    result = retry.at_positions(result, it.handed.asked)
+    if it.handed.barred:
+        result = replace(result, refused={**result.refused, **it.handed.barred})
+    policy = policy_of(it.mail, too_old=getattr(it.mail, "too_old", False))
+    decision = retry.conclude(result, policy, it.handed.tried, it.was_accepted)
+    return Outcome(it.mail, result, decision, held_back=it.held_back)
 
 
 def _transport_works(batch: Batch, result: Result | None) -> bool:

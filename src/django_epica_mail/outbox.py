@@ -21,6 +21,7 @@ from django_epica_mail import (
     contents,
     doorbell,
     drafting,
+    encryption,
     gates,
     inserting,
     interventions,
@@ -30,7 +31,7 @@ from django_epica_mail import (
     routing,
 )
 from django_epica_mail.drafting import Draft
-from django_epica_mail.exceptions import UnreadableEnvelope
+from django_epica_mail.exceptions import MissingKey, UnreadableEnvelope
 from django_epica_mail.models import (
     EmailAttachment,
     EmailBatch,
@@ -170,7 +171,8 @@ def requeue(ids: Iterable[UUID | str]) -> int:
         )
         queued = EmailLog.objects.using(using).filter(pk__in=wanted, status=lifecycle.Status.QUEUED)
         EmailRecipient.objects.using(using).filter(
-            email__in=queued, outcome=EmailRecipient.Outcome.REFUSED
+            email__in=queued,
+            outcome__in=[EmailRecipient.Outcome.REFUSED, EmailRecipient.Outcome.SUPPRESSED],
         ).update(outcome="", code=None, reply="")
         results.expect(wanted, using)
         for queue in queued.order_by().values_list("queue", flat=True).distinct():
@@ -308,13 +310,23 @@ def _claim_keys(drafts: Sequence[Draft], using: str) -> dict[UUID, EmailLog]:
         key = draft.log.idempotency_key
         if key is not None and known[key].pk != draft.log.pk:
             earlier[draft.log.pk] = known[key]
-            if known[key].envelope != draft.log.envelope:
+            if _is_another(known[key].envelope, draft.log.envelope):
                 logger.warning(
                     "The idempotency key of e-mail %s was used again for another message, which "
                     "was not queued.",
                     known[key].pk,
                 )
     return earlier
+
+
+def _is_another(known: str, envelope: str) -> bool:
+    """Tell whether a stored message is surely another than a new one."""
+    if not known:
+        return False  # forgotten by now
+    try:
+        return encryption.unseal(known) != encryption.unseal(envelope)
+    except MissingKey:
+        return False
 
 
 def _insert_blobs(drafts: Sequence[Draft], using: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from django.db import transaction
 from django.db.models import F
@@ -26,17 +26,26 @@ class Outcome:
     decision: Decision
     ends_batch: bool = False
     """Whether the mails after it had better not be begun now."""
+    held_back: Mapping[int, str] = field(default_factory=dict)
+    """The recipients that the suppression list keeps from it, and why."""
 
     @property
     def ends_content(self) -> bool:
         """Whether body and attachments are not to be kept beyond it."""
-        return contents.ends_with(self.decision.moves[-1].target, self.mail.keep_content)
+        failure = self.decision.failure
+        return contents.ends_with(
+            self.decision.moves[-1].target,
+            self.mail.keep_content,
+            failure.kind if failure else "",
+            too_old=getattr(self.mail, "too_old", False),
+        )
 
     @property
     def is_plain(self) -> bool:
         """Whether every recipient was accepted at once, as nearly always."""
         decision = self.decision
-        return decision.moves == (lifecycle.SUCCEED,) and not decision.refused
+        is_whole = not decision.refused and not self.held_back
+        return decision.moves == (lifecycle.SUCCEED,) and is_whole
 
 
 def policy_of(mail: EmailLog, *, too_old: bool) -> Policy:
@@ -167,6 +176,10 @@ def _settle_one(outcome: Outcome, token: uuid.UUID, using: str) -> bool:
         recipients.filter(position=position).update(
             outcome=EmailRecipient.Outcome.REFUSED, code=failure.code, reply=failure.reply
         )
+    for position, reason in outcome.held_back.items():
+        recipients.filter(position=position).update(
+            outcome=EmailRecipient.Outcome.SUPPRESSED, reply=reason
+        )
     return True
 
 
@@ -204,6 +217,7 @@ def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:
         failure_kind=failure.kind if failure else "",
         code=result.code,
         reply=failure.reply if failure else result.reply,
+        provider_id=result.provider_id,
     )
 
 

@@ -114,6 +114,8 @@ def _build(alias: str) -> BaseEmailBackend:
         options["alias"] = alias
     backend: BaseEmailBackend = backend_class(**options)
     backend.fail_silently = False  # nor may a class say so of itself
+    if providers.is_provider(backend):
+        providers.restrain(backend)
     return backend
 
 
@@ -152,13 +154,19 @@ class Connection:
         try:
             stage = Stage.CONNECT
             backend = self.open(deadline)
+            if providers.is_provider(backend):
+                providers.prepare(backend, message)
             stage = Stage.UNSEEN
             backend.send_messages([message])
         except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this mail alone
             failure = _classify(error, _stage_reached(self._backend, stage))
         self.mails += 1
         self.used_at = time.monotonic()
-        result = _result(self._backend, failure, self.used_at - started)
+        seconds = self.used_at - started
+        if self._backend is not None and providers.is_provider(self._backend):
+            result = providers.result(message, failure, seconds)
+        else:
+            result = _result(self._backend, failure, seconds)
         if failure is not None:
             self.close()
         return result

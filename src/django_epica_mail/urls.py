@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from django.urls import URLPattern
+from django.urls import URLPattern, path
+
+from django_epica_mail.views.health import health
+from django_epica_mail.views.metrics import metrics
 
 app_name = "epica_mail"
 
-urlpatterns: list[URLPattern] = []
+urlpatterns: list[URLPattern] = [
+    path("health/", health, name="health"),
+    path("metrics/", metrics, name="metrics"),
+]
