@@ -49,9 +49,10 @@ class _Absent(Mapping[str, bytes]):
 def message_of(mail: EmailLog) -> EmailMessage:
     """Rebuild a mail's message, for all of its recipients, as its caller gave it.
 
-    Raises ``UnreadableEnvelope`` where it cannot be, as for content that is forgotten.
+    Raises ``UnreadableEnvelope`` where it cannot be, as for content that is forgotten, and
+    ``MissingKey`` for what no key of the site's decrypts.
     """
-    blobs = {row.digest: bytes(row.content) for row in mail.attachments.all()}
+    blobs = {row.digest: row.data for row in mail.attachments.all()}
     return serialization.load(mail.envelope, blobs)
 
 

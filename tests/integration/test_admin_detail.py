@@ -9,6 +9,7 @@ from email.utils import mktime_tz, parsedate_tz
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from django.contrib.auth.models import Permission, User
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.test import Client
@@ -18,7 +19,7 @@ from django.utils import timezone
 from devservers.smtp_faults import refuse
 from django_epica_mail import gates, outbox, reading
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.models import EmailLog
+from django_epica_mail.models import EmailEvent, EmailLog
 from django_epica_mail.retry import Failure, Kind
 
 
@@ -243,6 +244,50 @@ def test_a_mail_whose_body_is_html_is_shown_in_the_frame(db) -> None:
     assert (content.text, content.html) == ("", "<p>body</p>")
 
 
+def test_what_a_provider_told_is_part_of_the_story(viewer, smtp, queue_mail, deliver) -> None:
+    mail = queue_mail()
+    deliver()
+    mail.refresh_from_db()
+    later = mail.finished_at + timedelta(seconds=5)
+    EmailEvent.objects.create(
+        email=mail,
+        key="1",
+        kind="bounced",
+        at=later,
+        created_at=later,
+        source="amazon_ses",
+        address="to@example.com",
+        reply="550 mailbox unavailable",
+    )
+    text = text_of(viewer, mail)
+    story = ("Queued", "Try 1: accepted", "Bounced", "amazon_ses", "550 mailbox unavailable")
+    places = [text.index(words) for words in story]
+    assert places == sorted(places)
+
+
+def test_encrypted_content_can_be_read_by_people_and_sent_again(
+    reader, epica_mail, settings
+) -> None:
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+    message = EmailMessage("S", "The secret words", None, ["a@example.com"])
+    message.attach("a.bin", b"secret bytes", "application/octet-stream")
+    mail = outbox.enqueue(message, transport="smtp")
+    attachment = mail.attachments.get()
+    assert "secret" not in mail.envelope
+    assert "The secret words" in text_of(reader, mail)
+    download = reader.get(address("attachment", mail.pk, attachment.pk))
+    assert b"".join(download.streaming_content) == b"secret bytes"
+    EmailLog.objects.update(status=Status.SENT, pending=None)
+    (again,) = outbox.send_again([mail.pk])
+    assert "secret" not in again.envelope
+    assert reading.message_of(again).attachments[0].content == b"secret bytes"
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+    assert "The content cannot be read: MissingKey" in text_of(reader, mail)
+    assert reader.get(address("attachment", mail.pk, attachment.pk)).status_code == 404
+    assert reader.get(address("raw", mail.pk)).status_code == 404
+    assert outbox.send_again([mail.pk]) == []
+
+
 class SignedMessage(EmailMultiAlternatives):
     """Builds its own MIME, and so is kept as bytes."""
 
@@ -275,7 +320,8 @@ def test_a_page_takes_a_bounded_number_of_queries(
     reader, letter, django_assert_num_queries
 ) -> None:
     # The user and its permissions (2); the mail, attempts, gates, recipients and attachments.
-    with django_assert_num_queries(8):
+    # Of the provider's events, too.
+    with django_assert_num_queries(9):
         text_of(reader, letter)
 
 

@@ -54,6 +54,8 @@ PAGES = [
     Page("emaillog_html", READ, args=("emaillog",)),
     Page("emaillog_raw", READ, args=("emaillog",)),
     Page("emaillog_attachment", READ, args=("emaillog", "attachment")),
+    Page("emaillog_previews", READ),
+    Page("emaillog_preview", READ, data={"template": "emails/welcome", "language": "en"}),
     Page(
         "deliverygate_pause",
         (LOGIN, WRONG_METHOD, WRONG_METHOD, WRONG_METHOD),
@@ -69,8 +71,9 @@ PAGES = [
 
 
 @pytest.fixture
-def ids(site: None) -> dict[str, Any]:
+def ids(site: None, epica_mail: Any) -> dict[str, Any]:
     """Store one row of each kind, and return their ids by their kind."""
+    epica_mail(PREVIEWS={"emails/welcome": {}})
     message = EmailMultiAlternatives("S", "B", None, ["a@example.com"])
     message.attach_alternative("<p>html</p>", "text/html")
     message.attach("a.bin", b"content", "application/octet-stream")

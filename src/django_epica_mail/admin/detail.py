@@ -23,6 +23,7 @@ from django_epica_mail import reading
 from django_epica_mail.admin.operations import DETAIL, possible
 from django_epica_mail.admin.sandbox import frame, sandboxed
 from django_epica_mail.admin.timeline import timeline, waiting_for
+from django_epica_mail.exceptions import MissingKey
 from django_epica_mail.models import EmailLog
 
 _RECIPIENTS = 200
@@ -114,7 +115,11 @@ class Detail(admin.ModelAdmin):  # type: ignore[type-arg]
         row = self._mail(request, pk).attachments.filter(pk=attachment).first()
         if row is None:
             raise Http404("The e-mail has no such attachment.")
-        return _download(bytes(row.content), row.filename or f"{row.pk}.bin")
+        try:
+            content = row.data
+        except MissingKey as error:
+            raise Http404("The attachment cannot be decrypted.") from error
+        return _download(content, row.filename or f"{row.pk}.bin")
 
     def _mail(self, request: HttpRequest, pk: UUID) -> EmailLog:
         if not (self.has_view_permission(request) and may_see_content(request)):

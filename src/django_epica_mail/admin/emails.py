@@ -19,6 +19,7 @@ from django_epica_mail.admin.detail import Detail
 from django_epica_mail.admin.filters import FILTERS
 from django_epica_mail.admin.operations import ACTIONS, Operations
 from django_epica_mail.admin.pagination import BoundedPaginator
+from django_epica_mail.admin.previews import Previews
 from django_epica_mail.admin.read_only import ReadOnly
 from django_epica_mail.admin.search import HELP, search
 from django_epica_mail.models import EmailLog, EmailRecipient
@@ -28,7 +29,7 @@ _RECIPIENTS = 3
 
 
 @admin.register(EmailLog)
-class EmailLogAdmin(Operations, ReadOnly, Detail):
+class EmailLogAdmin(Operations, Previews, ReadOnly, Detail):
     """The mails, newest first; never their content."""
 
     list_display = (

@@ -15,13 +15,23 @@ from django.utils.translation import gettext as _
 from django_epica_mail import clock, gates, lifecycle
 from django_epica_mail import transport as transports
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.models import DeliveryAttempt, EmailLog
+from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
 _ATTEMPTS = 100
 """How many attempts are told of, the newest."""
+_EVENTS = 100
+"""And how many of a provider's events."""
+_BAD_NEWS = frozenset(
+    {
+        EmailEvent.Kind.BOUNCED,
+        EmailEvent.Kind.REJECTED,
+        EmailEvent.Kind.FAILED,
+        EmailEvent.Kind.COMPLAINED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +118,20 @@ def _attempt(attempt: DeliveryAttempt) -> Event:
     )
 
 
+def _events(mail: EmailLog) -> Iterator[Event]:
+    for event in mail.events.order_by("-at")[:_EVENTS]:
+        facts = [event.source, event.address, event.reason, event.url]
+        if event.is_machine:
+            facts.append(_("by a machine"))
+        yield Event(
+            at=event.at,
+            title=event.get_kind_display().capitalize(),
+            tone=Status.FAILED if event.kind in _BAD_NEWS else Status.SENT,
+            facts=[fact for fact in facts if fact],
+            reply=event.reply,
+        )
+
+
 def _end(mail: EmailLog) -> Iterator[Event]:
     if mail.finished_at is not None:
         yield Event(
@@ -122,5 +146,5 @@ def _time(moment: datetime) -> str:
     return localize(timezone.localtime(moment))
 
 
-SOURCES = (_queued, _attempts, _end)
+SOURCES = (_queued, _attempts, _end, _events)
 """Each yields what it knows of a mail; another kind of event is one more of these."""
