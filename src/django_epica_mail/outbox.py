@@ -217,7 +217,7 @@ def send_again(ids: Iterable[UUID | str]) -> list[EmailLog]:
 def _draft_again(mail: EmailLog) -> Draft | None:
     try:
         message = reading.message_of(mail)
-    except UnreadableEnvelope:
+    except (UnreadableEnvelope, MissingKey):
         logger.warning("E-mail %s cannot be read, and was not sent again.", mail.pk)
         return None
     # Servers take a second mail of the same Message-ID for the first one, and drop it.
