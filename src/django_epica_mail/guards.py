@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from email.utils import parseaddr
+from email.utils import getaddresses, parseaddr
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -89,7 +89,8 @@ def is_allowed(recipient: object) -> bool:
     allowed = conf.get().allowed_recipients
     if allowed is None:
         return True
-    address = parseaddr(str(recipient))[1].lower()
+    found = getaddresses([str(recipient)])
+    address = found[0][1].lower() if len(found) == 1 else ""  # of several, one may be anybody's
     local, _, domain = address.rpartition("@")
     return bool(local and domain) and any(
         fnmatchcase(address if "@" in pattern else domain, pattern.lower()) for pattern in allowed

@@ -179,6 +179,7 @@ def test_a_provider_is_given_allowed_addresses_alone(provider, deliver, epica_ma
         ("*+test@example.com", "ann+test@example.com", True),
         ("example.com", '"a@example.com" <a@evil.org>', False),
         ("example.com", "a@evil.org <a@example.com>", False),
+        ("example.com", "a@example.com, b@evil.org", False),
         ("*", "no address", False),
         ("example.com", "", False),
     ],
