@@ -258,6 +258,14 @@ def resume(*, queue: str | None = None, transport: str | None = None) -> None:
     gates.set_paused(False, queue=queue, transport=transport)
 
 
+def probe(transport: str) -> bool:
+    """Let a transport that is out of order be tried now; return whether there is one.
+
+    One mail finds out whether it works again, at the next ring or sweep.
+    """
+    return gates.return_probe(transport, router.db_for_write(EmailLog))
+
+
 def _portions(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while portion := list(itertools.islice(iterator, size)):
