@@ -11,6 +11,13 @@ Arguments: ``sender`` (``EmailLog``), ``email_id`` (``uuid.UUID``), ``move`` (``
 ``failure`` (``retry.Failure`` or ``None``).
 """
 
+email_event = Signal()
+"""Something happened to an e-mail after it was sent, and it is recorded; told once of each event.
+
+Arguments: ``sender`` (``EmailEvent``), ``event`` (the ``EmailEvent``; its ``email_id`` may be
+``None`` where the mail is not known, or not known yet).
+"""
+
 transport_tripped = Signal()
 """A transport is out of order; no mail is given to it until a probe succeeds.
 
