@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, TypeGuard
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -109,6 +110,20 @@ def _optional_text(key: str, value: object) -> None:
         raise _refused(key, value, "must be text")
 
 
+def _site(key: str, value: object) -> None:
+    if value is None:
+        return
+    parts = urlsplit(value) if isinstance(value, str) else None
+    if (
+        parts is None
+        or parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+    ):
+        raise _refused(key, value, "must be the address of a site, as 'https://www.example.com'")
+
+
 def _texts(key: str, value: object) -> None:
     if not isinstance(value, (list, tuple)) or not all(isinstance(it, str) for it in value):
         raise _refused(key, value, "must be a list of texts")
@@ -178,6 +193,8 @@ class Settings:
     it has come to any end)."""
     keep_content_days: int | None = _setting(None, _optional_count)
     """Days after which the content of finished mail is forgotten, its row being kept on."""
+    base_url: str | None = _setting(None, _site)
+    """The site's own address, ``"https://www.example.com"``, for the links that mails carry."""
     transactional: Sequence[str] = _setting((), _texts)
     """Categories of mail that people cannot unsubscribe from; ``""`` is mail without one."""
     suppression_keys: Sequence[str] = _setting((), _texts)

@@ -14,6 +14,7 @@ from uuid import UUID
 from django.core.mail import EmailMessage
 
 from django_epica_mail import (
+    additions,
     claiming,
     conf,
     doorbell,
@@ -141,6 +142,8 @@ def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
         return _suppressed(mail, contents)
     try:
         message = contents.message(mail)
+        if mail.additions:
+            additions.apply(message, mail)
     except Exception as error:  # noqa: BLE001 - one bad message never stops another
         reply = retry.reply_text(f"{type(error).__name__}: {error}")
         result = Result(failure=Failure(kind=Kind.MESSAGE, reply=reply))

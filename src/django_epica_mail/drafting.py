@@ -13,7 +13,7 @@ from django.core.mail import EmailMessage
 from django.core.mail.utils import DNS_NAME
 from django.utils import timezone
 
-from django_epica_mail import clock, conf, routing, serialization
+from django_epica_mail import clock, conf, links, routing, serialization
 from django_epica_mail import transport as transports
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
 from django_epica_mail.routing import Options
@@ -44,7 +44,7 @@ def draft(
 
     ``of_celery`` is what the site's Celery routes say of our task. Raises ``ValueError`` or
     ``TypeError`` for a message that cannot be sent, ``UnstorableMessage`` for one that cannot be
-    kept whole.
+    kept whole, ``ImproperlyConfigured`` where it is to carry links that the site does not serve.
     """
     if not message.recipients():
         raise ValueError("The message has no recipient: give it at least one in to, cc or bcc.")
@@ -62,6 +62,10 @@ def draft(
         is_bulk=bulk,
     )
     _route(log, routing.decide(options, facts, of_celery), options)
+    if len(recipients) > 1:
+        log.additions = ""  # a link stands for one person, and whoever gets it may use it
+    elif log.additions:
+        links.check()
     log.category = options.category or ""
     log.subject = storable(message.subject)
     log.from_email = storable(message.from_email)
@@ -105,6 +109,7 @@ def _route(log: EmailLog, route: routing.Route, options: Options) -> None:
             send_at + route.expires_after if send_at else clock.now(route.expires_after)
         )
     log.on_unknown = route.on_unknown
+    log.additions = " ".join(route.additions)
     log.keep_content = route.keep_content
     log.max_retries = route.max_retries
     log.retry_delay = route.retry_delay

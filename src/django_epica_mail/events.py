@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from uuid import UUID
 
 from django.db import connections, router, transaction
 from django.db.models import Exists, OuterRef
+from django.utils import timezone
 
 from django_epica_mail import clock, contents, lifecycle, results, signals, suppression
 from django_epica_mail.lifecycle import Status
@@ -64,6 +66,32 @@ def record(event: EmailEvent) -> bool:
     if connections[using].in_atomic_block:
         transaction.on_commit(follow_up, using=using)
     return is_new
+
+
+def unsubscribe(found_by: str, scope: str, email_id: UUID | None) -> None:
+    """Note that a person unsubscribed by a link, and hold mail back from the address from now on.
+
+    ``found_by`` is the digest of the address. It may be done again, and long after the mail that
+    carried the link was deleted.
+    """
+    using = router.db_for_write(EmailEvent)
+    recipients = EmailRecipient.objects.using(using).filter(email=email_id)
+    address = recipients.values_list("address", flat=True).first() if email_id else None
+    if address is None or suppression.digest(address) != found_by:
+        suppression.add_digest(found_by, reason=Suppression.Reason.UNSUBSCRIBE, scope=scope)
+        return
+    suppression.add(address, reason=Suppression.Reason.UNSUBSCRIBE, scope=scope)
+    record(
+        EmailEvent(
+            email_id=email_id,
+            key=hashlib.sha256(f"{Kind.UNSUBSCRIBED} {email_id}".encode()).hexdigest(),
+            kind=Kind.UNSUBSCRIBED,
+            at=timezone.now(),
+            created_at=clock.now(),
+            source=OWN,
+            address=suppression.normalise(address),
+        )
+    )
 
 
 def settled(ids: Iterable[UUID], provider_ids: Collection[str], using: str) -> None:
@@ -183,4 +211,5 @@ def _suppress(event: EmailEvent, using: str) -> None:
 
 
 def _tell(event: EmailEvent) -> None:
+    event.__dict__.pop("created_at", None)  # an expression until the database has said its time
     signals.email_event.send_robust(EmailEvent, event=event)

@@ -110,6 +110,11 @@ def insert(rows: Sequence[Suppression]) -> int:
     return count
 
 
+def add_digest(found_by: str, *, reason: str, scope: str = "", note: str = "") -> bool:
+    """Hold mail back from an address of which only the digest is known; see ``add``."""
+    return bool(insert([entry("", reason=reason, scope=scope, note=note, found_by=found_by)]))
+
+
 def remove(address: str, *, scope: str | None = None, reason: str | None = None) -> int:
     """Send to an address again; return how many entries were lifted.
 
