@@ -195,6 +195,8 @@ class Settings:
     """Days after which the content of finished mail is forgotten, its row being kept on."""
     base_url: str | None = _setting(None, _site)
     """The site's own address, ``"https://www.example.com"``, for the links that mails carry."""
+    store_ip: bool = _setting(False, _flag)
+    """Whether the IP address of who opens a mail or follows a link is kept."""
     transactional: Sequence[str] = _setting((), _texts)
     """Categories of mail that people cannot unsubscribe from; ``""`` is mail without one."""
     suppression_keys: Sequence[str] = _setting((), _texts)

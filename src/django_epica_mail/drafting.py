@@ -64,7 +64,9 @@ def draft(
     _route(log, routing.decide(options, facts, of_celery), options)
     if len(recipients) > 1:
         log.additions = ""  # a link stands for one person, and whoever gets it may use it
-    elif log.additions:
+    elif log.additions and not (
+        "unsubscribe" not in log.additions and transports.tracks(log.transport)
+    ):
         links.check()
     log.category = options.category or ""
     log.subject = storable(message.subject)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
@@ -23,11 +24,18 @@ from django_epica_mail.models import (
     Suppression,
 )
 from django_epica_mail.retry import Kind as FailureKind
+from django_epica_mail.retry import reply_text
 
 Kind = EmailEvent.Kind
 
 OWN = "epica_mail"
 """The source of what we saw ourselves."""
+
+_TOO_SOON = 3.0
+"""Seconds after it was sent in which no person opens a mail, or follows a link of it."""
+
+_SAME = 10.0
+"""Seconds in which the same visit is counted once, so that no link fills the table."""
 
 _SAYS_NOTHING_OF_THE_SENDING = (Kind.SUBSCRIBED, Kind.AUTORESPONDED)
 _LEFT_OPEN = (FailureKind.UNKNOWN, FailureKind.WORKER_LOST)
@@ -92,6 +100,55 @@ def unsubscribe(found_by: str, scope: str, email_id: UUID | None) -> None:
             address=suppression.normalise(address),
         )
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """Somebody, or something, that opens a mail or follows one of its links."""
+
+    email_id: UUID
+    kind: Kind
+    url: str = ""
+    user_agent: str = ""
+    is_machine: bool = False
+    ip: str | None = None
+
+
+def observe(visit: Visit) -> bool:
+    """Record a visit, with one write; return whether it was.
+
+    Not of a mail that is deleted. The same again within a few seconds is the same visit. Who
+    comes before the mail has been sent for some seconds is a scanner on its way.
+    """
+    using = router.db_for_write(EmailEvent)
+    logs = EmailLog.objects.using(using).filter(pk=visit.email_id)
+    log = logs.only("pk", "status", "finished_at").first()
+    if log is None:
+        return False
+    now = timezone.now()
+    is_machine = visit.is_machine or log.finished_at is None
+    if log.finished_at is not None:
+        is_machine |= (now - log.finished_at).total_seconds() < _TOO_SOON
+    what = [visit.email_id.hex, visit.kind, visit.url, is_machine, int(now.timestamp() // _SAME)]
+    event = EmailEvent(
+        email_id=log.pk,
+        key=hashlib.sha256(repr(what).encode("utf-8", "replace")).hexdigest(),
+        kind=visit.kind,
+        at=now,
+        created_at=clock.now(),
+        source=OWN,
+        url=visit.url,
+        user_agent=reply_text(visit.user_agent)[:255],
+        ip=visit.ip,
+        is_machine=is_machine,
+    )
+    rows = EmailEvent.objects.using(using)
+    rows.bulk_create([event], ignore_conflicts=True)
+    if signals.email_event.has_listeners(EmailEvent) and rows.filter(pk=event.pk).exists():
+        transaction.on_commit(partial(_tell, event), using=using, robust=True)
+    if log.status != Status.SENT:  # whoever looks at it, it has arrived
+        decide([log.pk], using)
+    return True
 
 
 def settled(ids: Iterable[UUID], provider_ids: Collection[str], using: str) -> None:
