@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from django.core.mail import EmailMessage
@@ -21,6 +21,7 @@ from django_epica_mail import (
     doorbell,
     failover,
     gates,
+    guards,
     lifecycle,
     rates,
     results,
@@ -29,7 +30,8 @@ from django_epica_mail import (
 )
 from django_epica_mail.claiming import Batch
 from django_epica_mail.contents import Contents
-from django_epica_mail.exceptions import Veto
+from django_epica_mail.exceptions import MissingKey, Veto
+from django_epica_mail.guards import Handed
 from django_epica_mail.lanes import Lanes
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Decision, Failure, Kind, Result
@@ -134,7 +136,7 @@ class _Try:
 
     mail: EmailLog
     message: EmailMessage
-    tried: list[int]
+    handed: Handed
     was_accepted: bool
     held_back: Mapping[int, str]
 
@@ -149,27 +151,37 @@ def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
         message = contents.message(mail)
         if mail.additions:
             additions.apply(message, mail)
+        handed = guards.apply(message, contents.outstanding(mail))
     except Exception as error:  # noqa: BLE001 - one bad message never stops another
         reply = retry.reply_text(f"{type(error).__name__}: {error}")
-        result = Result(failure=Failure(kind=Kind.MESSAGE, reply=reply))
-        return _judge(_try(mail, EmailMessage(), contents), result)
+        # A key that is missing here may be one that the site, or this worker, is yet to be given.
+        kind = Kind.TRANSIENT if isinstance(error, MissingKey) else Kind.MESSAGE
+        return _judge(
+            _try(mail, EmailMessage(), contents), Result(failure=Failure(kind=kind, reply=reply))
+        )
+    ready = _try(mail, message, contents, handed)
+    if handed.is_empty:
+        return _judge(ready, Result(failure=next(iter(handed.barred.values()))))
     objection = _ask_site(mail, message)
     if objection is not None and objection.kind is Kind.VETOED:
         return _unsent(mail, contents, objection)
     if objection is not None:
-        return _judge(_try(mail, message, contents), Result(failure=objection))
+        return _judge(ready, Result(failure=objection))
     refusal = rates.take(mail.transport, message.recipients())
     if refusal is not None:
         decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)
         return Outcome(mail, None, decision, ends_batch=not refusal.is_of_domain)
-    return _try(mail, message, contents)
+    return ready
 
 
-def _try(mail: EmailLog, message: EmailMessage, contents: Contents) -> _Try:
+def _try(
+    mail: EmailLog, message: EmailMessage, contents: Contents, handed: Handed | None = None
+) -> _Try:
+    tried = contents.outstanding(mail)
     return _Try(
         mail,
         message,
-        tried=contents.outstanding(mail),
+        handed=handed or Handed(tried, tried),
         was_accepted=contents.was_accepted(mail),
         held_back=contents.held_back(mail),
     )
@@ -216,10 +228,12 @@ def _note(finished: Iterable[tuple[_Try, Result]], batch: Batch, settler: Settle
 
 def _judge(it: _Try, result: Result) -> Outcome:
     """Decide what follows from a try."""
-    # The server's replies follow the recipients tried; the rows know them by their place in all.
-    result = retry.at_positions(result, it.tried)
+    # The server's replies follow the recipients asked; the rows know them by their place in all.
+    result = retry.at_positions(result, it.handed.asked)
+    if it.handed.barred:
+        result = replace(result, refused={**result.refused, **it.handed.barred})
     policy = policy_of(it.mail, too_old=getattr(it.mail, "too_old", False))
-    decision = retry.conclude(result, policy, it.tried, it.was_accepted)
+    decision = retry.conclude(result, policy, it.handed.tried, it.was_accepted)
     return Outcome(it.mail, result, decision, held_back=it.held_back)
 
 

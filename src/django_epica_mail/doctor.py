@@ -19,6 +19,7 @@ from django.db import DatabaseError, router
 from django.db.models import Max
 
 from django_epica_mail import (
+    backlog,
     checks,
     clock,
     conf,
@@ -26,7 +27,6 @@ from django_epica_mail import (
     gates,
     routing,
     rules,
-    status,
     transport,
 )
 from django_epica_mail.models import DeliveryGate, EmailLog
@@ -99,7 +99,7 @@ def queues() -> set[str]:
     named = {of_celery[0] or routing.QUEUE, of_celery[1] or routing.BULK_QUEUE}
     named |= {rule.queue for rule in conf.get().routes if rule.queue}
     named |= {options["queue"] for options in checks.queueing().values() if options.get("queue")}
-    return named | {queue for queue, _ in status.waiting(router.db_for_read(EmailLog))}
+    return named | {queue for queue, _ in backlog.waiting(router.db_for_read(EmailLog))}
 
 
 def _source(by_rule: object, by_celery: object) -> str:
@@ -277,7 +277,7 @@ def _held_back(using: str) -> Iterator[Finding]:
             else "It is tried again by itself. See what is wrong by doctor --open.",
         )
     known = transport.aliases()
-    for queue, alias in status.waiting(using):
+    for queue, alias in backlog.waiting(using):
         if alias not in known and not transport.under_test():
             yield Finding(
                 "error",

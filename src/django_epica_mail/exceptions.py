@@ -28,6 +28,10 @@ class UnreadableEnvelope(EpicaMailError, ValueError):  # noqa: N818
     """A stored message cannot be read by this version of the package, or is incomplete."""
 
 
+class MissingKey(UnreadableEnvelope):
+    """A stored message is encrypted, and none of the site's keys decrypts it."""
+
+
 class DeliveryFailed(EpicaMailError):  # noqa: N818
     """A mail was accepted for nobody: what ``AsyncResult.get()`` raises.
 

@@ -48,6 +48,12 @@ class Gates:
             if scope == _TRANSPORT and gate.outages
         ]
 
+    def paused(self) -> list[str]:
+        """Return what a person has stopped, as ``queue emails``."""
+        return sorted(
+            f"{scope} {name}" for (scope, name), gate in self._closed.items() if gate.paused
+        )
+
     def reasons(self) -> dict[str, str]:
         """Return, for people, what is closed and why."""
         return {

@@ -20,6 +20,7 @@ from django_epica_mail import (
     lifecycle,
     results,
     retry,
+    totals,
 )
 from django_epica_mail import transport as transports
 from django_epica_mail.contents import recipient_outcomes
@@ -32,7 +33,7 @@ from django_epica_mail.models import (
     EmailRecipient,
     PendingResult,
 )
-from django_epica_mail.retry import Decision, Failure, Kind, Result
+from django_epica_mail.retry import PASSING, Decision, Failure, Kind, Result
 from django_epica_mail.rules import LEVELS
 from django_epica_mail.settling import Outcome, announce, policy_of, settle
 
@@ -43,7 +44,6 @@ _PATIENCE_WITH_BATCHES = 20.0
 """Seconds for which a bulk call is left to the ring of its commit."""
 _LOST = Failure(kind=Kind.WORKER_LOST, reply="The worker did not live to say what became of it.")
 _OVERDUE = Failure(kind=Kind.OVERDUE, reply="The transport was out of order for too long.")
-_PASSING = (Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE)
 
 
 def dispatch() -> dict[str, int]:
@@ -65,6 +65,7 @@ def dispatch() -> dict[str, int]:
         DeliveryGate.objects.using(using).update_or_create(
             scope=DeliveryGate.Scope.QUEUE, name=queue, defaults={"last_sweep_at": clock.now()}
         )
+    totals.count()  # last, for no mail waits for it
     return done
 
 
@@ -179,17 +180,25 @@ def retry_failed(*, advance: Callable[[int], None] = lambda count: None) -> int:
     """Give what failed for a passing reason one more try each; return how many mails.
 
     Goes in portions, and calls ``advance`` with the number so far. What was refused for good, and
-    what may have been accepted, is never tried again by itself.
+    what may have been accepted, is never tried again by itself. What can no longer be, for it has
+    been given up, loses the content that was kept for it.
     """
     using = router.db_for_write(EmailLog)
+    contents.forget_given_up(using)
     patience = timedelta(seconds=conf.get().give_up_after)
-    failed = EmailLog.objects.using(using).filter(
-        status=Status.FAILED,
-        give_up_at__gt=clock.now(),
-        finished_at__gt=clock.now(-patience),  # follows from the line above, and the index has it
+    failed = (
+        EmailLog.objects.using(using)
+        .filter(
+            status=Status.FAILED,
+            give_up_at__gt=clock.now(),
+            finished_at__gt=clock.now(
+                -patience
+            ),  # follows from the line above, and the index has it
+        )
+        .exclude(envelope="")
     )
     count = 0
-    for kind in _PASSING:
+    for kind in PASSING:
         rows = failed.filter(failure_kind=kind).order_by("finished_at")
         newest = rows.values_list("finished_at", flat=True).last()
         if newest is None:
@@ -222,9 +231,11 @@ def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda 
             _delete(ids, using)
             count += len(ids)
             advance(count)
+    contents.forget_given_up(using)
     _forget_contents(using)
     _delete_batches(age, using)
     _delete_events(age, using)
+    totals.forget_hours(using)
     return count
 
 

@@ -6,13 +6,14 @@ import os
 import time
 import uuid
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, ClassVar
 
 from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from django_epica_mail import lifecycle
+from django_epica_mail import encryption, lifecycle
 from django_epica_mail.retry import Kind
 
 
@@ -177,6 +178,10 @@ class EmailLog(models.Model):
             # None on the status. It guards each move by id, and a database that has not counted
             # its rows since a backlog came takes such an index to be quicker than the ids.
         ]
+        permissions: ClassVar = [
+            ("view_content", _("Can view the content of e-mails")),
+            ("operate_emaillog", _("Can operate the e-mail queue")),
+        ]
 
     def __str__(self) -> str:
         return str(self.id)
@@ -233,6 +238,7 @@ class EmailAttachment(models.Model):
     filename = models.TextField(_("file name"), blank=True)
     mimetype = models.CharField(_("type"), max_length=255)
     size = models.PositiveBigIntegerField(_("bytes"))
+    #: As ``encryption`` wrote it; ``data`` is what was attached.
     content = models.BinaryField()
 
     class Meta:
@@ -241,6 +247,11 @@ class EmailAttachment(models.Model):
 
     def __str__(self) -> str:
         return self.filename or str(self.id)
+
+    @cached_property
+    def data(self) -> bytes:
+        """What was attached. Raises ``MissingKey`` for what no key of the site's decrypts."""
+        return encryption.unseal_bytes(bytes(self.content), self.size)
 
 
 class DeliveryAttempt(models.Model):
@@ -426,3 +437,68 @@ class DeliveryGate(models.Model):
 
     def __str__(self) -> str:
         return f"{self.scope} {self.name}"
+
+
+class EmailTotal(models.Model):
+    """How often something happened to mail in one hour, or ever; written by ``totals`` alone.
+
+    It outlives the mails it counts, so that what is read from it never goes down.
+    """
+
+    class Event(models.TextChoices):
+        """What is counted."""
+
+        ENQUEUED = "enqueued", _("queued")
+        SENT = lifecycle.Status.SENT.value, _("sent")
+        FAILED = lifecycle.Status.FAILED.value, _("failed")
+        CANCELLED = lifecycle.Status.CANCELLED.value, _("cancelled")
+        EXPIRED = lifecycle.Status.EXPIRED.value, _("expired")
+        SUPPRESSED = lifecycle.Status.SUPPRESSED.value, _("suppressed")
+        ATTEMPT = "attempt", _("attempts")
+        RETRIED = "retried", _("retried")
+        POSTPONED = "postponed", _("postponed")
+        UNKNOWN = lifecycle.Status.UNKNOWN.value, _("unknown")
+
+    #: Its beginning; ``totals.EVER`` for the sum over all hours.
+    hour = models.DateTimeField()
+    queue = models.CharField(max_length=64)
+    transport = models.CharField(max_length=64)
+    event = models.CharField(max_length=16, choices=Event)
+    #: Why, of an event that has a reason.
+    failure_kind = models.CharField(max_length=16, choices=Kind, blank=True)
+    #: The reply code, or 0.
+    failure_code = models.PositiveSmallIntegerField(default=0)
+    count = models.PositiveBigIntegerField(default=0)
+    #: How long all of them took together, of an event that takes time.
+    seconds = models.FloatField(default=0)
+    #: How many took at most each of ``totals.BOUNDS``, and not at most the one before.
+    buckets = models.JSONField(default=list)
+
+    class Meta:
+        verbose_name = _("total")
+        # It has one page in the admin, and this is its name in the list.
+        verbose_name_plural = _("dashboard")
+        default_permissions = ()
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["hour", "queue", "transport", "event", "failure_kind", "failure_code"],
+                name="epica_mail_one_total",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.hour:%Y-%m-%d %H} {self.queue} {self.transport} {self.event}"
+
+
+class CountingMark(models.Model):
+    """The one row that says until when the totals are counted, and lets one count at a time."""
+
+    counted_until = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("counting mark")
+        verbose_name_plural = _("counting marks")
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return str(self.counted_until)

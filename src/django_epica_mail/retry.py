@@ -64,6 +64,9 @@ _BY_ENHANCED_CODE = {
 }
 """Subject and detail of the enhanced status codes (RFC 3463; RFC 5248's registry) that say more."""
 
+PASSING = (Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE)
+"""What may be over by itself; mail that failed of it is tried again until it is given up."""
+
 _BUDGETED = frozenset({Kind.TRANSIENT, Kind.UNKNOWN, Kind.WORKER_LOST})
 _FOR_GOOD = frozenset({Kind.PERMANENT, Kind.MESSAGE, Kind.OVERDUE})
 # What building a message or its addresses raises, and what a server cannot do for it at all.

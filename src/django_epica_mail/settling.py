@@ -32,7 +32,13 @@ class Outcome:
     @property
     def ends_content(self) -> bool:
         """Whether body and attachments are not to be kept beyond it."""
-        return contents.ends_with(self.decision.moves[-1].target, self.mail.keep_content)
+        failure = self.decision.failure
+        return contents.ends_with(
+            self.decision.moves[-1].target,
+            self.mail.keep_content,
+            failure.kind if failure else "",
+            too_old=getattr(self.mail, "too_old", False),
+        )
 
     @property
     def is_plain(self) -> bool:

@@ -8,7 +8,6 @@ import hmac
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from email.utils import parseaddr
 from itertools import islice
 from typing import TypeVar
 from uuid import UUID
@@ -19,7 +18,7 @@ from django.db.models import BooleanField, Q
 from django.db.models.expressions import RawSQL
 from django.utils.encoding import force_bytes
 
-from django_epica_mail import clock, conf, rules
+from django_epica_mail import addresses, clock, conf, rules
 from django_epica_mail.models import EmailLog, EmailRecipient, Suppression
 
 T = TypeVar("T")
@@ -38,7 +37,7 @@ def normalise(address: str) -> str:
 
     What is before the @ may by RFC 5321, section 2.4, be case-sensitive, and nowhere is.
     """
-    bare = (parseaddr(address)[1] or address).strip().lower()
+    bare = addresses.bare(address).strip().lower()
     local, at, domain = bare.rpartition("@")
     if not domain.isascii():
         with contextlib.suppress(UnicodeError):  # no domain, and can be found as it is
@@ -171,10 +170,10 @@ def held_back(
     return dict(found), dict(left)
 
 
-def _listed(addresses: Iterable[str], using: str) -> dict[str, list[tuple[str, str]]]:
+def _listed(wanted: Iterable[str], using: str) -> dict[str, list[tuple[str, str]]]:
     """Return the entries there are of addresses: scope and reason of each."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for portion in _portions(addresses):
+    for portion in _portions(wanted):
         whose = {_digest(key, address): address for address in portion for key in _keys()}
         rows = (
             Suppression.objects.using(using)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from django.urls import URLPattern, path
 
 from django_epica_mail.views import tracking, unsubscribe
+from django_epica_mail.views.health import health
+from django_epica_mail.views.metrics import metrics
 
 app_name = "epica_mail"
 
@@ -12,5 +14,6 @@ urlpatterns: list[URLPattern] = [
     path("open/<str:token>/", tracking.open_, name="open"),
     path("click/<str:token>/", tracking.click, name="click"),
     path("unsubscribe/<str:token>/", unsubscribe.unsubscribe, name="unsubscribe"),
+    path("health/", health, name="health"),
+    path("metrics/", metrics, name="metrics"),
 ]
-"""The pages that the package serves outside the admin, one module for each purpose."""

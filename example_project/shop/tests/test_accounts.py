@@ -4,13 +4,20 @@
 import re
 
 from django.contrib.auth.models import User
-from django.core import mail
 from django.test import TestCase
 from django.urls import reverse
+
+from django_epica_mail.testing import (
+    assert_email_queued,
+    assert_no_email_queued,
+    drain_email_queue,
+    queued_mail,
+)
 
 PASSWORD = "bir-uzun-parola-42"  # noqa: S105
 
 
+@queued_mail()
 class SignUpTests(TestCase):
     """A visitor becomes a customer."""
 
@@ -28,22 +35,25 @@ class SignUpTests(TestCase):
     def test_sign_up_creates_logs_in_and_greets(self) -> None:
         self.sign_up()
         self.assertEqual(self.client.session["_auth_user_id"], str(User.objects.get().pk))
-        [message] = mail.outbox
-        self.assertEqual(message.subject, "Welcome to Epica Shop, ayşe")
-        self.assertEqual(message.to, ["ayse@example.com"])
-        self.assertIn("Hello ayşe,", message.body)
+        assert_email_queued(
+            1,
+            subject="Welcome to Epica Shop, ayşe",
+            to=["ayse@example.com"],
+            body_contains="Hello ayşe,",
+        )
 
     def test_the_welcome_speaks_the_visitors_language(self) -> None:
         self.sign_up(accept_language="tr")
-        self.assertEqual(mail.outbox[0].subject, "Epica Shop’a hoş geldiniz, ayşe")  # noqa: RUF001
+        assert_email_queued(1, subject="Epica Shop’a hoş geldiniz, ayşe")  # noqa: RUF001
 
     def test_a_refused_form_sends_nothing(self) -> None:
         response = self.client.post(reverse("sign_up"), {"username": "ayşe"})
         self.assertContains(response, "This field is required.")
         self.assertEqual(User.objects.count(), 0)
-        self.assertEqual(mail.outbox, [])
+        assert_no_email_queued()
 
 
+@queued_mail()
 class PasswordResetTests(TestCase):
     """A customer who forgot the password chooses a new one."""
 
@@ -54,7 +64,7 @@ class PasswordResetTests(TestCase):
     def test_the_link_in_the_mail_sets_a_new_password(self) -> None:
         response = self.client.post(reverse("password_reset"), {"email": "ali@example.com"})
         self.assertRedirects(response, reverse("password_reset_done"))
-        [message] = mail.outbox
+        [message] = drain_email_queue()
         self.assertEqual(message.subject, "Your new password at Epica Shop")
 
         link = re.search(r"http://testserver(/accounts/reset/\S+)", message.body)
@@ -71,7 +81,7 @@ class PasswordResetTests(TestCase):
     def test_an_unknown_address_gets_nothing(self) -> None:
         response = self.client.post(reverse("password_reset"), {"email": "x@example.com"})
         self.assertRedirects(response, reverse("password_reset_done"))
-        self.assertEqual(mail.outbox, [])
+        assert_no_email_queued()
 
     def test_a_made_up_link_is_refused(self) -> None:
         made_up = reverse("password_reset_confirm", args=("MQ", "abc-123"))

@@ -2,13 +2,19 @@
 """The newsletter: subscribing, and sending to all."""
 
 from django.contrib.auth.models import User
-from django.core import mail
 from django.test import TestCase
 from django.urls import reverse
 
+from django_epica_mail.testing import (
+    assert_email_queued,
+    assert_no_email_queued,
+    drain_email_queue,
+    queued_mail,
+)
 from shop.models import NewsletterSubscription
 
 
+@queued_mail()
 class NewsletterTests(TestCase):
     """Visitors subscribe, the staff sends."""
 
@@ -33,7 +39,8 @@ class NewsletterTests(TestCase):
         response = self.client.post(reverse("newsletter"), form, follow=True)
 
         self.assertContains(response, "2 mails are on their way.")
-        first, second = mail.outbox
+        assert_email_queued(2, queue="bulk_emails")
+        first, second = drain_email_queue()
         self.assertEqual((first.to, second.to), (["a@example.com"], ["b@example.com"]))
         self.assertEqual(first.subject, "Yaz indirimi")
         self.assertIn("50 % & more", first.body)
@@ -45,13 +52,13 @@ class NewsletterTests(TestCase):
         form = {"subject": "Yaz", "text": "indirim"}
         response = self.client.post(reverse("newsletter"), form, follow=True)
         self.assertContains(response, "0 mails are on their way.")
-        self.assertEqual(mail.outbox, [])
+        assert_no_email_queued()
 
     def test_a_subject_of_two_lines_is_refused(self) -> None:
         self.client.force_login(User.objects.create_superuser("staff"))
         form = {"subject": "Yaz\nBcc: x@example.com", "text": "indirim"}
         self.client.post(reverse("newsletter"), form)
-        self.assertEqual(mail.outbox, [])
+        assert_no_email_queued()
 
     def test_only_the_staff_may_send(self) -> None:
         self.client.force_login(User.objects.create_user("ali"))

@@ -70,6 +70,29 @@ def _ago(seconds: float | None) -> str:
     return "never" if seconds is None else f"{age(seconds)} ago"
 
 
+def bar(done: int, total: int, width: int = 40) -> str:
+    """Return a bar of progress, filled as far as work is done."""
+    share = min(1.0, done / total) if total else 1.0
+    filled = int(share * width)
+    return f"[{'#' * filled}{'.' * (width - filled)}] {done} of {total}"
+
+
+_LISTED = 20
+"""How many rows that cannot be moved are shown."""
+
+
+def imported(report: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of what ``importing.move`` reports."""
+    refused = report["refused"]
+    yield ("would be moved" if report["dry_run"] else "moved")
+    yield from pairs({name: report[name] for name in ("queued", "finished", "already")})
+    yield f"{'refused':<8}  {len(refused)}"
+    for row in refused[:_LISTED]:
+        yield f"  row {row['row']}: {row['reason']}"
+    if len(refused) > _LISTED:
+        yield f"  and {len(refused) - _LISTED} more; --json has all"
+
+
 def pairs(report: dict[str, Any]) -> Iterator[str]:
     """Yield a line for each value, after its name."""
     width = max(map(len, report), default=0)

@@ -9,22 +9,28 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from keyword import iskeyword
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import router
 
 from django_epica_mail import (
+    conf,
     doctor,
+    importing,
     lifecycle,
     maintenance,
     outbox,
+    reencryption,
     suppression_files,
     transport,
 )
+from django_epica_mail.importing.sources import NAMES
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.management import tables
+from django_epica_mail.management import progress, tables
 from django_epica_mail.models import EmailLog, Suppression
 from django_epica_mail.status import status
 from django_epica_mail.tasks import send_email_async
@@ -36,7 +42,8 @@ class Command(BaseCommand):
     """Runs one of the actions named in its help.
 
     Ends with 1 where the answer is no: something wrong for ``doctor``, a mail too late for
-    ``cancel``, a test mail not sent.
+    ``cancel``, a test mail not sent, content that no key decrypts, a row that ``import`` cannot
+    move.
     """
 
     help = "Looks at the e-mail queue, and takes care of it."
@@ -70,6 +77,17 @@ class Command(BaseCommand):
         listed = action("suppressions", "read or write the suppression list as CSV")
         listed.add_argument("direction", choices=("import", "export"))
         listed.add_argument("file", help="a path; - is the terminal's input or output")
+        action("reencrypt", "encrypt stored content with the first of ENCRYPTION_KEYS")
+        moving = action("import", "move mail out of the tables of another package")
+        moving.add_argument("--from", dest="source", choices=NAMES, required=True)
+        moving.add_argument("--yes", action="store_true", help="do it; otherwise a dry run")
+        moving.add_argument("--days", type=int, help="of finished mail (default: KEEP_DAYS)")
+        moving.add_argument("--transport", help="for mail that names none of this site's")
+        moving.add_argument(
+            "--trust-pickles",
+            action="store_true",
+            help="of mailer: nobody else wrote to its tables",
+        )
         for name in ("pause", "resume"):
             target = action(name, f"{name} a queue or a transport").add_mutually_exclusive_group(
                 required=True
@@ -79,9 +97,10 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run the action, print what came of it, and end with its exit code."""
-        action = getattr(self, options["action"].replace("-", "_"))
+        name = options["action"].replace("-", "_")
+        action = getattr(self, f"{name}_" if iskeyword(name) else name)
         report, is_well = action(options)
-        show = {"status": tables.status, "doctor": self._findings}
+        show = {"status": tables.status, "doctor": self._findings, "import": tables.imported}
         if report is None:
             pass  # it has written what there is to say
         elif options["json"]:
@@ -188,6 +207,41 @@ class Command(BaseCommand):
         except (OSError, ValueError) as error:
             raise CommandError(str(error)) from None
         return asdict(done), not done.refused
+
+    def reencrypt(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Encrypt what is stored with the first key."""
+        try:
+            done = reencryption.reencrypt(advance=progress.bar(self.stderr, "re-encrypting"))
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from None
+        return done, not done["unreadable"]
+
+    def import_(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Move another package's mail, or say what would be moved."""
+        _require_transport(options["transport"])
+        if options["days"] is not None and options["days"] < 0:
+            raise CommandError(f"--days must be 0 or more; it is {options['days']}.")
+        own = {"trust_pickles": options["trust_pickles"]} if options["source"] == "mailer" else {}
+        try:
+            report = importing.move(
+                importing.find(options["source"], **own),
+                dry_run=not options["yes"],
+                days=conf.get().keep_days if options["days"] is None else options["days"],
+                transport=options["transport"],
+                advance=self._bar,
+            )
+        except importing.CannotImport as error:
+            raise CommandError(str(error)) from None
+        if self.stderr.isatty():
+            self.stderr.write("")  # the bar's line is over
+        if not options["yes"] and not options["json"]:
+            self.stdout.write("Nothing is changed: a dry run. With --yes it is done.")
+        return {**report.as_dict(), "dry_run": not options["yes"]}, not report.refused
+
+    def _bar(self, done: int, total: int) -> None:
+        """Show how far work is whose end is known, where a person looks on."""
+        if self.stderr.isatty():
+            self.stderr.write(f"\r{tables.bar(done, total)}", ending="")
 
     def pause(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Pause a queue or a transport."""

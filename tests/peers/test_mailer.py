@@ -1,0 +1,64 @@
+"""django-mailer."""
+
+from __future__ import annotations
+
+import pytest
+from django.core.management import CommandError, call_command
+from mailer.backend import DbBackend
+from mailer.models import Message, MessageLog
+
+from django_epica_mail.models import EmailLog
+from django_epica_mail.testing import assert_email_queued, drain_email_queue
+
+
+def test_pickles_are_read_only_if_they_are_trusted(send) -> None:
+    send(DbBackend)
+    with pytest.raises(CommandError, match="--trust-pickles"):
+        call_command("epica_mail", "import", "--from", "mailer", "--yes")
+    assert EmailLog.objects.count() == 0
+
+
+def test_what_waits_is_moved_whole_and_its_row_is_gone(import_from, full_message) -> None:
+    DbBackend().send_messages([full_message])
+    assert import_from("mailer", "--yes", "--trust-pickles")["queued"] == 1
+    assert Message.objects.count() == 0
+    (message,) = drain_email_queue()
+    assert message.recipients() == full_message.recipients()
+    assert message.alternatives == full_message.alternatives
+    assert message.attachments == full_message.attachments
+    assert message.extra_headers["X-Order"] == "7"
+    assert message.reply_to == ["help@example.com"]
+
+
+def test_what_was_put_off_after_a_failure_is_moved_too_and_priorities_are_kept(
+    import_from, send
+) -> None:
+    for number, subject in enumerate(("High", "Medium", "Low", "Deferred"), 1):
+        send(DbBackend, subject)
+        Message.objects.filter(pk=Message.objects.latest("pk").pk).update(priority=number)
+    import_from("mailer", "--yes", "--trust-pickles")
+    for subject, priority in (("High", 6), ("Medium", 3), ("Low", 0), ("Deferred", 3)):
+        assert_email_queued(1, subject=subject, priority=priority)
+
+
+def test_what_was_sent_is_kept_as_a_record(import_from, send) -> None:
+    for subject in ("Sent", "Listed", "Tried"):
+        send(DbBackend, subject)
+    for message, result in zip(Message.objects.order_by("pk"), "123", strict=True):
+        MessageLog.objects.log(message, result, "250 OK")
+    Message.objects.all().delete()
+    assert import_from("mailer", "--yes", "--trust-pickles")["finished"] == 2
+    assert_email_queued(1, status="sent", subject="Sent")
+    assert_email_queued(1, status="suppressed", subject="Listed")
+    assert drain_email_queue() == []
+
+
+def test_a_message_that_was_not_kept_is_reported(import_from, send) -> None:
+    send(DbBackend)
+    log = MessageLog.objects.log(Message.objects.get(), "1")
+    MessageLog.objects.filter(pk=log.pk).update(message_data="")
+    Message.objects.update(message_data="gAAAA")
+    report = import_from("mailer", "--yes", "--trust-pickles")
+    assert len(report["refused"]) == 2
+    assert "no message that can be read" in report["refused"][0]["reason"]
+    assert Message.objects.count() == 1
