@@ -119,13 +119,19 @@ def remove(address: str, *, scope: str | None = None, reason: str | None = None)
 
     ``scope`` and ``reason`` lift those alone; without them all are.
     """
-    rows = Suppression.objects.using(_using()).filter(_match([normalise(address)]))
+    rows = Suppression.objects.using(_using()).filter(match(address))
     if scope is not None:
         rows = rows.filter(scope=scope)
     if reason is not None:
         rows = rows.filter(reason=reason)
     count, _ = rows.delete()
     return count
+
+
+def match(address: str) -> Q:
+    """Return the condition by which the entries of an address are found."""
+    wanted = normalise(address)
+    return Q(digest__in=[_digest(key, wanted) for key in _keys()]) | Q(address=wanted)
 
 
 def is_suppressed(address: str, category: str = "") -> bool:
@@ -194,11 +200,6 @@ def _reason(entries: Iterable[tuple[str, str]], category: str) -> str | None:
         if scope in ("", category) and not (exempt and reason == Reason.UNSUBSCRIBE)
     }
     return next((reason for reason in Reason.values if reason in reasons), None)
-
-
-def _match(addresses: Sequence[str]) -> Q:
-    digests = [_digest(key, address) for address in addresses for key in _keys()]
-    return Q(digest__in=digests) | Q(address__in=addresses)
 
 
 def _portions(items: Iterable[T]) -> Iterator[list[T]]:
