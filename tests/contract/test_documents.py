@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
-from django_epica_mail import lifecycle
+import pytest
+
+from django_epica_mail import conf, lifecycle
 
 ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+FRONT = sorted(ROOT.glob("*.md"))
 
 
 def test_the_diagram_of_the_life_of_an_email_shows_every_move_and_no_other() -> None:
@@ -36,3 +41,46 @@ def test_every_system_check_is_in_the_reference() -> None:
     source = (ROOT / "src" / "django_epica_mail" / "checks.py").read_text(encoding="utf-8")
     used = set(re.findall(r'id="(epica_mail\.\w+)"', source))
     assert used == set(re.findall(r"`(epica_mail\.[EW]\d+)`", page))
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", FRONT, ids=named)
+def test_every_link_of_a_page_beside_the_docs_leads_somewhere(page: Path) -> None:
+    """Those among the docs are checked where they become a site."""
+    for target, anchor in re.findall(
+        r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)", page.read_text("utf-8")
+    ):
+        other = (page.parent / target).resolve() if target else page
+        assert other.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", other.read_text("utf-8"), re.MULTILINE)
+            assert anchor[1:] in {slug(heading) for heading in headings}
+
+
+def slug(heading: str) -> str:
+    """Return a heading's anchor, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def settings_in(page: Path) -> list[str]:
+    text = page.read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for block in blocks if re.search(r"^EPICA_MAIL\b", block, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if settings_in(page)], ids=named)
+def test_the_settings_of_every_page_are_taken(page: Path) -> None:
+    for block in settings_in(page):
+        names: dict[str, Any] = {"INSTALLED_APPS": []}
+        exec(block, names)
+        conf.parse(names["EPICA_MAIL"])
+
+
+def test_troubleshooting_speaks_of_every_status_that_is_no_good_end() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    spoken_of = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
+    known = set(lifecycle.Status.values)
+    assert known - {"cancelled", "suppressed"} <= spoken_of & known
