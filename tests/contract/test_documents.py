@@ -84,3 +84,32 @@ def test_troubleshooting_speaks_of_every_status_that_is_no_good_end() -> None:
     spoken_of = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
     known = set(lifecycle.Status.values)
     assert known - {"cancelled", "suppressed"} <= spoken_of & known
+
+
+def outline(page: str) -> dict[str, list[str]]:
+    """Return what two languages of a page share: levels of headings, code, commands, links."""
+    text = (ROOT / page).read_text("utf-8")
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    code = [
+        "" if kind == "text" else re.sub(r"  # .*$", "", block, flags=re.MULTILINE)
+        for kind, block in blocks
+    ]
+    tables = re.findall(r"^\|.*\|$", prose, re.MULTILINE)
+    answers = {"evet": "yes", "hayır": "no"}
+    cells = [[cell.strip() for cell in line.strip("|").split("|")[1:]] for line in tables]
+    return {
+        "headings": re.findall(r"^#+(?= )", prose, re.MULTILINE),
+        "code": code,
+        "diagrams": [
+            str(re.findall(r"\w+\.py", block)) for kind, block in blocks if kind == "text"
+        ],
+        "commands": re.findall(r"^    (\S.*)$", prose, re.MULTILINE),
+        "cells": [answers.get(cell, cell) for row in cells for cell in row],
+        "links": [it for it in re.findall(r"\]\(([^)]+)\)", prose) if not it.startswith("README")],
+    }
+
+
+@pytest.mark.parametrize("part", ["headings", "code", "diagrams", "commands", "cells", "links"])
+def test_the_turkish_readme_is_in_step_with_the_english_one(part: str) -> None:
+    assert outline("README.tr.md")[part] == outline("README.md")[part]
