@@ -30,6 +30,7 @@ from django_epica_mail import (
     results,
     routing,
 )
+from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.drafting import Draft
 from django_epica_mail.exceptions import MissingKey, UnreadableEnvelope
 from django_epica_mail.models import (
@@ -352,3 +353,11 @@ def _insert_blobs(drafts: Sequence[Draft], using: str) -> None:
     link._default_manager.using(using).bulk_create(
         [link(emaillog_id=log.pk, emailattachment_id=row.pk) for log, row in links]
     )
+
+
+aenqueue = coroutine_of(enqueue)
+aenqueue_many = coroutine_of(enqueue_many)
+acancel = coroutine_of(cancel)
+arequeue = coroutine_of(requeue)
+apause = coroutine_of(pause)
+aresume = coroutine_of(resume)
