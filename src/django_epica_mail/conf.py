@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, TypeGuard
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, ValidationError
@@ -159,6 +160,20 @@ def _optional_text(key: str, value: object) -> None:
         raise _refused(key, value, "must be text")
 
 
+def _site(key: str, value: object) -> None:
+    if value is None:
+        return
+    parts = urlsplit(value) if isinstance(value, str) else None
+    if (
+        parts is None
+        or parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+    ):
+        raise _refused(key, value, "must be the address of a site, as 'https://www.example.com'")
+
+
 def _share(key: str, value: object) -> None:
     if not _is_number(value) or not 0 < value <= 1:
         raise _refused(key, value, "must be a share above 0 and up to 1")
@@ -253,6 +268,10 @@ class Settings:
     """Keys that encrypt stored content: the first encrypts, all of them decrypt."""
     keep_content_days: int | None = _setting(None, _optional_count)
     """Days after which the content of finished mail is forgotten, its row being kept on."""
+    base_url: str | None = _setting(None, _site)
+    """The site's own address, ``"https://www.example.com"``, for the links that mails carry."""
+    store_ip: bool = _setting(False, _flag)
+    """Whether the IP address of who opens a mail or follows a link is kept."""
     transactional: Sequence[str] = _setting((), _texts)
     """Categories of mail that people cannot unsubscribe from; ``""`` is mail without one."""
     suppression_keys: Sequence[str] = _setting((), _texts)
