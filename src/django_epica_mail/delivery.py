@@ -151,7 +151,9 @@ def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
         message = contents.message(mail)
         if mail.additions:
             additions.apply(message, mail)
-        handed = guards.apply(message, contents.outstanding(mail))
+        objection = _ask_site(mail, message)
+        # Last, so that nothing of the site's own can lead a mail past its guards.
+        handed = None if objection else guards.apply(message, contents.outstanding(mail))
     except Exception as error:  # noqa: BLE001 - one bad message never stops another
         reply = retry.reply_text(f"{type(error).__name__}: {error}")
         # A key that is missing here may be one that the site, or this worker, is yet to be given.
@@ -160,13 +162,12 @@ def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
             _try(mail, EmailMessage(), contents), Result(failure=Failure(kind=kind, reply=reply))
         )
     ready = _try(mail, message, contents, handed)
-    if handed.is_empty:
-        return _judge(ready, Result(failure=next(iter(handed.barred.values()))))
-    objection = _ask_site(mail, message)
     if objection is not None and objection.kind is Kind.VETOED:
         return _unsent(mail, contents, objection)
     if objection is not None:
         return _judge(ready, Result(failure=objection))
+    if ready.handed.is_empty:
+        return _judge(ready, Result(failure=next(iter(ready.handed.barred.values()))))
     refusal = rates.take(mail.transport, message.recipients())
     if refusal is not None:
         decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)

@@ -76,7 +76,7 @@ def apply(message: EmailMessage, tried: list[int]) -> Handed:
         return Handed(tried, tried)
     barred = {
         position: _BARRED
-        for position, address in zip(tried, message.recipients(), strict=True)
+        for position, address in zip(tried, message.recipients(), strict=False)
         if not is_allowed(address)
     }
     if barred:

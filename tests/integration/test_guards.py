@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage, EmailMultiAlternatives, send_mail
 
 from devservers.smtp_faults import refuse
-from django_epica_mail import bulk, conf, guards, outbox, tasks
+from django_epica_mail import bulk, conf, guards, outbox, signals, suppression, tasks
 from django_epica_mail.exceptions import InvalidMessage
 from django_epica_mail.models import EmailAttachment, EmailLog
 from tests import corpus
@@ -247,6 +247,46 @@ def test_a_mail_that_nobody_may_get_fails_without_a_word_to_the_server(
     assert "ALLOWED_RECIPIENTS" in log.reply
     assert smtp.accepted == []
     assert smtp.commands["MAIL"] == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"REDIRECT_ALL_TO": STAGING}, tuple(STAGING)),
+        ({"ALLOWED_RECIPIENTS": ["bob@real.example"]}, ("bob@real.example",)),
+    ],
+)
+def test_what_the_site_itself_does_to_a_message_does_not_lead_past_its_guards(
+    smtp, deliver, epica_mail, keys, expected
+) -> None:
+    epica_mail(**keys)
+
+    def add_one(message: EmailMessage, **_: Any) -> None:
+        message.bcc = [*message.bcc, "more@real.example"]
+
+    signals.before_send.connect(add_one)
+    try:
+        to_everyone()
+        deliver()
+    finally:
+        signals.before_send.disconnect(add_one)
+    assert [it.recipients for it in smtp.accepted] == [expected]
+
+
+@pytest.mark.parametrize("key", ["REDIRECT_ALL_TO", "ALLOWED_RECIPIENTS"])
+def test_a_mail_that_is_in_part_suppressed_is_guarded_too(smtp, deliver, epica_mail, key) -> None:
+    suppression.add("bob@real.example")
+    epica_mail(**{key: STAGING if key == "REDIRECT_ALL_TO" else ["bob@*", "*@real.example"]})
+    log = to_everyone()
+    deliver()
+    envelope, mail = arrived(smtp)
+    if key == "REDIRECT_ALL_TO":
+        assert envelope.recipients == tuple(STAGING)
+        assert mail["Subject"].startswith("[to ann@real.example, cy@real.example, dan@")
+    else:
+        assert envelope.recipients == tuple(f"{it}@real.example" for it in ("ann", "cy", "dan"))
+    outcomes = dict(log.recipients.values_list("address", "outcome"))
+    assert outcomes["bob@real.example"] == "suppressed"
 
 
 # -- mail bombs
