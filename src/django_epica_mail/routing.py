@@ -118,12 +118,13 @@ def decide(options: Options, facts: Facts, of_celery: Mapping[str, Any] | None =
         priority = rule.priority
     elif celery.get("priority") is not None:
         priority = rules.priority_number(celery["priority"])
+    keep_content = options.keep_content or rule.keep_content or settings.keep_content
     return Route(
         queue=options.queue or rule.queue or celery.get("queue") or queue,
         priority=priority,
         transports=(options.transport,) if options.transport else rule.transports,
         on_unknown=options.on_unknown or rule.on_unknown or settings.on_unknown,
-        keep_content=options.keep_content or rule.keep_content or settings.keep_content,
+        keep_content=keep_content,
         max_retries=_given(rule.max_retries, settings.max_retries),
         retry_delay=_given(rule.retry_delay, settings.retry_delay),
         expires_after=_span(_given(options.expires_after, rule.expires_after)),
@@ -131,6 +132,8 @@ def decide(options: Options, facts: Facts, of_celery: Mapping[str, Any] | None =
             word
             for word, name in ADDITIONS.items()
             if _given(getattr(options, name), getattr(rule, name))
+            # A link of a mail whose content is not kept may be a secret, and an event keeps it.
+            and (word != "clicks" or keep_content == "always")
         ),
         rule=number,
     )

@@ -46,9 +46,10 @@ def receive(sender: object, *, event: Any, esp_name: str, **_: Any) -> None:
     provider_id = str(event.message_id or "")[:255]
     agent = str(event.user_agent or "")
     raw = event.esp_event if isinstance(event.esp_event, Mapping) else {}
+    mail = _mail(event.metadata, provider_id, using)
     events.record(
         EmailEvent(
-            email_id=_mail(event.metadata, provider_id, using),
+            email_id=mail,
             key=_key(event, esp_name, kind, address),
             kind=kind,
             at=event.timestamp or timezone.now(),
@@ -58,7 +59,7 @@ def receive(sender: object, *, event: Any, esp_name: str, **_: Any) -> None:
             provider_id=provider_id,
             reason=_reason(kind, event, raw),
             reply=reply_text(event.mta_response or event.description or ""),
-            url=reply_text(event.click_url or ""),
+            url=_url(event.click_url or "", mail, using),
             user_agent=reply_text(agent)[:255],
             is_machine=kind in (Kind.OPENED, Kind.CLICKED)
             and (bool(raw.get("sg_machine_open")) or (bool(agent) and machines.is_machine(agent))),
@@ -83,6 +84,17 @@ def _mail(metadata: object, provider_id: str, using: str) -> UUID | None:
         wanted = [provider_id, f"<{provider_id}>"]
         found = logs.filter(message_id__in=wanted).values_list("pk", flat=True).first()
     return found
+
+
+def _url(url: str, mail: UUID | None, using: str) -> str:
+    """Return a link as it is kept: not at all, of a mail whose own content is not kept.
+
+    It may be a secret, to choose a new password by for instance.
+    """
+    if not url or mail is None:
+        return reply_text(url)
+    is_kept = EmailLog.objects.using(using).filter(pk=mail, keep_content="always").exists()
+    return reply_text(url) if is_kept else ""
 
 
 def _key(event: Any, esp_name: str, kind: Kind, address: str) -> str:

@@ -233,6 +233,15 @@ def test_a_mail_to_several_is_not_tracked(site, smtp, deliver) -> None:
     assert SITE not in parts(smtp.accepted[0].content)[1]
 
 
+def test_links_of_a_mail_whose_content_is_not_kept_are_left_alone(site, smtp, deliver) -> None:
+    log = queue(keep_content="until_sent")
+    assert deliver() == 1
+    assert log.additions == "opens"
+    text = parts(smtp.accepted[0].content)[1]
+    assert 'href="https://example.com/?a=1&amp;b=2"' in text
+    assert f"{SITE}/mail/open/" in text
+
+
 def test_it_is_turned_on_by_a_rule_and_off_by_a_call(site, smtp, epica_mail) -> None:
     epica_mail(ROUTES=[{"match": {"category": "news"}, "track_opens": True, "track_clicks": True}])
     unsaid = {"track_opens": None, "track_clicks": None}

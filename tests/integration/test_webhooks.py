@@ -327,6 +327,12 @@ def test_a_mail_that_was_resent_and_is_refused_now_is_known_to_have_been_sent(tr
     assert EmailLog.objects.get().status == "sent"
 
 
+@pytest.mark.parametrize(("keep", "url"), [("always", "https://example.com/"), ("until_sent", "")])
+def test_a_link_is_kept_of_mail_alone_whose_content_is(provider: Any, keep: str, url: str) -> None:
+    _, told, _ = play(provider, TAKEN, ("settle", "clicked"), keep_content=keep)
+    assert {it[8] for it in told} == {url}
+
+
 def test_content_kept_until_sent_goes_when_an_event_decides(provider: Any) -> None:
     play(provider, LOST, ("settle", "delivered"), on_unknown="hold", keep_content="until_sent")
     assert EmailLog.objects.get().envelope == ""
