@@ -1,4 +1,4 @@
-"""What the sweep, the claim, the clean-up and a look cost among a million rows, and ten thousand.
+"""What sweep, claim, clean-up and a look cost among a million rows, and among ten thousand.
 
     python -m benchmarks.backlog --database postgresql --rows 1000000
 
@@ -60,6 +60,7 @@ def _server(kind: str, folder: str) -> Any:
 
 def measure(rows: int) -> dict[str, float]:
     """Return milliseconds, and megabytes gained, by what was done."""
+    from benchmarks import pages
     from django_epica_mail import claiming, maintenance, settling
     from django_epica_mail.models import EmailLog
 
@@ -78,7 +79,7 @@ def measure(rows: int) -> dict[str, float]:
     empty()
     build_finished_and_due(rows)
     found = {"sweep, ms": median(sweep), "claim of 100 and release, ms": median(claim)}
-    found |= looks(rows)
+    found |= looks(rows) | pages.measure()
     memory = psutil.Process().memory_info().rss
     started = time.perf_counter()
     deleted = maintenance.cleanup()
@@ -181,6 +182,9 @@ def build_finished_and_due(rows: int) -> None:
     from django_epica_mail.lifecycle import Status
 
     day = timedelta(days=1)
+    failed = template(Status.FAILED, finished=-2 * day, kind="permanent")
+    failed.recipients.update(address="rare@example.com")
+    multiply(failed, 99)
     multiply(template(Status.SENT, finished=-2 * day), rows * 9 // 10, advance=show)
     multiply(template(Status.SENT, finished=-40 * day), rows // 10, advance=show)
     multiply(template(Status.QUEUED), rows // 10, advance=show)

@@ -117,7 +117,18 @@ else:
     EMAIL_TIMEOUT = 10
     DIRECT_MAIL = {"email_backend": "django.core.mail.backends.smtp.EmailBackend"}
 
-EPICA_MAIL: dict[str, Any] = {**json.loads(os.environ.get("SHOP_EPICA_MAIL", "{}"))}
+EPICA_MAIL: dict[str, Any] = {
+    # What staff can preview in the admin: templates, with a sample of what they are given.
+    "PREVIEWS": {
+        "shop/mail/order_confirmation": "shop.previews.order_confirmation",
+        "emails/welcome": {
+            "user": {"get_short_name": "Ayşe"},
+            "action_url": "https://shop.example.com/",
+        },
+        "emails/notification": {"title": "Epica Shop", "body": "…"},
+    },
+    **json.loads(os.environ.get("SHOP_EPICA_MAIL", "{}")),
+}
 
 LOG_LEVEL = os.environ.get("SHOP_LOG_LEVEL", "INFO")
 # Mail that reports an error goes out directly: the error may be the queue's own.

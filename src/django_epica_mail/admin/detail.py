@@ -31,8 +31,9 @@ _RECIPIENTS = 200
 
 _FACTS = (
     *("id", "message_id", "from_email", "category", "queue", "transport", "fallbacks", "priority"),
-    *("created_at", "due_at", "expires_at", "give_up_at", "finished_at", "tries", "max_retries"),
-    *("retry_delay", "on_unknown", "keep_content", "idempotency_key", "worker", "reply"),
+    *("created_at", "due_at", "expires_at", "give_up_at", "finished_at"),
+    *("attempts", "tries", "max_retries", "retry_delay"),
+    *("on_unknown", "keep_content", "idempotency_key", "worker", "reply"),
 )
 
 

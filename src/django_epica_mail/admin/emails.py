@@ -34,13 +34,13 @@ class EmailLogAdmin(Operations, Previews, ReadOnly, Detail):
 
     list_display = (
         "state",
+        "age",
         "title",
         "addressees",
         "category",
         "queue",
         "transport",
-        "tries",
-        "age",
+        "attempted",
     )
     list_display_links = ("title",)
     list_filter = FILTERS
@@ -87,6 +87,10 @@ class EmailLogAdmin(Operations, Previews, ReadOnly, Detail):
         addresses = [recipient.address for recipient in mail.first_recipients]  # type: ignore[attr-defined]
         more = ", …" if len(addresses) > _RECIPIENTS else ""
         return ", ".join(addresses[:_RECIPIENTS]) + more
+
+    @admin.display(description=_("tries"))
+    def attempted(self, mail: EmailLog) -> int:
+        return mail.attempts
 
     @admin.display(description=_("age"))
     def age(self, mail: EmailLog) -> SafeString:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -92,7 +92,10 @@ def _queued(mail: EmailLog) -> Iterator[Event]:
 
 def _attempts(mail: EmailLog) -> Iterator[Event]:
     newest = mail.delivery_attempts.order_by("-number")[:_ATTEMPTS]
-    yield from map(_attempt, newest)
+    for attempt in reversed(newest):
+        event = _attempt(attempt)
+        # Of one transaction, the last try is recorded a moment after the end it led to.
+        yield replace(event, at=min(event.at, mail.finished_at or event.at))
 
 
 def _attempt(attempt: DeliveryAttempt) -> Event:

@@ -1,0 +1,121 @@
+"""What a browser test has: the example project with a web server and a worker, and Chromium."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devservers.process import wait_until
+from tests.acceptance.databases import Databases
+from tests.acceptance.site import Site
+from tests.acceptance.strictness import (  # noqa: F401
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
+from tests.browser import inside
+from tests.browser.chrome import Chrome
+from tests.browser.web import Stranger, WebServer
+
+
+class Shop(Site):
+    """The example project, with what the browser tests ask of it."""
+
+    web: WebServer
+
+    def status_of(self, mail: str) -> str:
+        """Return the status of a mail."""
+        hexadecimal = mail.replace("-", "")
+        return str(
+            self.fetch(f"SELECT status FROM epica_mail_emaillog WHERE id = '{hexadecimal}'")[0][0]
+        )
+
+    def wait_until_it_is(self, mail: str, status: str) -> None:
+        """Wait until a mail has a status."""
+        wait_until(
+            lambda: self.status_of(mail) == status,
+            timeout=30,
+            what=f"{mail} to be {status}",
+            details=lambda: f"It is {self.status_of(mail)}.",
+        )
+
+    def deliver(self, *arguments: Any, **options: Any) -> str:
+        """Send a mail as ``inside.send`` does, and wait until it is sent."""
+        mail = self.call(inside.send, *arguments, **options)
+        self.wait_until_it_is(mail, "sent")
+        return mail
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """Open the example project once for all tests, a worker and a web server with it."""
+    folder = tmp_path_factory.mktemp("shop")
+    databases = Databases(folder)
+    site = Shop(databases, "sqlite", folder, {}, {"SHOP_RESULT_BACKEND": "django-db"})
+    try:
+        site.call(inside.set_up)
+        site.web = WebServer(folder, {**os.environ, **site.env})
+        with site.web:
+            site.start_worker(concurrency=1)
+            yield site
+    finally:
+        site.close()
+        databases.close()
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Path | None:
+    """Return the folder for pictures of pages, where EPICA_SCREENSHOTS names one."""
+    wanted = os.environ.get("EPICA_SCREENSHOTS")
+    if wanted:
+        Path(wanted).mkdir(parents=True, exist_ok=True)
+    return Path(wanted) if wanted else None
+
+
+@pytest.fixture(scope="session")
+def chromium(
+    shop: Shop, tmp_path_factory: pytest.TempPathFactory, pictures: Path | None
+) -> Iterator[Chrome]:
+    """Start the browser once for all tests."""
+    browser = Chrome(tmp_path_factory.mktemp("chromium"), shop.web.url, pictures)
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture(params=["en", "tr"])
+def language(request: pytest.FixtureRequest) -> str:
+    """Run a test in each language of the site."""
+    return str(request.param)
+
+
+@pytest.fixture
+def chrome(chromium: Chrome, language: str) -> Iterator[Chrome]:
+    """Return the browser of the superuser; what it complains about fails the test."""
+    chromium.visit_as("root", language, inside.PASSWORD)
+    yield chromium
+    assert chromium.console() == []
+
+
+@pytest.fixture
+def english(chromium: Chrome) -> Chrome:
+    """Return the browser of the superuser in English, for what no language changes."""
+    chromium.visit_as("root", "en", inside.PASSWORD)
+    return chromium
+
+
+@pytest.fixture
+def viewer(chromium: Chrome) -> Iterator[Chrome]:
+    """Return the browser of a person who may look at mails, and neither read nor act."""
+    chromium.visit_as("viewer", "en", inside.PASSWORD)
+    yield chromium
+    assert chromium.console() == []
+
+
+@pytest.fixture
+def stranger() -> Iterator[Stranger]:
+    """Start a web server that wants to know who reads mail."""
+    with Stranger() as server:
+        yield server

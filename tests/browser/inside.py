@@ -1,0 +1,71 @@
+"""What is done inside the example project, before a browser looks at it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+PASSWORD = "correct horse battery"
+
+
+def set_up() -> None:
+    """Make the tables, a superuser `root`, and a `viewer` who may look and not read nor act."""
+    from django.contrib.auth.models import Permission, User
+    from django.core.management import call_command
+
+    call_command("migrate", verbosity=0)
+    User.objects.create_superuser("root", password=PASSWORD)
+    viewer = User.objects.create_user("viewer", password=PASSWORD, is_staff=True)
+    names = ("view_emaillog", "view_emailbatch", "view_deliverygate")
+    viewer.user_permissions.set(Permission.objects.filter(codename__in=names))
+
+
+def send(
+    to: str,
+    subject: str,
+    html: str = "",
+    attachments: tuple[tuple[str, str, str], ...] = (),
+    **options: Any,
+) -> str:
+    """Queue one mail, and return its id."""
+    from django.core.mail import EmailMultiAlternatives
+
+    from django_epica_mail import outbox
+
+    message = EmailMultiAlternatives(subject, "Merhaba,\n\nplain words.", to=[to])
+    if html:
+        message.attach_alternative(html, "text/html")
+    for attachment in attachments:
+        message.attach(*attachment)
+    return str(outbox.enqueue(message, **options).pk)
+
+
+def send_tomorrow(to: str, subject: str) -> str:
+    """Queue a mail that is due in a day, and return its id."""
+    from django.utils import timezone
+
+    return send(to, subject, send_at=timezone.now() + timedelta(days=1))
+
+
+def send_bulk(number: int) -> str:
+    """Make a bulk call of so many mails, and one entry that is none; return its id."""
+    from django_epica_mail import bulk
+
+    entry = {"message": "B", "from_email": None}
+    entries: list[dict[str, Any]] = [
+        {**entry, "subject": f"Bülten {n}", "recipient_list": [f"r{n}@example.com"]}
+        for n in range(number)
+    ]
+    entries.append({**entry, "subject": "To nobody", "recipient_list": []})
+    batch = bulk.submit(entries)
+    bulk.expand(batch.pk)
+    return str(batch.pk)
+
+
+def lose(mail: str) -> None:
+    """Let it be unknown whether a mail arrived, as after the death of a worker."""
+    from django_epica_mail.models import EmailLog
+
+    EmailLog.objects.filter(pk=mail).update(
+        status="unknown", pending=None, failure_kind="worker_lost", on_unknown="hold"
+    )
