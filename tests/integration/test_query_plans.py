@@ -24,6 +24,7 @@ from benchmarks.rows import analyze, multiply, template
 from django_epica_mail import (
     claiming,
     gates,
+    history,
     lifecycle,
     maintenance,
     outbox,
@@ -301,6 +302,10 @@ def test_the_status_counts_without_reading_history(reads_little) -> None:
     lanes = [("emails", "down"), ("emails", "gone"), ("emails", "smtp")]
     assert list(waiting("default")) == lanes
     assert (report["waiting"], report["due"]) == (38_004, 18_003)
+
+
+def test_the_dashboard_looks_at_what_was_sent_in_the_last_minute(examined) -> None:
+    assert history.sent_in_a_minute("default") == {}
 
 
 def test_the_health_check_looks_at_a_few_rows(reads_little) -> None:
