@@ -104,6 +104,17 @@ def _patterns(key: str, value: object) -> None:
         raise _refused(key, value, rule)
 
 
+def _previews(key: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise _refused(key, value, "must be a dict of sample contexts by template name")
+    for name, context in value.items():
+        if not isinstance(name, str) or not name:
+            raise _refused(key, name, "names a template, as in 'emails/welcome'")
+        if not isinstance(context, (Mapping, str)):
+            rule = "must be a dict, or the dotted path of a function that returns one"
+            raise _refused(f"{key}[{name!r}]", context, rule)
+
+
 def _encryption_keys(value: object) -> tuple[str, ...]:
     """Return Fernet keys; raise ``ValueError`` for what is none, which names no secret."""
     if not isinstance(value, (list, tuple)):
@@ -277,6 +288,11 @@ class Settings:
     """Seconds that may pass between two sweeps."""
     health_failed_share: float = _setting(0.2, _share)
     """What share of the mail that ends in this hour and the last may fail, from 10 failed on."""
+    previews: Mapping[str, Mapping[str, Any] | str] = field(
+        default_factory=dict, metadata={"check": _previews}
+    )
+    """Templates that staff may preview, each with a sample context: a dict, or the dotted path of a
+    function that returns one."""
     real_transports_in_tests: bool = _setting(False, _flag)
     """Whether Django's test runner may open real transports; otherwise all mail goes to locmem."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from django.utils.formats import number_format
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import ngettext, pgettext
 
 from django_epica_mail import conf
 from django_epica_mail.conf import Settings
@@ -69,15 +70,15 @@ def spoken(seconds: float) -> str:
         if seconds < limit:
             number = seconds / size
             shown = f"{number:.1f}".rstrip("0").rstrip(".") if number < 10 else f"{number:.0f}"
-            return f"{shown} {unit}"
+            return f"{number_format(shown)} {unit}"
     raise ValueError(f"{seconds!r} is no number of seconds.")
 
 
 def _units() -> Iterator[tuple[float, int, str]]:
-    yield 120, 1, _("s")
-    yield 7200, 60, _("min")
-    yield 2 * 86_400, 3600, _("h")
-    yield float("inf"), 86_400, _("days")
+    yield 120, 1, pgettext("unit", "s")
+    yield 7200, 60, pgettext("unit", "min")
+    yield 2 * 86_400, 3600, pgettext("unit", "h")
+    yield float("inf"), 86_400, pgettext("unit", "days")
 
 
 def _backlog(signs: Pulse, limit: float) -> Check:
@@ -92,7 +93,9 @@ def _backlog(signs: Pulse, limit: float) -> Check:
         and alias not in signs.out_of_order
     }
     if not ages:
-        return Check("backlog", True, _("No mail is waiting to be sent."), 0, limit)
+        text = _("No due mail waits, but for what is held back.")
+        text = text if signs.due_ages else _("No mail waits to be sent.")
+        return Check("backlog", True, text, 0, limit)
     (queue, alias), age = max(ages.items(), key=lambda item: item[1])
     text = _("The oldest due mail, in the queue %(queue)s for %(transport)s, waits for %(age)s.")
     about = {"queue": queue, "transport": alias, "age": spoken(age)}

@@ -229,7 +229,7 @@ def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda 
     for kind in ("", *Kind):
         rows = old.filter(failure_kind=kind).order_by("finished_at")
         while ids := list(rows.values_list("pk", flat=True)[:_CHUNK]):
-            _delete(ids, using)
+            contents.delete(ids, using)
             count += len(ids)
             advance(count)
     contents.forget_given_up(using)
@@ -278,10 +278,3 @@ def _forget_contents(using: str) -> None:
             # as text, and the database's own have fewer digits than ours.
             latest = max(at for _, at in portion if at is not None)
             rows = rows.filter(finished_at__gte=latest - timedelta(seconds=1))
-
-
-def _delete(ids: list[uuid.UUID], using: str) -> None:
-    """Delete mails, and the attachments that no other mail has."""
-    with transaction.atomic(using=using):
-        contents.forget(ids, using)
-        EmailLog.objects.using(using).filter(pk__in=ids).only("pk").delete()

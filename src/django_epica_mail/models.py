@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from django_epica_mail import encryption, lifecycle
 from django_epica_mail.retry import Kind
@@ -117,7 +118,7 @@ class EmailLog(models.Model):
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
 
     subject = models.TextField(_("subject"), blank=True)
-    from_email = models.TextField(_("from"))
+    from_email = models.TextField(pgettext_lazy("sender", "from"))
     message_id = models.CharField(_("Message-ID"), max_length=255)
     #: The message as ``serialization`` wrote it. Text, not JSON: jsonb refuses NUL.
     envelope = models.TextField(editable=False)
@@ -199,7 +200,7 @@ class EmailRecipient(models.Model):
     class Kind(models.TextChoices):
         """The header, or its absence, that names the recipient."""
 
-        TO = "to", _("To")
+        TO = "to", pgettext_lazy("recipient", "To")
         CC = "cc", _("Cc")
         BCC = "bcc", _("Bcc")
 
@@ -325,7 +326,7 @@ class EmailEvent(models.Model):
     #: A digest of all that makes the event what it is: of one that is told twice, one is kept.
     key = models.CharField(max_length=64, editable=False)
     kind = models.CharField(_("kind"), max_length=16, choices=Kind)
-    at = models.DateTimeField(_("at"))
+    at = models.DateTimeField(pgettext_lazy("time", "at"))
     created_at = models.DateTimeField(_("recorded at"))
     #: The provider's name, or ``epica_mail`` of what we saw ourselves.
     source = models.CharField(_("source"), max_length=64)
@@ -448,7 +449,7 @@ class EmailTotal(models.Model):
     class Event(models.TextChoices):
         """What is counted."""
 
-        ENQUEUED = "enqueued", _("queued")
+        ENQUEUED = "enqueued", pgettext_lazy("total", "queued")
         SENT = lifecycle.Status.SENT.value, _("sent")
         FAILED = lifecycle.Status.FAILED.value, _("failed")
         CANCELLED = lifecycle.Status.CANCELLED.value, _("cancelled")

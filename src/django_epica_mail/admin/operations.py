@@ -15,8 +15,9 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils.formats import number_format
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import ngettext
+from django.utils.translation import ngettext, pgettext_lazy
 
 from django_epica_mail import lifecycle, outbox
 from django_epica_mail.admin.export import export
@@ -71,7 +72,7 @@ OPERATIONS = (
     ),
     Operation(
         name="cancel",
-        label=_("Cancel"),
+        label=pgettext_lazy("e-mail", "Cancel"),
         effect=_("They are called back and not sent, unless a worker is sending them already."),
         sources=lifecycle.CANCEL.sources,
         run=_cancel,
@@ -171,7 +172,9 @@ def _operate(
             "More than %(most)s e-mails are too many at once. Narrow them down by the filters, or "
             "use the command epica_mail."
         )
-        model_admin.message_user(request, too_many % {"most": MOST}, messages.ERROR)
+        model_admin.message_user(
+            request, too_many % {"most": number_format(MOST, force_grouping=True)}, messages.ERROR
+        )
         return None
     ids = [pk for pk, status in chosen if status in operation.sources]
     if not ids:
