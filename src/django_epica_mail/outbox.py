@@ -245,6 +245,7 @@ def _draft_again(mail: EmailLog) -> Draft | None:
     )
     again = drafting.draft(message, options, of_celery={})
     again.log.fallbacks = mail.fallbacks
+    again.log.additions = mail.additions
     again.log.max_retries, again.log.retry_delay = mail.max_retries, mail.retry_delay
     return again
 
