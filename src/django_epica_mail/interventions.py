@@ -65,7 +65,7 @@ def decide(ids: Sequence[UUID], verdict: str) -> int:
         if move is lifecycle.RESEND:
             for queue in {mail.queue for mail in moved}:
                 doorbell.ring_on_commit(queue, using=using)
-        transaction.on_commit(partial(announce, outcomes), using=using)
+        transaction.on_commit(partial(announce, outcomes, using), using=using)
     return count
 
 

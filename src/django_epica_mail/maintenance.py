@@ -35,7 +35,7 @@ from django_epica_mail.models import (
 )
 from django_epica_mail.retry import PASSING, Decision, Failure, Kind, Result
 from django_epica_mail.rules import LEVELS
-from django_epica_mail.settling import Outcome, announce, policy_of, settle
+from django_epica_mail.settling import Outcome, announce, policy_of, settle, tell
 
 _CHUNK = 500
 _CLAIMS_PER_SWEEP = 1000
@@ -209,6 +209,7 @@ def retry_failed(*, advance: Callable[[int], None] = lambda count: None) -> int:
                 lifecycle.REQUEUE, ids, due_at=clock.now(), finished_at=None
             )
             results.expect(ids, using)
+            tell(lifecycle.REQUEUE, ids)
             advance(count)
     return count
 

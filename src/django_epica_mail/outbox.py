@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -41,6 +42,7 @@ from django_epica_mail.models import (
     PendingResult,
 )
 from django_epica_mail.routing import Options
+from django_epica_mail.settling import tell
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +147,9 @@ def cancel(ids: Iterable[UUID | str]) -> Cancelled:
     end = lifecycle.CANCEL.target
     if over := [pk for pk, keep in keeping.items() if contents.ends_with(end, keep)]:
         contents.forget(over, using)
+    if cancelled:
+        told = partial(tell, lifecycle.CANCEL, [pk for pk in wanted if pk in cancelled])
+        transaction.on_commit(told, using=using)
     return Cancelled(
         cancelled=[pk for pk in wanted if pk in cancelled],
         too_late=[pk for pk in wanted if pk not in cancelled],
@@ -160,17 +165,20 @@ def requeue(ids: Iterable[UUID | str]) -> int:
     wanted = _uuids(ids)
     using = router.db_for_write(EmailLog)
     patience = timedelta(seconds=conf.get().give_up_after)
+    # A token nobody else has tells the rows that this call moved from those that waited already.
+    token = uuid.uuid4()
     with transaction.atomic(using=using):
         count = EmailLog.objects.using(using).move(
             lifecycle.REQUEUE,
             wanted,
+            lease_token=token,
             due_at=clock.now(),
             expires_at=None,
             give_up_at=clock.now(patience),
             finished_at=None,
             tries=0,
         )
-        queued = EmailLog.objects.using(using).filter(pk__in=wanted, status=lifecycle.Status.QUEUED)
+        queued = EmailLog.objects.using(using).filter(pk__in=wanted, lease_token=token)
         EmailRecipient.objects.using(using).filter(
             email__in=queued,
             outcome__in=[EmailRecipient.Outcome.REFUSED, EmailRecipient.Outcome.SUPPRESSED],
@@ -178,6 +186,8 @@ def requeue(ids: Iterable[UUID | str]) -> int:
         results.expect(wanted, using)
         for queue in queued.order_by().values_list("queue", flat=True).distinct():
             doorbell.ring_on_commit(queue, using=using)
+        moved = list(queued.values_list("pk", flat=True))
+        transaction.on_commit(partial(tell, lifecycle.REQUEUE, moved), using=using)
     return count
 
 
@@ -235,6 +245,7 @@ def _draft_again(mail: EmailLog) -> Draft | None:
     )
     again = drafting.draft(message, options, of_celery={})
     again.log.fallbacks = mail.fallbacks
+    again.log.additions = mail.additions
     again.log.max_retries, again.log.retry_delay = mail.max_retries, mail.retry_delay
     return again
 

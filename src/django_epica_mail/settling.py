@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from django.db import transaction
@@ -235,6 +235,12 @@ def announce(outcomes: Sequence[Outcome], using: str) -> None:
     open_ones = [outcome.mail.pk for outcome in outcomes if _may_have_been_sent(outcome)]
     if provider_ids or open_ones:
         events.settled(open_ones, provider_ids, using)
+
+
+def tell(move: lifecycle.Move, ids: Iterable[uuid.UUID]) -> None:
+    """Tell listeners of a committed move that a person or the sweep has made for several mails."""
+    for pk in ids:
+        signals.email_moved.send_robust(EmailLog, email_id=pk, move=move, failure=None)
 
 
 def _may_have_been_sent(outcome: Outcome) -> bool:

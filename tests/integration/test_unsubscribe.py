@@ -174,6 +174,16 @@ def test_a_mail_to_several_does_not_offer_it(site, smtp, deliver) -> None:
     assert b"List-Unsubscribe" not in smtp.accepted[0].content
 
 
+def test_a_mail_that_is_sent_again_offers_it_again(site, smtp, deliver) -> None:
+    log = queue(category="newsletter")
+    deliver()
+    (again,) = outbox.send_again([log.pk])
+    deliver()
+    assert again.additions == "unsubscribe"
+    first, second = (link_of(mail.content) for mail in smtp.accepted)
+    assert first != second
+
+
 def test_how_the_caller_says_to_unsubscribe_is_left_alone(site, smtp, deliver) -> None:
     queue(headers={"list-unsubscribe": "<mailto:leave@example.com>"})
     deliver()

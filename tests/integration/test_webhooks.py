@@ -333,6 +333,21 @@ def test_a_link_is_kept_of_mail_alone_whose_content_is(provider: Any, keep: str,
     assert {it[8] for it in told} == {url}
 
 
+def test_an_event_that_is_not_committed_when_its_mail_is_settled_decides_it_when_it_is(
+    monkeypatch, django_capture_on_commit_callbacks
+) -> None:
+    log = queue("a@example.com", on_unknown="hold")
+    batch = claiming.claim("emails")
+    assert batch is not None
+    with django_capture_on_commit_callbacks(execute=True):  # as with ATOMIC_REQUESTS
+        SendGrid(log, "x").delivered("a@example.com")
+        with monkeypatch.context() as unseen:
+            unseen.setattr(events, "settled", lambda *_: None)  # the worker sees no event yet
+            settle(batch, LOST)
+        assert EmailLog.objects.get().status == "unknown"
+    assert EmailLog.objects.get().status == "sent"
+
+
 def test_content_kept_until_sent_goes_when_an_event_decides(provider: Any) -> None:
     play(provider, LOST, ("settle", "delivered"), on_unknown="hold", keep_content="until_sent")
     assert EmailLog.objects.get().envelope == ""
