@@ -96,12 +96,22 @@ class Machine:
         self.redis.flush()
         return "measured"
 
-    def run(self, subject: Subject, smtp_port: int, database: str, *action: str) -> dict[str, Any]:
-        """Run the driver of a subject's site, and return what it measured."""
+    def run(
+        self,
+        subject: Subject,
+        smtp_port: int,
+        database: str,
+        *action: str,
+        broker: str | None = None,
+    ) -> dict[str, Any]:
+        """Run the driver of a subject's site, and return what it measured.
+
+        ``broker`` stands in place of Redis, as a URL.
+        """
         done = subprocess.run(
             [self._python(subject), "-m", "benchmarks.site.driver", *action],
             cwd=REPOSITORY,
-            env=self._environment(subject, smtp_port, database),
+            env=self._environment(subject, smtp_port, database, broker),
             check=True,
             stdout=subprocess.PIPE,
             text=True,
@@ -142,14 +152,16 @@ class Machine:
     def _python(self, subject: Subject) -> Path:
         return _ENVIRONMENTS / _slug(subject) / "bin" / "python"
 
-    def _environment(self, subject: Subject, smtp_port: int, database: str) -> dict[str, str]:
+    def _environment(
+        self, subject: Subject, smtp_port: int, database: str, broker: str | None = None
+    ) -> dict[str, str]:
         site = {
             "apps": subject.apps,
             "calls": subject.calls,
             "uses_celery": any(it.startswith("celery") for it in subject.packages),
             "settings": subject.settings,
             "database": self.postgres.django_settings(database),
-            "broker": self.redis.url(),
+            "broker": broker or self.redis.url(),
             "smtp_port": smtp_port,
         }
         return {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.machine import Machine, SinkProcess, memory
@@ -16,14 +17,34 @@ _SILENCE = 20.0
 
 
 def single_calls(machine: Machine, subject: Subject, scale: float) -> Figures:
-    """Measure what a request pays: mails sent one after the other, with no worker running."""
+    """Measure what a request pays: mails sent one after the other, with no worker running.
+
+    Of this package also while Redis refuses connections, and while it takes them and is silent;
+    its peers raise errors or wait then.
+    """
+    number = str(int(1000 * scale))
     sink = SinkProcess()
+    found: Figures = {}
     try:
-        database = machine.fresh_database(subject)
-        said = machine.run(subject, sink.port, database, "single", str(int(1000 * scale)))
+        said = machine.run(subject, sink.port, machine.fresh_database(subject), "single", number)
+        found = {"p50 ms": said["p50"], "p99 ms": said["p99"]}
+        for state, broker in _lost_brokers() if subject.calls == "epica" else ():
+            database = machine.fresh_database(subject)
+            said = machine.run(subject, sink.port, database, "single", number, broker=broker)
+            found[f"p50 ms, Redis {state}"] = said["p50"]
     finally:
         sink.close()
-    return {"p50 ms": said["p50"], "p99 ms": said["p99"]}
+    return found
+
+
+def _lost_brokers() -> Iterator[tuple[str, str]]:
+    """Yield what has become of Redis, and an address at which it is so."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
+        yield "refuses", address
+        taken.listen()
+        yield "hangs", address
 
 
 def steady(machine: Machine, subject: Subject, scale: float) -> Figures:

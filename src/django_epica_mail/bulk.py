@@ -13,7 +13,7 @@ from uuid import UUID
 
 from django.db import router, transaction
 
-from django_epica_mail import clock, doorbell, drafting, outbox, sending
+from django_epica_mail import clock, doorbell, drafting, encryption, outbox, sending
 from django_epica_mail.models import EmailBatch
 from django_epica_mail.serialization import UnencodableValue, decode, encode
 
@@ -29,7 +29,7 @@ def submit(emails: object) -> EmailBatch:
     if isinstance(emails, (str, bytes)) or not isinstance(emails, Sequence):
         raise TypeError(f"emails must be a list of dicts; it is {type(emails).__name__}.")
     try:
-        payload = json.dumps(encode(list(emails)))
+        payload = encryption.seal(json.dumps(encode(list(emails))))
     except UnencodableValue as error:
         raise TypeError(
             f"An entry of emails holds a value of the type {error}, which cannot be stored until "
@@ -52,7 +52,7 @@ def expand(batch_id: UUID | str) -> EmailBatch:
     using = router.db_for_write(EmailBatch)
     batches = EmailBatch.objects.using(using)
     batch = batches.get(pk=batch_id)
-    entries = decode(json.loads(batch.payload or "[]"))
+    entries = decode(json.loads(encryption.unseal(batch.payload) or "[]"))
     while not batch.is_finished:
         start = batch.position
         portion = entries[start : start + outbox.CHUNK]

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 from celery.app import app_or_default
@@ -19,7 +20,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, router
 from django.utils.module_loading import import_string
 
-from django_epica_mail import conf, rates, transport
+from django_epica_mail import conf, encryption, links, rates, routing, transport
 from django_epica_mail.doorbell import BULK_TASK, SINGLE_TASK
 from django_epica_mail.models import EmailLog
 
@@ -48,10 +49,11 @@ def check_configuration(
     except ImproperlyConfigured as error:
         return [Error(str(error), hint="See the settings reference.", id="epica_mail.E001")]
     found = [*_check_celery_app(), *_check_task_routes(), *_check_database()]
+    found += _check_encryption()
     if not transport.under_test():
         found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]
         found += [*_check_rates(), *_check_ignored()]
-    return found
+    return [*found, *_check_links()]
 
 
 @checks.register("mail", deploy=True)
@@ -63,7 +65,7 @@ def check_deployment(
         conf.get()
     except ImproperlyConfigured:
         return []  # reported by check_configuration
-    return [*_check_development(), *_check_sender()]
+    return [*_check_development(), *_check_sender(), *_check_guards(), *_check_scheme()]
 
 
 def queueing() -> dict[str, Mapping[str, Any]]:
@@ -160,6 +162,46 @@ def _check_rates() -> Iterator[CheckMessage]:
         )
 
 
+def _check_links() -> Iterator[CheckMessage]:
+    """Find rules that ask for links to a site which has no address, or does not serve them."""
+    wanted = [
+        f"Rule {number} of EPICA_MAIL['ROUTES'] has {name}"
+        for number, rule in enumerate(conf.get().routes)
+        for name in routing.ADDITIONS.values()
+        if getattr(rule, name)
+    ]
+    if not wanted:
+        return
+    try:
+        links.check()
+    except ImproperlyConfigured as error:
+        yield Error(f"{wanted[0]}. {error}", id="epica_mail.E030")
+
+
+def _check_encryption() -> Iterator[CheckMessage]:
+    if encryption.is_on():
+        if find_spec("cryptography") is None:
+            yield Error(
+                "EPICA_MAIL['ENCRYPTION_KEYS'] is set, and cryptography is not installed.",
+                hint='pip install "django-epica-mail[encryption]".',
+                id="epica_mail.E020",
+            )
+        return
+    never = [
+        f"Rule {n} of EPICA_MAIL['ROUTES']"
+        for n, it in enumerate(conf.get().routes)
+        if it.keep_content == "never"
+    ]
+    if conf.get().keep_content == "never":
+        never.append("EPICA_MAIL['KEEP_CONTENT']")
+    for place in never:
+        yield Error(
+            f"{place} is 'never', which encrypts mail while it waits, and there is no key.",
+            hint="Set EPICA_MAIL['ENCRYPTION_KEYS'], or choose 'until_sent'.",
+            id="epica_mail.E021",
+        )
+
+
 def _check_loops() -> Iterator[CheckMessage]:
     if transport.uses_mailers():
         return  # there, an alias that leads to the queue is what makes mail queued
@@ -216,6 +258,33 @@ def _check_sender() -> Iterator[CheckMessage]:
             hint="Set it to an address of a domain that your server may send for.",
             id="epica_mail.W004",
         )
+
+
+def _check_scheme() -> Iterator[CheckMessage]:
+    url = conf.get().base_url
+    if url is not None and not url.startswith("https://") and not settings.DEBUG:
+        yield checks.Warning(
+            f"EPICA_MAIL['BASE_URL'] is {url}: mail readers take a link to unsubscribe "
+            "by for none unless it is of https (RFC 8058, section 3.1).",
+            hint="Name the site's address with https.",
+            id="epica_mail.W030",
+        )
+
+
+def _check_guards() -> Iterator[CheckMessage]:
+    if settings.DEBUG:
+        return
+    guards = {
+        "REDIRECT_ALL_TO": "all mail goes to its addresses",
+        "ALLOWED_RECIPIENTS": "mail to anybody else is not sent",
+    }
+    for key, effect in guards.items():
+        if getattr(conf.get(), key.lower()) is not None:
+            yield checks.Warning(
+                f"EPICA_MAIL[{key!r}] is set, and DEBUG is off: {effect}.",
+                hint="Remove it where this is the real site; on a staging site, silence this.",
+                id="epica_mail.W020",
+            )
 
 
 def _check_task_routes() -> Iterator[CheckMessage]:

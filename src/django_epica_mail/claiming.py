@@ -14,7 +14,7 @@ from functools import partial
 from django.db import connections, router, transaction
 from django.db.models import BooleanField, ExpressionWrapper, Max, Q
 
-from django_epica_mail import clock, conf, gates, lifecycle, rates
+from django_epica_mail import clock, conf, gates, lifecycle, rates, suppression
 from django_epica_mail import transport as transports
 from django_epica_mail.models import EmailLog, EmailQuerySet
 from django_epica_mail.patience import patiently
@@ -180,7 +180,11 @@ def _take(
 ) -> tuple[bool, list[EmailLog]]:
     """Mark due rows with a token; return whether any were found, and those that were won."""
     features = connections[using].features
-    rows = rows.annotate(too_old=_passed("give_up_at"), is_expired=_passed("expires_at"))
+    rows = rows.annotate(
+        too_old=_passed("give_up_at"),
+        is_expired=_passed("expires_at"),
+        is_guarded=suppression.exists(),
+    )
     with transaction.atomic(using=using):
         if features.has_select_for_update_skip_locked:
             # A plain FOR UPDATE would skip rows to which an open transaction adds a child row.

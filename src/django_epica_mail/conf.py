@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, TypeGuard
+from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.signals import setting_changed
+from django.core.validators import validate_email
 
 from django_epica_mail import rules
 from django_epica_mail.rules import ON_UNKNOWN, Rule
@@ -81,6 +84,54 @@ def _optional_count(key: str, value: object) -> None:
         _count(key, value)
 
 
+def _addresses(key: str, value: object) -> None:
+    rule = "must be a list of e-mail addresses, one at least, or None"
+    if value is None:
+        return
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _refused(key, value, rule)
+    for address in value:
+        try:
+            validate_email(address)
+        except ValidationError:
+            raise _refused(key, value, rule) from None
+
+
+def _patterns(key: str, value: object) -> None:
+    fits = isinstance(value, (list, tuple)) and all(isinstance(it, str) and it for it in value)
+    if value is not None and not fits:
+        rule = "must be a list of domains, addresses or patterns as in '*@example.com', or None"
+        raise _refused(key, value, rule)
+
+
+def _previews(key: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise _refused(key, value, "must be a dict of sample contexts by template name")
+    for name, context in value.items():
+        if not isinstance(name, str) or not name:
+            raise _refused(key, name, "names a template, as in 'emails/welcome'")
+        if not isinstance(context, (Mapping, str)):
+            rule = "must be a dict, or the dotted path of a function that returns one"
+            raise _refused(f"{key}[{name!r}]", context, rule)
+
+
+def _encryption_keys(value: object) -> tuple[str, ...]:
+    """Return Fernet keys; raise ``ValueError`` for what is none, which names no secret."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"must be a list of keys; it is a {type(value).__name__}.")
+    for number, one in enumerate(value):
+        try:
+            size = len(base64.urlsafe_b64decode(one))
+        except (TypeError, ValueError):
+            size = 0
+        if not isinstance(one, str) or size != 32:
+            raise ValueError(
+                f"key {number} must be 32 bytes as URL-safe Base64: make it with "
+                "cryptography.fernet.Fernet.generate_key().decode()."
+            )
+    return tuple(value)
+
+
 def _transports(key: str, value: object) -> None:
     if not isinstance(value, Mapping):
         raise _refused(key, value, "must be a dict of aliases, shaped like Django's MAILERS")
@@ -107,6 +158,40 @@ def _rates(key: str, value: object) -> None:
 def _optional_text(key: str, value: object) -> None:
     if value is not None and not (isinstance(value, str) and value):
         raise _refused(key, value, "must be text")
+
+
+def _site(key: str, value: object) -> None:
+    if value is None:
+        return
+    parts = urlsplit(value) if isinstance(value, str) else None
+    if (
+        parts is None
+        or parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+    ):
+        raise _refused(key, value, "must be the address of a site, as 'https://www.example.com'")
+
+
+def _share(key: str, value: object) -> None:
+    if not _is_number(value) or not 0 < value <= 1:
+        raise _refused(key, value, "must be a share above 0 and up to 1")
+
+
+_SHORTEST_TOKEN = 16
+
+
+def _token(key: str, value: object) -> None:
+    if value is not None and not (isinstance(value, str) and len(value) >= _SHORTEST_TOKEN):
+        raise ImproperlyConfigured(  # without the value, which is a secret
+            f"EPICA_MAIL[{key!r}] must be text of {_SHORTEST_TOKEN} characters or more."
+        )
+
+
+def _texts(key: str, value: object) -> None:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(it, str) for it in value):
+        raise _refused(key, value, "must be a list of texts")
 
 
 def _refused(key: str, value: object, rule: str) -> ImproperlyConfigured:
@@ -168,13 +253,46 @@ class Settings:
     """Seconds a ring may wait for the broker."""
     ring_pause: float = _setting(10, _duration)
     """Seconds a process stops ringing after a ring failed; the sweep delivers meanwhile."""
+    max_recipients: int | None = _setting(1000, _optional_count)
+    """How many recipients one mail may have."""
+    max_message_bytes: int | None = _setting(25 * 1024 * 1024, _optional_count)
+    """How many bytes a mail may have as it is stored, its attachments included."""
+    redirect_all_to: Sequence[str] | None = _setting(None, _addresses)
+    """Where all mail of a staging site goes, instead of to its recipients."""
+    allowed_recipients: Sequence[str] | None = _setting(None, _patterns)
+    """The only domains, addresses or patterns (``*@example.com``) that mail is sent to."""
     keep_content: str = _setting("always", _keeping)
-    """How long body and attachments are kept: always (as the row is), until_sent, or never (until
-    it has come to any end)."""
+    """How long body and attachments are kept: always (as the row is), until_sent (until the mail's
+    end), or never (encrypted until then, and no subject in the row)."""
+    encryption_keys: tuple[str, ...] = field(default=(), metadata={"read": _encryption_keys})
+    """Keys that encrypt stored content: the first encrypts, all of them decrypt."""
     keep_content_days: int | None = _setting(None, _optional_count)
     """Days after which the content of finished mail is forgotten, its row being kept on."""
+    base_url: str | None = _setting(None, _site)
+    """The site's own address, ``"https://www.example.com"``, for the links that mails carry."""
+    store_ip: bool = _setting(False, _flag)
+    """Whether the IP address of who opens a mail or follows a link is kept."""
+    transactional: Sequence[str] = _setting((), _texts)
+    """Categories of mail that people cannot unsubscribe from; ``""`` is mail without one."""
+    suppression_keys: Sequence[str] = _setting((), _texts)
+    """Keys of the suppression list's digests, the newest first; by default those of the site."""
     keep_days: int = _setting(30, _count)
     """Days after which finished mail is deleted by the clean-up."""
+    monitoring_token: str | None = field(default=None, repr=False, metadata={"check": _token})
+    """What a monitoring system shows as ``Authorization: Bearer ...``, for details and metrics."""
+    health_oldest_due: float = _setting(300, _duration)
+    """Seconds for which mail may be due and not sent before the health check fails."""
+    health_no_worker: float = _setting(120, _duration)
+    """Seconds for which mail may be due while no worker does anything."""
+    health_last_sweep: float = _setting(300, _duration)
+    """Seconds that may pass between two sweeps."""
+    health_failed_share: float = _setting(0.2, _share)
+    """What share of the mail that ends in this hour and the last may fail, from 10 failed on."""
+    previews: Mapping[str, Mapping[str, Any] | str] = field(
+        default_factory=dict, metadata={"check": _previews}
+    )
+    """Templates that staff may preview, each with a sample context: a dict, or the dotted path of a
+    function that returns one."""
     real_transports_in_tests: bool = _setting(False, _flag)
     """Whether Django's test runner may open real transports; otherwise all mail goes to locmem."""
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from uuid import UUID
 
 from django.core.mail import EmailMessage
+from django.db import transaction
 
-from django_epica_mail import lifecycle, serialization
+from django_epica_mail import clock, lifecycle, providers, serialization, suppression
 from django_epica_mail.claiming import Batch
 from django_epica_mail.models import EmailAttachment, EmailLog, EmailRecipient
+from django_epica_mail.retry import PASSING, Kind
+
+_CHUNK = 500
+_HOPEFUL = (*PASSING, Kind.MESSAGE)
+"""Why mail fails that can be queued again, by ``retry_failed_emails`` or by a person."""
 
 
 def recipient_outcomes(mails: Iterable[EmailLog], using: str) -> dict[UUID, dict[int, str]]:
@@ -24,12 +30,34 @@ def recipient_outcomes(mails: Iterable[EmailLog], using: str) -> dict[UUID, dict
     return found
 
 
-def ends_with(status: str, keep_content: str) -> bool:
-    """Tell whether a mail's content is to be forgotten when it comes to a status."""
-    is_sent = status == lifecycle.Status.SENT
-    return (keep_content == "until_sent" and is_sent) or (
-        keep_content == "never" and status in lifecycle.FINAL
-    )
+def ends_with(
+    status: str, keep_content: str, failure_kind: str = "", *, too_old: bool = False
+) -> bool:
+    """Tell whether a mail's content is to be forgotten when it comes to a status.
+
+    What failed for a reason that may pass, or that a new version of the site may mend, can still be
+    queued again: until it is given up (``too_old``), only its content makes that possible.
+    """
+    if keep_content == "always" or status not in lifecycle.FINAL:
+        return False
+    return too_old or status != lifecycle.Status.FAILED or failure_kind not in _HOPEFUL
+
+
+def forget_given_up(using: str) -> int:
+    """Forget the content that was kept for another try, where none is to come; return how many."""
+    count = 0
+    for kind in _HOPEFUL:
+        given_up = (
+            EmailLog.objects.using(using)
+            .filter(failure_kind=kind, status=lifecycle.Status.FAILED, give_up_at__lte=clock.now())
+            .exclude(keep_content="always")
+            .exclude(envelope="")
+        )
+        while ids := list(given_up.order_by("finished_at").values_list("pk", flat=True)[:_CHUNK]):
+            with transaction.atomic(using=using):
+                forget(ids, using)
+            count += len(ids)
+    return count
 
 
 def forget(ids: Iterable[UUID], using: str) -> None:
@@ -42,6 +70,14 @@ def forget(ids: Iterable[UUID], using: str) -> None:
     EmailLog.objects.using(using).filter(pk__in=ids).update(envelope="")
 
 
+def delete(ids: Iterable[UUID], using: str) -> None:
+    """Delete mails, and the attachments that no other mail has."""
+    ids = list(ids)
+    with transaction.atomic(using=using):
+        forget(ids, using)
+        EmailLog.objects.using(using).filter(pk__in=ids).only("pk").delete()
+
+
 class Contents:
     """Loads what a batch needs beside its rows, and builds each message when its turn comes.
 
@@ -52,7 +88,11 @@ class Contents:
         self._using = batch.using
         self._attachments = self._find_attachments(batch)
         self._outcomes = recipient_outcomes(batch.mails, batch.using)
-        self._blobs: dict[str, bytes] = {}
+        self._held_back: dict[UUID, dict[int, str]] = {}
+        self._left: dict[UUID, int] = {}
+        if any(getattr(mail, "is_guarded", False) for mail in batch.mails):
+            self._held_back, self._left = suppression.held_back(batch.mails, batch.using)
+        self._blobs: dict[UUID, EmailAttachment] = {}
         self._total = 0
 
     def fetch(self, mail: EmailLog) -> None:
@@ -60,12 +100,11 @@ class Contents:
 
         Raises ``DatabaseError``; afterwards ``message`` needs no database.
         """
-        wanted = self._attachments.get(mail.pk, {})
-        kept = {digest: self._blobs[digest] for digest in wanted if digest in self._blobs}
-        missing = [pk for digest, pk in wanted.items() if digest not in kept]
+        wanted = self._attachments.get(mail.pk, [])
+        kept = {pk: self._blobs[pk] for pk in wanted if pk in self._blobs}
+        missing = [pk for pk in wanted if pk not in kept]
         if missing:
-            rows = EmailAttachment.objects.using(self._using).filter(pk__in=missing)
-            kept.update((row.digest, bytes(row.content)) for row in rows)
+            kept.update(EmailAttachment.objects.using(self._using).in_bulk(missing))
         self._blobs = kept
 
     def message(self, mail: EmailLog) -> EmailMessage:
@@ -74,10 +113,12 @@ class Contents:
         Raises whatever an unreadable envelope raises.
         """
         self._total = 0
-        message = serialization.load(mail.envelope, self._blobs)
+        blobs = {row.digest: row.data for row in self._blobs.values()}
+        message = serialization.load(mail.envelope, blobs)
         if "message-id" not in {name.lower() for name in message.extra_headers}:
             # First, for there Django puts its own: the order of the headers stays the same.
             message.extra_headers = {"Message-ID": mail.message_id, **message.extra_headers}
+        setattr(message, providers.ID, str(mail.pk))
         everyone = message.recipients()
         self._total = len(everyone)
         outstanding = self.outstanding(mail)
@@ -89,20 +130,33 @@ class Contents:
     def outstanding(self, mail: EmailLog) -> list[int]:
         """Return the positions of the recipients that a try of this mail concerns."""
         outcomes = self._outcomes.get(mail.pk) or dict.fromkeys(range(self._total), "")
-        return sorted(position for position, outcome in outcomes.items() if not outcome)
+        held_back = self.held_back(mail)
+        return sorted(
+            position
+            for position, outcome in outcomes.items()
+            if not outcome and position not in held_back
+        )
+
+    def held_back(self, mail: EmailLog) -> Mapping[int, str]:
+        """Return the recipients that the suppression list keeps from a mail, and why."""
+        return self._held_back.get(mail.pk, {})
+
+    def is_suppressed(self, mail: EmailLog) -> bool:
+        """Tell whether the suppression list keeps a mail from everyone it was left to try for."""
+        return bool(self.held_back(mail)) and not self._left[mail.pk]
 
     def was_accepted(self, mail: EmailLog) -> bool:
         """Tell whether an earlier try was accepted for some of the recipients."""
         return EmailRecipient.Outcome.ACCEPTED in self._outcomes.get(mail.pk, {}).values()
 
-    def _find_attachments(self, batch: Batch) -> dict[UUID, dict[str, UUID]]:
+    def _find_attachments(self, batch: Batch) -> dict[UUID, list[UUID]]:
         link = EmailLog.attachments.through
         rows = (
             link._default_manager.using(self._using)
             .filter(emaillog_id__in=[mail.pk for mail in batch.mails])
-            .values_list("emaillog_id", "emailattachment__digest", "emailattachment_id")
+            .values_list("emaillog_id", "emailattachment_id")
         )
-        found: dict[UUID, dict[str, UUID]] = defaultdict(dict)
-        for email_id, digest, attachment_id in rows:
-            found[email_id][digest] = attachment_id
+        found: dict[UUID, list[UUID]] = defaultdict(list)
+        for email_id, attachment_id in rows:
+            found[email_id].append(attachment_id)
         return found

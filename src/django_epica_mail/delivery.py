@@ -6,30 +6,38 @@ transaction and no row lock.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from django.core.mail import EmailMessage
 
 from django_epica_mail import (
+    additions,
     claiming,
     conf,
     doorbell,
     failover,
     gates,
+    guards,
     lifecycle,
     rates,
     results,
     retry,
+    signals,
 )
 from django_epica_mail.claiming import Batch
 from django_epica_mail.contents import Contents
+from django_epica_mail.exceptions import MissingKey, Veto
+from django_epica_mail.guards import Handed
 from django_epica_mail.lanes import Lanes
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Decision, Failure, Kind, Result
 from django_epica_mail.settling import Outcome, Settler, policy_of
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = 2.0
 """Seconds a worker waits for a rate's budget; what must wait longer is left to the sweep."""
@@ -128,42 +136,105 @@ class _Try:
 
     mail: EmailLog
     message: EmailMessage
-    tried: list[int]
+    handed: Handed
     was_accepted: bool
+    held_back: Mapping[int, str]
 
 
 def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
     """Build the message of a mail, unless it is settled without a word to the transport."""
     if getattr(mail, "is_expired", False):
         return Outcome(mail, None, Decision(moves=(lifecycle.EXPIRE,)))
+    if contents.is_suppressed(mail):
+        return _suppressed(mail, contents)
     try:
         message = contents.message(mail)
+        if mail.additions:
+            additions.apply(message, mail)
+        handed = guards.apply(message, contents.outstanding(mail))
     except Exception as error:  # noqa: BLE001 - one bad message never stops another
         reply = retry.reply_text(f"{type(error).__name__}: {error}")
-        result = Result(failure=Failure(kind=Kind.MESSAGE, reply=reply))
-        return _judge(mail, result, contents.outstanding(mail), contents.was_accepted(mail))
+        # A key that is missing here may be one that the site, or this worker, is yet to be given.
+        kind = Kind.TRANSIENT if isinstance(error, MissingKey) else Kind.MESSAGE
+        return _judge(
+            _try(mail, EmailMessage(), contents), Result(failure=Failure(kind=kind, reply=reply))
+        )
+    ready = _try(mail, message, contents, handed)
+    if handed.is_empty:
+        return _judge(ready, Result(failure=next(iter(handed.barred.values()))))
+    objection = _ask_site(mail, message)
+    if objection is not None and objection.kind is Kind.VETOED:
+        return _unsent(mail, contents, objection)
+    if objection is not None:
+        return _judge(ready, Result(failure=objection))
     refusal = rates.take(mail.transport, message.recipients())
     if refusal is not None:
         decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)
         return Outcome(mail, None, decision, ends_batch=not refusal.is_of_domain)
-    return _Try(mail, message, contents.outstanding(mail), contents.was_accepted(mail))
+    return ready
+
+
+def _try(
+    mail: EmailLog, message: EmailMessage, contents: Contents, handed: Handed | None = None
+) -> _Try:
+    tried = contents.outstanding(mail)
+    return _Try(
+        mail,
+        message,
+        handed=handed or Handed(tried, tried),
+        was_accepted=contents.was_accepted(mail),
+        held_back=contents.held_back(mail),
+    )
+
+
+def _suppressed(mail: EmailLog, contents: Contents) -> Outcome:
+    """Return the end of a mail that the suppression list leaves nobody to be sent to."""
+    reasons = ", ".join(sorted(set(contents.held_back(mail).values())))
+    failure = Failure(kind=Kind.SUPPRESSED, reply=f"On the suppression list: {reasons}.")
+    return _unsent(mail, contents, failure)
+
+
+def _unsent(mail: EmailLog, contents: Contents, failure: Failure) -> Outcome:
+    """Return the end of a mail that is not sent, but to those who accepted it before."""
+    if contents.was_accepted(mail):
+        decision = Decision(moves=(lifecycle.SUCCEED,))
+    else:
+        decision = Decision(moves=(lifecycle.SUPPRESS,), failure=failure)
+    return Outcome(mail, None, decision, held_back=contents.held_back(mail))
+
+
+def _ask_site(mail: EmailLog, message: EmailMessage) -> Failure | None:
+    """Return why the site does not want a mail sent, or not now; ``None`` if it does not mind."""
+    if not signals.before_send.has_listeners(EmailLog):
+        return None
+    try:
+        signals.before_send.send(EmailLog, email=mail, message=message)
+    except Veto as veto:
+        return Failure(kind=Kind.VETOED, reply=retry.reply_text(veto.reason))
+    except Exception as error:
+        logger.exception("A receiver of before_send failed for e-mail %s.", mail.pk)
+        return Failure(kind=Kind.TRANSIENT, reply=retry.reply_text(f"before_send: {error!r}"))
+    return None
 
 
 def _note(finished: Iterable[tuple[_Try, Result]], batch: Batch, settler: Settler) -> bool:
     """Take the outcomes of tries to the settler; return whether to go on with the batch."""
     works = True
     for it, result in finished:
-        settler.add(_judge(it.mail, result, it.tried, it.was_accepted))
+        settler.add(_judge(it, result))
         works &= _transport_works(batch, result)
     return works
 
 
-def _judge(mail: EmailLog, result: Result, tried: list[int], was_accepted: bool) -> Outcome:
+def _judge(it: _Try, result: Result) -> Outcome:
     """Decide what follows from a try."""
-    # The server's replies follow the recipients tried; the rows know them by their place in all.
-    result = retry.at_positions(result, tried)
-    policy = policy_of(mail, too_old=getattr(mail, "too_old", False))
-    return Outcome(mail, result, retry.conclude(result, policy, tried, was_accepted))
+    # The server's replies follow the recipients asked; the rows know them by their place in all.
+    result = retry.at_positions(result, it.handed.asked)
+    if it.handed.barred:
+        result = replace(result, refused={**result.refused, **it.handed.barred})
+    policy = policy_of(it.mail, too_old=getattr(it.mail, "too_old", False))
+    decision = retry.conclude(result, policy, it.handed.tried, it.was_accepted)
+    return Outcome(it.mail, result, decision, held_back=it.held_back)
 
 
 def _transport_works(batch: Batch, result: Result | None) -> bool:

@@ -19,6 +19,7 @@ from django.db import DatabaseError, router
 from django.db.models import Max
 
 from django_epica_mail import (
+    backlog,
     checks,
     clock,
     conf,
@@ -26,15 +27,13 @@ from django_epica_mail import (
     gates,
     routing,
     rules,
-    status,
     transport,
+    workers,
 )
 from django_epica_mail.models import DeliveryGate, EmailLog
 from django_epica_mail.rules import Facts
 
 _NO_SWEEP = timedelta(minutes=5)
-_TIME_TO_ANSWER = 2.0
-"""Seconds that workers have to say which queues they consume."""
 _REFUSED_CREDENTIALS = (534, 535, 538)
 """RFC 4954, section 6."""
 
@@ -99,7 +98,7 @@ def queues() -> set[str]:
     named = {of_celery[0] or routing.QUEUE, of_celery[1] or routing.BULK_QUEUE}
     named |= {rule.queue for rule in conf.get().routes if rule.queue}
     named |= {options["queue"] for options in checks.queueing().values() if options.get("queue")}
-    return named | {queue for queue, _ in status.waiting(router.db_for_read(EmailLog))}
+    return named | {queue for queue, _ in backlog.waiting(router.db_for_read(EmailLog))}
 
 
 def _source(by_rule: object, by_celery: object) -> str:
@@ -200,7 +199,7 @@ def _rows() -> Iterator[Finding]:
 
 def _workers(wanted: set[str]) -> Iterator[Finding]:
     try:
-        consumed = _consumed()
+        consumed = {queue for queues in workers.consumed().values() for queue in queues}
     except Exception as error:  # noqa: BLE001 - any broker, any error: it is what was asked for
         yield Finding(
             "error",
@@ -229,16 +228,6 @@ def without_worker(wanted: set[str], consumed: set[str]) -> Iterator[Finding]:
             f"No worker consumes the queue {queue}: its mail waits for ever.",
             f"Add {queue} to -Q of a worker.",
         )
-
-
-def _consumed() -> set[str]:
-    """Return the queues that workers consume; raise what the broker raises, in bounded time."""
-    app = app_or_default()
-    with doorbell.bounded_connection(app) as connection:
-        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
-        inspect = app.control.inspect(timeout=_TIME_TO_ANSWER, connection=connection)
-        answers = inspect.active_queues() or {}
-    return {queue["name"] for worker in answers.values() for queue in worker}
 
 
 def _oldest_is_older(using: str) -> bool:
@@ -277,7 +266,7 @@ def _held_back(using: str) -> Iterator[Finding]:
             else "It is tried again by itself. See what is wrong by doctor --open.",
         )
     known = transport.aliases()
-    for queue, alias in status.waiting(using):
+    for queue, alias in backlog.waiting(using):
         if alias not in known and not transport.under_test():
             yield Finding(
                 "error",

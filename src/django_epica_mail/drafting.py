@@ -6,14 +6,23 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from email.utils import parseaddr
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 from django.core.mail.utils import DNS_NAME
 from django.utils import timezone
 
-from django_epica_mail import clock, conf, routing, serialization
+from django_epica_mail import (
+    addresses,
+    clock,
+    conf,
+    encryption,
+    guards,
+    links,
+    routing,
+    serialization,
+)
 from django_epica_mail import transport as transports
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
 from django_epica_mail.routing import Options
@@ -44,12 +53,16 @@ def draft(
 
     ``of_celery`` is what the site's Celery routes say of our task. Raises ``ValueError`` or
     ``TypeError`` for a message that cannot be sent, ``UnstorableMessage`` for one that cannot be
-    kept whole.
+    kept whole, ``ImproperlyConfigured`` for one that must be encrypted where there is no key, or
+    that is to carry links which the site does not serve.
     """
-    if not message.recipients():
+    count = len(message.recipients())
+    if not count:
         raise ValueError("The message has no recipient: give it at least one in to, cc or bcc.")
+    guards.check_recipients(count)
     serialization.check(message)
     stored = serialization.dump(message)
+    guards.check_size(stored.size)
     # The model's own __init__ gives the log its id, which all the others refer to.
     log = EmailLog(batch=batch, envelope=stored.envelope)
     recipients = list(_recipients(message, log))
@@ -62,8 +75,14 @@ def draft(
         is_bulk=bulk,
     )
     _route(log, routing.decide(options, facts, of_celery), options)
+    if len(recipients) > 1:
+        log.additions = ""  # a link stands for one person, and whoever gets it may use it
+    elif log.additions and not (
+        "unsubscribe" not in log.additions and transports.tracks(log.transport)
+    ):
+        links.check()
     log.category = options.category or ""
-    log.subject = storable(message.subject)
+    log.subject = "" if log.keep_content == "never" else storable(message.subject)
     log.from_email = storable(message.from_email)
     log.message_id = storable(stored.message_id)[:255] or f"<{log.id}@{DNS_NAME}>"
     log.idempotency_key = options.idempotency_key
@@ -79,7 +98,7 @@ def attachment(blob: Blob) -> EmailAttachment:
         filename=storable(blob.filename),
         mimetype=storable(blob.mimetype)[:255],
         size=len(blob.content),
-        content=blob.content,
+        content=encryption.seal_bytes(blob.content),
     )
 
 
@@ -105,9 +124,20 @@ def _route(log: EmailLog, route: routing.Route, options: Options) -> None:
             send_at + route.expires_after if send_at else clock.now(route.expires_after)
         )
     log.on_unknown = route.on_unknown
-    log.keep_content = route.keep_content
+    log.additions = " ".join(route.additions)
+    log.keep_content = _keeping(route.keep_content)
     log.max_retries = route.max_retries
     log.retry_delay = route.retry_delay
+
+
+def _keeping(keep_content: str) -> str:
+    """Return how long content is kept, once it is sure that it may be stored at all."""
+    if keep_content == "never" and not encryption.is_on():
+        raise ImproperlyConfigured(
+            "This mail has keep_content='never', which encrypts it while it waits, and there is no "
+            "key: set EPICA_MAIL['ENCRYPTION_KEYS'], or choose 'until_sent'."
+        )
+    return keep_content
 
 
 def _recipients(message: EmailMessage, log: EmailLog) -> Iterator[EmailRecipient]:
@@ -125,4 +155,4 @@ def _recipients(message: EmailMessage, log: EmailLog) -> Iterator[EmailRecipient
 def _address(recipient: object) -> str:
     """Return the address to search by: without its display name, in lower case."""
     text = storable(recipient)
-    return (parseaddr(text)[1] or text).lower()[:320]
+    return addresses.bare(text).lower()[:320]

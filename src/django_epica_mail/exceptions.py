@@ -28,6 +28,10 @@ class UnreadableEnvelope(EpicaMailError, ValueError):  # noqa: N818
     """A stored message cannot be read by this version of the package, or is incomplete."""
 
 
+class MissingKey(UnreadableEnvelope):
+    """A stored message is encrypted, and none of the site's keys decrypts it."""
+
+
 class DeliveryFailed(EpicaMailError):  # noqa: N818
     """A mail was accepted for nobody: what ``AsyncResult.get()`` raises.
 
@@ -43,6 +47,17 @@ class DeliveryFailed(EpicaMailError):  # noqa: N818
 
     def __str__(self) -> str:
         return self.kind if self.code is None else f"{self.kind} ({self.code})"
+
+
+class Veto(EpicaMailError):  # noqa: N818
+    """A mail is not to be sent: what a receiver of ``signals.before_send`` raises to stop it.
+
+    ``reason`` is kept in the mail's row, for people who ask.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class MissingExtra(EpicaMailError, ImportError):  # noqa: N818

@@ -48,6 +48,12 @@ class Gates:
             if scope == _TRANSPORT and gate.outages
         ]
 
+    def paused(self) -> list[str]:
+        """Return what a person has stopped, as ``queue emails``."""
+        return sorted(
+            f"{scope} {name}" for (scope, name), gate in self._closed.items() if gate.paused
+        )
+
     def reasons(self) -> dict[str, str]:
         """Return, for people, what is closed and why."""
         return {
@@ -68,10 +74,13 @@ def take_probe(alias: str, using: str) -> bool:
     return free.update(open_until=_probe_time()) == 1
 
 
-def return_probe(alias: str, using: str) -> None:
-    """Give back a probe that was not made, for its mail never got as far as the transport."""
+def return_probe(alias: str, using: str) -> bool:
+    """Make a probe due now, as one that was not made, for its mail never got to the transport.
+
+    Returns whether the transport is out of order at all.
+    """
     gates = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, name=alias, outages__gt=0)
-    gates.update(open_until=clock.now())
+    return gates.update(open_until=clock.now()) == 1
 
 
 def trip(alias: str, failure: Failure, using: str) -> None:

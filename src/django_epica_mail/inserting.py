@@ -57,7 +57,11 @@ def _row(
     connection: BaseDatabaseWrapper,
     params: list[Any],
 ) -> str:
-    """Return the placeholders of one row, and add its values to ``params``."""
+    """Return the cells of one row, and add the values of its placeholders to ``params``.
+
+    What can be no one's text stands in the statement itself: a placeholder costs the driver more
+    than the value, and most columns of a new mail hold NULL, a number or nothing.
+    """
     cells = []
     for field, goes_as_it_is in fields:
         value = row.__dict__[field.attname]
@@ -65,13 +69,16 @@ def _row(
             sql, own = _compile(value, type(row), connection.alias)
             cells.append(sql)
             params += own
+        elif value is None:
+            cells.append("NULL")
+        elif goes_as_it_is and type(value) is int:
+            cells.append(str(value))
+        elif goes_as_it_is and value == "":
+            cells.append("''")
         else:
             cells.append("%s")
-            kind = type(value)
-            if value is None or (goes_as_it_is and (kind is str or kind is int)):
-                params.append(value)
-            else:
-                params.append(field.get_db_prep_save(value, connection))
+            is_text = goes_as_it_is and type(value) is str
+            params.append(value if is_text else field.get_db_prep_save(value, connection))
     return f"({', '.join(cells)})"
 
 

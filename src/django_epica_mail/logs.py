@@ -36,8 +36,13 @@ def _log_move(*, email_id: UUID, move: Move, failure: Failure | None, **_: Any) 
 
 
 def _log_trip(*, transport: str, failure: Failure, **_: Any) -> None:
-    logger.warning("Transport %s is out of order (reply code %s).", transport, failure.code)
+    logger.warning(
+        "Transport %s is out of order (reply code %s).",
+        transport,
+        failure.code,
+        extra={"transport": transport, "code": failure.code, "failure": str(failure.kind)},
+    )
 
 
 def _log_recovery(*, transport: str, **_: Any) -> None:
-    logger.info("Transport %s works again.", transport)
+    logger.info("Transport %s works again.", transport, extra={"transport": transport})

@@ -20,6 +20,7 @@ from django_epica_mail import (
     lifecycle,
     results,
     retry,
+    totals,
 )
 from django_epica_mail import transport as transports
 from django_epica_mail.contents import recipient_outcomes
@@ -27,11 +28,12 @@ from django_epica_mail.lifecycle import PERMITS, Status
 from django_epica_mail.models import (
     DeliveryGate,
     EmailBatch,
+    EmailEvent,
     EmailLog,
     EmailRecipient,
     PendingResult,
 )
-from django_epica_mail.retry import Decision, Failure, Kind, Result
+from django_epica_mail.retry import PASSING, Decision, Failure, Kind, Result
 from django_epica_mail.rules import LEVELS
 from django_epica_mail.settling import Outcome, announce, policy_of, settle
 
@@ -42,7 +44,6 @@ _PATIENCE_WITH_BATCHES = 20.0
 """Seconds for which a bulk call is left to the ring of its commit."""
 _LOST = Failure(kind=Kind.WORKER_LOST, reply="The worker did not live to say what became of it.")
 _OVERDUE = Failure(kind=Kind.OVERDUE, reply="The transport was out of order for too long.")
-_PASSING = (Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE)
 
 
 def dispatch() -> dict[str, int]:
@@ -64,6 +65,7 @@ def dispatch() -> dict[str, int]:
         DeliveryGate.objects.using(using).update_or_create(
             scope=DeliveryGate.Scope.QUEUE, name=queue, defaults={"last_sweep_at": clock.now()}
         )
+    totals.count()  # last, for no mail waits for it
     return done
 
 
@@ -136,7 +138,7 @@ def _rescue(token: uuid.UUID, using: str) -> int:
         released = EmailLog.objects.using(using).move(
             lifecycle.RELEASE, [mail.pk for mail in mails[PERMITS:]], token=token
         )
-    announce(moved)
+    announce(moved, using)
     return len(moved) + released
 
 
@@ -170,7 +172,7 @@ def give_up_overdue() -> int:
             )
             outcomes = [Outcome(mail, None, decision) for mail in mails]
             contents.forget([it.mail.pk for it in outcomes if it.ends_content], using)
-            announce(outcomes)
+            announce(outcomes, using)
     return count
 
 
@@ -178,17 +180,25 @@ def retry_failed(*, advance: Callable[[int], None] = lambda count: None) -> int:
     """Give what failed for a passing reason one more try each; return how many mails.
 
     Goes in portions, and calls ``advance`` with the number so far. What was refused for good, and
-    what may have been accepted, is never tried again by itself.
+    what may have been accepted, is never tried again by itself. What can no longer be, for it has
+    been given up, loses the content that was kept for it.
     """
     using = router.db_for_write(EmailLog)
+    contents.forget_given_up(using)
     patience = timedelta(seconds=conf.get().give_up_after)
-    failed = EmailLog.objects.using(using).filter(
-        status=Status.FAILED,
-        give_up_at__gt=clock.now(),
-        finished_at__gt=clock.now(-patience),  # follows from the line above, and the index has it
+    failed = (
+        EmailLog.objects.using(using)
+        .filter(
+            status=Status.FAILED,
+            give_up_at__gt=clock.now(),
+            finished_at__gt=clock.now(
+                -patience
+            ),  # follows from the line above, and the index has it
+        )
+        .exclude(envelope="")
     )
     count = 0
-    for kind in _PASSING:
+    for kind in PASSING:
         rows = failed.filter(failure_kind=kind).order_by("finished_at")
         newest = rows.values_list("finished_at", flat=True).last()
         if newest is None:
@@ -218,11 +228,14 @@ def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda 
     for kind in ("", *Kind):
         rows = old.filter(failure_kind=kind).order_by("finished_at")
         while ids := list(rows.values_list("pk", flat=True)[:_CHUNK]):
-            _delete(ids, using)
+            contents.delete(ids, using)
             count += len(ids)
             advance(count)
+    contents.forget_given_up(using)
     _forget_contents(using)
     _delete_batches(age, using)
+    _delete_events(age, using)
+    totals.forget_hours(using)
     return count
 
 
@@ -235,6 +248,14 @@ def _delete_batches(age: timedelta, using: str) -> None:
         used = EmailLog.objects.using(using).filter(batch__in=portion).order_by()
         kept = set(used.values_list("batch", flat=True).distinct())
         batches.filter(pk__in=set(portion) - kept).delete()
+
+
+def _delete_events(age: timedelta, using: str) -> None:
+    """Delete old events of mail that is not known; the others go with their mail."""
+    events = EmailEvent.objects.using(using)
+    old = events.filter(email=None, created_at__lt=clock.now(-age))
+    while ids := list(old.values_list("pk", flat=True)[:_CHUNK]):
+        events.filter(pk__in=ids).delete()
 
 
 def _forget_contents(using: str) -> None:
@@ -256,10 +277,3 @@ def _forget_contents(using: str) -> None:
             # as text, and the database's own have fewer digits than ours.
             latest = max(at for _, at in portion if at is not None)
             rows = rows.filter(finished_at__gte=latest - timedelta(seconds=1))
-
-
-def _delete(ids: list[uuid.UUID], using: str) -> None:
-    """Delete mails, and the attachments that no other mail has."""
-    with transaction.atomic(using=using):
-        contents.forget(ids, using)
-        EmailLog.objects.using(using).filter(pk__in=ids).only("pk").delete()

@@ -6,12 +6,15 @@ import os
 import time
 import uuid
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, ClassVar
 
 from django.db import models
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
-from django_epica_mail import lifecycle
+from django_epica_mail import encryption, lifecycle
 from django_epica_mail.retry import Kind
 
 
@@ -115,7 +118,7 @@ class EmailLog(models.Model):
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
 
     subject = models.TextField(_("subject"), blank=True)
-    from_email = models.TextField(_("from"))
+    from_email = models.TextField(pgettext_lazy("sender", "from"))
     message_id = models.CharField(_("Message-ID"), max_length=255)
     #: The message as ``serialization`` wrote it. Text, not JSON: jsonb refuses NUL.
     envelope = models.TextField(editable=False)
@@ -131,6 +134,8 @@ class EmailLog(models.Model):
     #: Whether Celery's result backend is told too.
     store_result = models.BooleanField(_("result stored"), default=False)
     on_unknown = models.CharField(_("if unknown"), max_length=8)
+    #: What the worker adds to the message: words of ``additions``, with a space between them.
+    additions = models.CharField(_("additions"), max_length=32, blank=True)
     #: How long the envelope and the attachments are kept; an empty envelope is one forgotten.
     keep_content = models.CharField(_("content kept"), max_length=10, default="always")
     max_retries = models.PositiveSmallIntegerField(_("retries allowed"))
@@ -174,6 +179,10 @@ class EmailLog(models.Model):
             # None on the status. It guards each move by id, and a database that has not counted
             # its rows since a backlog came takes such an index to be quicker than the ids.
         ]
+        permissions: ClassVar = [
+            ("view_content", _("Can view the content of e-mails")),
+            ("operate_emaillog", _("Can operate the e-mail queue")),
+        ]
 
     def __str__(self) -> str:
         return str(self.id)
@@ -191,7 +200,7 @@ class EmailRecipient(models.Model):
     class Kind(models.TextChoices):
         """The header, or its absence, that names the recipient."""
 
-        TO = "to", _("To")
+        TO = "to", pgettext_lazy("recipient", "To")
         CC = "cc", _("Cc")
         BCC = "bcc", _("Bcc")
 
@@ -200,6 +209,7 @@ class EmailRecipient(models.Model):
 
         ACCEPTED = "accepted", _("accepted")
         REFUSED = "refused", _("refused")
+        SUPPRESSED = "suppressed", _("suppressed")
 
     email = models.ForeignKey(
         EmailLog, models.CASCADE, related_name="recipients", verbose_name=_("e-mail")
@@ -208,7 +218,7 @@ class EmailRecipient(models.Model):
     kind = models.CharField(_("kind"), max_length=3, choices=Kind)
     address = models.CharField(_("address"), max_length=320, db_index=True)
     #: Empty while the recipient shares the mail's own fate, which is nearly always.
-    outcome = models.CharField(_("outcome"), max_length=8, choices=Outcome, blank=True)
+    outcome = models.CharField(_("outcome"), max_length=10, choices=Outcome, blank=True)
     code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
     reply = models.TextField(_("server's reply"), blank=True)
 
@@ -229,6 +239,7 @@ class EmailAttachment(models.Model):
     filename = models.TextField(_("file name"), blank=True)
     mimetype = models.CharField(_("type"), max_length=255)
     size = models.PositiveBigIntegerField(_("bytes"))
+    #: As ``encryption`` wrote it; ``data`` is what was attached.
     content = models.BinaryField()
 
     class Meta:
@@ -237,6 +248,11 @@ class EmailAttachment(models.Model):
 
     def __str__(self) -> str:
         return self.filename or str(self.id)
+
+    @cached_property
+    def data(self) -> bytes:
+        """What was attached. Raises ``MissingKey`` for what no key of the site's decrypts."""
+        return encryption.unseal_bytes(bytes(self.content), self.size)
 
 
 class DeliveryAttempt(models.Model):
@@ -255,6 +271,8 @@ class DeliveryAttempt(models.Model):
     failure_kind = models.CharField(_("failure"), max_length=16, choices=Kind, blank=True)
     code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
     reply = models.TextField(_("server's reply"), blank=True)
+    #: What a provider calls the mail, in its answer and in the events it reports later.
+    provider_id = models.CharField(_("provider's id"), max_length=255, blank=True)
 
     class Meta:
         verbose_name = _("delivery attempt")
@@ -263,9 +281,117 @@ class DeliveryAttempt(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["email", "number"], name="epica_mail_attempt_number")
         ]
+        indexes: ClassVar = [
+            # Partial where the database can: an attempt by SMTP, which has no such id, is spared.
+            models.Index(
+                fields=["provider_id"],
+                condition=~models.Q(provider_id=""),
+                name="epica_mail_provider_id",
+            )
+        ]
 
     def __str__(self) -> str:
         return f"{self.email_id} #{self.number}"
+
+
+class EmailEvent(models.Model):
+    """One thing that happened to a mail after it was sent: told by a provider, or seen by us."""
+
+    class Kind(models.TextChoices):
+        """What happened."""
+
+        ACCEPTED = "accepted", _("taken by the provider")
+        DELIVERED = "delivered", _("delivered")
+        DEFERRED = "deferred", _("deferred")
+        BOUNCED = "bounced", _("bounced")
+        REJECTED = "rejected", _("rejected by the provider")
+        FAILED = "failed", _("failed at the provider")
+        COMPLAINED = "complained", _("reported as spam")
+        UNSUBSCRIBED = "unsubscribed", _("unsubscribed")
+        SUBSCRIBED = "subscribed", _("subscribed")
+        OPENED = "opened", _("opened")
+        CLICKED = "clicked", _("clicked")
+        AUTORESPONDED = "autoresponded", _("answered by a machine")
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    #: NULL of an event that came before its mail was known by the provider's id, or of no mail.
+    email = models.ForeignKey(
+        EmailLog,
+        models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="events",
+        verbose_name=_("e-mail"),
+    )
+    #: A digest of all that makes the event what it is: of one that is told twice, one is kept.
+    key = models.CharField(max_length=64, editable=False)
+    kind = models.CharField(_("kind"), max_length=16, choices=Kind)
+    at = models.DateTimeField(pgettext_lazy("time", "at"))
+    created_at = models.DateTimeField(_("recorded at"))
+    #: The provider's name, or ``epica_mail`` of what we saw ourselves.
+    source = models.CharField(_("source"), max_length=64)
+    address = models.CharField(_("address"), max_length=320, blank=True)
+    provider_id = models.CharField(_("provider's id"), max_length=255, blank=True)
+    reason = models.CharField(_("reason"), max_length=64, blank=True)
+    reply = models.TextField(_("server's reply"), blank=True)
+    url = models.TextField(_("link"), blank=True)
+    user_agent = models.CharField(_("user agent"), max_length=255, blank=True)
+    ip = models.GenericIPAddressField(_("IP address"), null=True, blank=True)
+    is_machine = models.BooleanField(_("by a machine"), default=False)
+
+    class Meta:
+        verbose_name = _("event")
+        verbose_name_plural = _("events")
+        ordering: ClassVar = ["at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["key"], name="epica_mail_event_once")
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["address"], name="epica_mail_event_address"),
+            models.Index(fields=["provider_id"], name="epica_mail_event_provider"),
+            models.Index(fields=["kind", "at"], name="epica_mail_event_kind"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.email_id}"
+
+
+class Suppression(models.Model):
+    """An address that is not sent to, for all mail or for one category."""
+
+    class Reason(models.TextChoices):
+        """Why it is not."""
+
+        BOUNCE = "bounce", _("bounced for good")
+        COMPLAINT = "complaint", _("reported as spam")
+        UNSUBSCRIBE = "unsubscribe", _("unsubscribed")
+        MANUAL = "manual", _("added by hand")
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    #: Empty of a person whose data was erased; the digest goes on to hold mail back.
+    address = models.CharField(_("address"), max_length=320, blank=True)
+    #: By what it is found: an HMAC of the address, from which nobody reads it.
+    digest = models.CharField(max_length=64, editable=False)
+    scope = models.CharField(
+        _("category"), max_length=64, blank=True, help_text=_("Leave empty for all mail.")
+    )
+    reason = models.CharField(_("reason"), max_length=16, choices=Reason, default=Reason.MANUAL)
+    note = models.TextField(_("note"), blank=True)
+    created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
+    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("suppressed address")
+        verbose_name_plural = _("suppressed addresses")
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["digest", "scope", "reason"], name="epica_mail_suppressed_once"
+            )
+        ]
+        indexes: ClassVar = [models.Index(fields=["address"], name="epica_mail_suppressed")]
+
+    def __str__(self) -> str:
+        return str(self.id)
 
 
 class PendingResult(models.Model):
@@ -312,3 +438,68 @@ class DeliveryGate(models.Model):
 
     def __str__(self) -> str:
         return f"{self.scope} {self.name}"
+
+
+class EmailTotal(models.Model):
+    """How often something happened to mail in one hour, or ever; written by ``totals`` alone.
+
+    It outlives the mails it counts, so that what is read from it never goes down.
+    """
+
+    class Event(models.TextChoices):
+        """What is counted."""
+
+        ENQUEUED = "enqueued", pgettext_lazy("total", "queued")
+        SENT = lifecycle.Status.SENT.value, _("sent")
+        FAILED = lifecycle.Status.FAILED.value, _("failed")
+        CANCELLED = lifecycle.Status.CANCELLED.value, _("cancelled")
+        EXPIRED = lifecycle.Status.EXPIRED.value, _("expired")
+        SUPPRESSED = lifecycle.Status.SUPPRESSED.value, _("suppressed")
+        ATTEMPT = "attempt", _("attempts")
+        RETRIED = "retried", _("retried")
+        POSTPONED = "postponed", _("postponed")
+        UNKNOWN = lifecycle.Status.UNKNOWN.value, _("unknown")
+
+    #: Its beginning; ``totals.EVER`` for the sum over all hours.
+    hour = models.DateTimeField()
+    queue = models.CharField(max_length=64)
+    transport = models.CharField(max_length=64)
+    event = models.CharField(max_length=16, choices=Event)
+    #: Why, of an event that has a reason.
+    failure_kind = models.CharField(max_length=16, choices=Kind, blank=True)
+    #: The reply code, or 0.
+    failure_code = models.PositiveSmallIntegerField(default=0)
+    count = models.PositiveBigIntegerField(default=0)
+    #: How long all of them took together, of an event that takes time.
+    seconds = models.FloatField(default=0)
+    #: How many took at most each of ``totals.BOUNDS``, and not at most the one before.
+    buckets = models.JSONField(default=list)
+
+    class Meta:
+        verbose_name = _("total")
+        # It has one page in the admin, and this is its name in the list.
+        verbose_name_plural = _("dashboard")
+        default_permissions = ()
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["hour", "queue", "transport", "event", "failure_kind", "failure_code"],
+                name="epica_mail_one_total",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.hour:%Y-%m-%d %H} {self.queue} {self.transport} {self.event}"
+
+
+class CountingMark(models.Model):
+    """The one row that says until when the totals are counted, and lets one count at a time."""
+
+    counted_until = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("counting mark")
+        verbose_name_plural = _("counting marks")
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return str(self.counted_until)

@@ -21,14 +21,18 @@ from django_epica_mail import (
     contents,
     doorbell,
     drafting,
+    encryption,
     gates,
     inserting,
+    interventions,
     lifecycle,
+    reading,
     results,
     routing,
 )
 from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.drafting import Draft
+from django_epica_mail.exceptions import MissingKey, UnreadableEnvelope
 from django_epica_mail.models import (
     EmailAttachment,
     EmailBatch,
@@ -44,6 +48,9 @@ T = TypeVar("T")
 
 CHUNK = 500
 """How many mails of a bulk call are checked and inserted at a time."""
+
+_PORTION = 20
+"""How many mails, with their attachments, are read to be sent again at a time."""
 
 
 def enqueue(message: EmailMessage, **options: Any) -> EmailLog:
@@ -165,12 +172,71 @@ def requeue(ids: Iterable[UUID | str]) -> int:
         )
         queued = EmailLog.objects.using(using).filter(pk__in=wanted, status=lifecycle.Status.QUEUED)
         EmailRecipient.objects.using(using).filter(
-            email__in=queued, outcome=EmailRecipient.Outcome.REFUSED
+            email__in=queued,
+            outcome__in=[EmailRecipient.Outcome.REFUSED, EmailRecipient.Outcome.SUPPRESSED],
         ).update(outcome="", code=None, reply="")
         results.expect(wanted, using)
         for queue in queued.order_by().values_list("queue", flat=True).distinct():
             doorbell.ring_on_commit(queue, using=using)
     return count
+
+
+def send_now(ids: Iterable[UUID | str]) -> int:
+    """Make queued mails due that wait for their time or their next try; return how many.
+
+    A pause, a breaker or a rate holds them still.
+    """
+    return interventions.send_now(_uuids(ids))
+
+
+def decide(ids: Iterable[UUID | str], verdict: str) -> int:
+    """Decide about mails of which it is unknown whether they arrived; return about how many.
+
+    ``verdict`` is ``"arrived"`` (they are sent), ``"resend"`` (they are tried once more, and may
+    arrive twice) or ``"write off"`` (they failed). Raises ``ValueError`` for any other.
+    """
+    return interventions.decide(_uuids(ids), verdict)
+
+
+def send_again(ids: Iterable[UUID | str]) -> list[EmailLog]:
+    """Queue the messages of mails that have come to an end as new mails; return these.
+
+    A new mail goes to all of the recipients, by the route of the old one, under a Message-ID of its
+    own. Passed over are mails still to be sent, and those whose content is forgotten or unreadable.
+    """
+    using = router.db_for_write(EmailLog)
+    ended = EmailLog.objects.using(using).filter(status__in=lifecycle.FINAL).exclude(envelope="")
+    made: list[EmailLog] = []
+    with transaction.atomic(using=using):
+        for portion in _portions(_uuids(ids), _PORTION):
+            rows = ended.filter(pk__in=portion).order_by("pk").prefetch_related("attachments")
+            drafts = [draft for mail in rows if (draft := _draft_again(mail)) is not None]
+            made += insert(drafts)
+    return made
+
+
+def _draft_again(mail: EmailLog) -> Draft | None:
+    try:
+        message = reading.message_of(mail)
+    except (UnreadableEnvelope, MissingKey):
+        logger.warning("E-mail %s cannot be read, and was not sent again.", mail.pk)
+        return None
+    # Servers take a second mail of the same Message-ID for the first one, and drop it.
+    message.extra_headers = {
+        name: value for name, value in message.extra_headers.items() if name.lower() != "message-id"
+    }
+    options = Options(
+        transport=mail.transport,
+        queue=mail.queue,
+        priority=mail.priority,
+        category=mail.category or None,
+        on_unknown=mail.on_unknown,
+        keep_content=mail.keep_content,
+    )
+    again = drafting.draft(message, options, of_celery={})
+    again.log.fallbacks = mail.fallbacks
+    again.log.max_retries, again.log.retry_delay = mail.max_retries, mail.retry_delay
+    return again
 
 
 def _uuids(ids: Iterable[UUID | str]) -> list[UUID]:
@@ -191,6 +257,14 @@ def resume(*, queue: str | None = None, transport: str | None = None) -> None:
     Workers begin with the next ring, at the latest that of the sweep.
     """
     gates.set_paused(False, queue=queue, transport=transport)
+
+
+def probe(transport: str) -> bool:
+    """Let a transport that is out of order be tried now; return whether there is one.
+
+    One mail finds out whether it works again, at the next ring or sweep.
+    """
+    return gates.return_probe(transport, router.db_for_write(EmailLog))
 
 
 def _portions(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -245,13 +319,23 @@ def _claim_keys(drafts: Sequence[Draft], using: str) -> dict[UUID, EmailLog]:
         key = draft.log.idempotency_key
         if key is not None and known[key].pk != draft.log.pk:
             earlier[draft.log.pk] = known[key]
-            if known[key].envelope != draft.log.envelope:
+            if _is_another(known[key].envelope, draft.log.envelope):
                 logger.warning(
                     "The idempotency key of e-mail %s was used again for another message, which "
                     "was not queued.",
                     known[key].pk,
                 )
     return earlier
+
+
+def _is_another(known: str, envelope: str) -> bool:
+    """Tell whether a stored message is surely another than a new one."""
+    if not known:
+        return False  # forgotten by now
+    try:
+        return encryption.unseal(known) != encryption.unseal(envelope)
+    except MissingKey:
+        return False
 
 
 def _insert_blobs(drafts: Sequence[Draft], using: str) -> None:

@@ -14,11 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from email.utils import parseaddr
 from importlib import import_module
 from typing import Any
 
-from django_epica_mail import conf, doorbell
+from django_epica_mail import addresses, conf, doorbell
 from django_epica_mail.exceptions import MissingExtra
 
 logger = logging.getLogger(__name__)
@@ -185,7 +184,7 @@ def take(transport: str, recipients: Iterable[str]) -> Refusal | None:
 def _costs(transport: str, recipients: Iterable[str]) -> Counter[str]:
     costs: Counter[str] = Counter()
     for recipient in recipients:
-        domain = parseaddr(str(recipient))[1].rpartition("@")[2].lower()
+        domain = addresses.bare(str(recipient)).rpartition("@")[2].lower()
         costs.update((transport, EVERYTHING, f"@{domain}"))
     return costs
 

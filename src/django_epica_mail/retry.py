@@ -51,6 +51,8 @@ class Kind(TextChoices):
     WORKER_LOST = "worker_lost", _("worker lost")
     MESSAGE = "message", _("message cannot be built")
     OVERDUE = "overdue", _("waited too long")
+    SUPPRESSED = "suppressed", _("on the suppression list")
+    VETOED = "vetoed", _("stopped by the site")
 
 
 _BY_ENHANCED_CODE = {
@@ -61,6 +63,9 @@ _BY_ENHANCED_CODE = {
     **dict.fromkeys(("7.8", "7.9", "7.10", "7.11", "7.12"), Kind.OUTAGE),
 }
 """Subject and detail of the enhanced status codes (RFC 3463; RFC 5248's registry) that say more."""
+
+PASSING = (Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE)
+"""What may be over by itself; mail that failed of it is tried again until it is given up."""
 
 _BUDGETED = frozenset({Kind.TRANSIENT, Kind.UNKNOWN, Kind.WORKER_LOST})
 _FOR_GOOD = frozenset({Kind.PERMANENT, Kind.MESSAGE, Kind.OVERDUE})
@@ -103,6 +108,8 @@ class Result:
     """The server's reply to the content."""
     seconds: float | None = None
     """How long the try took, or ``None`` if the transport was never asked."""
+    provider_id: str = ""
+    """What the provider calls the mail, if it said so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from django.db import transaction
 from django.db.models import F
 
-from django_epica_mail import clock, conf, contents, lifecycle, signals
+from django_epica_mail import clock, conf, contents, events, lifecycle, signals
 from django_epica_mail.claiming import Batch
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
 from django_epica_mail.patience import patiently
@@ -26,17 +26,26 @@ class Outcome:
     decision: Decision
     ends_batch: bool = False
     """Whether the mails after it had better not be begun now."""
+    held_back: Mapping[int, str] = field(default_factory=dict)
+    """The recipients that the suppression list keeps from it, and why."""
 
     @property
     def ends_content(self) -> bool:
         """Whether body and attachments are not to be kept beyond it."""
-        return contents.ends_with(self.decision.moves[-1].target, self.mail.keep_content)
+        failure = self.decision.failure
+        return contents.ends_with(
+            self.decision.moves[-1].target,
+            self.mail.keep_content,
+            failure.kind if failure else "",
+            too_old=getattr(self.mail, "too_old", False),
+        )
 
     @property
     def is_plain(self) -> bool:
         """Whether every recipient was accepted at once, as nearly always."""
         decision = self.decision
-        return decision.moves == (lifecycle.SUCCEED,) and not decision.refused
+        is_whole = not decision.refused and not self.held_back
+        return decision.moves == (lifecycle.SUCCEED,) and is_whole
 
 
 def policy_of(mail: EmailLog, *, too_old: bool) -> Policy:
@@ -100,7 +109,7 @@ class Settler:
         )
         self.settled += len(self._waiting)
         self._waiting = []
-        announce(moved)
+        announce(moved, batch.using)
 
     def release(self, mails: Sequence[EmailLog]) -> None:
         """Give back what was claimed and not begun; it uses no try."""
@@ -167,6 +176,10 @@ def _settle_one(outcome: Outcome, token: uuid.UUID, using: str) -> bool:
         recipients.filter(position=position).update(
             outcome=EmailRecipient.Outcome.REFUSED, code=failure.code, reply=failure.reply
         )
+    for position, reason in outcome.held_back.items():
+        recipients.filter(position=position).update(
+            outcome=EmailRecipient.Outcome.SUPPRESSED, reply=reason
+        )
     return True
 
 
@@ -204,11 +217,12 @@ def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:
         failure_kind=failure.kind if failure else "",
         code=result.code,
         reply=failure.reply if failure else result.reply,
+        provider_id=result.provider_id,
     )
 
 
-def announce(outcomes: Iterable[Outcome]) -> None:
-    """Tell listeners of committed moves."""
+def announce(outcomes: Sequence[Outcome], using: str) -> None:
+    """Tell listeners of committed moves, and take account of events that came before them."""
     for outcome in outcomes:
         for move in outcome.decision.moves:
             signals.email_moved.send_robust(
@@ -217,3 +231,15 @@ def announce(outcomes: Iterable[Outcome]) -> None:
                 move=move,
                 failure=outcome.decision.failure,
             )
+    provider_ids = {it.result.provider_id for it in outcomes if it.result is not None} - {""}
+    open_ones = [outcome.mail.pk for outcome in outcomes if _may_have_been_sent(outcome)]
+    if provider_ids or open_ones:
+        events.settled(open_ones, provider_ids, using)
+
+
+def _may_have_been_sent(outcome: Outcome) -> bool:
+    """Tell whether a mail that is not sent, by what its tries came to, may have been."""
+    failure = outcome.decision.failure
+    if failure is None:
+        return False
+    return failure.kind in (Kind.UNKNOWN, Kind.WORKER_LOST) or outcome.mail.attempts > 0

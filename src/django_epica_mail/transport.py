@@ -71,6 +71,17 @@ def aliases() -> tuple[str, ...]:
     return tuple(specs())
 
 
+def tracks(alias: str) -> bool:
+    """Tell whether a transport is a provider that itself counts opens and clicks of a message."""
+    if under_test():
+        return False
+    try:
+        backend = import_string(specs().get(alias, {}).get("BACKEND", _SMTP))
+    except ImportError:
+        return False  # reported by the checks, and by the first mail that needs it
+    return providers.is_provider(backend) and providers.tracks(backend)
+
+
 def default_alias() -> str:
     """Return the transport of a mail that names none.
 
@@ -114,6 +125,8 @@ def _build(alias: str) -> BaseEmailBackend:
         options["alias"] = alias
     backend: BaseEmailBackend = backend_class(**options)
     backend.fail_silently = False  # nor may a class say so of itself
+    if providers.is_provider(backend):
+        providers.restrain(backend)
     return backend
 
 
@@ -152,13 +165,19 @@ class Connection:
         try:
             stage = Stage.CONNECT
             backend = self.open(deadline)
+            if providers.is_provider(backend):
+                providers.prepare(backend, message)
             stage = Stage.UNSEEN
             backend.send_messages([message])
         except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this mail alone
             failure = _classify(error, _stage_reached(self._backend, stage))
         self.mails += 1
         self.used_at = time.monotonic()
-        result = _result(self._backend, failure, self.used_at - started)
+        seconds = self.used_at - started
+        if self._backend is not None and providers.is_provider(self._backend):
+            result = providers.result(message, failure, seconds)
+        else:
+            result = _result(self._backend, failure, seconds)
         if failure is not None:
             self.close()
         return result

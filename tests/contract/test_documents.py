@@ -43,6 +43,13 @@ def test_every_system_check_is_in_the_reference() -> None:
     assert used == set(re.findall(r"`(epica_mail\.[EW]\d+)`", page))
 
 
+def test_every_test_that_the_threat_model_relies_on_exists() -> None:
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", page))
+    assert len(named) > 10
+    assert {path for path in named if not (ROOT / path).is_file()} == set()
+
+
 def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 

@@ -64,7 +64,10 @@ def comparable(params: dict[str, Any]) -> dict[str, Any]:
 
     headers = dict(params["extra_headers"].items())
     headers.pop("Message-ID", None)  # the queue makes one, so that every try has the same
-    return {key: plain(value) for key, value in {**params, "extra_headers": headers}.items()}
+    metadata = dict(params.get("metadata", {}))
+    metadata.pop("epica_mail_id", None)  # which ties the provider's events to the row
+    changed = {**params, "extra_headers": headers, "metadata": metadata}
+    return {key: plain(value) for key, value in changed.items()}
 
 
 def message(**attributes: Any) -> AnymailMessage:

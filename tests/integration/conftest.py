@@ -8,7 +8,9 @@ from typing import Any
 
 import django
 import pytest
+from django.contrib import admin
 from django.core.mail import EmailMessage
+from django.urls import path
 
 from devservers.smtp import SMTPServer
 from django_epica_mail import clock, delivery, doorbell, outbox, transport
@@ -102,3 +104,9 @@ def deliver() -> Callable[..., int]:
         return delivery.deliver(queue)
 
     return run
+
+
+@pytest.fixture
+def site(settings: Any, db: None) -> None:
+    """Serve the admin, as most sites do."""
+    settings.ROOT_URLCONF = (path("admin/", admin.site.urls),)

@@ -5,45 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.contrib import admin
 from django.contrib.auth.models import Permission, User
 from django.test import Client
-from django.urls import path, reverse
+from django.urls import reverse
 
 from devservers.smtp_faults import refuse
 from django_epica_mail import outbox
 from django_epica_mail.models import DeliveryGate, EmailBatch, EmailLog
 
 MODELS = ("emaillog", "emailbatch", "deliverygate")
-
-
-@pytest.fixture
-def site(settings: Any, db: None) -> None:
-    """Put the admin into the site, as most sites have it."""
-    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
-    settings.INSTALLED_APPS = [
-        *settings.INSTALLED_APPS,
-        "django.contrib.sessions",
-        "django.contrib.messages",
-        "django.contrib.admin",
-    ]
-    settings.MIDDLEWARE = [
-        "django.contrib.sessions.middleware.SessionMiddleware",
-        "django.contrib.auth.middleware.AuthenticationMiddleware",
-        "django.contrib.messages.middleware.MessageMiddleware",
-    ]
-    processors = ["django.contrib.auth.context_processors.auth"]
-    processors += ["django.contrib.messages.context_processors.messages"]
-    processors += ["django.template.context_processors.request"]
-    settings.TEMPLATES = [
-        {
-            "BACKEND": "django.template.backends.django.DjangoTemplates",
-            "APP_DIRS": True,
-            "OPTIONS": {"context_processors": processors},
-        }
-    ]
-    settings.STATIC_URL = "static/"
-    settings.ROOT_URLCONF = (path("admin/", admin.site.urls),)
 
 
 @pytest.fixture
@@ -126,12 +96,3 @@ def test_who_may_not_look_sees_nothing(site, rows) -> None:
     clerk.user_permissions.add(Permission.objects.get(codename="view_emaillog"))
     assert browser.get(page("emaillog", "changelist")).status_code == 200
     assert browser.get(page("deliverygate", "changelist")).status_code == 403
-
-
-def test_the_list_costs_the_same_for_one_mail_and_for_many(
-    browser, queue_mail, django_assert_max_num_queries
-) -> None:
-    for _ in range(20):
-        queue_mail()
-    with django_assert_max_num_queries(5):
-        assert browser.get(page("emaillog", "changelist")).status_code == 200

@@ -15,7 +15,7 @@ from django.core.checks import ERROR, WARNING, CheckMessage, run_checks
 from django.db.models import Model
 
 import tests.settings
-from django_epica_mail import rates
+from django_epica_mail import checks, rates
 
 SMTP = {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": {"host": "127.0.0.1"}}
 
@@ -276,3 +276,17 @@ def test_e005_rates_that_cannot_be_counted(
     rates._budgets.clear()
     monkeypatch.setitem(sys.modules, "limits", None)
     assert 'pip install "django-epica-mail[rates]"' in only().msg
+
+
+def test_content_never_to_be_kept_needs_a_key(smtp, epica_mail) -> None:
+    epica_mail(KEEP_CONTENT="never", ROUTES=[{"keep_content": "never"}])
+    assert [it.id for it in found()] == ["epica_mail.E021"] * 2
+    assert "Rule 0" in found()[0].msg
+    epica_mail(ENCRYPTION_KEYS=["MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA="])
+    assert found() == []
+
+
+def test_keys_need_the_package_that_encrypts(smtp, epica_mail, monkeypatch) -> None:
+    epica_mail(ENCRYPTION_KEYS=["MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA="])
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    assert only().id == "epica_mail.E020"

@@ -56,13 +56,14 @@ def test_an_outage_and_its_end_are_logged_once(smtp, queue_mail, deliver, travel
     travel(seconds=31)
     deliver()
     of_transport = [
-        (record.levelno, record.getMessage())
+        (record.levelno, record.getMessage(), record.transport, getattr(record, "failure", None))
         for record in caplog.records
         if "Transport smtp" in record.getMessage()
     ]
+    out_of_order = "Transport smtp is out of order (reply code None)."
     assert of_transport == [
-        (logging.WARNING, "Transport smtp is out of order (reply code None)."),
-        (logging.INFO, "Transport smtp works again."),
+        (logging.WARNING, out_of_order, "smtp", "outage"),
+        (logging.INFO, "Transport smtp works again.", "smtp", None),
     ]
 
 

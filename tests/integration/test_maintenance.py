@@ -6,6 +6,7 @@ from collections import Counter
 from datetime import timedelta
 
 import pytest
+from cryptography.fernet import Fernet
 from django.core.mail import EmailMessage
 from django.utils import timezone
 
@@ -147,7 +148,12 @@ def has_content(log: EmailLog) -> bool:
     return kept
 
 
-def test_content_is_kept_as_long_as_the_call_says(smtp, deliver) -> None:
+@pytest.fixture
+def keys(epica_mail) -> None:
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+
+
+def test_content_is_kept_as_long_as_the_call_says(smtp, deliver, keys) -> None:
     logs = [with_attachment(keep_content=keep) for keep in ("always", "until_sent", "never")]
     assert [has_content(log) for log in logs] == [True, True, True]
     assert deliver() == 3
@@ -155,20 +161,84 @@ def test_content_is_kept_as_long_as_the_call_says(smtp, deliver) -> None:
     assert EmailAttachment.objects.count() == 1
 
 
-def test_what_failed_is_kept_until_sent_and_can_be_queued_again(smtp, deliver) -> None:
-    smtp.inject(refuse("rcpt", 550, "5.1.1 No such user"))
-    until_sent, never = (with_attachment(keep_content=keep) for keep in ("until_sent", "never"))
+def test_content_goes_with_every_end_a_mail_comes_to(smtp, deliver, keys, travel) -> None:
+    keeps = ("always", "until_sent", "never")
+    smtp.inject(refuse("rcpt", 550, "5.1.1 No such user", times=3))
+    refused = [with_attachment(keep_content=keep) for keep in keeps]
     deliver()
-    assert [has_content(log) for log in (until_sent, never)] == [True, False]
-    assert outbox.requeue([until_sent.pk, never.pk]) == 1
-    never.refresh_from_db()
-    assert never.status == "failed"
+    cancelled = [with_attachment(keep_content=keep) for keep in keeps]
+    outbox.cancel([log.pk for log in cancelled])
+    expired = [with_attachment(keep_content=keep, expires_after=60) for keep in keeps]
+    travel(minutes=2)
+    deliver()
+    assert statuses() == {"failed": 3, "cancelled": 3, "expired": 3}
+    for logs in (refused, cancelled, expired):
+        assert [has_content(log) for log in logs] == [True, False, False]
 
 
-def test_what_is_cancelled_is_forgotten_if_never_to_be_kept(smtp) -> None:
-    never, always = with_attachment(keep_content="never"), with_attachment()
-    outbox.cancel([never.pk, always.pk])
-    assert [has_content(log) for log in (never, always)] == [False, True]
+def test_what_waited_too_long_for_its_transport_loses_its_content(
+    smtp, deliver, keys, travel
+) -> None:
+    logs = [with_attachment(keep_content=keep) for keep in ("always", "until_sent", "never")]
+    smtp.refuse_connections()
+    deliver()
+    travel(hours=73)
+    assert maintenance.give_up_overdue() == 3
+    assert [has_content(log) for log in logs] == [True, False, False]
+
+
+@pytest.mark.parametrize("keep", ["until_sent", "never"])
+def test_what_may_be_tried_again_keeps_its_content_until_it_is_given_up(
+    smtp, deliver, keys, epica_mail, travel, keep
+) -> None:
+    epica_mail(MAX_RETRIES=0)
+    smtp.inject(refuse("content", 451, "4.3.0 Later", times=3))
+    log = with_attachment(keep_content=keep)
+    deliver()
+    assert statuses() == {"failed": 1}
+    assert has_content(log)
+    assert maintenance.retry_failed() == 1
+    deliver()
+    assert statuses() == {"failed": 1}
+    assert has_content(log)
+    travel(hours=73)
+    assert maintenance.retry_failed() == 0
+    assert not has_content(log)
+
+
+def test_the_clean_up_too_forgets_what_was_given_up(smtp, deliver, epica_mail, travel) -> None:
+    epica_mail(MAX_RETRIES=0)
+    smtp.inject(refuse("content", 451, "4.3.0 Later", times=2))
+    logs = [with_attachment(keep_content=keep) for keep in ("always", "until_sent")]
+    deliver()
+    travel(hours=73)
+    assert maintenance.cleanup() == 0
+    assert [has_content(log) for log in logs] == [True, False]
+
+
+def test_a_last_try_after_the_mails_time_ends_its_content(
+    smtp, deliver, epica_mail, travel
+) -> None:
+    log = with_attachment(keep_content="until_sent")
+    travel(hours=73)
+    smtp.inject(refuse("content", 451, "4.3.0 Later"))
+    deliver()
+    assert statuses() == {"failed": 1}
+    assert not has_content(log)
+
+
+def test_a_failed_mail_whose_content_is_forgotten_is_passed_over_by_the_next_retry(
+    smtp, deliver, epica_mail, travel
+) -> None:
+    epica_mail(MAX_RETRIES=0, KEEP_CONTENT_DAYS=1)
+    smtp.inject(refuse("content", 451, "4.3.0 Later"))
+    log = with_attachment()
+    deliver()
+    travel(hours=25)
+    maintenance.cleanup()
+    assert not has_content(log)
+    assert maintenance.retry_failed() == 0
+    assert outbox.requeue([log.pk]) == 0
 
 
 def test_the_clean_up_forgets_contents_sooner_than_rows(

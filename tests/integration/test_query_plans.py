@@ -18,12 +18,30 @@ import pytest
 from django.db import connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
+from django.utils import timezone
 
 from benchmarks.rows import analyze, multiply, template
-from django_epica_mail import claiming, gates, lifecycle, maintenance, outbox, settling, status
+from django_epica_mail import (
+    claiming,
+    gates,
+    lifecycle,
+    maintenance,
+    outbox,
+    pulse,
+    settling,
+    status,
+    totals,
+)
+from django_epica_mail.backlog import waiting
 from django_epica_mail.contents import Contents
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailLog, EmailRecipient
+from django_epica_mail.models import (
+    CountingMark,
+    DeliveryAttempt,
+    DeliveryGate,
+    EmailLog,
+    EmailRecipient,
+)
 from django_epica_mail.retry import Decision, Failure, Kind, Result
 from django_epica_mail.settling import Outcome
 
@@ -257,19 +275,34 @@ def test_the_clean_up(examined) -> None:
     assert maintenance.cleanup() == 3_000
 
 
-def test_the_status_counts_without_reading_history(backlog, db, settings) -> None:
+def test_the_sweep_counts(examined) -> None:
+    end = timezone.now() - 55 * timedelta(minutes=1)
+    start = end - timedelta(minutes=30)
+    CountingMark.objects.create(pk=1, counted_until=start)
+    assert totals._count_window(start, end, "default") == 601
+
+
+@pytest.fixture
+def reads_little(backlog: None, db: None, settings: Any) -> Iterator[None]:
+    """Check that what is run reads all rows of no table, unless it stops after a few."""
     for name, value in SITE.items():
         setattr(settings, name, value)
     examiner = Examiner(connection)
     with connection.execute_wrapper(examiner):
-        report = status.status()["queues"]["emails"]
-        assert list(status.waiting("default")) == [
-            ("emails", "down"),
-            ("emails", "gone"),
-            ("emails", "smtp"),
-        ]
-    assert (report["waiting"], report["due"]) == (38_004, 18_003)
+        yield
     for statement in examiner.statements:
         about = f"{statement.sql[:2000]}\n{json.dumps(statement.plan, indent=1)}"
         reads_all = statement.scanned & BIG and statement.rows > MOST_ROWS
         assert not reads_all, f"reads all rows: {about}"
+
+
+def test_the_status_counts_without_reading_history(reads_little) -> None:
+    report = status.status()["queues"]["emails"]
+    lanes = [("emails", "down"), ("emails", "gone"), ("emails", "smtp")]
+    assert list(waiting("default")) == lanes
+    assert (report["waiting"], report["due"]) == (38_004, 18_003)
+
+
+def test_the_health_check_looks_at_a_few_rows(reads_little) -> None:
+    lanes = {("emails", "down"), ("emails", "gone"), ("emails", "smtp")}
+    assert pulse.pulse().due_ages.keys() == lanes

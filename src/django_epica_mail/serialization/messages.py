@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import django
 from django.core.mail import EmailAlternative, EmailAttachment, EmailMessage, EmailMultiAlternatives
 
+from django_epica_mail import encryption
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.serialization import mime_parts, raw_message, state, tagged_json
 from django_epica_mail.serialization.attachments import Attachment, alternatives, attachments
@@ -43,9 +44,12 @@ class StoredMessage:
     """A message in the form that is stored."""
 
     envelope: str = field(repr=False)
-    """Versioned JSON, pure ASCII: NUL and lone surrogates survive in any text column."""
+    """Versioned JSON, pure ASCII: NUL and lone surrogates survive in any text column. Encrypted
+    where the site has keys."""
     blobs: tuple[Blob, ...]
     """The contents the envelope refers to, each once."""
+    size: int = 0
+    """How many bytes it is, stored as it is: attachments before their encoding for the wire."""
     message_id: str = ""
     """The Message-ID the message has already; empty if it is left to who sends it."""
 
@@ -72,18 +76,25 @@ def dump(message: EmailMessage) -> StoredMessage:
         form, message_id = _pack_raw(message, wire, keep), raw_message.message_id(wire)
     else:
         form, message_id = _pack(message, keep), _message_id(message)
-    envelope = json.dumps({"v": VERSION, **form}, allow_nan=False)
-    return StoredMessage(envelope=envelope, blobs=tuple(blobs.values()), message_id=message_id)
+    plain = json.dumps({"v": VERSION, **form}, allow_nan=False)
+    return StoredMessage(
+        envelope=encryption.seal(plain),
+        blobs=tuple(blobs.values()),
+        size=len(plain) + sum(len(blob.content) for blob in blobs.values()),
+        message_id=message_id,
+    )
 
 
 def load(envelope: str, blobs: Mapping[str, bytes]) -> EmailMessage:
     """Return a fresh message from its stored form; ``blobs`` gives each content by its digest.
 
     A class that can no longer be imported becomes ``EmailMultiAlternatives``. Raises
-    ``UnreadableEnvelope`` for a version this package does not know, or a content that is missing.
+    ``UnreadableEnvelope`` for a version this package does not know, or a content that is missing,
+    and ``MissingKey`` for what no key of the site's decrypts.
     """
+    plain = encryption.unseal(envelope)
     try:
-        form = json.loads(envelope)
+        form = json.loads(plain)
     except ValueError as error:
         raise UnreadableEnvelope(f"The stored message is not JSON: {error}.") from None
     version = form.get("v") if isinstance(form, dict) else None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import email.message
 import inspect
+import re
 from email import policy as policies
 from email.generator import BytesGenerator
+from email.header import Header
 from email.parser import BytesHeaderParser, BytesParser
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +29,9 @@ _BUILDERS = frozenset(
     and (name == "message" or (name.startswith("_") and not name.startswith("__")))
 )
 """``message()`` and the private methods it is made of, in this version of Django."""
+
+
+_SUBJECT = re.compile(rb"\r\nSubject:", re.IGNORECASE)
 
 
 def builds_itself(message: EmailMessage) -> bool:
@@ -108,6 +113,15 @@ class RawMessage(EmailMessage):
     def recipients(self) -> list[str]:
         """Return the envelope's recipients as the original message gave them."""
         return list(self._recipients)
+
+    def prefix_subject(self, words: str) -> None:
+        """Put words before the subject in the stored bytes; all else stays as it is."""
+        encoded = Header(words, "ascii" if words.isascii() else "utf-8").encode(linesep="\r\n")
+        prefix = b"Subject: " + encoded.encode()
+        head, gap, body = self._wire.partition(b"\r\n\r\n")
+        lines = b"\r\n" + head
+        new, count = _SUBJECT.subn(lambda _: b"\r\n" + prefix, lines, count=1)
+        self._wire = (new[2:] if count else prefix + lines) + gap + body
 
     def message(self, *, policy: Policy | None = None) -> VerbatimMessage:
         """Return the stored mail; ``policy`` decides its line ends, not its content."""

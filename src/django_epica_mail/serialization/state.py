@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from email.charset import Charset
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import django
@@ -28,12 +29,14 @@ _NOT_CONTENT = frozenset({*FIELDS, *_STORED_APART, "connection", "anymail_status
 
 def class_to_rebuild(message: EmailMessage) -> type:
     """Return the message's class, or Django's if it computes a field, which is stored as it is."""
-    cls = type(message)
+    return _class_to_rebuild(type(message))  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=64)
+def _class_to_rebuild(cls: type) -> type:
     fields = (*FIELDS, *_STORED_APART)
     if any(hasattr(_class_attribute(cls, name), "__set__") for name in fields):
-        return (
-            EmailMultiAlternatives if isinstance(message, EmailMultiAlternatives) else EmailMessage
-        )
+        return EmailMultiAlternatives if issubclass(cls, EmailMultiAlternatives) else EmailMessage
     return cls
 
 

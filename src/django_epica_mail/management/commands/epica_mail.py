@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -12,25 +13,38 @@ from keyword import iskeyword
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import router
 
-from django_epica_mail import conf, doctor, importing, lifecycle, maintenance, outbox, transport
+from django_epica_mail import (
+    conf,
+    doctor,
+    importing,
+    lifecycle,
+    maintenance,
+    outbox,
+    reencryption,
+    suppression_files,
+    transport,
+)
 from django_epica_mail.importing.sources import NAMES
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.management import tables
-from django_epica_mail.models import EmailLog
+from django_epica_mail.management import progress, tables
+from django_epica_mail.management.personal_data import PersonalData
+from django_epica_mail.models import EmailLog, Suppression
 from django_epica_mail.status import status
 from django_epica_mail.tasks import send_email_async
 
 _CHUNK = 500
 
 
-class Command(BaseCommand):
+class Command(PersonalData, BaseCommand):
     """Runs one of the actions named in its help.
 
     Ends with 1 where the answer is no: something wrong for ``doctor``, a mail too late for
-    ``cancel``, a test mail not sent, a row that ``import`` cannot move.
+    ``cancel``, a test mail not sent, content that no key decrypts, a row that ``import`` cannot
+    move, a mail that ``erase`` has to leave.
     """
 
     help = "Looks at the e-mail queue, and takes care of it."
@@ -61,6 +75,11 @@ class Command(BaseCommand):
         cancel.add_argument("ids", nargs="+", type=UUID)
         purge = action("purge", "delete finished mail")
         purge.add_argument("--days", type=int, help="older than this (default: KEEP_DAYS)")
+        listed = action("suppressions", "read or write the suppression list as CSV")
+        listed.add_argument("direction", choices=("import", "export"))
+        listed.add_argument("file", help="a path; - is the terminal's input or output")
+        action("reencrypt", "encrypt stored content with the first of ENCRYPTION_KEYS")
+        self.add_personal_data(action)
         moving = action("import", "move mail out of the tables of another package")
         moving.add_argument("--from", dest="source", choices=NAMES, required=True)
         moving.add_argument("--yes", action="store_true", help="do it; otherwise a dry run")
@@ -84,7 +103,9 @@ class Command(BaseCommand):
         action = getattr(self, f"{name}_" if iskeyword(name) else name)
         report, is_well = action(options)
         show = {"status": tables.status, "doctor": self._findings, "import": tables.imported}
-        if options["json"]:
+        if report is None:
+            pass  # it has written what there is to say
+        elif options["json"] or name == "export":
             self.stdout.write(json.dumps(report, default=str))
         else:
             for line in show.get(options["action"], tables.pairs)(report):
@@ -168,6 +189,34 @@ class Command(BaseCommand):
             raise CommandError(f"--days must be 1 or more; it is {options['days']}.")
         count = maintenance.cleanup(options["days"], advance=self._progress("deleted"))
         return {"deleted": count}, True
+
+    def suppressions(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Read the suppression list from a file, or write it to one."""
+        direction, path = options["direction"], options["file"]
+        mode, usual = ("r", sys.stdin) if direction == "import" else ("w", self.stdout)
+        try:
+            with contextlib.ExitStack() as stack:
+                file: Any = usual
+                if path != "-":
+                    opened = open(path, mode, newline="", encoding="utf-8")  # noqa: SIM115
+                    file = stack.enter_context(opened)
+                if direction == "export":
+                    rows = Suppression.objects.using(router.db_for_write(Suppression))
+                    advance = self._progress("written")
+                    count = suppression_files.write(file, rows, advance=advance)
+                    return (None if path == "-" else {"written": count}), True
+                done = suppression_files.read(file, advance=self._progress("lines read"))
+        except (OSError, ValueError) as error:
+            raise CommandError(str(error)) from None
+        return asdict(done), not done.refused
+
+    def reencrypt(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Encrypt what is stored with the first key."""
+        try:
+            done = reencryption.reencrypt(advance=progress.bar(self.stderr, "re-encrypting"))
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from None
+        return done, not done["unreadable"]
 
     def import_(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Move another package's mail, or say what would be moved."""

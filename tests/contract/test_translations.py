@@ -1,0 +1,121 @@
+"""Every string for people is translated into every language that the package speaks."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import django
+import polib
+import pytest
+from django.utils import translation
+
+import translations
+from django_epica_mail.health import spoken
+from django_epica_mail.lifecycle import Status
+
+REMEDY = "Run `tox run -e messages`, translate what it names in {}, and run it again."
+FORMATS = re.compile(r"%(?:\(\w+\))?[sdf%]|\{\w*\}")
+"""What is filled in: ``%(name)s``, ``%s``, ``{name}``."""
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=translations.languages())
+def language(request: pytest.FixtureRequest) -> str:
+    """Return each language in turn."""
+    return str(request.param)
+
+
+def entries(language: str, package: Path = translations.PACKAGE) -> polib.POFile:
+    """Return what stands in a language's catalogue."""
+    return polib.pofile(str(translations.catalogue(language, package)))
+
+
+def texts(entry: polib.POEntry) -> list[str]:
+    """Return an entry's translation, in all of its plural forms."""
+    return list(entry.msgstr_plural.values()) or [entry.msgstr]
+
+
+def keys(catalogue: polib.POFile) -> set[tuple[str | None, str, str]]:
+    """Return the strings that a catalogue translates."""
+    return {(entry.msgctxt, entry.msgid, entry.msgid_plural) for entry in catalogue}
+
+
+def remedy(language: str) -> str:
+    """Return what to do about a catalogue."""
+    return REMEDY.format(translations.catalogue(language).relative_to(ROOT))
+
+
+def test_the_catalogue_has_the_strings_of_the_sources_and_no_other(language, tmp_path) -> None:
+    copy = tmp_path / "django_epica_mail"
+    shutil.copytree(translations.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    translations.update([language], copy)
+    there, wanted = (
+        keys(entries(language)),
+        keys(polib.pofile(translations.catalogue(language, copy))),
+    )
+    assert wanted == there, remedy(language)
+
+
+def test_every_string_is_translated_and_none_by_a_guess(language) -> None:
+    catalogue = entries(language)
+    missing = [entry.msgid for entry in translations.unfinished(catalogue)]
+    assert not missing, remedy(language)
+    assert not [entry.msgid for entry in catalogue.obsolete_entries()], remedy(language)
+
+
+def test_what_is_filled_in_is_the_same_in_both_languages(language) -> None:
+    for entry in entries(language):
+        wanted = sorted(FORMATS.findall(entry.msgid_plural or entry.msgid))
+        for text in texts(entry):
+            assert sorted(FORMATS.findall(text)) == wanted, entry.msgid
+
+
+def test_a_translation_ends_as_its_source_does(language) -> None:
+    for entry in entries(language):
+        for text in texts(entry):
+            for mark in ".:?!,":
+                assert text.endswith(mark) == entry.msgid.endswith(mark), (entry.msgid, text)
+            assert text == text.strip(), entry.msgid
+
+
+def test_what_is_compiled_is_what_is_written(language) -> None:
+    path = translations.catalogue(language)
+    written = {(entry.msgctxt, entry.msgid): texts(entry) for entry in polib.pofile(str(path))}
+    compiled = polib.mofile(str(path.with_suffix(".mo")))
+    assert {(entry.msgctxt, entry.msgid): texts(entry) for entry in compiled} == written, remedy(
+        language
+    )
+
+
+def test_what_django_translates_too_is_translated_alike(language) -> None:
+    """All apps share one catalogue: another word of ours would change the admin's own pages."""
+    ours = {(entry.msgctxt, entry.msgid): texts(entry) for entry in entries(language)}
+    for key, text in of_django(language):
+        assert ours.get(key, text) == text, key
+
+
+def of_django(language: str) -> Iterator[tuple[tuple[str | None, str], list[str]]]:
+    """Yield the translations of Django's own, and of the apps that the package's pages stand in."""
+    root = Path(django.__file__).parent
+    for place in ("conf", "contrib/admin", "contrib/auth"):
+        path = root / place / "locale" / language / "LC_MESSAGES" / "django.po"
+        for entry in polib.pofile(str(path)):
+            yield (entry.msgctxt, entry.msgid), texts(entry)
+
+
+def test_turkish_words_begin_with_a_capital_where_django_would_make_a_wrong_one() -> None:
+    """``capfirst`` and ``capitalize`` make an I of an i: words that begin with i have İ instead."""
+    assert not [text for entry in entries("tr") for text in texts(entry) if text.startswith("i")]
+
+
+def test_a_site_in_turkish_speaks_turkish() -> None:
+    one, more = "%(label)s: %(count)d e-mail.", "%(label)s: %(count)d e-mails."
+    with translation.override("tr"):
+        assert Status.QUEUED.label == "kuyrukta"
+        assert str(Status.CANCELLED.label).capitalize() == "İptal edildi"
+        assert spoken(9000) == "2,5 sa"
+        assert translation.ngettext(one, more, 2) == "%(label)s: %(count)d e-posta."
