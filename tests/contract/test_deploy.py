@@ -103,3 +103,16 @@ def test_every_action_of_our_command_that_a_page_names_exists(path: Path) -> Non
     text = path.read_text(encoding="utf-8")
     for named in re.findall(r"manage\.py epica_mail ([a-z][a-z-]+)", text):
         assert named in (actions.choices or {})
+
+
+def test_the_workflow_runs_what_decides_everywhere_else() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert [shlex.split(command)[-1] for command in commands] == [".ci/run"]
+    (pythons,) = [
+        step["with"]["python-version"].split() for step in job["steps"] if "3.10" in str(step)
+    ]
+    classifiers = (ROOT / "pyproject.toml").read_text()
+    named = re.findall(r"Programming Language :: Python :: (3\.\d+)", classifiers)
+    assert pythons == named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unittest
 from datetime import timedelta
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import current_app
 from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMultiAlternatives, send_mail
+from django.db import transaction
 from django.test import TestCase, override_settings
 from django.utils import timezone
 
-from django_epica_mail import outbox, transport
+from django_epica_mail import outbox, results, transport
 from django_epica_mail.models import EmailLog
 from django_epica_mail.tasks import send_bulk_emails_task, send_email_async
 from django_epica_mail.testing import (
@@ -79,6 +82,37 @@ def test_no_broker_is_rung(rings, django_capture_on_commit_callbacks) -> None:
         send()
     assert callbacks
     assert rings == []
+
+
+def test_no_result_backend_is_told(monkeypatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(results, "_bounded_backend", lambda: asked.append(None))
+    with queued_mail():
+        result = send_email_async("S", "M", None, ["a@example.com"])
+        drain_email_queue()
+    assert result.status == "SUCCESS"
+    assert asked == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_in_tests_without_a_transaction_of_their_own_it_works_the_same(rings) -> None:
+    with queued_mail():
+        with contextlib.suppress(RuntimeError), transaction.atomic():
+            send("Undone")
+            raise RuntimeError
+        send("Kept")
+        assert [it.subject for it in drain_email_queue()] == ["Kept"]
+    assert rings == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_eager_tasks_deliver_at_the_commit(monkeypatch) -> None:
+    monkeypatch.setitem(current_app.conf, "task_always_eager", True)
+    with queued_mail():
+        with transaction.atomic():
+            send()
+            assert mail.outbox == []
+        assert len(mail.outbox) == 1
 
 
 def test_rates_are_not_counted(epica_mail) -> None:

@@ -23,7 +23,7 @@ from django.test.utils import (  # the latter has what the test runner replaced
 )
 from django.utils import timezone
 
-from django_epica_mail import clock, doorbell, rates
+from django_epica_mail import clock, doorbell, rates, results
 from django_epica_mail import transport as transports
 
 _HARMLESS = tuple(f"django.core.mail.backends.{name}" for name in ("locmem", "dummy", "console"))
@@ -61,8 +61,8 @@ class queued_mail(_Environment):  # noqa: N801 - read as a function, as override
 
     Django's test runner lets all mail go to ``mail.outbox`` at once; within this, what the site
     sends through the queue is queued again, and delivered to ``mail.outbox`` by
-    ``drain_email_queue``. No broker is rung, and the site's ``RATES`` are not counted. Raises
-    ``ImproperlyConfigured`` where the site sends nothing through the queue.
+    ``drain_email_queue``. No broker is rung, no result backend told, and the site's ``RATES`` are
+    not counted. Raises ``ImproperlyConfigured`` where the site sends nothing through the queue.
     """
 
     def _change(self, stack: ExitStack) -> None:
@@ -72,6 +72,7 @@ class queued_mail(_Environment):  # noqa: N801 - read as a function, as override
         # A ring that reached a broker could wake a worker which knows nothing of this test.
         stack.enter_context(patch.object(doorbell, "_publish", return_value=True))
         stack.enter_context(patch.object(rates, "_rates", return_value={}))
+        stack.enter_context(patch.object(results, "store", return_value=False))
 
 
 def _site_settings() -> dict[str, Any]:

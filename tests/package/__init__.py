@@ -1,0 +1,1 @@
+"""What is published: the wheel and the source distribution that were built before."""
