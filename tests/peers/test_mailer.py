@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 from mailer.backend import DbBackend
-from mailer.models import Message, MessageLog
+from mailer.models import DontSendEntry, Message, MessageLog
 
+from django_epica_mail import suppression
 from django_epica_mail.models import EmailLog
 from django_epica_mail.testing import assert_email_queued, drain_email_queue
 
@@ -62,3 +64,18 @@ def test_a_message_that_was_not_kept_is_reported(import_from, send) -> None:
     assert len(report["refused"]) == 2
     assert "no message that can be read" in report["refused"][0]["reason"]
     assert Message.objects.count() == 1
+
+
+def test_its_list_of_addresses_is_kept_and_holds_back_what_is_moved(import_from, send) -> None:
+    DontSendEntry.objects.create(to_address="A@example.com", when_added=timezone.now())
+    send(DbBackend, "Listed", "a@example.com")
+    send(DbBackend, "Not listed", "b@example.com")
+    assert import_from("mailer", "--trust-pickles")["listed"] == 1
+    assert not suppression.is_suppressed("a@example.com")
+    assert import_from("mailer", "--yes", "--trust-pickles")["listed"] == 1
+    assert [message.subject for message in drain_email_queue()] == ["Not listed"]
+    assert_email_queued(1, status="suppressed", subject="Listed")
+    DontSendEntry.objects.create(to_address="nobody", when_added=timezone.now())
+    again = import_from("mailer", "--yes", "--trust-pickles")
+    assert again["listed"] == 0
+    assert [it["reason"] for it in again["refused"]] == ["'nobody' is no e-mail address."]

@@ -10,7 +10,7 @@ from django.core import mail
 from django.db import connection, transaction
 from django_yubin.backends import QueuedEmailBackend
 from django_yubin.engine import send_db_message
-from django_yubin.models import Message
+from django_yubin.models import Blacklist, Message
 
 from django_epica_mail import importing
 from django_epica_mail.models import EmailLog
@@ -68,6 +68,14 @@ def test_what_is_in_process_is_left_alone(import_from, send) -> None:
     send(QueuedEmailBackend)
     Message.objects.update(status=Message.STATUS_IN_PROCESS)
     assert import_from("yubin", "--yes")["queued"] == 0
+
+
+def test_its_blacklist_holds_back_what_is_moved(import_from, send) -> None:
+    Blacklist.objects.create(email="a@example.com")
+    send(QueuedEmailBackend, "Listed", "a@example.com")
+    assert import_from("yubin", "--yes")["listed"] == 1
+    assert drain_email_queue() == []
+    assert_email_queued(1, status="suppressed", subject="Listed")
 
 
 @pytest.mark.django_db(transaction=True)

@@ -6,7 +6,7 @@ to these tables runs code in this process. So that takes a word of the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -80,6 +80,12 @@ class Tables(Source):
         """Return when the mail was queued."""
         created: datetime = row.when_added
         return created
+
+    def listed(self) -> Iterable[str]:
+        """Return the addresses of its entries "don't send"."""
+        entries = self.model("DontSendEntry").objects.order_by("pk")
+        addresses: Iterable[str] = entries.values_list("to_address", flat=True).iterator()
+        return addresses
 
     def mark(self, moved: Sequence[tuple[Any, EmailLog]]) -> None:
         """Delete rows, of which ours are now the only ones."""

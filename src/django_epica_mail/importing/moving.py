@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,12 +13,12 @@ from django.db import DatabaseError, connections, router, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from django_epica_mail import contents, doorbell, drafting, lifecycle, outbox, routing
+from django_epica_mail import contents, doorbell, drafting, lifecycle, outbox, routing, suppression
 from django_epica_mail import transport as transports
 from django_epica_mail.drafting import Draft
 from django_epica_mail.importing.sources import Past, Source, aware
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.models import EmailLog
+from django_epica_mail.models import EmailLog, Suppression
 from django_epica_mail.retry import Kind, reply_text
 
 CHUNK = 200
@@ -39,6 +40,8 @@ class Report:
     """Mails that waited, and wait here now."""
     finished: int = 0
     """Mails that had come to an end, and are kept here as a record."""
+    listed: int = 0
+    """Addresses that are sent nothing, and are on the suppression list now."""
     already: int = 0
     """Rows whose mail was moved before."""
     refused: list[dict[str, Any]] = field(default_factory=list)
@@ -64,6 +67,8 @@ def move(
 ) -> Report:
     """Move the mail of another package, waiting mail first; return what was moved.
 
+    Before any mail, the addresses that the package sends nothing to go to the suppression list.
+
     Finished mail is copied if it came to its end in the last ``days``. A ``dry_run`` reads and
     checks all the same and writes nothing. ``transport`` is the alias for mail whose row names
     none of ours. ``advance`` is called after each portion with the rows done and those there are.
@@ -74,6 +79,7 @@ def move(
     total = sum(rows.count() for rows in tables.values())
     run = _Run(source, report, dry_run, transport)
     with source.holding_back():
+        _suppress(source, report, dry_run=dry_run)
         for is_past, rows in tables.items():
             last = None
             while (last := run.move_portion(rows, is_past, after=last)) is not None:
@@ -149,6 +155,23 @@ class _Run:
                 reason = f"{type(error).__name__}: {error}"
                 self.report.refused.append({"row": row.pk, "reason": reason})
         return drafts
+
+
+def _suppress(source: Source, report: Report, *, dry_run: bool) -> None:
+    """List the addresses that another package sends nothing to, where they are not listed."""
+    reason, note = Suppression.Reason.MANUAL, f"Moved from {source.package}."
+    addresses = iter(source.listed())
+    while portion := list(itertools.islice(addresses, CHUNK)):
+        entries = []
+        for address in dict.fromkeys(portion):
+            try:
+                if not suppression.is_suppressed(address):
+                    entries.append(suppression.entry(address, reason=reason, note=note))
+            except ValueError as error:
+                report.refused.append({"row": "listed", "reason": str(error)})
+        report.listed += len(entries)
+        if not dry_run:
+            suppression.insert(entries)
 
 
 def _draft(source: Source, row: Any, key: str, past: Past | None, transport: str | None) -> Draft:

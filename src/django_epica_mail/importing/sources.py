@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -69,6 +69,10 @@ class Source:
     def created_at(self, row: Any) -> datetime:
         """Return when the mail was handed to the package."""
         raise NotImplementedError
+
+    def listed(self) -> Iterable[str]:
+        """Return the addresses that the package sends nothing to, if it has a list of them."""
+        return ()
 
     def mark(self, moved: Sequence[tuple[Any, EmailLog]]) -> None:
         """Write into the rows that the package is not to send them: ours are in their place."""

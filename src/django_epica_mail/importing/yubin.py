@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -77,6 +77,12 @@ class Tables(Source):
         """Return when the mail was queued."""
         created: datetime = row.date_created
         return created
+
+    def listed(self) -> Iterable[str]:
+        """Return the addresses of its blacklist."""
+        entries = self.model("Blacklist").objects.order_by("pk")
+        addresses: Iterable[str] = entries.values_list("email", flat=True).iterator()
+        return addresses
 
     def mark(self, moved: Sequence[tuple[Any, EmailLog]]) -> None:
         """Mark rows as sent, which its task refuses to send, and log where they went."""

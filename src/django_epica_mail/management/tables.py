@@ -85,7 +85,7 @@ def imported(report: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of what ``importing.move`` reports."""
     refused = report["refused"]
     yield ("would be moved" if report["dry_run"] else "moved")
-    yield from pairs({name: report[name] for name in ("queued", "finished", "already")})
+    yield from pairs({name: report[name] for name in ("queued", "finished", "listed", "already")})
     yield f"{'refused':<8}  {len(refused)}"
     for row in refused[:_LISTED]:
         yield f"  row {row['row']}: {row['reason']}"
