@@ -1,4 +1,4 @@
-"""What the sweep, the claim and the clean-up cost among a million rows, and among ten thousand.
+"""What the sweep, the claim, the clean-up and a look cost among a million rows, and ten thousand.
 
     python -m benchmarks.backlog --database postgresql --rows 1000000
 
@@ -78,6 +78,7 @@ def measure(rows: int) -> dict[str, float]:
     empty()
     build_finished_and_due(rows)
     found = {"sweep, ms": median(sweep), "claim of 100 and release, ms": median(claim)}
+    found |= looks(rows)
     memory = psutil.Process().memory_info().rss
     started = time.perf_counter()
     deleted = maintenance.cleanup()
@@ -89,6 +90,72 @@ def measure(rows: int) -> dict[str, float]:
     found["claim, all but one scheduled, ms"] = median(claim)
     assert EmailLog.objects.count() >= rows
     return found
+
+
+def looks(rows: int) -> dict[str, float]:
+    """Return what it costs to count, and then to look in each of the ways there are."""
+    from django.conf import settings
+    from django.contrib import admin
+    from django.contrib.auth.models import User
+    from django.test import Client
+    from django.urls import path, reverse
+    from django.utils import timezone
+
+    from django_epica_mail import metrics, pulse, status, totals
+    from django_epica_mail.models import CountingMark
+
+    CountingMark.objects.create(pk=1, counted_until=timezone.now() - timedelta(days=3))
+    started = time.perf_counter()
+    counted = totals.count()
+    seconds = time.perf_counter() - started
+    assert counted >= rows * 9 // 10
+    build_totals()
+    settings.ROOT_URLCONF = (path("admin/", admin.site.urls),)
+    settings.ALLOWED_HOSTS = ["testserver"]
+    browser = Client()
+    browser.force_login(User.objects.create_superuser("root"))
+    page = reverse("admin:epica_mail_emailtotal_changelist")
+
+    def dashboard() -> None:
+        assert browser.get(page, {"period": "30d"}).status_code == 200
+
+    def scrape() -> None:
+        assert metrics.exposition("")[0]
+
+    return {
+        "counting what ended in three days, ms": seconds * 1000,
+        "health check, ms": median(lambda: pulse.pulse() and None),
+        "metrics, ms": median(scrape),
+        "dashboard of 30 days, ms": median(dashboard),
+        "status, ms": median(lambda: status.status() and None),
+    }
+
+
+def build_totals() -> None:
+    """Store the totals of a month in which two queues used two transports each."""
+    from itertools import product
+
+    from django.utils import timezone
+
+    from django_epica_mail import totals
+    from django_epica_mail.models import EmailTotal
+
+    hour = totals.hour_of(timezone.now())
+    lanes = product(range(720), ("newsletters", "receipts"), ("a", "b"), EmailTotal.Event)
+    EmailTotal.objects.bulk_create(
+        [
+            EmailTotal(
+                hour=hour - number * totals.HOUR,
+                queue=queue,
+                transport=transport,
+                event=event,
+                count=1000,
+                buckets=[70] * 14,
+            )
+            for number, queue, transport, event in lanes
+        ],
+        batch_size=1000,
+    )
 
 
 def median(work: Callable[[], None]) -> float:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _numbers = count(1)
 
 
-def _environment(env: Mapping[str, str]) -> dict[str, str]:
+def environment(env: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment, unbuffered, and overridden by ``env``.
 
     The settings module of a test run is left out: the project in the other process has its own.
@@ -65,7 +65,7 @@ class Worker(ManagedProcess):
             *("--without-gossip", "--without-mingle", *extra_args),
         ]
         log = folder / f"{self.name}.log"
-        super().__init__(command, log=log, cwd=project_dir, env=_environment(env))
+        super().__init__(command, log=log, cwd=project_dir, env=environment(env))
 
     def is_ready(self) -> bool:
         """Tell whether the worker consumes its queues."""
@@ -111,7 +111,7 @@ class Beat(ManagedProcess):
             *("--loglevel", loglevel, *extra_args),
         ]
         log = folder / f"{self.name}.log"
-        super().__init__(command, log=log, cwd=project_dir, env=_environment(env))
+        super().__init__(command, log=log, cwd=project_dir, env=environment(env))
 
     def is_ready(self) -> bool:
         """Tell whether beat has begun to keep its schedule."""

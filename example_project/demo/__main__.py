@@ -106,6 +106,9 @@ def tell(console: Console, stack: Stack) -> None:
         f"\n  Admin  {stack.site.url}admin/  (user {USER}, password {PASSWORD})"
         f"\n  Inbox  {stack.inbox.url}"
     )
+    console.print(f"  Queue  {stack.site.url}admin/epica_mail/emailtotal/")
+    if stack.flower is not None:
+        console.print(f"  Flower {stack.flower.url}  (user {USER}, password {PASSWORD})")
 
 
 def stay(console: Console) -> None:

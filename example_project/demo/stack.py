@@ -7,6 +7,7 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -43,6 +44,23 @@ class Site(ManagedProcess):
         return False
 
 
+class Flower(ManagedProcess):
+    """Flower: the workers and the tasks, as Celery tells of them."""
+
+    def __init__(self, folder: Path) -> None:
+        port = free_port()
+        self.url = f"http://{HOST}:{port}/"
+        command = [sys.executable, "-m", "celery", "--app=shopsite", "flower"]
+        command += [f"--address={HOST}", f"--port={port}", f"--basic-auth={USER}:{PASSWORD}"]
+        super().__init__(command, log=folder / "flower.log", cwd=PROJECT)
+
+    def is_ready(self) -> bool:
+        """Tell whether it answers."""
+        with contextlib.suppress(OSError), urlopen(f"{self.url}healthcheck", timeout=5) as response:  # noqa: S310
+            return response.status == 200
+        return False
+
+
 @dataclass(frozen=True)
 class Stack:
     """What runs."""
@@ -52,11 +70,13 @@ class Stack:
     worker: Worker
     beat: Beat
     site: Site
+    flower: Flower | None
+    """``None`` where Flower is not installed."""
 
     def check(self) -> None:
         """Raise `RuntimeError` with the end of the log if one of the processes has died."""
-        for process in (self.redis, self.worker, self.beat, self.site):
-            if not process.is_alive():
+        for process in (self.redis, self.worker, self.beat, self.site, self.flower):
+            if process is not None and not process.is_alive():
                 raise RuntimeError(f"{process!r} has died.\n{process.log_tail()}")
 
 
@@ -88,12 +108,23 @@ def running(say: Callable[[str], None]) -> Iterator[Stack]:
         say("a database")
         fill_database(parts)
         say("a Celery worker of two processes")
-        worker = parts.enter_context(Worker(PROJECT, "shopsite", {}, folder=folder, concurrency=2))
+        worker = parts.enter_context(
+            Worker(
+                *(PROJECT, "shopsite", {}),
+                folder=folder,
+                concurrency=2,
+                extra_args=["--task-events"],  # without them Flower sees no task
+            )
+        )
         say("beat")
         beat = parts.enter_context(Beat(PROJECT, "shopsite", {}, folder=folder))
         say("the site")
         site = parts.enter_context(Site(folder))
-        yield Stack(inbox, redis, worker, beat, site)
+        flower = None
+        if find_spec("flower"):
+            say("Flower")
+            flower = parts.enter_context(Flower(folder))
+        yield Stack(inbox, redis, worker, beat, site, flower)
 
 
 def fill_database(parts: ExitStack) -> None:

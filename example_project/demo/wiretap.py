@@ -13,6 +13,8 @@ from redis import Redis, RedisError
 
 END = "end of the wiretap"
 BODY = re.compile(r'"body": ?"([A-Za-z0-9+/=]+)"')
+EVENTS = "celeryev"
+"""What workers tell Flower of their tasks is published there."""
 TASK = re.compile(r'"task": ?"([\w.]+)"')
 
 
@@ -58,13 +60,16 @@ class Wiretap:
                 if command == f"ECHO {END}":
                     return
                 self.heard.append(command)
-                if command.startswith("LPUSH ") and (body := BODY.search(command)):
-                    self._note_task(command, b64decode(body[1]).decode())
+                if (body := BODY.search(command)) is None:
+                    continue
+                if command.startswith("LPUSH ") and (task := TASK.search(command)):
+                    self._note_task(task[1], b64decode(body[1]).decode())
+                elif command.startswith("PUBLISH ") and EVENTS in command:
+                    self.heard.append(b64decode(body[1]).decode())
 
-    def _note_task(self, command: str, body: str) -> None:
+    def _note_task(self, task: str, body: str) -> None:
         """Note a Celery message as kombu puts it into a queue's list."""
         self.heard.append(body)
-        task = TASK.search(command)
         args, kwargs, _ = json.loads(body)
         said = [arg for arg in args if isinstance(arg, str)] + [f"{key}=…" for key in kwargs]
-        self.calls[f"{task[1].rpartition('.')[2] if task else '?'}({', '.join(said)})"] += 1
+        self.calls[f"{task.rpartition('.')[2]}({', '.join(said)})"] += 1

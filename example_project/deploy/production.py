@@ -5,7 +5,7 @@ import os
 import django
 
 from shopsite.settings import *  # noqa: F403
-from shopsite.settings import ALLOWED_HOSTS, BASE_DIR, DEFAULT_FROM_EMAIL, MIDDLEWARE
+from shopsite.settings import ALLOWED_HOSTS, BASE_DIR, DEFAULT_FROM_EMAIL, EPICA_MAIL, MIDDLEWARE
 
 SECRET_KEY = os.environ["SHOP_SECRET_KEY"]
 DEBUG = False
@@ -22,6 +22,8 @@ STATIC_ROOT = BASE_DIR / "static"
 MIDDLEWARE = [MIDDLEWARE[0], "whitenoise.middleware.WhiteNoiseMiddleware", *MIDDLEWARE[1:]]
 
 DEFAULT_FROM_EMAIL = os.environ.get("SHOP_FROM_EMAIL") or DEFAULT_FROM_EMAIL
+# What Prometheus shows at mail/metrics/, and who asks mail/health/ for details.
+EPICA_MAIL = {**EPICA_MAIL, "MONITORING_TOKEN": os.environ.get("SHOP_MONITORING_TOKEN") or None}
 SMTP_USER = os.environ.get("SHOP_SMTP_USER", "")
 SMTP_PASSWORD = os.environ.get("SHOP_SMTP_PASSWORD", "")
 SMTP_TLS = os.environ.get("SHOP_SMTP_TLS", "1") == "1"  # STARTTLS, usually on port 587

@@ -119,6 +119,7 @@ else:
 
 EPICA_MAIL: dict[str, Any] = {**json.loads(os.environ.get("SHOP_EPICA_MAIL", "{}"))}
 
+LOG_LEVEL = os.environ.get("SHOP_LOG_LEVEL", "INFO")
 # Mail that reports an error goes out directly: the error may be the queue's own.
 LOGGING = {
     "version": 1,
@@ -132,8 +133,8 @@ LOGGING = {
         },
     },
     "loggers": {
-        "django": {"handlers": ["console", "mail_admins"], "level": "INFO"},
-        "django_epica_mail": {"handlers": ["console", "mail_admins"], "level": "INFO"},
+        "django": {"handlers": ["console", "mail_admins"], "level": LOG_LEVEL},
+        "django_epica_mail": {"handlers": ["console", "mail_admins"], "level": LOG_LEVEL},
     },
 }
 

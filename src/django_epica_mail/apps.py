@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from django.apps import AppConfig
 from django.db.models.signals import post_migrate
 from django.utils.translation import gettext_lazy as _
@@ -17,7 +19,11 @@ class EpicaMailConfig(AppConfig):
 
     def ready(self) -> None:
         """Register checks and logs, and the tasks also in processes that only ring."""
-        from django_epica_mail import checks, logs, schedule, tasks  # noqa: F401
+        from django_epica_mail import checks, logs, schedule, tasks, webhooks  # noqa: F401
 
         logs.connect()
+        with contextlib.suppress(ImportError):  # anymail is an extra
+            from anymail.signals import tracking
+
+            tracking.connect(webhooks.receive, dispatch_uid="django_epica_mail.webhooks")
         post_migrate.connect(schedule.offer, dispatch_uid="django_epica_mail.schedule")

@@ -20,7 +20,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, router
 from django.utils.module_loading import import_string
 
-from django_epica_mail import conf, encryption, rates, transport
+from django_epica_mail import conf, encryption, links, rates, routing, transport
 from django_epica_mail.doorbell import BULK_TASK, SINGLE_TASK
 from django_epica_mail.models import EmailLog
 
@@ -53,7 +53,7 @@ def check_configuration(
     if not transport.under_test():
         found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]
         found += [*_check_rates(), *_check_ignored()]
-    return found
+    return [*found, *_check_links()]
 
 
 @checks.register("mail", deploy=True)
@@ -65,7 +65,7 @@ def check_deployment(
         conf.get()
     except ImproperlyConfigured:
         return []  # reported by check_configuration
-    return [*_check_development(), *_check_sender(), *_check_guards()]
+    return [*_check_development(), *_check_sender(), *_check_guards(), *_check_scheme()]
 
 
 def queueing() -> dict[str, Mapping[str, Any]]:
@@ -162,6 +162,22 @@ def _check_rates() -> Iterator[CheckMessage]:
         )
 
 
+def _check_links() -> Iterator[CheckMessage]:
+    """Find rules that ask for links to a site which has no address, or does not serve them."""
+    wanted = [
+        f"Rule {number} of EPICA_MAIL['ROUTES'] has {name}"
+        for number, rule in enumerate(conf.get().routes)
+        for name in routing.ADDITIONS.values()
+        if getattr(rule, name)
+    ]
+    if not wanted:
+        return
+    try:
+        links.check()
+    except ImproperlyConfigured as error:
+        yield Error(f"{wanted[0]}. {error}", id="epica_mail.E030")
+
+
 def _check_encryption() -> Iterator[CheckMessage]:
     if encryption.is_on():
         if find_spec("cryptography") is None:
@@ -241,6 +257,17 @@ def _check_sender() -> Iterator[CheckMessage]:
             "refuse or take for spam.",
             hint="Set it to an address of a domain that your server may send for.",
             id="epica_mail.W004",
+        )
+
+
+def _check_scheme() -> Iterator[CheckMessage]:
+    url = conf.get().base_url
+    if url is not None and not url.startswith("https://") and not settings.DEBUG:
+        yield checks.Warning(
+            f"EPICA_MAIL['BASE_URL'] is {url}: mail readers take a link to unsubscribe "
+            "by for none unless it is of https (RFC 8058, section 3.1).",
+            hint="Name the site's address with https.",
+            id="epica_mail.W030",
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, TypeGuard
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, ValidationError
@@ -103,6 +104,17 @@ def _patterns(key: str, value: object) -> None:
         raise _refused(key, value, rule)
 
 
+def _previews(key: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise _refused(key, value, "must be a dict of sample contexts by template name")
+    for name, context in value.items():
+        if not isinstance(name, str) or not name:
+            raise _refused(key, name, "names a template, as in 'emails/welcome'")
+        if not isinstance(context, (Mapping, str)):
+            rule = "must be a dict, or the dotted path of a function that returns one"
+            raise _refused(f"{key}[{name!r}]", context, rule)
+
+
 def _encryption_keys(value: object) -> tuple[str, ...]:
     """Return Fernet keys; raise ``ValueError`` for what is none, which names no secret."""
     if not isinstance(value, (list, tuple)):
@@ -146,6 +158,20 @@ def _rates(key: str, value: object) -> None:
 def _optional_text(key: str, value: object) -> None:
     if value is not None and not (isinstance(value, str) and value):
         raise _refused(key, value, "must be text")
+
+
+def _site(key: str, value: object) -> None:
+    if value is None:
+        return
+    parts = urlsplit(value) if isinstance(value, str) else None
+    if (
+        parts is None
+        or parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+    ):
+        raise _refused(key, value, "must be the address of a site, as 'https://www.example.com'")
 
 
 def _share(key: str, value: object) -> None:
@@ -242,6 +268,10 @@ class Settings:
     """Keys that encrypt stored content: the first encrypts, all of them decrypt."""
     keep_content_days: int | None = _setting(None, _optional_count)
     """Days after which the content of finished mail is forgotten, its row being kept on."""
+    base_url: str | None = _setting(None, _site)
+    """The site's own address, ``"https://www.example.com"``, for the links that mails carry."""
+    store_ip: bool = _setting(False, _flag)
+    """Whether the IP address of who opens a mail or follows a link is kept."""
     transactional: Sequence[str] = _setting((), _texts)
     """Categories of mail that people cannot unsubscribe from; ``""`` is mail without one."""
     suppression_keys: Sequence[str] = _setting((), _texts)
@@ -258,6 +288,11 @@ class Settings:
     """Seconds that may pass between two sweeps."""
     health_failed_share: float = _setting(0.2, _share)
     """What share of the mail that ends in this hour and the last may fail, from 10 failed on."""
+    previews: Mapping[str, Mapping[str, Any] | str] = field(
+        default_factory=dict, metadata={"check": _previews}
+    )
+    """Templates that staff may preview, each with a sample context: a dict, or the dotted path of a
+    function that returns one."""
     real_transports_in_tests: bool = _setting(False, _flag)
     """Whether Django's test runner may open real transports; otherwise all mail goes to locmem."""
 

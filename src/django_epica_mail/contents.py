@@ -70,6 +70,14 @@ def forget(ids: Iterable[UUID], using: str) -> None:
     EmailLog.objects.using(using).filter(pk__in=ids).update(envelope="")
 
 
+def delete(ids: Iterable[UUID], using: str) -> None:
+    """Delete mails, and the attachments that no other mail has."""
+    ids = list(ids)
+    with transaction.atomic(using=using):
+        forget(ids, using)
+        EmailLog.objects.using(using).filter(pk__in=ids).only("pk").delete()
+
+
 class Contents:
     """Loads what a batch needs beside its rows, and builds each message when its turn comes.
 

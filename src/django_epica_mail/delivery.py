@@ -6,6 +6,7 @@ transaction and no row lock.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from uuid import UUID
 from django.core.mail import EmailMessage
 
 from django_epica_mail import (
+    additions,
     claiming,
     conf,
     doorbell,
@@ -24,15 +26,18 @@ from django_epica_mail import (
     rates,
     results,
     retry,
+    signals,
 )
 from django_epica_mail.claiming import Batch
 from django_epica_mail.contents import Contents
-from django_epica_mail.exceptions import MissingKey
+from django_epica_mail.exceptions import MissingKey, Veto
 from django_epica_mail.guards import Handed
 from django_epica_mail.lanes import Lanes
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Decision, Failure, Kind, Result
 from django_epica_mail.settling import Outcome, Settler, policy_of
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = 2.0
 """Seconds a worker waits for a rate's budget; what must wait longer is left to the sweep."""
@@ -144,6 +149,8 @@ def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
         return _suppressed(mail, contents)
     try:
         message = contents.message(mail)
+        if mail.additions:
+            additions.apply(message, mail)
         handed = guards.apply(message, contents.outstanding(mail))
     except Exception as error:  # noqa: BLE001 - one bad message never stops another
         reply = retry.reply_text(f"{type(error).__name__}: {error}")
@@ -155,6 +162,11 @@ def _prepare(mail: EmailLog, contents: Contents) -> _Try | Outcome:
     ready = _try(mail, message, contents, handed)
     if handed.is_empty:
         return _judge(ready, Result(failure=next(iter(handed.barred.values()))))
+    objection = _ask_site(mail, message)
+    if objection is not None and objection.kind is Kind.VETOED:
+        return _unsent(mail, contents, objection)
+    if objection is not None:
+        return _judge(ready, Result(failure=objection))
     refusal = rates.take(mail.transport, message.recipients())
     if refusal is not None:
         decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)
@@ -176,15 +188,33 @@ def _try(
 
 
 def _suppressed(mail: EmailLog, contents: Contents) -> Outcome:
-    """Return the end of a mail that is left with nobody to be sent to."""
-    held_back = contents.held_back(mail)
+    """Return the end of a mail that the suppression list leaves nobody to be sent to."""
+    reasons = ", ".join(sorted(set(contents.held_back(mail).values())))
+    failure = Failure(kind=Kind.SUPPRESSED, reply=f"On the suppression list: {reasons}.")
+    return _unsent(mail, contents, failure)
+
+
+def _unsent(mail: EmailLog, contents: Contents, failure: Failure) -> Outcome:
+    """Return the end of a mail that is not sent, but to those who accepted it before."""
     if contents.was_accepted(mail):
         decision = Decision(moves=(lifecycle.SUCCEED,))
     else:
-        reasons = ", ".join(sorted(set(held_back.values())))
-        failure = Failure(kind=Kind.SUPPRESSED, reply=f"On the suppression list: {reasons}.")
         decision = Decision(moves=(lifecycle.SUPPRESS,), failure=failure)
-    return Outcome(mail, None, decision, held_back=held_back)
+    return Outcome(mail, None, decision, held_back=contents.held_back(mail))
+
+
+def _ask_site(mail: EmailLog, message: EmailMessage) -> Failure | None:
+    """Return why the site does not want a mail sent, or not now; ``None`` if it does not mind."""
+    if not signals.before_send.has_listeners(EmailLog):
+        return None
+    try:
+        signals.before_send.send(EmailLog, email=mail, message=message)
+    except Veto as veto:
+        return Failure(kind=Kind.VETOED, reply=retry.reply_text(veto.reason))
+    except Exception as error:
+        logger.exception("A receiver of before_send failed for e-mail %s.", mail.pk)
+        return Failure(kind=Kind.TRANSIENT, reply=retry.reply_text(f"before_send: {error!r}"))
+    return None
 
 
 def _note(finished: Iterable[tuple[_Try, Result]], batch: Batch, settler: Settler) -> bool:

@@ -28,13 +28,12 @@ from django_epica_mail import (
     routing,
     rules,
     transport,
+    workers,
 )
 from django_epica_mail.models import DeliveryGate, EmailLog
 from django_epica_mail.rules import Facts
 
 _NO_SWEEP = timedelta(minutes=5)
-_TIME_TO_ANSWER = 2.0
-"""Seconds that workers have to say which queues they consume."""
 _REFUSED_CREDENTIALS = (534, 535, 538)
 """RFC 4954, section 6."""
 
@@ -200,7 +199,7 @@ def _rows() -> Iterator[Finding]:
 
 def _workers(wanted: set[str]) -> Iterator[Finding]:
     try:
-        consumed = _consumed()
+        consumed = {queue for queues in workers.consumed().values() for queue in queues}
     except Exception as error:  # noqa: BLE001 - any broker, any error: it is what was asked for
         yield Finding(
             "error",
@@ -229,16 +228,6 @@ def without_worker(wanted: set[str], consumed: set[str]) -> Iterator[Finding]:
             f"No worker consumes the queue {queue}: its mail waits for ever.",
             f"Add {queue} to -Q of a worker.",
         )
-
-
-def _consumed() -> set[str]:
-    """Return the queues that workers consume; raise what the broker raises, in bounded time."""
-    app = app_or_default()
-    with doorbell.bounded_connection(app) as connection:
-        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
-        inspect = app.control.inspect(timeout=_TIME_TO_ANSWER, connection=connection)
-        answers = inspect.active_queues() or {}
-    return {queue["name"] for worker in answers.values() for queue in worker}
 
 
 def _oldest_is_older(using: str) -> bool:

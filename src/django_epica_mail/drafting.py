@@ -13,7 +13,16 @@ from django.core.mail import EmailMessage
 from django.core.mail.utils import DNS_NAME
 from django.utils import timezone
 
-from django_epica_mail import addresses, clock, conf, encryption, guards, routing, serialization
+from django_epica_mail import (
+    addresses,
+    clock,
+    conf,
+    encryption,
+    guards,
+    links,
+    routing,
+    serialization,
+)
 from django_epica_mail import transport as transports
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
 from django_epica_mail.routing import Options
@@ -44,7 +53,8 @@ def draft(
 
     ``of_celery`` is what the site's Celery routes say of our task. Raises ``ValueError`` or
     ``TypeError`` for a message that cannot be sent, ``UnstorableMessage`` for one that cannot be
-    kept whole, ``ImproperlyConfigured`` for one that must be encrypted where there is no key.
+    kept whole, ``ImproperlyConfigured`` for one that must be encrypted where there is no key, or
+    that is to carry links which the site does not serve.
     """
     count = len(message.recipients())
     if not count:
@@ -65,6 +75,12 @@ def draft(
         is_bulk=bulk,
     )
     _route(log, routing.decide(options, facts, of_celery), options)
+    if len(recipients) > 1:
+        log.additions = ""  # a link stands for one person, and whoever gets it may use it
+    elif log.additions and not (
+        "unsubscribe" not in log.additions and transports.tracks(log.transport)
+    ):
+        links.check()
     log.category = options.category or ""
     log.subject = "" if log.keep_content == "never" else storable(message.subject)
     log.from_email = storable(message.from_email)
@@ -108,6 +124,7 @@ def _route(log: EmailLog, route: routing.Route, options: Options) -> None:
             send_at + route.expires_after if send_at else clock.now(route.expires_after)
         )
     log.on_unknown = route.on_unknown
+    log.additions = " ".join(route.additions)
     log.keep_content = _keeping(route.keep_content)
     log.max_retries = route.max_retries
     log.retry_delay = route.retry_delay

@@ -49,5 +49,16 @@ class DeliveryFailed(EpicaMailError):  # noqa: N818
         return self.kind if self.code is None else f"{self.kind} ({self.code})"
 
 
+class Veto(EpicaMailError):  # noqa: N818
+    """A mail is not to be sent: what a receiver of ``signals.before_send`` raises to stop it.
+
+    ``reason`` is kept in the mail's row, for people who ask.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class MissingExtra(EpicaMailError, ImportError):  # noqa: N818
     """A feature needs a package that is not installed; the message names the extra."""

@@ -74,10 +74,13 @@ def take_probe(alias: str, using: str) -> bool:
     return free.update(open_until=_probe_time()) == 1
 
 
-def return_probe(alias: str, using: str) -> None:
-    """Give back a probe that was not made, for its mail never got as far as the transport."""
+def return_probe(alias: str, using: str) -> bool:
+    """Make a probe due now, as one that was not made, for its mail never got to the transport.
+
+    Returns whether the transport is out of order at all.
+    """
     gates = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, name=alias, outages__gt=0)
-    gates.update(open_until=clock.now())
+    return gates.update(open_until=clock.now()) == 1
 
 
 def trip(alias: str, failure: Failure, using: str) -> None:

@@ -93,7 +93,9 @@ def _backlog(signs: Pulse, limit: float) -> Check:
         and alias not in signs.out_of_order
     }
     if not ages:
-        return Check("backlog", True, _("No mail is waiting to be sent."), 0, limit)
+        text = _("No due mail waits, but for what is held back.")
+        text = text if signs.due_ages else _("No mail waits to be sent.")
+        return Check("backlog", True, text, 0, limit)
     (queue, alias), age = max(ages.items(), key=lambda item: item[1])
     text = _("The oldest due mail, in the queue %(queue)s for %(transport)s, waits for %(age)s.")
     about = {"queue": queue, "transport": alias, "age": spoken(age)}

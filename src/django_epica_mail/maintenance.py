@@ -28,6 +28,7 @@ from django_epica_mail.lifecycle import PERMITS, Status
 from django_epica_mail.models import (
     DeliveryGate,
     EmailBatch,
+    EmailEvent,
     EmailLog,
     EmailRecipient,
     PendingResult,
@@ -137,7 +138,7 @@ def _rescue(token: uuid.UUID, using: str) -> int:
         released = EmailLog.objects.using(using).move(
             lifecycle.RELEASE, [mail.pk for mail in mails[PERMITS:]], token=token
         )
-    announce(moved)
+    announce(moved, using)
     return len(moved) + released
 
 
@@ -171,7 +172,7 @@ def give_up_overdue() -> int:
             )
             outcomes = [Outcome(mail, None, decision) for mail in mails]
             contents.forget([it.mail.pk for it in outcomes if it.ends_content], using)
-            announce(outcomes)
+            announce(outcomes, using)
     return count
 
 
@@ -227,12 +228,13 @@ def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda 
     for kind in ("", *Kind):
         rows = old.filter(failure_kind=kind).order_by("finished_at")
         while ids := list(rows.values_list("pk", flat=True)[:_CHUNK]):
-            _delete(ids, using)
+            contents.delete(ids, using)
             count += len(ids)
             advance(count)
     contents.forget_given_up(using)
     _forget_contents(using)
     _delete_batches(age, using)
+    _delete_events(age, using)
     totals.forget_hours(using)
     return count
 
@@ -246,6 +248,14 @@ def _delete_batches(age: timedelta, using: str) -> None:
         used = EmailLog.objects.using(using).filter(batch__in=portion).order_by()
         kept = set(used.values_list("batch", flat=True).distinct())
         batches.filter(pk__in=set(portion) - kept).delete()
+
+
+def _delete_events(age: timedelta, using: str) -> None:
+    """Delete old events of mail that is not known; the others go with their mail."""
+    events = EmailEvent.objects.using(using)
+    old = events.filter(email=None, created_at__lt=clock.now(-age))
+    while ids := list(old.values_list("pk", flat=True)[:_CHUNK]):
+        events.filter(pk__in=ids).delete()
 
 
 def _forget_contents(using: str) -> None:
@@ -267,10 +277,3 @@ def _forget_contents(using: str) -> None:
             # as text, and the database's own have fewer digits than ours.
             latest = max(at for _, at in portion if at is not None)
             rows = rows.filter(finished_at__gte=latest - timedelta(seconds=1))
-
-
-def _delete(ids: list[uuid.UUID], using: str) -> None:
-    """Delete mails, and the attachments that no other mail has."""
-    with transaction.atomic(using=using):
-        contents.forget(ids, using)
-        EmailLog.objects.using(using).filter(pk__in=ids).only("pk").delete()

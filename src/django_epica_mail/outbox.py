@@ -30,6 +30,7 @@ from django_epica_mail import (
     results,
     routing,
 )
+from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.drafting import Draft
 from django_epica_mail.exceptions import MissingKey, UnreadableEnvelope
 from django_epica_mail.models import (
@@ -217,7 +218,7 @@ def send_again(ids: Iterable[UUID | str]) -> list[EmailLog]:
 def _draft_again(mail: EmailLog) -> Draft | None:
     try:
         message = reading.message_of(mail)
-    except UnreadableEnvelope:
+    except (UnreadableEnvelope, MissingKey):
         logger.warning("E-mail %s cannot be read, and was not sent again.", mail.pk)
         return None
     # Servers take a second mail of the same Message-ID for the first one, and drop it.
@@ -256,6 +257,14 @@ def resume(*, queue: str | None = None, transport: str | None = None) -> None:
     Workers begin with the next ring, at the latest that of the sweep.
     """
     gates.set_paused(False, queue=queue, transport=transport)
+
+
+def probe(transport: str) -> bool:
+    """Let a transport that is out of order be tried now; return whether there is one.
+
+    One mail finds out whether it works again, at the next ring or sweep.
+    """
+    return gates.return_probe(transport, router.db_for_write(EmailLog))
 
 
 def _portions(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -344,3 +353,11 @@ def _insert_blobs(drafts: Sequence[Draft], using: str) -> None:
     link._default_manager.using(using).bulk_create(
         [link(emaillog_id=log.pk, emailattachment_id=row.pk) for log, row in links]
     )
+
+
+aenqueue = coroutine_of(enqueue)
+aenqueue_many = coroutine_of(enqueue_many)
+acancel = coroutine_of(cancel)
+arequeue = coroutine_of(requeue)
+apause = coroutine_of(pause)
+aresume = coroutine_of(resume)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from email.utils import parseaddr
 from typing import Any
 
 from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 
-from django_epica_mail import conf
+from django_epica_mail import addresses, conf
 from django_epica_mail.retry import Failure, Kind, Result, mildest, reply_text
 
 ID = "epica_mail_id"
@@ -145,7 +144,7 @@ def result(message: EmailMessage, failure: Failure | None, seconds: float) -> Re
 
 
 def _bare(address: str) -> str:
-    return (parseaddr(address)[1] or address).lower()
+    return addresses.bare(address).lower()
 
 
 def classify(error: Exception) -> Failure | None:

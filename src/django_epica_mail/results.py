@@ -7,6 +7,7 @@ and in bounded time, for those who only know the id: ``AsyncResult(id)``, Flower
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
@@ -27,6 +28,7 @@ from celery.result import AsyncResult, assert_will_not_block  # type: ignore[att
 from django.db import router, transaction
 
 from django_epica_mail import conf, lifecycle
+from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.doorbell import SINGLE_TASK
 from django_epica_mail.exceptions import DeliveryFailed
 from django_epica_mail.lifecycle import Status
@@ -114,6 +116,24 @@ class RowResult(AsyncResult):  # type: ignore[type-arg] # generic for type check
         return meta["result"]
 
     wait = get  # type: ignore[assignment]
+
+    async def aget(
+        self, timeout: float | None = None, propagate: bool = True, interval: float = 0.1
+    ) -> Any:
+        """Await the end and return the result, as ``get`` does, holding no thread meanwhile."""
+        give_up_at = None if timeout is None else time.monotonic() + timeout
+        read = coroutine_of(self._get_task_meta)
+        while (meta := await read())["status"] not in states.READY_STATES:
+            if give_up_at is not None and time.monotonic() >= give_up_at:
+                raise CeleryTimeoutError("The operation timed out.")
+            await asyncio.sleep(interval)
+        if propagate and isinstance(meta["result"], Exception):
+            raise meta["result"]
+        return meta["result"]
+
+    async def astatus(self) -> str:
+        """Await what ``status`` says now."""
+        return str((await coroutine_of(self._get_task_meta)())["status"])
 
     def forget(self) -> None:
         """Do nothing: the clean-up deletes rows, and Celery's own its mirror."""

@@ -18,6 +18,9 @@ QUEUE, QUEUE_PRIORITY = "emails", 9
 BULK_QUEUE, BULK_PRIORITY = "bulk_emails", 5
 """Queue and priority of bulk mail."""
 
+ADDITIONS = {"unsubscribe": "unsubscribe", "opens": "track_opens", "clicks": "track_clicks"}
+"""What the worker may add to a mail, by the word of it in the row: the option that asks for it."""
+
 KEY_LENGTH = 255
 """How many characters an idempotency key may have."""
 
@@ -48,6 +51,12 @@ class Options:
     """``always``, ``until_sent`` or ``never``: how long body and attachments are kept."""
     store_result: bool | None = None
     """Whether its outcome is also stored in Celery's result backend."""
+    unsubscribe: bool | None = None
+    """Whether a mail to one recipient offers to unsubscribe by one click."""
+    track_opens: bool | None = None
+    """Whether it is noted when a mail to one recipient is opened."""
+    track_clicks: bool | None = None
+    """Whether it is noted which links of a mail to one recipient are followed."""
     template: str | None = None
     """The template it was rendered from, for the rules of ``ROUTES``."""
 
@@ -71,6 +80,9 @@ class Options:
             raise TypeError(f"store_result must be True or False; it is {self.store_result!r}.")
         if self.priority is not None:
             rules.priority_number(self.priority)
+        for name in ADDITIONS.values():
+            if getattr(self, name) is not None:
+                rules.flag(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +98,8 @@ class Route:
     max_retries: int
     retry_delay: float
     expires_after: timedelta | None
+    additions: tuple[str, ...]
+    """What the worker adds to a mail to one recipient: names of ``ADDITIONS``."""
     rule: int | None
     """The place of the rule in ``ROUTES`` that took effect."""
 
@@ -113,6 +127,11 @@ def decide(options: Options, facts: Facts, of_celery: Mapping[str, Any] | None =
         max_retries=_given(rule.max_retries, settings.max_retries),
         retry_delay=_given(rule.retry_delay, settings.retry_delay),
         expires_after=_span(_given(options.expires_after, rule.expires_after)),
+        additions=tuple(
+            word
+            for word, name in ADDITIONS.items()
+            if _given(getattr(options, name), getattr(rule, name))
+        ),
         rule=number,
     )
 

@@ -53,6 +53,10 @@ class Rule:
     expires_after: float | None = None
     """Seconds after which the mail is no longer worth sending."""
     keep_content: str | None = None
+    unsubscribe: bool | None = None
+    """Whether a mail offers to unsubscribe by one click."""
+    track_opens: bool | None = None
+    track_clicks: bool | None = None
 
     def matches(self, facts: Facts) -> bool:
         """Tell whether the rule is for a mail."""
@@ -105,6 +109,13 @@ def name(key: str, value: object) -> str:
     return value
 
 
+def flag(key: str, value: object) -> bool:
+    """Return a yes or no; raise ``TypeError`` for what is neither."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{key} must be True or False; it is {value!r}.")
+    return value
+
+
 def _rule(number: int, form: object) -> Rule:
     where = f"rule {number}"
     if not isinstance(form, Mapping):
@@ -120,7 +131,7 @@ def _rule(number: int, form: object) -> Rule:
         if key != "match":
             try:
                 values.update(_VALUES[key](given))
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 raise ValueError(f"{where}: {error}") from None
     return Rule(match=dict(match), **values)
 
@@ -187,6 +198,9 @@ _VALUES: dict[str, Callable[[object], dict[str, Any]]] = {
     "keep_content": lambda value: {"keep_content": keeping(value)},
     "retry": _retry,
     "expires_after": lambda value: {"expires_after": _seconds("expires_after", value)},
+    "unsubscribe": lambda value: {"unsubscribe": flag("unsubscribe", value)},
+    "track_opens": lambda value: {"track_opens": flag("track_opens", value)},
+    "track_clicks": lambda value: {"track_clicks": flag("track_clicks", value)},
 }
 
 

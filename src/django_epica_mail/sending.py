@@ -17,7 +17,7 @@ _ANYMAIL = ("tags", "metadata", "track_opens", "track_clicks")
 _MESSAGE = ("subject", "message", "from_email", *_LISTS, "html_message", "headers", "attachments")
 _TEMPLATE = ("template_name", "context", "language")
 _OPTIONS = tuple(item.name for item in fields(Options) if item.name != "template")
-KNOWN = (*_MESSAGE, *_TEMPLATE, *_ANYMAIL, *_OPTIONS)
+KNOWN = tuple(dict.fromkeys((*_MESSAGE, *_TEMPLATE, *_ANYMAIL, *_OPTIONS)))
 """Every name that a call or an entry may give."""
 
 

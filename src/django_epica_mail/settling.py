@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from django.db import transaction
 from django.db.models import F
 
-from django_epica_mail import clock, conf, contents, lifecycle, signals
+from django_epica_mail import clock, conf, contents, events, lifecycle, signals
 from django_epica_mail.claiming import Batch
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
 from django_epica_mail.patience import patiently
@@ -109,7 +109,7 @@ class Settler:
         )
         self.settled += len(self._waiting)
         self._waiting = []
-        announce(moved)
+        announce(moved, batch.using)
 
     def release(self, mails: Sequence[EmailLog]) -> None:
         """Give back what was claimed and not begun; it uses no try."""
@@ -221,8 +221,8 @@ def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:
     )
 
 
-def announce(outcomes: Iterable[Outcome]) -> None:
-    """Tell listeners of committed moves."""
+def announce(outcomes: Sequence[Outcome], using: str) -> None:
+    """Tell listeners of committed moves, and take account of events that came before them."""
     for outcome in outcomes:
         for move in outcome.decision.moves:
             signals.email_moved.send_robust(
@@ -231,3 +231,15 @@ def announce(outcomes: Iterable[Outcome]) -> None:
                 move=move,
                 failure=outcome.decision.failure,
             )
+    provider_ids = {it.result.provider_id for it in outcomes if it.result is not None} - {""}
+    open_ones = [outcome.mail.pk for outcome in outcomes if _may_have_been_sent(outcome)]
+    if provider_ids or open_ones:
+        events.settled(open_ones, provider_ids, using)
+
+
+def _may_have_been_sent(outcome: Outcome) -> bool:
+    """Tell whether a mail that is not sent, by what its tries came to, may have been."""
+    failure = outcome.decision.failure
+    if failure is None:
+        return False
+    return failure.kind in (Kind.UNKNOWN, Kind.WORKER_LOST) or outcome.mail.attempts > 0

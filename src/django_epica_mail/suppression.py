@@ -8,7 +8,6 @@ import hmac
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from email.utils import parseaddr
 from itertools import islice
 from typing import TypeVar
 from uuid import UUID
@@ -19,7 +18,7 @@ from django.db.models import BooleanField, Q
 from django.db.models.expressions import RawSQL
 from django.utils.encoding import force_bytes
 
-from django_epica_mail import clock, conf, rules
+from django_epica_mail import addresses, clock, conf, rules
 from django_epica_mail.models import EmailLog, EmailRecipient, Suppression
 
 T = TypeVar("T")
@@ -38,7 +37,7 @@ def normalise(address: str) -> str:
 
     What is before the @ may by RFC 5321, section 2.4, be case-sensitive, and nowhere is.
     """
-    bare = (parseaddr(address)[1] or address).strip().lower()
+    bare = addresses.bare(address).strip().lower()
     local, at, domain = bare.rpartition("@")
     if not domain.isascii():
         with contextlib.suppress(UnicodeError):  # no domain, and can be found as it is
@@ -110,18 +109,29 @@ def insert(rows: Sequence[Suppression]) -> int:
     return count
 
 
+def add_digest(found_by: str, *, reason: str, scope: str = "", note: str = "") -> bool:
+    """Hold mail back from an address of which only the digest is known; see ``add``."""
+    return bool(insert([entry("", reason=reason, scope=scope, note=note, found_by=found_by)]))
+
+
 def remove(address: str, *, scope: str | None = None, reason: str | None = None) -> int:
     """Send to an address again; return how many entries were lifted.
 
     ``scope`` and ``reason`` lift those alone; without them all are.
     """
-    rows = Suppression.objects.using(_using()).filter(_match([normalise(address)]))
+    rows = Suppression.objects.using(_using()).filter(match(address))
     if scope is not None:
         rows = rows.filter(scope=scope)
     if reason is not None:
         rows = rows.filter(reason=reason)
     count, _ = rows.delete()
     return count
+
+
+def match(address: str) -> Q:
+    """Return the condition by which the entries of an address are found."""
+    wanted = normalise(address)
+    return Q(digest__in=[_digest(key, wanted) for key in _keys()]) | Q(address=wanted)
 
 
 def is_suppressed(address: str, category: str = "") -> bool:
@@ -166,10 +176,10 @@ def held_back(
     return dict(found), dict(left)
 
 
-def _listed(addresses: Iterable[str], using: str) -> dict[str, list[tuple[str, str]]]:
+def _listed(wanted: Iterable[str], using: str) -> dict[str, list[tuple[str, str]]]:
     """Return the entries there are of addresses: scope and reason of each."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for portion in _portions(addresses):
+    for portion in _portions(wanted):
         whose = {_digest(key, address): address for address in portion for key in _keys()}
         rows = (
             Suppression.objects.using(using)
@@ -190,11 +200,6 @@ def _reason(entries: Iterable[tuple[str, str]], category: str) -> str | None:
         if scope in ("", category) and not (exempt and reason == Reason.UNSUBSCRIBE)
     }
     return next((reason for reason in Reason.values if reason in reasons), None)
-
-
-def _match(addresses: Sequence[str]) -> Q:
-    digests = [_digest(key, address) for address in addresses for key in _keys()]
-    return Q(digest__in=digests) | Q(address__in=addresses)
 
 
 def _portions(items: Iterable[T]) -> Iterator[list[T]]:

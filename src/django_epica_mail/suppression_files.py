@@ -38,15 +38,28 @@ def write(
     file: TextIO, rows: QuerySet[Suppression], *, advance: Callable[[int], None] = lambda _: None
 ) -> int:
     """Write entries as CSV, and return how many; ``advance`` is told after each portion."""
-    writer = csv.writer(file)
-    writer.writerow(COLUMNS)
-    count = 0
-    for row in rows.order_by("pk").iterator(_PORTION):
-        writer.writerow([_cell(getattr(row, name)) for name in COLUMNS])
+    count = -1  # the first line names the columns
+    for line in lines(rows):
+        file.write(line)
         count += 1
-        if count % _PORTION == 0:
+        if count and count % _PORTION == 0:
             advance(count)
     return count
+
+
+def lines(rows: QuerySet[Suppression]) -> Iterator[str]:
+    """Yield the lines of a CSV file of entries, reading them in portions."""
+    writer: Any = csv.writer(_Echo())
+    yield writer.writerow(COLUMNS)
+    for row in rows.order_by("pk").iterator(_PORTION):
+        yield writer.writerow([_cell(getattr(row, name)) for name in COLUMNS])
+
+
+class _Echo:
+    """Takes what ``csv`` writes, and gives it back."""
+
+    def write(self, value: str) -> str:
+        return value
 
 
 def read(file: Iterable[str], *, advance: Callable[[int], None] = lambda _: None) -> Imported:
@@ -56,9 +69,9 @@ def read(file: Iterable[str], *, advance: Callable[[int], None] = lambda _: None
     whose address was erased it is ``digest``. Goes in portions, and calls ``advance`` with the
     number of lines so far. Raises ``ValueError`` for a file without such a column.
     """
-    lines = _lines(file)
+    entries_of = _lines(file)
     done, added, refused = 0, 0, []
-    while portion := list(islice(lines, _PORTION)):
+    while portion := list(islice(entries_of, _PORTION)):
         entries = []
         for number, cells in portion:
             try:

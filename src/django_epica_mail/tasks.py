@@ -15,6 +15,7 @@ from celery.signals import worker_process_shutdown, worker_shutdown
 from django.db import connections
 
 from django_epica_mail import bulk, delivery, maintenance, outbox, results, sending, transport
+from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.doorbell import BULK_TASK
 from django_epica_mail.models import EmailBatch
 from django_epica_mail.results import BatchResult, EmailResult, batch_report
@@ -94,6 +95,11 @@ def send_bulk_templated_emails(
         sending.compose({**options, **common, "context": context, "recipient_list": [address]})
         for address, context in recipients
     )
+
+
+asend_email_async = coroutine_of(send_email_async)
+asend_templated_email_async = coroutine_of(send_templated_email_async)
+asend_bulk_templated_emails = coroutine_of(send_bulk_templated_emails)
 
 
 def _enqueue(given: Mapping[str, Any]) -> EmailResult:

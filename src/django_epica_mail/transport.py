@@ -71,6 +71,17 @@ def aliases() -> tuple[str, ...]:
     return tuple(specs())
 
 
+def tracks(alias: str) -> bool:
+    """Tell whether a transport is a provider that itself counts opens and clicks of a message."""
+    if under_test():
+        return False
+    try:
+        backend = import_string(specs().get(alias, {}).get("BACKEND", _SMTP))
+    except ImportError:
+        return False  # reported by the checks, and by the first mail that needs it
+    return providers.is_provider(backend) and providers.tracks(backend)
+
+
 def default_alias() -> str:
     """Return the transport of a mail that names none.
 

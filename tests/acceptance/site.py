@@ -92,7 +92,8 @@ class Site:
         env: Mapping[str, str] | None = None,
     ) -> None:
         self._databases = databases
-        self._folder = folder
+        self.folder = folder
+        """Where its processes write their logs."""
         self._numbers = count(1)
         self._calls: list[Call[Any]] = []
         self.celery: list[Worker | Beat] = []
@@ -137,13 +138,13 @@ class Site:
     ) -> Call[R]:
         """Begin to run a function as ``start`` does, with more environment variables."""
         number = next(self._numbers)
-        result = self._folder / f"call{number}.json"
+        result = self.folder / f"call{number}.json"
         path = f"{function.__module__}.{function.__qualname__}"
         arguments = json.dumps([args, kwargs])
         call: Call[R] = Call(
             [sys.executable, "-m", "tests.acceptance.inside", path, arguments, str(result)],
             {**os.environ, **self.env, **env},
-            self._folder / f"call{number}.log",
+            self.folder / f"call{number}.log",
             result,
         )
         self._calls.append(call)
@@ -183,7 +184,7 @@ class Site:
                 EXAMPLE_PROJECT,
                 "shopsite",
                 {**self.env, **envs[index % len(envs)]},
-                folder=self._folder,
+                folder=self.folder,
                 **options,
             )
             for index in range(number)
@@ -200,7 +201,7 @@ class Site:
 
     def start_beat(self, **options: Any) -> Beat:
         """Start beat, which sweeps every second; ``options`` are those of ``Beat``."""
-        beat = Beat(EXAMPLE_PROJECT, "shopsite", self.env, folder=self._folder, **options)
+        beat = Beat(EXAMPLE_PROJECT, "shopsite", self.env, folder=self.folder, **options)
         self.celery.append(beat)
         beat.start()
         return beat

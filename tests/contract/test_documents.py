@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
-from django_epica_mail import lifecycle
+import pytest
+
+from django_epica_mail import conf, lifecycle
 
 ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+FRONT = sorted(ROOT.glob("*.md"))
 
 
 def test_the_diagram_of_the_life_of_an_email_shows_every_move_and_no_other() -> None:
@@ -36,3 +41,82 @@ def test_every_system_check_is_in_the_reference() -> None:
     source = (ROOT / "src" / "django_epica_mail" / "checks.py").read_text(encoding="utf-8")
     used = set(re.findall(r'id="(epica_mail\.\w+)"', source))
     assert used == set(re.findall(r"`(epica_mail\.[EW]\d+)`", page))
+
+
+def test_every_test_that_the_threat_model_relies_on_exists() -> None:
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", page))
+    assert len(named) > 10
+    assert {path for path in named if not (ROOT / path).is_file()} == set()
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", FRONT, ids=named)
+def test_every_link_of_a_page_beside_the_docs_leads_somewhere(page: Path) -> None:
+    """Those among the docs are checked where they become a site."""
+    for target, anchor in re.findall(
+        r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)", page.read_text("utf-8")
+    ):
+        other = (page.parent / target).resolve() if target else page
+        assert other.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", other.read_text("utf-8"), re.MULTILINE)
+            assert anchor[1:] in {slug(heading) for heading in headings}
+
+
+def slug(heading: str) -> str:
+    """Return a heading's anchor, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def settings_in(page: Path) -> list[str]:
+    text = page.read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for block in blocks if re.search(r"^EPICA_MAIL\b", block, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if settings_in(page)], ids=named)
+def test_the_settings_of_every_page_are_taken(page: Path) -> None:
+    for block in settings_in(page):
+        names: dict[str, Any] = {"INSTALLED_APPS": []}
+        exec(block, names)
+        conf.parse(names["EPICA_MAIL"])
+
+
+def test_troubleshooting_speaks_of_every_status_that_is_no_good_end() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    spoken_of = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
+    known = set(lifecycle.Status.values)
+    assert known - {"cancelled", "suppressed"} <= spoken_of & known
+
+
+def outline(page: str) -> dict[str, list[str]]:
+    """Return what two languages of a page share: levels of headings, code, commands, links."""
+    text = (ROOT / page).read_text("utf-8")
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    code = [
+        "" if kind == "text" else re.sub(r"  # .*$", "", block, flags=re.MULTILINE)
+        for kind, block in blocks
+    ]
+    tables = re.findall(r"^\|.*\|$", prose, re.MULTILINE)
+    answers = {"evet": "yes", "hayır": "no"}
+    cells = [[cell.strip() for cell in line.strip("|").split("|")[1:]] for line in tables]
+    return {
+        "headings": re.findall(r"^#+(?= )", prose, re.MULTILINE),
+        "code": code,
+        "diagrams": [
+            str(re.findall(r"\w+\.py", block)) for kind, block in blocks if kind == "text"
+        ],
+        "commands": re.findall(r"^    (\S.*)$", prose, re.MULTILINE),
+        "cells": [answers.get(cell, cell) for row in cells for cell in row],
+        "links": [it for it in re.findall(r"\]\(([^)]+)\)", prose) if not it.startswith("README")],
+    }
+
+
+@pytest.mark.parametrize("part", ["headings", "code", "diagrams", "commands", "cells", "links"])
+def test_the_turkish_readme_is_in_step_with_the_english_one(part: str) -> None:
+    assert outline("README.tr.md")[part] == outline("README.md")[part]

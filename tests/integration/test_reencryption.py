@@ -117,6 +117,24 @@ def test_a_mail_whose_key_is_missing_waits_for_it_and_stops_no_other(
     assert log.status == "sent"
 
 
+@pytest.mark.parametrize("what", ["envelope", "attachment"])
+def test_what_was_changed_in_the_database_is_not_sent(smtp, deliver, epica_mail, what) -> None:
+    epica_mail(ENCRYPTION_KEYS=[OLD])
+    log = queue()
+    if what == "envelope":
+        changed = log.envelope[:-20] + log.envelope[-20:].swapcase()
+        EmailLog.objects.update(envelope=changed)
+    else:
+        content = bytearray(EmailAttachment.objects.get().content)
+        content[30] ^= 1
+        EmailAttachment.objects.update(content=bytes(content))
+    deliver()
+    log.refresh_from_db()
+    assert log.status == "retrying"
+    assert "damaged" in log.reply
+    assert smtp.accepted == []
+
+
 def test_a_repeated_idempotency_key_knows_its_message_though_it_is_encrypted(
     smtp, deliver, epica_mail, caplog
 ) -> None:

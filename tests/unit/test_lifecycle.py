@@ -15,9 +15,10 @@ def test_what_is_sent_or_suppressed_never_moves_again() -> None:
         assert not [move.name for move in MOVES if status in move.sources]
 
 
-def test_only_a_person_brings_back_what_is_over() -> None:
+def test_only_a_person_or_the_proof_that_it_was_sent_changes_what_is_over() -> None:
     back = {move.name for move in MOVES if move.sources & FINAL}
-    assert back == {"requeue"}
+    assert back == {"requeue", "confirm"}
+    assert lifecycle.CONFIRM.target == Status.SENT
 
 
 def test_only_what_is_claimable_is_claimed() -> None:

@@ -3,6 +3,6 @@
 Each module registers the pages of what it is named for.
 """
 
-from django_epica_mail.admin import batches, emails, gates
+from django_epica_mail.admin import batches, dashboard, emails, events, gates, suppressions
 
-__all__ = ["batches", "emails", "gates"]
+__all__ = ["batches", "dashboard", "emails", "events", "gates", "suppressions"]

@@ -1,16 +1,104 @@
-"""The bulk calls in the admin."""
+"""The bulk calls in the admin: how far each has come, and what it refused."""
 
 from __future__ import annotations
 
-from django.contrib import admin
+from collections import Counter
+from typing import Any, ClassVar
 
+from django.contrib import admin
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
+
+from django_epica_mail.admin.pagination import MOST, BoundedPaginator
 from django_epica_mail.admin.read_only import ReadOnly
+from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailBatch
+
+_REFUSED = 200
+"""How many refused entries the page of a batch shows."""
 
 
 @admin.register(EmailBatch)
 class EmailBatchAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     """The bulk calls, newest first."""
 
-    list_display = ("id", "created_at", "total")
-    ordering = ("-id",)
+    list_display = ("id", "created_at", "progress", "total", "accepted", "refusals", "finished_at")
+    list_per_page = 50
+    ordering = ("-pk",)
+    paginator = BoundedPaginator
+    show_full_result_count = False
+    sortable_by = ()
+
+    class Media:
+        css: ClassVar = {"all": ("epica_mail/admin.css",)}
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[EmailBatch]:
+        """Leave out what is long: the entries, and those refused."""
+        return super().get_queryset(request).defer("payload", "refused")
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """Allow none: the payload may not be asked about."""
+        return False
+
+    @admin.display(description=_("progress"))
+    def progress(self, batch: EmailBatch) -> SafeString:
+        return progress_bar(batch)
+
+    @admin.display(description=_("refused"))
+    def refusals(self, batch: EmailBatch) -> int:
+        return batch.position - batch.accepted
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Show a batch; nobody changes one."""
+        if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
+            raise PermissionDenied
+        batch = self.get_object(request, unquote(object_id))
+        if batch is None:
+            return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
+                request, self.opts, object_id
+            )
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": batch,
+            "batch": batch,
+            "progress": progress_bar(batch),
+            "refusals": self.refusals(batch),
+            "statuses": _statuses(batch),
+            "most": MOST,
+            "refused": batch.refused[:_REFUSED],
+            "has_more_refused": len(batch.refused) > _REFUSED,
+            **(extra_context or {}),
+        }
+        return TemplateResponse(request, "admin/epica_mail/batch.html", context)
+
+
+def progress_bar(batch: EmailBatch) -> SafeString:
+    """Return how many entries of a batch are done with, as a bar and as numbers."""
+    return format_html(
+        '<progress max="{}" value="{}" aria-label="{}"></progress> {}/{}',
+        max(batch.total, 1),
+        batch.position if batch.total else 1,
+        _("progress"),
+        batch.position,
+        batch.total,
+    )
+
+
+def _statuses(batch: EmailBatch) -> list[tuple[str, Any, int]]:
+    """Return how many of a batch's mails have each status, of as many as are counted at most."""
+    mails = batch.emails.order_by().values_list("status", flat=True)[:MOST]
+    found = Counter(mails)
+    return [(status.value, status.label, found[status]) for status in Status if found[status]]

@@ -15,40 +15,21 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail.admin.badges import badge
+from django_epica_mail.admin.detail import Detail
 from django_epica_mail.admin.filters import FILTERS
 from django_epica_mail.admin.operations import ACTIONS, Operations
 from django_epica_mail.admin.pagination import BoundedPaginator
+from django_epica_mail.admin.previews import Previews
 from django_epica_mail.admin.read_only import ReadOnly
 from django_epica_mail.admin.search import HELP, search
-from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
+from django_epica_mail.models import EmailLog, EmailRecipient
 
 _RECIPIENTS = 3
 """How many recipients of a mail the list names."""
 
 
-class _RecipientInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
-    model = EmailRecipient
-    fields = ("kind", "address", "outcome", "code", "reply")
-    extra = 0
-
-
-class _AttemptInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
-    model = DeliveryAttempt
-    fields = (
-        "number",
-        "created_at",
-        "transport",
-        "worker",
-        "seconds",
-        "failure_kind",
-        "code",
-        "reply",
-    )
-    extra = 0
-
-
 @admin.register(EmailLog)
-class EmailLogAdmin(Operations, ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+class EmailLogAdmin(Operations, Previews, ReadOnly, Detail):
     """The mails, newest first; never their content."""
 
     list_display = (
@@ -73,8 +54,6 @@ class EmailLogAdmin(Operations, ReadOnly, admin.ModelAdmin):  # type: ignore[typ
     search_help_text = HELP
     ordering = ("-pk",)
     sortable_by = ()
-    exclude = ("attachments",)
-    inlines: ClassVar = [_RecipientInline, _AttemptInline]
 
     class Media:
         css: ClassVar = {"all": ("epica_mail/admin.css",)}

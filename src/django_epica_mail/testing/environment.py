@@ -66,6 +66,8 @@ class queued_mail(_Environment):  # noqa: N801 - read as a function, as override
     """
 
     def _change(self, stack: ExitStack) -> None:
+        transports.close_connections()  # they may be kept by another test's settings
+        stack.callback(transports.close_connections)
         stack.enter_context(override_settings(**_site_settings()))
         # A ring that reached a broker could wake a worker which knows nothing of this test.
         stack.enter_context(patch.object(doorbell, "_publish", return_value=True))

@@ -31,6 +31,7 @@ from django_epica_mail import (
 from django_epica_mail.importing.sources import NAMES
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.management import progress, tables
+from django_epica_mail.management.personal_data import PersonalData
 from django_epica_mail.models import EmailLog, Suppression
 from django_epica_mail.status import status
 from django_epica_mail.tasks import send_email_async
@@ -38,12 +39,12 @@ from django_epica_mail.tasks import send_email_async
 _CHUNK = 500
 
 
-class Command(BaseCommand):
+class Command(PersonalData, BaseCommand):
     """Runs one of the actions named in its help.
 
     Ends with 1 where the answer is no: something wrong for ``doctor``, a mail too late for
     ``cancel``, a test mail not sent, content that no key decrypts, a row that ``import`` cannot
-    move.
+    move, a mail that ``erase`` has to leave.
     """
 
     help = "Looks at the e-mail queue, and takes care of it."
@@ -78,6 +79,7 @@ class Command(BaseCommand):
         listed.add_argument("direction", choices=("import", "export"))
         listed.add_argument("file", help="a path; - is the terminal's input or output")
         action("reencrypt", "encrypt stored content with the first of ENCRYPTION_KEYS")
+        self.add_personal_data(action)
         moving = action("import", "move mail out of the tables of another package")
         moving.add_argument("--from", dest="source", choices=NAMES, required=True)
         moving.add_argument("--yes", action="store_true", help="do it; otherwise a dry run")
@@ -103,7 +105,7 @@ class Command(BaseCommand):
         show = {"status": tables.status, "doctor": self._findings, "import": tables.imported}
         if report is None:
             pass  # it has written what there is to say
-        elif options["json"]:
+        elif options["json"] or name == "export":
             self.stdout.write(json.dumps(report, default=str))
         else:
             for line in show.get(options["action"], tables.pairs)(report):

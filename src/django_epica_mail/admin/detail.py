@@ -1,0 +1,196 @@
+"""The page of one mail: what happened to it, what it waits for, and, to some, what it says."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+from django.apps import apps
+from django.contrib import admin
+from django.contrib.admin import helpers
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import router
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.template.response import TemplateResponse
+from django.urls import NoReverseMatch, URLPattern, path, reverse
+from django.utils.translation import gettext as _
+
+from django_epica_mail import reading
+from django_epica_mail.admin.operations import DETAIL, possible
+from django_epica_mail.admin.sandbox import frame, sandboxed
+from django_epica_mail.admin.timeline import timeline, waiting_for
+from django_epica_mail.exceptions import MissingKey
+from django_epica_mail.models import EmailLog
+
+_RECIPIENTS = 200
+"""How many recipients of a mail its page names."""
+
+_FACTS = (
+    *("id", "message_id", "from_email", "category", "queue", "transport", "fallbacks", "priority"),
+    *("created_at", "due_at", "expires_at", "give_up_at", "finished_at", "tries", "max_retries"),
+    *("retry_delay", "on_unknown", "keep_content", "idempotency_key", "worker", "reply"),
+)
+
+
+def may_see_content(request: HttpRequest) -> bool:
+    """Tell whether a user may read mails, their attachments and previews."""
+    return request.user.has_perm("epica_mail.view_content")
+
+
+class Detail(admin.ModelAdmin):  # type: ignore[type-arg]
+    """A model admin of mails whose change view is a page to read."""
+
+    def get_urls(self) -> list[URLPattern]:
+        """Add what the page is made of: HTML, raw message and attachments."""
+        view = self.admin_site.admin_view
+        own = [
+            path("<uuid:pk>/html/", view(self.html_view), name="epica_mail_emaillog_html"),
+            path("<uuid:pk>/raw/", view(self.raw_view), name="epica_mail_emaillog_raw"),
+            path(
+                "<uuid:pk>/attachments/<uuid:attachment>/",
+                view(self.attachment_view),
+                name="epica_mail_emaillog_attachment",
+            ),
+        ]
+        return [*own, *super().get_urls()]
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Show a mail; nobody changes one."""
+        if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
+            raise PermissionDenied
+        mail = _find(unquote(object_id))
+        if mail is None:
+            return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
+                request, self.opts, object_id
+            )
+        recipients = list(mail.recipients.order_by("position")[: _RECIPIENTS + 1])
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": mail.subject or _("(no subject)"),
+            "mail": mail,
+            "facts": list(_facts(mail)),
+            "timeline": timeline(mail),
+            "waiting_for": waiting_for(mail),
+            "recipients": recipients[:_RECIPIENTS],
+            "has_more_recipients": len(recipients) > _RECIPIENTS,
+            "operations": possible(mail) if self.has_operate_permission(request) else [],  # type: ignore[attr-defined]
+            "checkbox": helpers.ACTION_CHECKBOX_NAME,
+            "from_detail": DETAIL,
+            "result_url": _result_url(request, mail),
+            "may_see_content": may_see_content(request),
+            **(self._content(request, mail) if may_see_content(request) else {}),
+            **(extra_context or {}),
+        }
+        return TemplateResponse(request, "admin/epica_mail/email.html", context)
+
+    def html_view(self, request: HttpRequest, pk: UUID) -> HttpResponse:
+        """Return a mail's HTML, harmless."""
+        html = self._read(request, pk).html
+        if not html:
+            raise Http404("The e-mail has no HTML.")
+        return sandboxed(html, images=request.GET.get("images") == "1")
+
+    def raw_view(self, request: HttpRequest, pk: UUID) -> HttpResponseBase:
+        """Return a mail as a file for a mail program."""
+        mail = self._mail(request, pk)
+        try:
+            content = reading.wire(mail)
+        except Exception as error:
+            raise Http404("The e-mail cannot be read.") from error
+        return _download(content, f"{mail.pk}.eml")
+
+    def attachment_view(self, request: HttpRequest, pk: UUID, attachment: UUID) -> HttpResponseBase:
+        """Return what was attached to a mail."""
+        row = self._mail(request, pk).attachments.filter(pk=attachment).first()
+        if row is None:
+            raise Http404("The e-mail has no such attachment.")
+        try:
+            content = row.data
+        except MissingKey as error:
+            raise Http404("The attachment cannot be decrypted.") from error
+        return _download(content, row.filename or f"{row.pk}.bin")
+
+    def _mail(self, request: HttpRequest, pk: UUID) -> EmailLog:
+        if not (self.has_view_permission(request) and may_see_content(request)):
+            raise PermissionDenied
+        mail = _find(pk)
+        if mail is None or not mail.envelope:
+            raise Http404("There is no such e-mail, or its content is forgotten.")
+        return mail
+
+    def _read(self, request: HttpRequest, pk: UUID) -> reading.Reading:
+        try:
+            return reading.read(self._mail(request, pk))
+        except (PermissionDenied, Http404):
+            raise
+        except Exception as error:
+            raise Http404("The e-mail cannot be read.") from error
+
+    def _content(self, request: HttpRequest, mail: EmailLog) -> dict[str, Any]:
+        if not mail.envelope:
+            return {"is_forgotten": True}
+        try:
+            content = reading.read(mail)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the page tells it
+            return {"unreadable": f"{type(error).__name__}: {error}"}
+        source = reverse("admin:epica_mail_emaillog_html", args=[mail.pk])
+        return {
+            "content": content,
+            "frame": frame(request, source) if content.html else None,
+            "attachments": mail.attachments.defer("content").order_by("pk"),
+        }
+
+
+def _find(pk: UUID | str) -> EmailLog | None:
+    try:
+        return EmailLog.objects.using(router.db_for_read(EmailLog)).filter(pk=pk).first()
+    except ValidationError:  # it is not the form of an id
+        return None
+
+
+def _facts(mail: EmailLog) -> Iterator[tuple[str, Any]]:
+    """Yield what else a row tells, by its name, leaving out what it leaves open."""
+    for name in _FACTS:
+        value = getattr(mail, name)
+        if value not in ("", None, []):
+            label = EmailLog._meta.get_field(name).verbose_name  # type: ignore[union-attr]
+            yield str(label), ", ".join(value) if isinstance(value, list) else value
+
+
+def _result_url(request: HttpRequest, mail: EmailLog) -> str:
+    """Return the address of Celery's result of a mail, where it is kept in the admin's reach."""
+    if not apps.is_installed("django_celery_results"):
+        return ""
+    if not request.user.has_perm("django_celery_results.view_taskresult"):
+        return ""
+    results: Any = apps.get_model("django_celery_results", "TaskResult")  # type: ignore[misc]
+    pk = results.objects.filter(task_id=str(mail.pk)).values_list("pk", flat=True).first()
+    try:
+        return reverse("admin:django_celery_results_taskresult_change", args=[pk]) if pk else ""
+    except NoReverseMatch:
+        return ""
+
+
+def _download(content: bytes, filename: str) -> HttpResponseBase:
+    """Return bytes as a file to save, which no browser opens in the admin's name."""
+    response = FileResponse(
+        io.BytesIO(content),
+        as_attachment=True,
+        filename=filename,
+        content_type="application/octet-stream",
+    )
+    response["X-Content-Type-Options"] = "nosniff"
+    response["Content-Security-Policy"] = "sandbox; default-src 'none'"
+    response["Cache-Control"] = "no-store, private"
+    return response

@@ -1,0 +1,69 @@
+"""What happened to mail after it was sent, in the admin."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+from uuid import UUID
+
+from django.contrib import admin
+from django.core.paginator import Paginator
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
+
+from django_epica_mail import suppression
+from django_epica_mail.admin.read_only import ReadOnly
+from django_epica_mail.models import EmailEvent
+
+_MOST = 10_000
+"""How many rows a list counts: to count all there are would read all there are."""
+
+
+class CappedPaginator(Paginator):  # type: ignore[type-arg]
+    """Pages through the first ten thousand rows of a list; what is older is found by searching."""
+
+    @cached_property
+    def count(self) -> int:
+        rows: Any = self.object_list
+        return int(rows.order_by()[:_MOST].count())
+
+
+@admin.register(EmailEvent)
+class EmailEventAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+    """The events, newest first."""
+
+    list_display = ("at", "kind", "address", "mail", "source", "reason", "is_machine")
+    list_filter = ("kind", "is_machine")
+    list_select_related = False
+    search_fields = ("id",)  # shows the box; what is found is decided below
+    search_help_text = _("An address, or the id of a mail or of the provider's, as it is.")
+    ordering = ("-pk",)
+    sortable_by = ()
+    paginator = CappedPaginator
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER  # they count the whole table
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Find by what an index has: addresses and ids, as they are."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        wanted = Q(address=suppression.normalise(term)) | Q(provider_id=term)
+        with contextlib.suppress(ValueError):
+            wanted |= Q(email=UUID(term))
+        return queryset.filter(wanted), False
+
+    @admin.display(description=_("e-mail"))
+    def mail(self, event: EmailEvent) -> SafeString | str:
+        """Link to the mail the event is of."""
+        if event.email_id is None:
+            return "-"
+        page = reverse("admin:epica_mail_emaillog_change", args=[event.email_id])
+        return format_html('<a href="{}">{}</a>', page, event.email_id)

@@ -1,0 +1,174 @@
+"""What the dashboard shows, read and put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from django.utils import timezone
+from django.utils.formats import date_format, number_format
+from django.utils.translation import gettext as _
+
+from django_epica_mail import backlog, history, routing, totals
+from django_epica_mail import transport as transports
+from django_epica_mail import workers as celery_workers
+from django_epica_mail.admin import charts
+from django_epica_mail.health import spoken
+from django_epica_mail.history import PERIODS, History
+from django_epica_mail.lifecycle import Status
+from django_epica_mail.models import DeliveryGate, EmailTotal
+from django_epica_mail.retry import Kind
+
+_SINCE = {"24h": "day", "7d": "week", "30d": "month"}
+"""The periods that the list of mails knows, too."""
+_SHARES = (0.5, 0.95, 0.99)
+_Event = EmailTotal.Event
+_Scope = DeliveryGate.Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What part of the history is looked at, as the address of the page has it."""
+
+    period: str
+    queue: str
+    transport: str
+
+    @classmethod
+    def of(cls, given: Mapping[str, str]) -> Choice:
+        """Return what a query string asks for; a period there is not is the shortest."""
+        period = given.get("period", "")
+        known = period if period in PERIODS else next(iter(PERIODS))
+        return cls(known, given.get("queue", "")[:64], given.get("transport", "")[:64])
+
+    @property
+    def query(self) -> str:
+        """The query string that asks for it."""
+        pairs = {"period": self.period, "queue": self.queue, "transport": self.transport}
+        return urlencode({name: value for name, value in pairs.items() if value})
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A queue or a transport, and whether its mail may go."""
+
+    scope: str
+    name: str
+    is_paused: bool
+    is_out_of_order: bool
+    reason: str
+    open_until: datetime | None
+
+
+def lanes(using: str) -> list[dict[str, Any]]:
+    """Return what waits and flows, by queue and transport."""
+    moment, _first = backlog.clock_and_first_mail(using)
+    waiting = {(it.queue, it.transport): it for it in backlog.backlogs(using, moment)}
+    rates = history.sent_in_a_minute(using)
+    keys = {*waiting, *rates, *history.lanes(using)}
+    return [
+        {
+            "queue": key[0],
+            "transport": key[1],
+            "backlog": waiting.get(key),
+            "oldest": _age(waiting[key].oldest_due_age) if key in waiting else "",
+            "rate": rates.get(key, 0),
+        }
+        for key in sorted(keys)
+    ]
+
+
+def _age(seconds: float | None) -> str:
+    return "" if seconds is None else spoken(seconds)
+
+
+def gates(lanes: Sequence[Mapping[str, Any]], using: str) -> list[Gate]:
+    """Return every queue and transport there is, was, or may be soon."""
+    rows = {(gate.scope, gate.name): gate for gate in DeliveryGate.objects.using(using).all()}
+    queues = {routing.QUEUE, routing.BULK_QUEUE, *(lane["queue"] for lane in lanes)}
+    aliases = {*transports.aliases(), *(lane["transport"] for lane in lanes)}
+    keys = {(_Scope.QUEUE.value, name) for name in queues}
+    keys |= {(_Scope.TRANSPORT.value, name) for name in aliases}
+    return [
+        Gate(
+            scope=scope,
+            name=name,
+            is_paused=bool(row and row.paused),
+            is_out_of_order=bool(row and row.outages),
+            reason=row.reason if row and row.outages else "",
+            open_until=row.open_until if row else None,
+        )
+        for (scope, name), row in ((key, rows.get(key)) for key in sorted({*keys, *rows}))
+    ]
+
+
+def drawn(past: History, *, is_by_day: bool) -> list[charts.Chart]:
+    """Return a chart of each event, and one of how long delivery took."""
+    short, long = ("j M", "DATE_FORMAT") if is_by_day else ("H:i", "DATETIME_FORMAT")
+    times = [(timezone.localtime(slot.start), slot) for slot in past.slots]
+    names = [(date_format(at, short), date_format(at, long), slot) for at, slot in times]
+    counted = [
+        charts.draw(
+            event.value,
+            str(event.label).capitalize(),
+            _("e-mails"),
+            [(near, far, slot.counts[event]) for near, far, slot in names],
+            _grouped,
+        )
+        for event in history.CHARTED
+    ]
+    took = [
+        (near, far, totals.quantile(_Event.SENT, slot.buckets, 0.95) or 0.0)
+        for near, far, slot in names
+    ]
+    title, unit = _("From queueing to acceptance, 95 % within"), _("time")
+    return [*counted, charts.draw("took", title, unit, took, spoken, is_time=True)]
+
+
+def _grouped(value: float) -> str:
+    return number_format(value, 0 if value == int(value) else 1, force_grouping=True)
+
+
+def times(past: History) -> list[dict[str, Any]]:
+    """Return how long delivery took, by queue and transport."""
+    return [
+        {
+            "queue": queue,
+            "transport": alias,
+            "count": sum(buckets),
+            "shares": [_age(totals.quantile(_Event.SENT, buckets, share)) for share in _SHARES],
+        }
+        for (queue, alias), buckets in sorted(past.times.items())
+    ]
+
+
+def reasons(past: History, choice: Choice) -> list[dict[str, Any]]:
+    """Return why mail failed, each with the filters of the list of what failed for that kind."""
+    shared = {
+        "status": Status.FAILED.value,
+        "queue": choice.queue,
+        "transport": choice.transport,
+        "since": _SINCE.get(choice.period, ""),
+    }
+    where = {name: value for name, value in shared.items() if value}
+    return [
+        {
+            "label": Kind(reason.kind).label if reason.kind in Kind.values else reason.kind,
+            "code": reason.code or "",
+            "count": reason.count,
+            "query": urlencode({**where, "failure_kind": reason.kind}),
+        }
+        for reason in past.reasons
+    ]
+
+
+def workers() -> dict[str, Any]:
+    """Ask the workers, which takes two seconds at most with a broker that answers."""
+    try:
+        return {"found": sorted(celery_workers.consumed().items()), "error": ""}
+    except Exception as error:  # noqa: BLE001 - any broker, any error: it is what was asked for
+        text = _("The broker cannot be asked for its workers (%(error)s).")
+        return {"found": [], "error": text % {"error": type(error).__name__}}

@@ -1,0 +1,110 @@
+"""Templates with sample contexts, as the mails they would become, in each language of the site."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from django.conf import settings
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import translation
+from django.utils.module_loading import import_string
+from django.utils.translation import gettext as _
+
+from django_epica_mail import conf, rendering
+from django_epica_mail.admin.detail import may_see_content
+from django_epica_mail.admin.sandbox import frame, sandboxed
+
+
+class Chosen(NamedTuple):
+    """What is previewed."""
+
+    template: str
+    language: str
+
+    @property
+    def query(self) -> str:
+        """The part of an address that says so."""
+        return urlencode(self._asdict())
+
+
+class Previews(admin.ModelAdmin):  # type: ignore[type-arg]
+    """A model admin with pages of previews beside its own."""
+
+    def get_urls(self) -> list[URLPattern]:
+        """Add the page of the previews, and what it shows in a frame."""
+        view = self.admin_site.admin_view
+        own = [
+            path("previews/", view(self.previews_view), name="epica_mail_emaillog_previews"),
+            path("previews/html/", view(self.preview_view), name="epica_mail_emaillog_preview"),
+        ]
+        return [*own, *super().get_urls()]
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> Any:
+        """Tell the list whether there are previews to link to."""
+        has_previews = bool(conf.get().previews) and may_see_content(request)
+        return super().changelist_view(
+            request, {"has_previews": has_previews, **(extra_context or {})}
+        )
+
+    def previews_view(self, request: HttpRequest) -> HttpResponse:
+        """Show the templates there are and, of one, the mail it would become."""
+        if not may_see_content(request):
+            raise PermissionDenied
+        chosen = _chosen(request)
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": _("Template previews"),
+            "templates": sorted(conf.get().previews),
+            "languages": settings.LANGUAGES,
+            "chosen": chosen,
+            **(_rendered(request, chosen) if chosen else {}),
+        }
+        return TemplateResponse(request, "admin/epica_mail/previews.html", context)
+
+    def preview_view(self, request: HttpRequest) -> HttpResponse:
+        """Return the HTML of a preview, harmless."""
+        if not may_see_content(request):
+            raise PermissionDenied
+        chosen = _chosen(request)
+        try:
+            mail = chosen and _render(chosen)
+        except Exception as error:
+            raise Http404("The template cannot be rendered.") from error
+        if not mail or not mail.html:
+            raise Http404("There is no such preview.")
+        return sandboxed(mail.html, images=request.GET.get("images") == "1")
+
+
+def _chosen(request: HttpRequest) -> Chosen | None:
+    """Return what an address asks to preview: of the templates in the settings, and no other."""
+    template = request.GET.get("template", "")
+    if template not in conf.get().previews:
+        return None
+    language = request.GET.get("language", "")
+    if language not in dict(settings.LANGUAGES):
+        language = translation.get_language() or settings.LANGUAGE_CODE
+    return Chosen(template, language)
+
+
+def _rendered(request: HttpRequest, chosen: Chosen) -> dict[str, Any]:
+    try:
+        mail = _render(chosen)
+    except Exception as error:  # noqa: BLE001 - of templates in the making; the page tells it
+        return {"problem": f"{type(error).__name__}: {error}"}
+    source = f"{reverse('admin:epica_mail_emaillog_preview')}?{chosen.query}"
+    return {"rendered": mail, "frame": frame(request, source) if mail.html else None}
+
+
+def _render(chosen: Chosen) -> rendering.Rendered:
+    context = conf.get().previews[chosen.template]
+    with rendering.speaking(chosen.language):
+        values = import_string(context)() if isinstance(context, str) else context
+        return rendering.render(chosen.template, values)

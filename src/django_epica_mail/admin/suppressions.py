@@ -1,0 +1,103 @@
+"""The suppression list in the admin: to look at, to add to by hand, and to lift entries from."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
+from django.db.models import QuerySet
+from django.http import HttpRequest, StreamingHttpResponse
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from django_epica_mail import suppression, suppression_files
+from django_epica_mail.admin.events import CappedPaginator
+from django_epica_mail.models import Suppression
+
+logger = logging.getLogger(__name__)
+
+
+class _Form(forms.ModelForm):  # type: ignore[type-arg]
+    """An entry by hand; of an address that is listed for the same, there is none twice."""
+
+    address = forms.CharField(label=_("address"), max_length=320, validators=[validate_email])
+
+    class Meta:
+        model = Suppression
+        fields = ("address", "scope", "reason", "note", "expires_at")
+
+    def clean(self) -> dict[str, Any]:
+        """Return the values, with the digest that the address is found by."""
+        values = super().clean() or self.cleaned_data
+        if "address" in values:
+            try:
+                entry = suppression.entry(
+                    values["address"], reason=values.get("reason", ""), scope=values["scope"]
+                )
+            except (ValueError, KeyError) as error:
+                raise ValidationError(str(error)) from None
+            values["address"], self.instance.digest = entry.address, entry.digest
+            alike = Suppression.objects.filter(
+                suppression.match(entry.address), scope=entry.scope, reason=entry.reason
+            )
+            if alike.exists():
+                raise ValidationError(_("This address is in the list for the same already."))
+        return values
+
+
+@admin.register(Suppression)
+class SuppressionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """The entries, newest first. To delete one is to lift it; nothing is changed."""
+
+    form = _Form
+    list_display = ("whom", "scope", "reason", "created_at", "expires_at", "note")
+    list_filter = ("reason",)
+    search_fields = ("id",)  # shows the box; what is found is decided below
+    search_help_text = _("An address, also one that was erased.")
+    ordering = ("-pk",)
+    sortable_by = ()
+    paginator = CappedPaginator
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER  # they count the whole table
+    actions = ("export",)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Refuse: an entry is lifted, and added anew."""
+        return False
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Find an address, however it is written, by the digest too."""
+        term = search_term.strip()
+        return (queryset.filter(suppression.match(term)) if term else queryset), False
+
+    @admin.display(description=_("address"))
+    def whom(self, entry: Suppression) -> str:
+        """Return the address; of a person whose data was erased there is none."""
+        return entry.address or str(_("(erased)"))
+
+    @admin.action(description=_("Export as CSV"), permissions=["view"])
+    def export(self, request: HttpRequest, queryset: QuerySet[Any]) -> StreamingHttpResponse:
+        """Return the chosen entries as a file that can be imported again."""
+        logger.info("User %s exports the suppression list.", request.user.pk)
+        lines = suppression_files.lines(queryset)
+        response = StreamingHttpResponse(lines, content_type="text/csv; charset=utf-8")
+        response.headers["Content-Disposition"] = 'attachment; filename="suppressions.csv"'
+        response.headers["Cache-Control"] = "no-store, private"
+        return response
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        """Lift entries, and say what that means."""
+        count = queryset.count()
+        super().delete_queryset(request, queryset)
+        text = ngettext(
+            "%(count)d address is sent to again from now on.",
+            "%(count)d addresses are sent to again from now on.",
+            count,
+        )
+        messages.info(request, text % {"count": count})

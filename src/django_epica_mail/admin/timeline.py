@@ -1,0 +1,150 @@
+"""What happened to a mail, in its order, and what it is waiting for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from django.utils import timezone
+from django.utils.formats import localize
+from django.utils.translation import gettext as _
+
+from django_epica_mail import clock, gates, lifecycle
+from django_epica_mail import transport as transports
+from django_epica_mail.lifecycle import Status
+from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog
+
+if TYPE_CHECKING:
+    from django_stubs_ext import StrOrPromise
+
+_ATTEMPTS = 100
+"""How many attempts are told of, the newest."""
+_EVENTS = 100
+"""And how many of a provider's events."""
+_BAD_NEWS = frozenset(
+    {
+        EmailEvent.Kind.BOUNCED,
+        EmailEvent.Kind.REJECTED,
+        EmailEvent.Kind.FAILED,
+        EmailEvent.Kind.COMPLAINED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened."""
+
+    at: datetime
+    title: StrOrPromise
+    tone: str
+    """The status whose colour it has."""
+    facts: list[StrOrPromise] = field(default_factory=list)
+    reply: str = ""
+    """What the server said."""
+
+
+def timeline(mail: EmailLog) -> list[Event]:
+    """Return all that is known to have happened to a mail, the first first."""
+    return sorted(chain.from_iterable(source(mail) for source in SOURCES), key=lambda it: it.at)
+
+
+def waiting_for(mail: EmailLog) -> list[StrOrPromise]:
+    """Return what has to come before a mail can go on; empty if nothing will by itself."""
+    if mail.status == Status.SENDING:
+        return [_("A worker is sending it: %(worker)s.") % {"worker": mail.worker}]
+    if mail.status == Status.UNKNOWN:
+        return [_("It may have arrived: a person decides whether it is sent once more.")]
+    if mail.status not in lifecycle.CLAIMABLE:
+        return []
+    reasons = list(_held_back(mail))
+    if mail.due_at > timezone.now() + clock.offset:
+        reasons.insert(0, _("It is due at %(time)s.") % {"time": _time(mail.due_at)})
+    return reasons or [_("It is due, and waits for a worker.")]
+
+
+def _held_back(mail: EmailLog) -> Iterator[StrOrPromise]:
+    state = gates.Gates(mail._state.db or "default")
+    if not state.queue_is_open(mail.queue):
+        yield _("The queue “%(name)s” is paused.") % {"name": mail.queue}
+    if mail.transport not in transports.aliases():
+        yield _("There is no transport “%(name)s” in the settings.") % {"name": mail.transport}
+    elif not state.open_transports([mail.transport]):
+        why = state.reasons().get(f"transport {mail.transport}", "")
+        yield _("The transport “%(name)s” is held back (%(why)s).") % {
+            "name": mail.transport,
+            "why": why,
+        }
+
+
+def _queued(mail: EmailLog) -> Iterator[Event]:
+    where = _("in the queue “%(queue)s”, priority %(priority)d")
+    yield Event(
+        at=mail.created_at,
+        title=_("Queued"),
+        tone=Status.QUEUED,
+        facts=[where % {"queue": mail.queue, "priority": mail.priority}],
+    )
+
+
+def _attempts(mail: EmailLog) -> Iterator[Event]:
+    newest = mail.delivery_attempts.order_by("-number")[:_ATTEMPTS]
+    yield from map(_attempt, newest)
+
+
+def _attempt(attempt: DeliveryAttempt) -> Event:
+    if attempt.failure_kind:
+        title = _("Try %(number)d: %(failure)s") % {
+            "number": attempt.number,
+            "failure": attempt.get_failure_kind_display(),
+        }
+    else:
+        title = _("Try %(number)d: accepted by the server") % {"number": attempt.number}
+    facts: list[StrOrPromise] = [
+        _("by the transport “%(name)s”") % {"name": attempt.transport},
+        _("worker %(worker)s") % {"worker": attempt.worker},
+    ]
+    if attempt.seconds is not None:
+        facts.append(_("took %(seconds)s s") % {"seconds": localize(round(attempt.seconds, 3))})
+    return Event(
+        at=attempt.created_at,
+        title=title,
+        tone=Status.RETRYING if attempt.failure_kind else Status.SENT,
+        facts=facts,
+        reply=" ".join(filter(None, [str(attempt.code or ""), attempt.reply])),
+    )
+
+
+def _events(mail: EmailLog) -> Iterator[Event]:
+    for event in mail.events.order_by("-at")[:_EVENTS]:
+        facts = [event.source, event.address, event.reason, event.url]
+        if event.is_machine:
+            facts.append(_("by a machine"))
+        yield Event(
+            at=event.at,
+            title=event.get_kind_display().capitalize(),
+            tone=Status.FAILED if event.kind in _BAD_NEWS else Status.SENT,
+            facts=[fact for fact in facts if fact],
+            reply=event.reply,
+        )
+
+
+def _end(mail: EmailLog) -> Iterator[Event]:
+    if mail.finished_at is not None:
+        yield Event(
+            at=mail.finished_at,
+            title=mail.get_status_display().capitalize(),
+            tone=mail.status,
+            facts=[mail.get_failure_kind_display()] if mail.failure_kind else [],
+        )
+
+
+def _time(moment: datetime) -> str:
+    return localize(timezone.localtime(moment))
+
+
+SOURCES = (_queued, _attempts, _end, _events)
+"""Each yields what it knows of a mail; another kind of event is one more of these."""

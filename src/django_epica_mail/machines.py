@@ -1,0 +1,30 @@
+"""Who opens and clicks: people, or machines on their behalf."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+_PROXY = re.compile(
+    r"GoogleImageProxy|YahooMailProxy|YahooCacheSystem|bot\b|crawl|spider|scan|preview|prefetch"
+    r"|proofpoint|barracuda|mimecast|symantec|trendmicro|fireeye|sophos|ironport|forcepoint"
+    r"|safelinks|urldefense|antivirus|monitor|headless|phantom|puppeteer|playwright"
+    r"|curl|wget|python|java/|okhttp|go-http-client|libwww|axios|node-fetch|apache-httpclient",
+    re.IGNORECASE,
+)
+_APPLE = re.compile(r"Mozilla/5\.0\s*")
+"""All that Apple's Mail Privacy Protection says of itself, whether or not a person looks."""
+
+_PREFETCH = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
+
+
+def is_machine(user_agent: str) -> bool:
+    """Tell whether a program says of itself that it is a proxy, a scanner, or none at all."""
+    name = user_agent.strip()
+    return not name or _APPLE.fullmatch(name) is not None or _PROXY.search(name) is not None
+
+
+def asks_ahead(method: str, headers: Mapping[str, str]) -> bool:
+    """Tell whether a request is made before, or without, a person who looks."""
+    purposes = " ".join(headers.get(name, "") for name in _PREFETCH).lower()
+    return method != "GET" or "prefetch" in purposes or "preview" in purposes

@@ -1,0 +1,104 @@
+"""The alerts and the dashboard for Prometheus and Grafana ask for metrics that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from django_epica_mail.conf import Settings
+from django_epica_mail.health import judge
+from django_epica_mail.pulse import Pulse
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "example_project" / "deploy"
+# Compared with the code by the tests of the metrics.
+REFERENCE = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
+
+
+def rules() -> list[dict[str, Any]]:
+    loaded = yaml.safe_load((DEPLOY / "prometheus-alerts.yaml").read_text(encoding="utf-8"))
+    return [rule for group in loaded["groups"] for rule in group["rules"]]
+
+
+def dashboard() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+    return loaded
+
+
+def expressions() -> list[str]:
+    targets = [target for panel in dashboard()["panels"] for target in panel["targets"]]
+    variables = [it["query"]["query"] for it in dashboard()["templating"]["list"][1:]]
+    return [*(rule["expr"] for rule in rules()), *(it["expr"] for it in targets), *variables]
+
+
+def metrics() -> dict[str, set[str]]:
+    """Return the labels of every series by name."""
+    found = {}
+    for name, kind, labels in re.findall(
+        r"^\| `(\w+)` \| (\w+) \| (.*?) \|", REFERENCE, re.MULTILINE
+    ):
+        names = set(re.findall(r"`(\w+)`", labels))
+        if kind == "histogram":
+            found |= {f"{name}_bucket": {*names, "le"}, f"{name}_sum": names}
+        else:
+            found[name] = names
+    return found
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_each_expression_asks_for_metrics_and_labels_that_there_are(expression: str) -> None:
+    asked = set(re.findall(r"epica_mail_\w+", expression))
+    assert asked
+    assert asked <= metrics().keys()
+    has = set.union(*(metrics()[name] for name in asked))
+    selected = re.findall(r"(\w+)=~?\"", expression)
+    grouped = [
+        label.strip()
+        for labels in re.findall(r"by \(([^)]*)\)", expression)
+        for label in labels.split(",")
+    ]
+    assert {*selected, *grouped} <= has
+    assert expression.count("(") == expression.count(")")
+    assert expression.count("{") == expression.count("}")
+
+
+def test_each_check_of_the_health_check_that_is_named_there_is() -> None:
+    signs = Pulse(
+        due_ages={},
+        claimable=(),
+        paused=(),
+        out_of_order=(),
+        first_mail_age=None,
+        last_sweep_age=None,
+        last_attempt_age=None,
+        is_at_work=False,
+        sent=0,
+        failed=0,
+    )
+    checks = {check.name for check in judge(signs, Settings()).checks}
+    named = set(re.findall(r'check="(\w+)"', " ".join(expressions())))
+    assert named == checks - {"breaker"}, "of which another alert tells the transport"
+
+
+def test_an_alert_says_what_is_wrong_and_what_to_do_by_labels_it_has() -> None:
+    for rule in rules():
+        assert {"summary", "description"} == rule["annotations"].keys()
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        used = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+        grouped = re.findall(r"by \(([^)]*)\)", rule["expr"])
+        assert used <= {label.strip() for labels in grouped for label in labels.split(",")}
+
+
+def test_the_panels_of_the_dashboard_do_not_cover_one_another() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard()["panels"]:
+        at = panel["gridPos"]
+        cells = {(at["x"] + i, at["y"] + j) for i in range(at["w"]) for j in range(at["h"])}
+        assert not cells & taken
+        assert at["x"] + at["w"] <= 24
+        taken |= cells

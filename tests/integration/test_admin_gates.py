@@ -1,0 +1,117 @@
+"""Gates in the admin: every queue and transport, and the buttons that hold and let go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+from django.urls import reverse
+
+from django_epica_mail import gates, outbox
+from django_epica_mail.models import DeliveryGate
+from django_epica_mail.retry import Failure, Kind
+
+LIST = "admin:epica_mail_deliverygate_changelist"
+PAUSE = "admin:epica_mail_deliverygate_pause"
+
+
+def client_of(*permissions: str) -> Client:
+    user = User.objects.create_user("-".join(permissions) or "plain", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def operator(site: None) -> Client:
+    return client_of("view_deliverygate", "operate_emaillog")
+
+
+def press(client: Client, **fields: Any) -> Any:
+    client.get(reverse(LIST))
+    token = client.cookies["csrftoken"].value
+    return client.post(reverse(PAUSE), {**fields, "csrfmiddlewaretoken": token})
+
+
+def text_of(client: Client) -> str:
+    page = client.get(reverse(LIST))
+    assert page.status_code == 200
+    return page.content.decode()
+
+
+def test_queues_and_transports_are_listed_before_anything_held_them_back(
+    operator, queue_mail
+) -> None:
+    queue_mail(queue="newsletters")
+    text = text_of(operator)
+    assert 'aria-label="Pause newsletters"' in text
+    assert 'aria-label="Pause smtp"' in text
+    assert not DeliveryGate.objects.exists()
+
+
+def test_a_button_pauses_and_another_lets_go(operator, smtp, queue_mail, deliver) -> None:
+    queue_mail()
+    assert press(operator, scope="queue", name="emails", paused="1")["Location"] == reverse(LIST)
+    assert deliver() == 0
+    assert 'aria-label="Resume emails"' in text_of(operator)
+    press(operator, scope="queue", name="emails", paused="0")
+    assert deliver() == 1
+    messages = LogEntry.objects.order_by("pk").values_list("change_message", flat=True)
+    assert list(messages) == ["Operation: pause", "Operation: resume"]
+
+
+def test_a_transport_that_is_out_of_order_says_why_and_until_when(operator, db) -> None:
+    gates.trip("smtp", Failure(kind=Kind.OUTAGE, reply="Connection refused"), "default")
+    text = text_of(operator)
+    assert "out of order until" in text
+    assert "Connection refused" in text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scope": "queue", "name": "nonsense", "paused": "1"},
+        {"scope": "nonsense", "name": "smtp", "paused": "1"},
+        {"scope": "transport", "name": "smtp", "paused": "perhaps"},
+        {},
+    ],
+)
+def test_what_there_is_not_cannot_be_paused(operator, fields) -> None:
+    assert press(operator, **fields).status_code == 400
+    assert not DeliveryGate.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reached"),
+    [
+        ("/admin/epica_mail/", "/admin/epica_mail/"),
+        ("https://evil.example.com/", None),
+        ("//evil.example.com", None),
+        ("javascript:alert(1)", None),
+    ],
+)
+def test_a_button_leads_back_to_this_site_only(operator, wanted, reached) -> None:
+    page = press(operator, scope="transport", name="smtp", paused="1", next=wanted)
+    assert page["Location"] == (reached or reverse(LIST))
+
+
+def test_pausing_is_neither_for_viewers_nor_by_get_nor_without_djangos_token(
+    operator, queue_mail
+) -> None:
+    queue_mail()
+    viewer = client_of("view_deliverygate")
+    assert "Pause" not in text_of(viewer)
+    fields = {"scope": "queue", "name": "emails", "paused": "1"}
+    operator.get(reverse(LIST))
+    viewer.cookies["csrftoken"] = operator.cookies["csrftoken"].value
+    token = {"csrfmiddlewaretoken": operator.cookies["csrftoken"].value}
+    assert viewer.post(reverse(PAUSE), {**fields, **token}).status_code == 403
+    assert operator.get(reverse(PAUSE), fields).status_code == 405
+    assert operator.post(reverse(PAUSE), fields).status_code == 403
+    assert not DeliveryGate.objects.exists()
+    outbox.pause(queue="emails")
+    assert "paused" in text_of(viewer)
