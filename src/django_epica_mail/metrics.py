@@ -16,7 +16,7 @@ from django.db import router
 from django_epica_mail import backlog, conf, gates, health, pulse, totals, transport
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.models import EmailLog, EmailTotal
-from django_epica_mail.retry import Kind
+from django_epica_mail.retry import PASSING, Kind
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -42,7 +42,7 @@ _COUNTERS: Mapping[str, tuple[str, str, Sequence[str]]] = {
     Event.SUPPRESSED: ("suppressed", "Mails all of whose recipients were suppressed.", ()),
     Event.ATTEMPT: ("attempts", "Tries; no failure is a success.", ("", *Kind)),
     Event.RETRIED: ("retried", "Tries after the first of a mail.", ()),
-    Event.POSTPONED: ("postponed", "Tries whose mail is tried again later.", totals.GOES_ON),
+    Event.POSTPONED: ("postponed", "Tries whose mail is tried again later.", PASSING),
     Event.UNKNOWN: ("unknown", "Tries that may have been accepted or not.", totals.LOST),
 }
 """Of each event its name, its meaning, and the kinds of failure it comes with."""

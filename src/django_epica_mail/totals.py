@@ -21,7 +21,7 @@ from django.db.models import Count
 from django_epica_mail import clock, conf, lifecycle
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import CountingMark, DeliveryAttempt, EmailLog, EmailTotal
-from django_epica_mail.retry import Kind
+from django_epica_mail.retry import PASSING, Kind
 
 Event = EmailTotal.Event
 
@@ -47,9 +47,6 @@ _BUSY_SECONDS = 5.0
 """After so long the rest is left to the next sweep."""
 LOST = (Kind.UNKNOWN, Kind.WORKER_LOST)
 """Why it is not known whether a mail was accepted."""
-GOES_ON = (Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE)
-"""Why a mail is tried again later."""
-
 _Key = tuple[str, str, str, str, int]
 """Queue, transport, event, kind and code of a failure."""
 
@@ -212,7 +209,7 @@ def _tries(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, f
             yield (queue, transport, Event.RETRIED.value, "", 0), None
         if kind in LOST:
             yield (queue, transport, Event.UNKNOWN.value, kind, 0), None
-        elif kind in GOES_ON and (number < attempts or status != Status.FAILED):
+        elif kind in PASSING and (number < attempts or status != Status.FAILED):
             yield (queue, transport, Event.POSTPONED.value, kind, 0), None
 
 

@@ -77,7 +77,7 @@ def _mail(metadata: object, provider_id: str, using: str) -> UUID | None:
         return our_id
     if not provider_id:
         return None
-    attempts = DeliveryAttempt.objects.using(using).exclude(provider_id="")
+    attempts = DeliveryAttempt.objects.using(using)
     found = attempts.filter(provider_id=provider_id).values_list("email_id", flat=True).first()
     if found is None:
         wanted = [provider_id, f"<{provider_id}>"]
