@@ -48,6 +48,11 @@ class Gates:
             if scope == _TRANSPORT and gate.outages
         ]
 
+    def reply(self, alias: str) -> str:
+        """Return what a transport that is out of order answered last; else nothing."""
+        gate = self._closed.get((_TRANSPORT, alias))
+        return gate.reason if gate else ""
+
     def paused(self) -> list[str]:
         """Return what a person has stopped, as ``queue emails``."""
         return sorted(

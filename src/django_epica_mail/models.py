@@ -93,6 +93,20 @@ class EmailLog(models.Model):
 
     Status = lifecycle.Status
 
+    class IfUnknown(models.TextChoices):
+        """What becomes of a mail if nobody knows whether it was accepted: ``rules.ON_UNKNOWN``."""
+
+        RESEND = "resend", _("send once more")
+        HOLD = "hold", _("wait for a decision")
+        FAIL = "fail", _("count as failed")
+
+    class Keeping(models.TextChoices):
+        """For how long what a mail says is kept: ``rules.KEEP_CONTENT``."""
+
+        ALWAYS = "always", _("always")
+        UNTIL_SENT = "until_sent", _("until it is sent")
+        NEVER = "never", _("never")
+
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     batch = models.ForeignKey(
         EmailBatch,
@@ -133,11 +147,13 @@ class EmailLog(models.Model):
     )
     #: Whether Celery's result backend is told too.
     store_result = models.BooleanField(_("result stored"), default=False)
-    on_unknown = models.CharField(_("if unknown"), max_length=8)
+    on_unknown = models.CharField(_("if unknown"), max_length=8, choices=IfUnknown)
     #: What the worker adds to the message: words of ``additions``, with a space between them.
     additions = models.CharField(_("additions"), max_length=32, blank=True)
     #: How long the envelope and the attachments are kept; an empty envelope is one forgotten.
-    keep_content = models.CharField(_("content kept"), max_length=10, default="always")
+    keep_content = models.CharField(
+        _("content kept"), max_length=10, choices=Keeping, default=Keeping.ALWAYS
+    )
     max_retries = models.PositiveSmallIntegerField(_("retries allowed"))
     retry_delay = models.FloatField(_("seconds between tries"))
     #: What the retries are counted against; an outage or a throttling uses none up.
@@ -350,7 +366,7 @@ class EmailEvent(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.email_id}"
+        return f"{self.get_kind_display()} {self.email_id}"
 
 
 class Suppression(models.Model):
@@ -434,7 +450,7 @@ class DeliveryGate(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.scope} {self.name}"
+        return f"{self.get_scope_display()} {self.name}"
 
 
 class EmailTotal(models.Model):

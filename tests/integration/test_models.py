@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 from django.db import IntegrityError, transaction
+from django.utils import translation
 
-from django_epica_mail import lifecycle, models
-from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailLog
+from django_epica_mail import lifecycle, models, rules
+from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailEvent, EmailLog
 
 
 def test_a_key_has_the_fields_of_rfc_9562(monkeypatch) -> None:
@@ -94,3 +95,17 @@ def test_rows_name_themselves_without_addresses(queue_mail) -> None:
     log = queue_mail("secret@example.com")
     assert str(log) == str(log.pk)
     assert str(log.recipients.get()) == f"{log.pk} #0"
+
+
+def test_the_choices_of_a_mail_are_the_words_of_the_settings() -> None:
+    assert tuple(EmailLog.IfUnknown.values) == rules.ON_UNKNOWN
+    assert tuple(EmailLog.Keeping.values) == rules.KEEP_CONTENT
+
+
+def test_what_a_row_is_called_is_in_the_language_of_who_reads_it() -> None:
+    gate = DeliveryGate(scope="queue", name="emails")
+    event = EmailEvent(kind="bounced", email_id=uuid.UUID(int=7))
+    assert str(gate) == "queue emails"
+    with translation.override("tr"):
+        assert str(gate) == "kuyruk emails"
+        assert str(event) == f"geri döndü {uuid.UUID(int=7)}"

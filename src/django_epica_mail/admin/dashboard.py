@@ -11,6 +11,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
@@ -114,7 +115,7 @@ def _operate(request: HttpRequest, model_admin: DashboardAdmin) -> HttpResponse:
     else:
         raise Http404(f"{verb!r} cannot be done to {target}.")
     gate = DeliveryGate.objects.using(router.db_for_write(DeliveryGate)).get(scope=scope, name=name)
-    said %= {"gate": f"{_Scope(scope).label} {name}".capitalize()}
+    said %= {"gate": f"{capfirst(_Scope(scope).label)} {name}"}
     model_admin.log_change(request, gate, said)
     messages.success(request, said)
     page = reverse(

@@ -165,8 +165,9 @@ def _facts(mail: EmailLog) -> Iterator[tuple[str, Any]]:
     for name in _FACTS:
         value = getattr(mail, name)
         if value not in ("", None, []):
-            label = EmailLog._meta.get_field(name).verbose_name  # type: ignore[union-attr]
-            yield str(label), ", ".join(value) if isinstance(value, list) else value
+            field: Any = EmailLog._meta.get_field(name)
+            shown = getattr(mail, f"get_{name}_display")() if field.choices else value
+            yield str(field.verbose_name), ", ".join(shown) if isinstance(shown, list) else shown
 
 
 def _result_url(request: HttpRequest, mail: EmailLog) -> str:

@@ -62,6 +62,11 @@ class Gate:
     reason: str
     open_until: datetime | None
 
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return f"{_Scope(self.scope).label} {self.name}"
+
 
 def lanes(using: str) -> list[dict[str, Any]]:
     """Return what waits and flows, by queue and transport."""

@@ -63,7 +63,7 @@ class Previews(admin.ModelAdmin):  # type: ignore[type-arg]
             "opts": self.opts,
             "title": _("Template previews"),
             "templates": sorted(conf.get().previews),
-            "languages": settings.LANGUAGES,
+            "languages": [(code, _(name)) for code, name in settings.LANGUAGES],
             "chosen": chosen,
             **(_rendered(request, chosen) if chosen else {}),
         }

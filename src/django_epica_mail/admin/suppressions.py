@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class _Form(forms.ModelForm):  # type: ignore[type-arg]
     """An entry by hand; of an address that is listed for the same, there is none twice."""
 
-    address = forms.CharField(label=_("address"), max_length=320, validators=[validate_email])
+    address = forms.CharField(label=_("Address"), max_length=320, validators=[validate_email])
 
     class Meta:
         model = Suppression

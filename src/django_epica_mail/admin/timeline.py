@@ -73,11 +73,16 @@ def _held_back(mail: EmailLog) -> Iterator[StrOrPromise]:
     if mail.transport not in transports.aliases():
         yield _("There is no transport “%(name)s” in the settings.") % {"name": mail.transport}
     elif not state.open_transports([mail.transport]):
-        why = state.reasons().get(f"transport {mail.transport}", "")
         yield _("The transport “%(name)s” is held back (%(why)s).") % {
             "name": mail.transport,
-            "why": why,
+            "why": _why(state, mail.transport),
         }
+
+
+def _why(state: gates.Gates, alias: str) -> str:
+    if f"transport {alias}" in state.paused():
+        return _("paused")
+    return _("out of order: %(reply)s") % {"reply": state.reply(alias)}
 
 
 def _queued(mail: EmailLog) -> Iterator[Event]:

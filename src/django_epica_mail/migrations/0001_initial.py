@@ -148,14 +148,34 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("store_result", models.BooleanField(default=False, verbose_name="result stored")),
-                ("on_unknown", models.CharField(max_length=8, verbose_name="if unknown")),
+                (
+                    "on_unknown",
+                    models.CharField(
+                        choices=[
+                            ("resend", "send once more"),
+                            ("hold", "wait for a decision"),
+                            ("fail", "count as failed"),
+                        ],
+                        max_length=8,
+                        verbose_name="if unknown",
+                    ),
+                ),
                 (
                     "additions",
                     models.CharField(blank=True, max_length=32, verbose_name="additions"),
                 ),
                 (
                     "keep_content",
-                    models.CharField(default="always", max_length=10, verbose_name="content kept"),
+                    models.CharField(
+                        choices=[
+                            ("always", "always"),
+                            ("until_sent", "until it is sent"),
+                            ("never", "never"),
+                        ],
+                        default="always",
+                        max_length=10,
+                        verbose_name="content kept",
+                    ),
                 ),
                 ("max_retries", models.PositiveSmallIntegerField(verbose_name="retries allowed")),
                 ("retry_delay", models.FloatField(verbose_name="seconds between tries")),
