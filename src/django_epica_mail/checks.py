@@ -49,7 +49,7 @@ def check_configuration(
     except ImproperlyConfigured as error:
         return [Error(str(error), hint="See the settings reference.", id="epica_mail.E001")]
     found = [*_check_celery_app(), *_check_task_routes(), *_check_database()]
-    found += _check_encryption()
+    found += [*_check_encryption(), *_check_time_zones()]
     if not transport.under_test():
         found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]
         found += [*_check_rates(), *_check_ignored()]
@@ -323,6 +323,16 @@ def _check_database() -> Iterator[CheckMessage]:
             f"{DEFAULT_DB_ALIAS!r}: what is rolled back there leaves its mail to be sent.",
             hint="Route epica_mail to the database of the data that mail speaks of.",
             id="epica_mail.W006",
+        )
+
+
+def _check_time_zones() -> Iterator[CheckMessage]:
+    if not settings.USE_TZ:
+        yield Error(
+            "USE_TZ is False: the times that web processes, workers and the database write down "
+            "could not be compared, and mail would be sent hours early or late.",
+            hint="Set USE_TZ = True (Django's documentation has a guide for running sites).",
+            id="epica_mail.E007",
         )
 
 

@@ -44,7 +44,10 @@ def ends_with(
 
 
 def forget_given_up(using: str) -> int:
-    """Forget the content that was kept for another try, where none is to come; return how many."""
+    """Forget the content that was kept for another try, where none is to come; return how many.
+
+    Looks through all mail that failed and is not deleted yet: for once a day, then.
+    """
     count = 0
     for kind in _HOPEFUL:
         given_up = (
@@ -53,10 +56,11 @@ def forget_given_up(using: str) -> int:
             .exclude(keep_content="always")
             .exclude(envelope="")
         )
-        while ids := list(given_up.order_by("finished_at").values_list("pk", flat=True)[:_CHUNK]):
+        ids = list(given_up.values_list("pk", flat=True))
+        for start in range(0, len(ids), _CHUNK):
             with transaction.atomic(using=using):
-                forget(ids, using)
-            count += len(ids)
+                forget(ids[start : start + _CHUNK], using)
+        count += len(ids)
     return count
 
 

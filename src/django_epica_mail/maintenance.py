@@ -180,11 +180,9 @@ def retry_failed(*, advance: Callable[[int], None] = lambda count: None) -> int:
     """Give what failed for a passing reason one more try each; return how many mails.
 
     Goes in portions, and calls ``advance`` with the number so far. What was refused for good, and
-    what may have been accepted, is never tried again by itself. What can no longer be, for it has
-    been given up, loses the content that was kept for it.
+    what may have been accepted, is never tried again by itself.
     """
     using = router.db_for_write(EmailLog)
-    contents.forget_given_up(using)
     patience = timedelta(seconds=conf.get().give_up_after)
     failed = (
         EmailLog.objects.using(using)
@@ -218,7 +216,8 @@ def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda 
     """Delete finished mail older than ``days`` (``KEEP_DAYS`` if not given); return how many.
 
     Deletes in portions, each its own transaction, and calls ``advance`` with the number so far.
-    Attachments and bulk calls go with their last mail.
+    Attachments and bulk calls go with their last mail. What failed, and has been given up since,
+    loses the content that was kept for another try.
     """
     using = router.db_for_write(EmailLog)
     age = timedelta(days=conf.get().keep_days if days is None else days)

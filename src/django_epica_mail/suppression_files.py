@@ -86,7 +86,8 @@ def read(file: Iterable[str], *, advance: Callable[[int], None] = lambda _: None
 
 def _lines(file: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the number and the named cells of each line that says something."""
-    reader = csv.reader(file)
+    # Python 3.10 reads no line with a NUL; this is no part of an address either.
+    reader = csv.reader(line.replace("\0", "\N{REPLACEMENT CHARACTER}") for line in file)
     names = [name.strip().lower().lstrip("\ufeff") for name in next(reader, [])]
     names = [_CALLED_ALSO.get(name, name) for name in names]
     if not {"address", "digest"} & set(names):

@@ -49,16 +49,18 @@ def rewrite(
 ) -> str:
     """Return HTML with its links replaced and an image at its end; the rest is as it was."""
     page = _Page(text)
-    pieces, done = [], 0
+    edits = []
     if track is not None:
         for start, end in page.hrefs:
             url = html.unescape(text[start:end]).strip()
             if _is_tracked(url, but):
-                pieces += [text[done:start], html.escape(track(url))]
-                done = end
+                edits.append((start, end, html.escape(track(url))))
     if image is not None:
-        end = page.end_of_body
-        pieces += [text[done:end], f'<img src="{html.escape(image)}" width="1" height="1" alt="">']
+        tag = f'<img src="{html.escape(image)}" width="1" height="1" alt="">'
+        edits.append((page.end_of_body, page.end_of_body, tag))
+    pieces, done = [], 0
+    for start, end, new in sorted(edits):  # a link may stand after the end of the body
+        pieces += [text[done:start], new]
         done = end
     return "".join([*pieces, text[done:]])
 

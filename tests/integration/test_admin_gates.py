@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,13 +10,14 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from django_epica_mail import gates, outbox
 from django_epica_mail.models import DeliveryGate
 from django_epica_mail.retry import Failure, Kind
 
 LIST = "admin:epica_mail_deliverygate_changelist"
-PAUSE = "admin:epica_mail_deliverygate_pause"
+OPERATE = "admin:epica_mail_deliverygate_operate"
 
 
 def client_of(*permissions: str) -> Client:
@@ -31,16 +33,16 @@ def operator(site: None) -> Client:
     return client_of("view_deliverygate", "operate_emaillog")
 
 
-def press(client: Client, **fields: Any) -> Any:
+def press(client: Client, do: str, **fields: Any) -> Any:
     client.get(reverse(LIST))
     token = client.cookies["csrftoken"].value
-    return client.post(reverse(PAUSE), {**fields, "csrfmiddlewaretoken": token})
+    return client.post(reverse(OPERATE), {"do": do, **fields, "csrfmiddlewaretoken": token})
 
 
 def text_of(client: Client) -> str:
     page = client.get(reverse(LIST))
     assert page.status_code == 200
-    return page.content.decode()
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.content.decode()))
 
 
 def test_queues_and_transports_are_listed_before_anything_held_them_back(
@@ -48,40 +50,45 @@ def test_queues_and_transports_are_listed_before_anything_held_them_back(
 ) -> None:
     queue_mail(queue="newsletters")
     text = text_of(operator)
-    assert 'aria-label="Pause newsletters"' in text
-    assert 'aria-label="Pause smtp"' in text
+    assert "Pause queue newsletters" in text
+    assert "Pause transport smtp" in text
     assert not DeliveryGate.objects.exists()
 
 
 def test_a_button_pauses_and_another_lets_go(operator, smtp, queue_mail, deliver) -> None:
     queue_mail()
-    assert press(operator, scope="queue", name="emails", paused="1")["Location"] == reverse(LIST)
+    assert press(operator, "pause queue emails")["Location"] == reverse(LIST)
     assert deliver() == 0
-    assert 'aria-label="Resume emails"' in text_of(operator)
-    press(operator, scope="queue", name="emails", paused="0")
+    assert "Resume queue emails" in text_of(operator)
+    press(operator, "resume queue emails")
     assert deliver() == 1
     messages = LogEntry.objects.order_by("pk").values_list("change_message", flat=True)
-    assert list(messages) == ["Operation: pause", "Operation: resume"]
+    assert list(messages) == [
+        "Queue emails is paused: its mail waits.",
+        "Queue emails goes on; workers begin with the next ring.",
+    ]
 
 
 def test_a_transport_that_is_out_of_order_says_why_and_until_when(operator, db) -> None:
     gates.trip("smtp", Failure(kind=Kind.OUTAGE, reply="Connection refused"), "default")
     text = text_of(operator)
-    assert "out of order until" in text
+    assert "out of order One mail tries it at" in text
     assert "Connection refused" in text
+    assert "Try now transport smtp" in text
+    assert press(operator, "probe transport smtp").status_code == 302
+    row = DeliveryGate.objects.get()
+    assert row.open_until is None or row.open_until <= timezone.now()
 
 
 @pytest.mark.parametrize(
-    "fields",
+    "do",
     [
-        {"scope": "queue", "name": "nonsense", "paused": "1"},
-        {"scope": "nonsense", "name": "smtp", "paused": "1"},
-        {"scope": "transport", "name": "smtp", "paused": "perhaps"},
-        {},
+        *("", "pause", "pause queue", "pause queue nonsense", "pause planet emails"),
+        *("delete queue emails", "probe queue emails", "probe transport smtp"),
     ],
 )
-def test_what_there_is_not_cannot_be_paused(operator, fields) -> None:
-    assert press(operator, **fields).status_code == 400
+def test_what_there_is_not_is_not_done(operator, do) -> None:
+    assert press(operator, do).status_code == 404
     assert not DeliveryGate.objects.exists()
 
 
@@ -95,7 +102,7 @@ def test_what_there_is_not_cannot_be_paused(operator, fields) -> None:
     ],
 )
 def test_a_button_leads_back_to_this_site_only(operator, wanted, reached) -> None:
-    page = press(operator, scope="transport", name="smtp", paused="1", next=wanted)
+    page = press(operator, "pause transport smtp", next=wanted)
     assert page["Location"] == (reached or reverse(LIST))
 
 
@@ -105,13 +112,13 @@ def test_pausing_is_neither_for_viewers_nor_by_get_nor_without_djangos_token(
     queue_mail()
     viewer = client_of("view_deliverygate")
     assert "Pause" not in text_of(viewer)
-    fields = {"scope": "queue", "name": "emails", "paused": "1"}
+    fields = {"do": "pause queue emails"}
     operator.get(reverse(LIST))
     viewer.cookies["csrftoken"] = operator.cookies["csrftoken"].value
     token = {"csrfmiddlewaretoken": operator.cookies["csrftoken"].value}
-    assert viewer.post(reverse(PAUSE), {**fields, **token}).status_code == 403
-    assert operator.get(reverse(PAUSE), fields).status_code == 405
-    assert operator.post(reverse(PAUSE), fields).status_code == 403
+    assert viewer.post(reverse(OPERATE), {**fields, **token}).status_code == 403
+    assert operator.get(reverse(OPERATE), fields).status_code == 405
+    assert operator.post(reverse(OPERATE), fields).status_code == 403
     assert not DeliveryGate.objects.exists()
     outbox.pause(queue="emails")
     assert "paused" in text_of(viewer)

@@ -242,6 +242,13 @@ def test_w006_mail_outside_the_transactions_of_the_site(smtp, settings) -> None:
     assert "'mail'" in message.msg
 
 
+def test_e007_a_site_without_time_zones(smtp, settings) -> None:
+    settings.USE_TZ = False
+    message = only()
+    assert (message.id, message.level) == ("epica_mail.E007", ERROR)
+    assert "USE_TZ = True" in str(message.hint)
+
+
 def test_w007_a_process_without_the_sites_celery_app() -> None:
     code = """
 import django

@@ -203,10 +203,13 @@ def test_what_may_be_tried_again_keeps_its_content_until_it_is_given_up(
     assert has_content(log)
     travel(hours=73)
     assert maintenance.retry_failed() == 0
+    assert maintenance.cleanup() == 0
     assert not has_content(log)
 
 
-def test_the_clean_up_too_forgets_what_was_given_up(smtp, deliver, epica_mail, travel) -> None:
+def test_the_clean_up_forgets_what_was_given_up_and_keeps_what_is_kept_always(
+    smtp, deliver, epica_mail, travel
+) -> None:
     epica_mail(MAX_RETRIES=0)
     smtp.inject(refuse("content", 451, "4.3.0 Later", times=2))
     logs = [with_attachment(keep_content=keep) for keep in ("always", "until_sent")]

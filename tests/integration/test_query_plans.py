@@ -23,6 +23,7 @@ from django.utils import timezone
 from benchmarks.rows import analyze, multiply, template
 from django_epica_mail import (
     claiming,
+    contents,
     gates,
     history,
     lifecycle,
@@ -272,7 +273,8 @@ def test_the_retry_of_failed_mail(examined) -> None:
     assert maintenance.retry_failed() == 601
 
 
-def test_the_clean_up(examined) -> None:
+def test_the_clean_up(examined, monkeypatch) -> None:
+    monkeypatch.setattr(contents, "forget_given_up", lambda using: 0)  # below
     assert maintenance.cleanup() == 3_000
 
 
@@ -281,6 +283,10 @@ def test_the_sweep_counts(examined) -> None:
     start = end - timedelta(minutes=30)
     CountingMark.objects.create(pk=1, counted_until=start)
     assert totals._count_window(start, end, "default") == 601
+
+
+def test_what_failed_is_looked_through_each_night(reads_little) -> None:
+    assert contents.forget_given_up("default") == 0
 
 
 @pytest.fixture

@@ -126,6 +126,13 @@ def test_the_image_stands_at_the_end_of_the_body(before: str, after: str) -> Non
     assert tracking.rewrite(before, track=None, image=IMAGE) == after.format(IMG)
 
 
+def test_a_link_after_the_end_of_the_body_is_tracked_too() -> None:
+    after = '</body><p><a href="https://example.com/">x</a>'
+    changed = rewrite(after, image=IMAGE)
+    assert changed.startswith(f"{IMG}</body><p><a href=")
+    assert undo(changed) == after
+
+
 PIECES = st.sampled_from(
     [
         *('<a href="https://e.com/?a">', "<a href='http://e.com/'>", "<a href=https://e.com>"),

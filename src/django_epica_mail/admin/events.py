@@ -7,30 +7,17 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import admin
-from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail import suppression
+from django_epica_mail.admin.pagination import CappedPaginator
 from django_epica_mail.admin.read_only import ReadOnly
 from django_epica_mail.models import EmailEvent
-
-_MOST = 10_000
-"""How many rows a list counts: to count all there are would read all there are."""
-
-
-class CappedPaginator(Paginator):  # type: ignore[type-arg]
-    """Pages through the first ten thousand rows of a list; what is older is found by searching."""
-
-    @cached_property
-    def count(self) -> int:
-        rows: Any = self.object_list
-        return int(rows.order_by()[:_MOST].count())
 
 
 @admin.register(EmailEvent)

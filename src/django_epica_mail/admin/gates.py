@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django.contrib import admin, messages
-from django.contrib.admin.models import CHANGE, LogEntry
 from django.core.exceptions import PermissionDenied
 from django.db import router
-from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
-from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST
 
-from django_epica_mail import clock, maintenance, outbox
+from django_epica_mail import backlog, history, outbox, routing
 from django_epica_mail import transport as transports
 from django_epica_mail.admin.read_only import ReadOnly
 from django_epica_mail.models import DeliveryGate
@@ -35,9 +36,14 @@ class Gate:
     row: DeliveryGate | None
 
     @property
-    def label(self) -> str:
+    def kind(self) -> str:
         """What the scope is called."""
         return str(Scope(self.scope).label)
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return f"{self.kind} {self.name}"
 
     @property
     def is_paused(self) -> bool:
@@ -50,36 +56,47 @@ class Gate:
         return self.row is not None and self.row.outages > 0
 
     @property
-    def is_probed(self) -> bool:
-        """Whether one mail may try a transport that is out of order."""
-        opens = self.row and self.row.open_until
-        return bool(opens and opens <= timezone.now() + clock.offset)
+    def reason(self) -> str:
+        """Why it is out of order."""
+        return self.row.reason if self.row is not None and self.is_out_of_order else ""
+
+    @property
+    def open_until(self) -> datetime | None:
+        """When one mail tries a transport that is out of order."""
+        return self.row.open_until if self.row is not None else None
 
 
-def known_gates() -> list[Gate]:
-    """Return every queue that has rows, every transport of the settings, and all with a state."""
-    using = router.db_for_read(DeliveryGate)
+def known_gates(lanes: Collection[tuple[str, str]], using: str) -> list[Gate]:
+    """Return every queue and transport of ``lanes``, of the settings, and all with a state."""
     rows = {(row.scope, row.name): row for row in DeliveryGate.objects.using(using)}
-    queues = [(Scope.QUEUE.value, name) for name in maintenance.queues(using)]
-    aliases = [(Scope.TRANSPORT.value, name) for name in transports.aliases()]
+    queues = {routing.QUEUE, routing.BULK_QUEUE, *(queue for queue, _alias in lanes)}
+    aliases = {*transports.aliases(), *(alias for _queue, alias in lanes)}
+    keys = {(Scope.QUEUE.value, name) for name in queues}
+    keys |= {(Scope.TRANSPORT.value, name) for name in aliases}
     return [
         Gate(scope=scope, name=name, row=rows.get((scope, name)))
-        for scope, name in sorted({*rows, *queues, *aliases})
+        for scope, name in sorted({*keys, *rows})
     ]
+
+
+def _known_gates() -> list[Gate]:
+    using = router.db_for_read(DeliveryGate)
+    return known_gates({*backlog.waiting(using), *history.lanes(using)}, using)
+
+
+def may_operate(request: HttpRequest) -> bool:
+    """Tell whether a person may stop queues and transports, and let them go on."""
+    return request.user.has_perm("epica_mail.operate_emaillog")
 
 
 @admin.register(DeliveryGate)
 class DeliveryGateAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     """What is paused or out of order, and when each queue was last swept."""
 
-    def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Tell whether a user may pause and resume."""
-        return request.user.has_perm("epica_mail.operate_emaillog")
-
     def get_urls(self) -> list[URLPattern]:
         """Add the address that the buttons post to."""
-        view = self.admin_site.admin_view(self.pause_view)
-        own = path("pause/", view, name="epica_mail_deliverygate_pause")
+        view = self.admin_site.admin_view(self.operate)
+        own = path("operate/", view, name="epica_mail_deliverygate_operate")
         return [own, *super().get_urls()]
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
@@ -96,38 +113,50 @@ class DeliveryGateAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "title": str(self.opts.verbose_name_plural).capitalize(),
-            "gates": known_gates(),
-            "may_operate": self.has_operate_permission(request),
+            "gates": _known_gates(),
+            "may_operate": may_operate(request),
             **(extra_context or {}),
         }
         return TemplateResponse(request, "admin/epica_mail/gates.html", context)
 
     @method_decorator(require_POST)
-    def pause_view(self, request: HttpRequest) -> HttpResponse:
-        """Pause or resume what ``scope`` and ``name`` say, and return to ``next``.
+    def operate(self, request: HttpRequest) -> HttpResponse:
+        """Do what a button of this page or of the dashboard says, and return to ``next``.
 
-        ``paused`` is 1 or 0. For other parts of the admin too.
+        ``do`` is ``pause``, ``resume`` or ``probe``, a scope and a name, with a space between.
         """
-        if not self.has_operate_permission(request):
+        may_look = self.has_view_permission(request) or request.user.has_perm(
+            "epica_mail.view_emaillog"
+        )
+        if not (may_look and may_operate(request)):
             raise PermissionDenied
-        scope, name = request.POST.get("scope", ""), request.POST.get("name", "")
-        paused = request.POST.get("paused")
-        if paused not in ("0", "1") or not any(
-            (gate.scope, gate.name) == (scope, name) for gate in known_gates()
-        ):
-            return HttpResponseBadRequest("There is no such queue or transport.")
-        hold = outbox.pause if paused == "1" else outbox.resume
-        hold(**{scope: name})
-        self._tell(request, DeliveryGate.objects.get(scope=scope, name=name))
+        verb, _space, target = request.POST.get("do", "").partition(" ")
+        scope, _space, name = target.partition(" ")
+        if not any((gate.scope, gate.name) == (scope, name) for gate in _known_gates()):
+            raise Http404(f"There is no {target}.")
+        self._tell(request, scope, name, _do(verb, scope, name))
         return HttpResponseRedirect(_next(request))
 
-    def _tell(self, request: HttpRequest, gate: DeliveryGate) -> None:
-        verb = "pause" if gate.paused else "resume"
-        LogEntry.objects.log_actions(
-            str(request.user.pk), [gate], CHANGE, f"Operation: {verb}", single_object=True
-        )
-        told = _("“%(name)s” is paused.") if gate.paused else _("“%(name)s” goes on.")
-        self.message_user(request, told % {"name": gate.name}, messages.SUCCESS)
+    def _tell(self, request: HttpRequest, scope: str, name: str, said: str) -> None:
+        """Say what was done, to the person and in the admin's log."""
+        using = router.db_for_write(DeliveryGate)
+        row = DeliveryGate.objects.using(using).get(scope=scope, name=name)
+        said %= {"gate": capfirst(Gate(scope=scope, name=name, row=row).label)}
+        self.log_change(request, row, said)
+        self.message_user(request, said, messages.SUCCESS)
+
+
+def _do(verb: str, scope: str, name: str) -> str:
+    """Pause, resume or probe, and say so; raises ``Http404`` for what cannot be done."""
+    if verb == "pause":
+        outbox.pause(**{scope: name})
+        return _("%(gate)s is paused: its mail waits.")
+    if verb == "resume":
+        outbox.resume(**{scope: name})
+        return _("%(gate)s goes on; workers begin with the next ring.")
+    if verb == "probe" and scope == Scope.TRANSPORT and outbox.probe(name):
+        return _("%(gate)s is tried with the next mail.")
+    raise Http404(f"{verb!r} cannot be done to {scope} {name}.")
 
 
 def _next(request: HttpRequest) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,21 +11,19 @@ from django.utils import timezone
 from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
 
-from django_epica_mail import backlog, history, routing, totals
-from django_epica_mail import transport as transports
+from django_epica_mail import backlog, history, totals
 from django_epica_mail import workers as celery_workers
 from django_epica_mail.admin import charts
 from django_epica_mail.health import spoken
 from django_epica_mail.history import PERIODS, History
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.models import DeliveryGate, EmailTotal
+from django_epica_mail.models import EmailTotal
 from django_epica_mail.retry import Kind
 
 _SINCE = {"24h": "day", "7d": "week", "30d": "month"}
 """The periods that the list of mails knows, too."""
 _SHARES = (0.5, 0.95, 0.99)
 _Event = EmailTotal.Event
-_Scope = DeliveryGate.Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +48,6 @@ class Choice:
         return urlencode({name: value for name, value in pairs.items() if value})
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """A queue or a transport, and whether its mail may go."""
-
-    scope: str
-    name: str
-    is_paused: bool
-    is_out_of_order: bool
-    reason: str
-    open_until: datetime | None
-
-    @property
-    def label(self) -> str:
-        """What it is called."""
-        return f"{_Scope(self.scope).label} {self.name}"
-
-
 def lanes(using: str) -> list[dict[str, Any]]:
     """Return what waits and flows, by queue and transport."""
     moment, _first = backlog.clock_and_first_mail(using)
@@ -88,26 +68,6 @@ def lanes(using: str) -> list[dict[str, Any]]:
 
 def _age(seconds: float | None) -> str:
     return "" if seconds is None else spoken(seconds)
-
-
-def gates(lanes: Sequence[Mapping[str, Any]], using: str) -> list[Gate]:
-    """Return every queue and transport there is, was, or may be soon."""
-    rows = {(gate.scope, gate.name): gate for gate in DeliveryGate.objects.using(using).all()}
-    queues = {routing.QUEUE, routing.BULK_QUEUE, *(lane["queue"] for lane in lanes)}
-    aliases = {*transports.aliases(), *(lane["transport"] for lane in lanes)}
-    keys = {(_Scope.QUEUE.value, name) for name in queues}
-    keys |= {(_Scope.TRANSPORT.value, name) for name in aliases}
-    return [
-        Gate(
-            scope=scope,
-            name=name,
-            is_paused=bool(row and row.paused),
-            is_out_of_order=bool(row and row.outages),
-            reason=row.reason if row and row.outages else "",
-            open_until=row.open_until if row else None,
-        )
-        for (scope, name), row in ((key, rows.get(key)) for key in sorted({*keys, *rows}))
-    ]
 
 
 def drawn(past: History, *, is_by_day: bool) -> list[charts.Chart]:

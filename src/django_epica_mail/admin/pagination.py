@@ -13,7 +13,7 @@ from django_epica_mail.admin.recency import recent
 from django_epica_mail.models import EmailQuerySet
 
 MOST = 10_000
-"""How many mails are counted, and can be paged through."""
+"""How many rows are counted, and can be paged through."""
 
 
 class AtLeast(int):
@@ -61,3 +61,14 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]
             if len(ids) == last - first:
                 return ids
         return sorted(self._ids, reverse=True)[first:last]
+
+
+class CappedPaginator(Paginator):  # type: ignore[type-arg]
+    """Pages through the newest rows of a list by their ids; what is older is found by searching."""
+
+    @cached_property
+    def count(self) -> int:
+        """How many rows there are, or ``AtLeast`` so many."""
+        rows: Any = self.object_list
+        found = int(rows.order_by()[: MOST + 1].count())
+        return AtLeast(MOST) if found > MOST else found

@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from django_epica_mail import suppression, suppression_files
-from django_epica_mail.admin.events import CappedPaginator
+from django_epica_mail.admin.pagination import CappedPaginator
 from django_epica_mail.models import Suppression
 
 logger = logging.getLogger(__name__)
