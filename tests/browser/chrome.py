@@ -27,6 +27,8 @@ _FLAGS = (
     "--window-size=1280,900",
 )
 PHONE = (390, 844)
+PATIENCE = 60.0
+"""Seconds, on a machine that does something else besides."""
 
 
 class Chrome:
@@ -52,7 +54,7 @@ class Chrome:
             raise RuntimeError("Install chromium and chromedriver (Debian: chromium-driver).")
         options.binary_location = binary
         self.driver = webdriver.Chrome(options=options, service=Service(driver))
-        self.driver.set_page_load_timeout(30)
+        self.driver.set_page_load_timeout(PATIENCE)
 
     def quit(self) -> None:
         """End the browser."""
@@ -86,17 +88,19 @@ class Chrome:
         page = self.driver.find_element(By.TAG_NAME, "html")
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         element.click()
-        WebDriverWait(self.driver, 15).until(lambda _: _is_gone(page))
-        WebDriverWait(self.driver, 15).until(
+        WebDriverWait(self.driver, PATIENCE).until(lambda _: _is_gone(page))
+        WebDriverWait(self.driver, PATIENCE).until(
             lambda driver: driver.execute_script("return document.readyState") == "complete"
         )
 
     # -- looking
 
     def one(self, selector: str) -> WebElement:
-        """Return the only element that a CSS selector is for."""
+        """Return the only element that a CSS selector is for, once it is there."""
+        where = f"one {selector} at {self.driver.current_url}"
+        wait_until(lambda: self.all(selector), timeout=PATIENCE, what=where)
         found = self.all(selector)
-        assert len(found) == 1, f"{len(found)} of {selector} at {self.driver.current_url}"
+        assert len(found) == 1, f"{len(found)} instead of {where}"
         return found[0]
 
     def all(self, selector: str) -> list[WebElement]:
@@ -155,7 +159,9 @@ class Chrome:
         """Wait for a download, and return what is in it."""
         file = self.downloads / name
         there = [entry.name for entry in self.downloads.iterdir()]
-        wait_until(file.exists, timeout=15, what=f"{name} to be downloaded; there are {there}")
+        wait_until(
+            file.exists, timeout=PATIENCE, what=f"{name} to be downloaded; there are {there}"
+        )
         return file.read_bytes()
 
 

@@ -17,7 +17,7 @@ from tests.acceptance.strictness import (  # noqa: F401
     pytest_runtest_makereport,
 )
 from tests.browser import inside
-from tests.browser.chrome import Chrome
+from tests.browser.chrome import PATIENCE, Chrome
 from tests.browser.web import Stranger, WebServer
 
 
@@ -37,7 +37,7 @@ class Shop(Site):
         """Wait until a mail has a status."""
         wait_until(
             lambda: self.status_of(mail) == status,
-            timeout=30,
+            timeout=PATIENCE,
             what=f"{mail} to be {status}",
             details=lambda: f"It is {self.status_of(mail)}.",
         )

@@ -69,3 +69,30 @@ def lose(mail: str) -> None:
     EmailLog.objects.filter(pk=mail).update(
         status="unknown", pending=None, failure_kind="worker_lost", on_unknown="hold"
     )
+
+
+def make_history() -> None:
+    """Count mail of the last day that there was not, as the sweep would have."""
+    from django.utils import timezone
+
+    from django_epica_mail import totals
+    from django_epica_mail.models import EmailTotal
+
+    last = totals.hour_of(timezone.now())
+    rows = []
+    for index in range(1, 24):
+        lane = {"hour": last - index * totals.HOUR, "queue": "emails", "transport": "smtp"}
+        sent = 60 + 40 * (index % 7) + 9 * index
+        times = [sent // 2, sent // 4, sent - sent // 2 - sent // 4, *([0] * 11)]
+        rows += [
+            EmailTotal(**lane, event="sent", count=sent, seconds=sent * 0.2, buckets=times),
+            EmailTotal(**lane, event="retried", count=index % 5),
+            EmailTotal(
+                **lane,
+                event="failed",
+                count=index % 3,
+                failure_kind="permanent",
+                failure_code=550,
+            ),
+        ]
+    EmailTotal.objects.bulk_create(rows)

@@ -9,7 +9,7 @@ import re
 from devservers.process import wait_until
 from devservers.smtp_faults import refuse
 from tests.browser import inside
-from tests.browser.chrome import PHONE, Chrome
+from tests.browser.chrome import PATIENCE, PHONE, Chrome
 from tests.browser.conftest import Shop
 from tests.browser.web import Stranger
 
@@ -75,7 +75,7 @@ def test_a_sent_mail_is_sent_again_from_its_page(shop: Shop, chrome: Chrome, lan
     def arrived() -> int:
         return sum(to in message.recipients for message in shop.smtp.accepted)
 
-    wait_until(lambda: arrived() == 2, timeout=30, what="the second mail to arrive")
+    wait_until(lambda: arrived() == 2, timeout=PATIENCE, what="the second mail to arrive")
 
 
 def test_mail_of_unknown_outcome_is_decided_about(
@@ -203,7 +203,7 @@ def test_a_mail_links_to_celerys_result_of_it(shop: Shop, english: Chrome) -> No
         lambda: shop.fetch(
             f"SELECT 1 FROM django_celery_results_taskresult WHERE task_id = '{mail}'"
         ),
-        timeout=30,
+        timeout=PATIENCE,
         what="the result to be stored",
     )
     english.open(page_of(mail))
@@ -249,7 +249,7 @@ def test_a_mail_that_attacks_who_reads_it_reaches_nothing(
     assert stranger.hits == []
 
     english.press(".epica-toolbar a[href*='images=1']")
-    wait_until(lambda: stranger.hits, timeout=15, what="the image to be asked for")
+    wait_until(lambda: stranger.hits, timeout=PATIENCE, what="the image to be asked for")
     english.driver.switch_to.frame(english.one("iframe.epica-frame"))
     assert "Hello" in english.text
     english.driver.switch_to.default_content()
@@ -268,7 +268,7 @@ def test_the_same_attack_succeeds_where_nothing_keeps_it_from_it(
     wanted = {"/script", "/link.css", "/import.css", "/image", "/exfiltrated", "/refresh"}
     wait_until(
         lambda: wanted <= {hit.path for hit in stranger.hits},
-        timeout=15,
+        timeout=PATIENCE,
         what="the attack to succeed",
         details=lambda: str(stranger.hits),
     )

@@ -104,6 +104,7 @@ def outline(page: str) -> dict[str, list[str]]:
     ]
     tables = re.findall(r"^\|.*\|$", prose, re.MULTILINE)
     answers = {"evet": "yes", "hayır": "no"}
+    own = ("README", "docs/images/")  # each language has its own
     cells = [[cell.strip() for cell in line.strip("|").split("|")[1:]] for line in tables]
     return {
         "headings": re.findall(r"^#+(?= )", prose, re.MULTILINE),
@@ -113,7 +114,7 @@ def outline(page: str) -> dict[str, list[str]]:
         ],
         "commands": re.findall(r"^    (\S.*)$", prose, re.MULTILINE),
         "cells": [answers.get(cell, cell) for row in cells for cell in row],
-        "links": [it for it in re.findall(r"\]\(([^)]+)\)", prose) if not it.startswith("README")],
+        "links": [it for it in re.findall(r"\]\(([^)]+)\)", prose) if not it.startswith(own)],
     }
 
 

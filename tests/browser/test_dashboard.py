@@ -1,0 +1,110 @@
+"""The dashboard, as an operator looks at it: in a real browser, in English and in Turkish."""
+
+from __future__ import annotations
+
+import pytest
+
+from devservers.process import wait_until
+from tests.browser import inside
+from tests.browser.chrome import PATIENCE, PHONE, Chrome
+from tests.browser.conftest import Shop
+
+DASHBOARD = "/admin/epica_mail/emailtotal/"
+FLOWS = {"en": "Mail flows.", "tr": "E-postalar gidiyor."}
+
+
+@pytest.fixture(scope="module")
+def past(shop: Shop) -> None:
+    """Give the shop a day in which mail was sent."""
+    shop.call(inside.make_history)
+
+
+def test_it_says_at_a_glance_that_mail_flows(
+    shop: Shop, chrome: Chrome, language: str, past: None
+) -> None:
+    shop.deliver("ayse@example.com", "Sipariş")
+    shop.sweep()
+    chrome.open(DASHBOARD)
+    assert FLOWS[language] in chrome.one("#em-verdict .em-verdict").text
+    assert "smtp" in chrome.one("#em-lanes").text
+    charts = chrome.all("#em-charts figure")
+    assert len(charts) == 4
+    for chart in charts:
+        assert len(chart.find_elements("css selector", "svg .em-slot title")) == 24
+        assert len(chart.find_elements("css selector", "details tbody tr")) == 24
+    assert chrome.all("#em-charts .em-sent svg .em-bar")
+    chrome.picture(f"dashboard-{language}")
+    for theme in ("light", "dark"):
+        chrome.look(theme, PHONE)  # type: ignore[arg-type]
+        assert chrome.overflow() == 0
+
+
+def test_a_reason_leads_to_the_mails_that_failed_for_it(
+    shop: Shop, chrome: Chrome, past: None
+) -> None:
+    chrome.open(f"{DASHBOARD}?period=24h&queue=emails")
+    chrome.press("#em-reasons tbody a")
+    assert "failure_kind=permanent" in chrome.driver.current_url
+    assert "queue=emails" in chrome.driver.current_url
+    assert chrome.one("#changelist")
+
+
+def test_a_button_holds_a_queue_and_another_lets_it_go(shop: Shop, chrome: Chrome) -> None:
+    chrome.open(f"{DASHBOARD}?period=7d")
+    chrome.press("button[value='pause queue emails']")
+    assert chrome.driver.current_url.endswith(f"{DASHBOARD}?period=7d")
+    assert chrome.all(".messagelist .success")
+    mail = shop.call(inside.send, "held@example.com", "Bekliyor")
+    chrome.open(DASHBOARD)
+    assert chrome.all("#em-gates .em-badge.em-warn")
+    chrome.press("button[value='resume queue emails']")
+    assert not chrome.all("#em-gates .em-badge.em-warn")
+    shop.sweep()
+    shop.wait_until_it_is(mail, "sent")
+
+
+def test_it_renews_itself_and_leaves_the_keyboard_where_it_was(
+    shop: Shop, english: Chrome, past: None
+) -> None:
+    english.open(DASHBOARD)
+    button = english.one("button[value='pause queue emails']")
+    english.driver.execute_script("arguments[0].focus()", button)
+    english.driver.execute_script("document.querySelector('#em-sent-table').open = true")
+    read = "return document.querySelector('#em-time').textContent"  # at once, for it is replaced
+    before = english.driver.execute_script(read)
+    mail = shop.call(inside.send_tomorrow, "later@example.com", "Yarın")
+    wait_until(
+        lambda: english.driver.execute_script(read) != before,
+        timeout=PATIENCE,
+        what="it to renew itself",
+    )
+    focused = english.driver.switch_to.active_element
+    assert focused.get_attribute("value") == "pause queue emails"
+    assert english.driver.execute_script("return document.querySelector('#em-sent-table').open")
+    assert not english.one("#em-stale").is_displayed()
+    assert shop.status_of(mail) == "queued"
+
+
+def test_the_numbers_need_no_javascript(shop: Shop, english: Chrome, past: None) -> None:
+    shop.call(inside.send_tomorrow, "later@example.com", "Yarın")
+    english.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        english.open(DASHBOARD)
+        waiting = english.one("#em-lanes tbody tr td:nth-of-type(2)").text
+        assert int(waiting) >= 1
+        assert english.all("#em-charts svg .em-bar")
+        assert english.one("#em-reasons tbody a").is_displayed()
+    finally:
+        english.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_the_workers_are_asked_what_they_consume(shop: Shop, english: Chrome) -> None:
+    english.open(DASHBOARD)
+    english.press("#em-workers a")
+    assert "emails" in english.one("#em-workers table").text
+
+
+def test_who_may_only_look_has_no_buttons(viewer: Chrome) -> None:
+    viewer.open(DASHBOARD)
+    assert viewer.one("#em-gates table")
+    assert not viewer.all("#em-gates button")
