@@ -15,6 +15,7 @@ from django.db import router, transaction
 
 from django_epica_mail import clock, doorbell, drafting, encryption, outbox, sending
 from django_epica_mail.models import EmailBatch
+from django_epica_mail.retry import reply_text
 from django_epica_mail.serialization import UnencodableValue, decode, encode
 
 
@@ -79,7 +80,8 @@ def _insert(batch: EmailBatch, portion: Sequence[Any], start: int, using: str) -
                 drafting.draft(message, options, of_celery=of_celery, bulk=True, batch=batch)
             )
         except Exception as error:  # noqa: BLE001 - a bad entry, or template, never stops others
-            refused.append({"index": index, "reason": f"{type(error).__name__}: {error}"})
+            reason = reply_text(f"{type(error).__name__}: {error}")
+            refused.append({"index": index, "reason": reason})
     logs = outbox.insert(drafts)
     done = start + len(portion) >= batch.total
     EmailBatch.objects.using(using).filter(pk=batch.pk).update(

@@ -11,6 +11,7 @@ import pytest
 from django.contrib import admin
 from django.core.mail import EmailMessage
 from django.urls import path
+from django.utils import timezone
 
 from devservers.smtp import SMTPServer
 from django_epica_mail import clock, delivery, doorbell, outbox, transport
@@ -68,6 +69,12 @@ def travel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(clock, "offset", clock.offset + timedelta(**units))
 
     return move
+
+
+@pytest.fixture
+def mid_hour(travel: Callable[..., None]) -> None:
+    """Move the queue's clock to the middle of an hour, where a few minutes more begin no other."""
+    travel(minutes=(30 - (timezone.now() + clock.offset).minute) % 60)
 
 
 @pytest.fixture(autouse=True)

@@ -66,6 +66,13 @@ def test_a_bad_entry_is_reported_and_refuses_no_other(smtp) -> None:
     assert "must be a dict of named values" in report["refused"][1]["reason"]
 
 
+def test_the_reason_for_a_refusal_is_kept_as_any_database_takes_it(db) -> None:
+    (refused,) = send_bulk_emails_task(["no\0mail \ud800"])["refused"]
+    assert refused["reason"].startswith("TypeError: An entry must be a dict")
+    (refused,) = EmailBatch.objects.get().refused
+    assert "\0" not in refused["reason"]
+
+
 @pytest.mark.parametrize("emails", ["text", 7, None, {"subject": "x"}])
 def test_what_is_no_list_is_refused_in_the_caller(emails: Any, db) -> None:
     with pytest.raises(TypeError, match="emails must be a list of dicts"):

@@ -20,7 +20,7 @@ PAGE = "admin:epica_mail_emailtotal_changelist"
 OPERATE = "admin:epica_mail_deliverygate_operate"
 
 
-pytestmark = pytest.mark.usefixtures("site")
+pytestmark = pytest.mark.usefixtures("site", "mid_hour")
 
 
 def browser_of(*permissions: str, is_staff: bool = True, **options: Any) -> Client:

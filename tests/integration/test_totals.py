@@ -188,7 +188,7 @@ def test_two_sweeps_at_once_count_once(smtp, queue_mail, deliver, counted, monke
 
 
 def test_a_sweep_with_nothing_new_costs_little(
-    smtp, queue_mail, deliver, counted, travel, django_assert_num_queries
+    mid_hour, smtp, queue_mail, deliver, counted, travel, django_assert_num_queries
 ) -> None:
     queue_mail()
     deliver()
