@@ -9,6 +9,7 @@ from typing import Any
 
 ROUNDS = 5
 LIST = "admin:epica_mail_emaillog_changelist"
+DASHBOARD = "admin:epica_mail_emailtotal_changelist"
 
 
 def measure() -> dict[str, float]:
@@ -46,6 +47,7 @@ def measure() -> dict[str, float]:
         found = {name: _milliseconds(client, reverse(LIST), query) for name, query in looks.items()}
         page = reverse("admin:epica_mail_emaillog_change", args=[mail.pk])
         found["one mail"] = _milliseconds(client, page, {})
+        found["dashboard"] = _milliseconds(client, reverse(DASHBOARD), {})
     return {f"admin: {name}, ms": value for name, value in found.items()}
 
 

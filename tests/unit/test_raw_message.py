@@ -239,7 +239,11 @@ def test_what_it_hides_from_the_mail_is_not_stored() -> None:
 
 @pytest.mark.parametrize("cls", [corpus.Signed, SignedForDjango52, Legacy])
 def test_attached_to_another_message_it_is_kept_as_it_was_built(cls: Any) -> None:
-    message = corpus.with_attachment("inner.eml", cls(**FIELDS), "message/rfc822")
+    # What is no ASCII in a header set as text, some Pythons' generators cannot write: Django's own
+    # mail fails then, too.
+    subject = "Hi" if cls is Legacy else FIELDS["subject"]
+    inner = cls(**{**FIELDS, "subject": subject})
+    message = corpus.with_attachment("inner.eml", inner, "message/rfc822")
     check(message)
     form = dump(message)
     back = load(form.envelope, {blob.digest: blob.content for blob in form.blobs})
