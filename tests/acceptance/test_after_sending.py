@@ -116,7 +116,8 @@ def test_who_unsubscribes_by_one_click_gets_orders_still_and_no_news(site, provi
     wire = base64.b64decode(provider.taken[0].request["Content"]["Raw"]["Data"])
     message = message_from_bytes(wire, policy=policy.default)
     assert message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
-    page = re.fullmatch(r"<https://shop\.example\.com(/\S+)>", str(message["List-Unsubscribe"]))
+    header = str(message["List-Unsubscribe"]).strip()  # Django 5.2 folds before so long a word
+    page = re.fullmatch(r"<https://shop\.example\.com(/\S+)>", header)
     assert page is not None
     assert site.call(follow, page[1]) == 200
     site.call(send, "to@example.com", "news")
