@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -85,12 +86,13 @@ class Chrome:
 
     def follow(self, element: WebElement) -> None:
         """Click what leads to another page, and wait until that is there."""
-        page = self.driver.find_element(By.TAG_NAME, "html")
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        script = "window.isLeft = true; arguments[0].scrollIntoView({block: 'center'})"
+        self.driver.execute_script(script, element)
         element.click()
-        WebDriverWait(self.driver, PATIENCE).until(lambda _: _is_gone(page))
-        WebDriverWait(self.driver, PATIENCE).until(
-            lambda driver: driver.execute_script("return document.readyState") == "complete"
+        arrived = "return !window.isLeft && document.readyState === 'complete'"
+        # Between two pages there is no document to ask, which the driver has several words for.
+        WebDriverWait(self.driver, PATIENCE, ignored_exceptions=[WebDriverException]).until(
+            lambda driver: driver.execute_script(arrived)
         )
 
     # -- looking
@@ -163,13 +165,3 @@ class Chrome:
             file.exists, timeout=PATIENCE, what=f"{name} to be downloaded; there are {there}"
         )
         return file.read_bytes()
-
-
-def _is_gone(element: WebElement) -> bool:
-    from selenium.common.exceptions import StaleElementReferenceException
-
-    try:
-        element.is_enabled()
-    except StaleElementReferenceException:
-        return True
-    return False
