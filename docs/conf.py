@@ -24,7 +24,7 @@ release = version = installed_version("django-epica-mail")
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "explanation/benchmarks.md"]  # the latter is included in a page
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
