@@ -62,10 +62,10 @@ def test_a_button_pauses_and_another_lets_go(operator, smtp, queue_mail, deliver
     assert "Resume queue emails" in text_of(operator)
     press(operator, "resume queue emails")
     assert deliver() == 1
-    messages = LogEntry.objects.order_by("pk").values_list("change_message", flat=True)
-    assert list(messages) == [
-        "Queue emails is paused: its mail waits.",
-        "Queue emails goes on; workers begin with the next ring.",
+    logged = LogEntry.objects.order_by("pk").values_list("change_message", "object_repr")
+    assert list(logged) == [
+        ("Queue emails is paused: its mail waits.", "queue emails"),
+        ("Queue emails goes on; workers begin with the next ring.", "queue emails"),
     ]
 
 

@@ -68,6 +68,7 @@ PAGES = [
     Page("suppression_change", NOBODY, "post", ("suppression",)),
     Page("suppression_history", LOOK, args=("suppression",)),
     Page("suppression_add", READ),
+    Page("suppression_add", READ, "post"),
     Page("suppression_delete", READ, args=("suppression",)),
 ]
 

@@ -237,12 +237,19 @@ def test_what_it_hides_from_the_mail_is_not_stored() -> None:
     assert b"encrypted" in form.blobs[0].content
 
 
+def _writes_text_as_header() -> bool:
+    """Tell whether this Python writes a header set as text that is no ASCII; 3.12.1 does not."""
+    try:
+        email.policy.SMTP.fold_binary("Subject", "Ş")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("cls", [corpus.Signed, SignedForDjango52, Legacy])
 def test_attached_to_another_message_it_is_kept_as_it_was_built(cls: Any) -> None:
-    # What is no ASCII in a header set as text, some Pythons' generators cannot write: Django's own
-    # mail fails then, too.
-    subject = "Hi" if cls is Legacy else FIELDS["subject"]
-    inner = cls(**{**FIELDS, "subject": subject})
+    can_be_written = cls is not Legacy or _writes_text_as_header()
+    inner = cls(**{**FIELDS, "subject": FIELDS["subject"] if can_be_written else "Hi"})
     message = corpus.with_attachment("inner.eml", inner, "message/rfc822")
     check(message)
     form = dump(message)

@@ -17,8 +17,8 @@ from django.views.decorators.http import require_safe
 
 from django_epica_mail import conf, health, history, pulse
 from django_epica_mail.admin import overview
-from django_epica_mail.admin.gates import Scope, known_gates, may_operate
-from django_epica_mail.admin.read_only import ReadOnly
+from django_epica_mail.admin.gates import Scope, known_gates
+from django_epica_mail.admin.read_only import ReadOnly, may_operate
 from django_epica_mail.history import PERIODS
 from django_epica_mail.models import EmailLog, EmailTotal
 

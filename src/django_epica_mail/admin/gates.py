@@ -21,7 +21,7 @@ from django.views.decorators.http import require_POST
 
 from django_epica_mail import backlog, history, outbox, routing
 from django_epica_mail import transport as transports
-from django_epica_mail.admin.read_only import ReadOnly
+from django_epica_mail.admin.read_only import ReadOnly, may_operate
 from django_epica_mail.models import DeliveryGate
 
 Scope = DeliveryGate.Scope
@@ -84,11 +84,6 @@ def _known_gates() -> list[Gate]:
     return known_gates({*backlog.waiting(using), *history.lanes(using)}, using)
 
 
-def may_operate(request: HttpRequest) -> bool:
-    """Tell whether a person may stop queues and transports, and let them go on."""
-    return request.user.has_perm("epica_mail.operate_emaillog")
-
-
 @admin.register(DeliveryGate)
 class DeliveryGateAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     """What is paused or out of order, and when each queue was last swept."""
@@ -132,18 +127,15 @@ class DeliveryGateAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             raise PermissionDenied
         verb, _space, target = request.POST.get("do", "").partition(" ")
         scope, _space, name = target.partition(" ")
-        if not any((gate.scope, gate.name) == (scope, name) for gate in _known_gates()):
+        gate = next((it for it in _known_gates() if (it.scope, it.name) == (scope, name)), None)
+        if gate is None:
             raise Http404(f"There is no {target}.")
-        self._tell(request, scope, name, _do(verb, scope, name))
-        return HttpResponseRedirect(_next(request))
-
-    def _tell(self, request: HttpRequest, scope: str, name: str, said: str) -> None:
-        """Say what was done, to the person and in the admin's log."""
+        said = _do(verb, scope, name) % {"gate": capfirst(gate.label)}
         using = router.db_for_write(DeliveryGate)
         row = DeliveryGate.objects.using(using).get(scope=scope, name=name)
-        said %= {"gate": capfirst(Gate(scope=scope, name=name, row=row).label)}
         self.log_change(request, row, said)
         self.message_user(request, said, messages.SUCCESS)
+        return HttpResponseRedirect(_next(request))
 
 
 def _do(verb: str, scope: str, name: str) -> str:

@@ -22,6 +22,7 @@ from django.utils.translation import ngettext, pgettext_lazy
 from django_epica_mail import lifecycle, outbox
 from django_epica_mail.admin.export import export
 from django_epica_mail.admin.pagination import MOST
+from django_epica_mail.admin.read_only import may_operate
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailLog, EmailQuerySet
 
@@ -138,7 +139,7 @@ class Operations:
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Tell whether a user may operate the queue."""
-        return request.user.has_perm("epica_mail.operate_emaillog")
+        return may_operate(request)
 
 
 def _action(operation: Operation) -> Callable[..., Any]:

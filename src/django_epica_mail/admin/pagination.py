@@ -23,6 +23,11 @@ class AtLeast(int):
         return f"{number_format(int(self), force_grouping=True)}+"
 
 
+def _counted(found: int) -> int:
+    """Return a number of rows, of which at most one more than ``MOST`` were looked for."""
+    return AtLeast(MOST) if found > MOST else found
+
+
 class BoundedPaginator(Paginator):  # type: ignore[type-arg]
     """Pages through mails, newest first, without counting all that there are.
 
@@ -41,8 +46,7 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]
     @cached_property
     def count(self) -> int:
         """How many mails there are, or ``AtLeast`` so many."""
-        found = len(self._ids)
-        return AtLeast(MOST) if found > MOST else found
+        return _counted(len(self._ids))
 
     def page(self, number: Any) -> Page:  # type: ignore[type-arg]
         """Return one page; raises ``InvalidPage`` as Django's own does."""
@@ -70,5 +74,4 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg]
     def count(self) -> int:
         """How many rows there are, or ``AtLeast`` so many."""
         rows: Any = self.object_list
-        found = int(rows.order_by()[: MOST + 1].count())
-        return AtLeast(MOST) if found > MOST else found
+        return _counted(rows.order_by()[: MOST + 1].count())
