@@ -166,6 +166,8 @@ class Machine:
         }
         return {
             **os.environ,
+            # A worker that is killed leaves its lock file behind.
+            "TMPDIR": str(self.folder),
             "PYTHONPATH": str(REPOSITORY),
             "DJANGO_SETTINGS_MODULE": "benchmarks.site.settings",
             "BENCH_SITE": json.dumps(site),

@@ -17,8 +17,12 @@ from django_epica_mail.testing import no_real_transports, queued_mail
 
 
 @pytest.fixture(autouse=True)
-def _queue(db: None, settings: Any, tmp_path: Path) -> Iterator[None]:
+def _queue(
+    db: None, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     settings.MEDIA_ROOT = tmp_path
+    # By default one file for the whole machine, which a sender of another site may hold.
+    monkeypatch.setattr("post_office.lockfile.default_lockfile", str(tmp_path / "post_office"))
     with no_real_transports(), queued_mail():
         yield
 

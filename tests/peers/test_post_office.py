@@ -9,9 +9,9 @@ import pytest
 from django.core import mail
 from django.core.management import CommandError, call_command
 from django.utils import timezone
+from post_office import lockfile
 from post_office import mail as post_office
 from post_office.backends import EmailBackend
-from post_office.lockfile import FileLock
 from post_office.mail import get_queued
 from post_office.models import STATUS, Email, EmailTemplate
 
@@ -180,10 +180,9 @@ def test_a_failure_while_marking_leaves_the_portion_where_it_was(send, monkeypat
 
 # It opens the file to read it, and leaves it open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_sender_under_way_on_this_machine_stops_it(send, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("post_office.lockfile.default_lockfile", str(tmp_path / "lock"))
+def test_a_sender_under_way_on_this_machine_stops_it(send) -> None:
     with (
-        FileLock(str(tmp_path / "lock")),
+        lockfile.FileLock(lockfile.default_lockfile),
         pytest.raises(CommandError, match="sending on this machine"),
     ):
         call_command("epica_mail", "import", "--from", "post_office")
