@@ -5,50 +5,61 @@ What a request pays for a mail is its inserts, and most of these is the building
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import AutoField, CharField, Expression, Field, IntegerField, Model, TextField
+from django.db.models.constants import OnConflict
 from django.db.models.sql import Query
 
+_WORD = re.compile(r"[a-z0-9_]{0,32}", re.ASCII)
 _AS_THEY_ARE = (CharField, TextField, IntegerField)
 """Fields whose text, number or NULL every database takes unchanged."""
 
 
-def insert(rows: Sequence[Model], using: str) -> None:
+def insert(rows: Sequence[Model], using: str, *, ignore_conflicts: bool = False) -> None:
     """Insert rows of one model, in as few statements as the database takes.
 
     Values are the rows' own, expressions like ``Now()`` included; keys the database numbers itself
-    are left to it, and not read back. As with ``bulk_create``, no signal is sent.
+    are left to it, and not read back. As with ``bulk_create``, no signal is sent, and conflicts may
+    be ignored: then a row is left out whose unique values are taken.
     """
     if not rows:
         return
     connection = connections[using]
-    fields, head = _shape(type(rows[0]), connection.ops.quote_name)
+    fields, head, tail = _shape(type(rows[0]), connection.alias, ignore_conflicts)
     size = max(1, connection.ops.bulk_batch_size([field for field, _ in fields], rows))
     with connection.cursor() as cursor:
         for start in range(0, len(rows), size):
             params: list[Any] = []
             portion = rows[start : start + size]
             values = ", ".join(_row(row, fields, connection, params) for row in portion)
-            cursor.execute(f"{head} {values}", params)
+            cursor.execute(f"{head} {values} {tail}", params)
     for row in rows:
         row._state.adding, row._state.db = False, using
 
 
 @lru_cache
-def _shape(model: type[Model], quote: Any) -> tuple[list[tuple[Field[Any, Any], bool]], str]:
-    """Return the fields of a model's rows, and its INSERT up to the values.
+def _shape(
+    model: type[Model], using: str, ignore_conflicts: bool
+) -> tuple[list[tuple[Field[Any, Any], bool]], str, str]:
+    """Return the fields of a model's rows, and its INSERT up to the values and after them.
 
     With each field, whether its text and numbers go as they are.
     """
     fields = [it for it in model._meta.concrete_fields if not isinstance(it, AutoField)]
-    columns = ", ".join(quote(str(field.column)) for field in fields)
-    head = f"INSERT INTO {quote(model._meta.db_table)} ({columns}) VALUES"
-    return [(field, isinstance(field, _AS_THEY_ARE)) for field in fields], head
+    ops = connections[using].ops
+    on_conflict = OnConflict.IGNORE if ignore_conflicts else None
+    columns = ", ".join(ops.quote_name(str(field.column)) for field in fields)
+    verb = ops.insert_statement(on_conflict=on_conflict)
+    head = f"{verb} {ops.quote_name(model._meta.db_table)} ({columns}) VALUES"
+    tail = ops.on_conflict_suffix_sql(fields, on_conflict, [], [])
+    return [(field, isinstance(field, _AS_THEY_ARE)) for field in fields], head, tail
 
 
 def _row(
@@ -59,8 +70,8 @@ def _row(
 ) -> str:
     """Return the cells of one row, and add the values of its placeholders to ``params``.
 
-    What can be no one's text stands in the statement itself: a placeholder costs the driver more
-    than the value, and most columns of a new mail hold NULL, a number or nothing.
+    What is surely harmless stands in the statement itself: a placeholder costs the driver more than
+    the value, and most columns of a new mail hold NULL, a number, an id or a word of our own.
     """
     cells = []
     for field, goes_as_it_is in fields:
@@ -69,16 +80,18 @@ def _row(
             sql, own = _compile(value, type(row), connection.alias)
             cells.append(sql)
             params += own
-        elif value is None:
+            continue
+        if not (goes_as_it_is and type(value) in (str, int)):
+            value = field.get_db_prep_save(value, connection)
+        if value is None:
             cells.append("NULL")
-        elif goes_as_it_is and type(value) is int:
+        elif type(value) is int:
             cells.append(str(value))
-        elif goes_as_it_is and value == "":
-            cells.append("''")
+        elif type(value) is UUID or (type(value) is str and _WORD.fullmatch(value)):
+            cells.append(f"'{value}'")
         else:
             cells.append("%s")
-            is_text = goes_as_it_is and type(value) is str
-            params.append(value if is_text else field.get_db_prep_save(value, connection))
+            params.append(value)
     return f"({', '.join(cells)})"
 
 

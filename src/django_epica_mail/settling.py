@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from django.db import transaction
 from django.db.models import F
 
-from django_epica_mail import clock, conf, contents, events, lifecycle, signals
+from django_epica_mail import clock, conf, contents, events, inserting, lifecycle, signals
 from django_epica_mail.claiming import Batch
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
 from django_epica_mail.patience import patiently
@@ -135,14 +135,8 @@ def settle(outcomes: Sequence[Outcome], *, token: uuid.UUID, using: str) -> list
     with transaction.atomic(using=using):
         moved = _settle_alike(plain, token, using) if plain else []
         moved += [outcome for outcome in others if _settle_one(outcome, token, using)]
-        DeliveryAttempt.objects.using(using).bulk_create(
-            [
-                _attempt(outcome.mail, outcome.result)
-                for outcome in outcomes
-                if outcome.result is not None
-            ],
-            ignore_conflicts=True,
-        )
+        attempts = [_attempt(it.mail, it.result) for it in outcomes if it.result is not None]
+        inserting.insert(attempts, using, ignore_conflicts=True)
         if over := [outcome.mail.pk for outcome in moved if outcome.ends_content]:
             contents.forget(over, using)
     return moved

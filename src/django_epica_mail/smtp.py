@@ -102,7 +102,8 @@ class RecordingClient(smtplib.SMTP):
         RFC 2920: MAIL, RCPT and DATA travel together, and their replies come together. smtplib
         goes through them one after the other as ever, and decides what they mean.
         """
-        if self.has_extn("pipelining") and not rcpt_options and len(to_addrs) <= _PIPELINED:
+        has_options = mail_options or rcpt_options
+        if self.has_extn("pipelining") and not has_options and len(to_addrs) <= _PIPELINED:
             self._recipients = to_addrs
         return super().sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options)
 
@@ -110,9 +111,9 @@ class RecordingClient(smtplib.SMTP):
         """Name the sender; where the server takes commands ahead, send all of the envelope."""
         if self._recipients:
             self._gathered = []
-            super().mail(sender, options)
+            self.putcmd("mail", " ".join([f"FROM:{_quoted(sender)}", *options]))
             for recipient in self._recipients:
-                super().rcpt(recipient)
+                self.putcmd("rcpt", f"TO:{_quoted(recipient)}")
             self.putcmd("data")
             commands, self._gathered = self._gathered, None
             self.send("".join(commands))
@@ -131,8 +132,6 @@ class RecordingClient(smtplib.SMTP):
 
     def getreply(self) -> Reply:
         """Read one reply within the deadline, unless it came ahead."""
-        if self._gathered is not None:
-            return 250, b""
         if self._ahead:
             return self._ahead.popleft()
         if self.file is None:
@@ -192,6 +191,13 @@ class RecordingClient(smtplib.SMTP):
         self._content_next = False
         self.content_reply = reply
         return reply
+
+
+def _quoted(address: str) -> str:
+    """Return an address as a command names it."""
+    if addresses.is_plain_and_bare(address):
+        return f"<{address}>"
+    return smtplib.quoteaddr(address)
 
 
 class RecordingBackend(EmailBackend):

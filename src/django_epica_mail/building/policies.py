@@ -1,25 +1,22 @@
-"""Building the bytes of a mail: those that Django's SMTP backend puts on the wire, with less ado.
+"""Policies of the standard library's e-mail, under which Django builds a mail with less ado.
 
-Building is the largest part of what a mail costs a worker. Most of it is the standard library
-folding, and since Django 6.0 parsing, headers that are plain: short, printable ASCII. Those need
-neither; all others are left to it.
+Most of it is folding, and since Django 6.0 parsing, headers that are plain: short, printable ASCII.
+Those need neither; all others are left to it.
 """
 
 from __future__ import annotations
 
-import random
 import re
 from email.headerregistry import BaseHeader, HeaderRegistry
-from email.message import Message
-from email.policy import SMTP, Compat32, EmailPolicy
+from email.policy import SMTP, Compat32, EmailPolicy, Policy
 from functools import lru_cache
 from typing import Any
 
 import django
-from django.core.mail import EmailMessage
 
 from django_epica_mail import addresses
 
+_IS_MODERN = django.VERSION >= (6, 0)
 _LINE = 76
 """Characters that fit into a line for certain; the standard library folds after 78."""
 _WORDS = re.compile(r"[!-~]+(?: [!-~]+)*")
@@ -28,30 +25,21 @@ _OF_PARTS = frozenset({"content-type", "content-transfer-encoding", "mime-versio
 _OF_ADDRESSES = frozenset({"from", "to", "cc", "reply-to"})
 
 
-def build(message: EmailMessage) -> bytes:
-    """Return the bytes of a message that Django itself builds; raise whatever it raises.
+def stands_for_itself(name: str, value: object) -> bool:
+    """Tell whether a header is written as it was given.
 
-    They are those of Django's own backend but for the boundaries, which are random in both.
+    It is plain, and, since Django 6.0 parses headers, of a kind of which that would change nothing.
     """
-    if django.VERSION >= (6, 0):
-        mime: Message = message.message(policy=_POLICY)
-        _choose_boundaries(mime)
-        return mime.as_bytes()
-    mime = message.message()
-    _choose_boundaries(mime)
-    mime.policy = _COMPAT
-    return mime.as_bytes(linesep="\r\n")  # type: ignore[call-arg]
-
-
-def _choose_boundaries(mime: Message) -> None:
-    """Give each multipart a boundary.
-
-    Left to it, the standard library looks each through the whole text, by an expression compiled
-    for this once. The form is its own; of 63 random bits, none is in the text.
-    """
-    for part in mime.walk():
-        if part.get_content_maintype() == "multipart" and part.get_boundary() is None:
-            part.set_boundary(f"==============={random.getrandbits(63):019d}==")
+    if not _is_plain(name, value):
+        return False
+    if not _IS_MODERN:
+        return True
+    kind, text = name.lower(), str(value)
+    if kind in _OF_ADDRESSES:
+        return addresses.is_plain(text)
+    if kind == "message-id":
+        return _MESSAGE_ID.fullmatch(text) is not None
+    return kind == "subject" or kind.startswith("x-")
 
 
 def _is_plain(name: str, value: object) -> bool:
@@ -68,7 +56,7 @@ class _Compat(Compat32):
     """The policy of Django 5.2's messages."""
 
     def fold_binary(self, name: str, value: Any) -> bytes:
-        if _is_plain(name, value):
+        if stands_for_itself(name, value):
             return f"{name}: {value}{self.linesep}".encode("ascii")
         return super().fold_binary(name, value)
 
@@ -92,21 +80,9 @@ class _Policy(EmailPolicy):
     """The policy of Django 6's messages, ``email.policy.SMTP``."""
 
     def header_store_parse(self, name: str, value: Any) -> tuple[str, Any]:
-        if _stands_for_itself(name, value):
+        if stands_for_itself(name, value):
             value = _PlainHeader(name, value)
         return super().header_store_parse(name, value)
-
-
-def _stands_for_itself(name: str, value: object) -> bool:
-    """Tell whether a plain header is of a kind of which parsing would change nothing."""
-    if not _is_plain(name, value):
-        return False
-    kind, text = name.lower(), str(value)
-    if kind in _OF_ADDRESSES:
-        return addresses.is_plain(text)
-    if kind == "message-id":
-        return _MESSAGE_ID.fullmatch(text) is not None
-    return kind == "subject" or kind.startswith("x-")
 
 
 class _Headers(HeaderRegistry):
@@ -126,5 +102,9 @@ class _Headers(HeaderRegistry):
         return super().__call__(name, value)
 
 
-_COMPAT = _Compat()
-_POLICY = _Policy(linesep=SMTP.linesep, header_factory=_Headers())
+POLICY: Policy = (
+    _Policy(linesep=SMTP.linesep, header_factory=_Headers())
+    if _IS_MODERN
+    else _Compat(linesep=SMTP.linesep)
+)
+"""The policy under which a message of this Django is built."""

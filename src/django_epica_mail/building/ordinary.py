@@ -1,0 +1,178 @@
+"""An ordinary mail, written outright: text, perhaps with alternatives such as HTML.
+
+Nearly all mail is of this form. To make it of objects, which are asked for their bytes once, takes
+Django several times as long.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from email.headerregistry import AddressHeader
+from email.message import EmailMessage as Part
+from email.utils import format_datetime, formatdate
+from functools import lru_cache
+from typing import NamedTuple
+
+import django
+from django.conf import settings
+from django.core.mail import EmailMessage, EmailMultiAlternatives
+from django.utils.timezone import get_current_timezone
+
+from django_epica_mail.building import policies
+
+if django.VERSION < (6, 0):
+    from django.core.mail.message import forbid_multi_line_headers
+
+_IS_MODERN = django.VERSION >= (6, 0)
+_ALTERNATIVE = getattr(EmailMultiAlternatives, "alternative_subtype", None)
+_MIMETYPE = re.compile(r"text/[a-z]{1,20}")
+_NAME = re.compile(r"[A-Za-z0-9-]{1,40}")
+_LONGEST = 998
+"""Bytes in a line (RFC 5322, section 2.1.1); text with a longer one is encoded by Django 5.2."""
+_VERSION = "MIME-Version: 1.0\r\n"
+_WRITTEN_FIRST = frozenset({"from", "to", "cc", "reply-to"})
+_LEFT_TO_DJANGO = frozenset(
+    {"subject", "bcc", "mime-version", "content-type", "content-transfer-encoding"}
+)
+
+
+class _NotOrdinary(Exception):  # noqa: N818 - it is an answer
+    """There is something in a message about which Django has to be asked."""
+
+
+class _Text(NamedTuple):
+    """A text as it is encoded for the wire."""
+
+    mimetype: str
+    encoding: str
+    """Its Content-Transfer-Encoding."""
+    content: bytes
+
+
+def write(message: EmailMessage, boundary: str) -> bytes | None:
+    """Return the bytes of a message as Django writes them, or ``None`` if it is not ordinary.
+
+    Raises what Django raises for an impossible header.
+    """
+    try:
+        texts = _texts(message)
+        headers = b"".join(_line(name, value) for name, value in _headers(message))
+    except _NotOrdinary:
+        return None
+    if len(texts) == 1:
+        return b"".join([_about(texts[0]), headers, b"\r\n", texts[0].content])
+    kind = f'Content-Type: multipart/alternative;\r\n boundary="{boundary}"\r\n'
+    pieces = [(_VERSION + kind if _IS_MODERN else kind + _VERSION).encode(), headers]
+    for text in texts:
+        # Django 6 gives the version to the message and not to the body, which had it before.
+        about = _about(text, with_version=not (_IS_MODERN and text is texts[0]))
+        pieces += [f"\r\n--{boundary}\r\n".encode(), about, b"\r\n", text.content]
+    return b"".join([*pieces, f"\r\n--{boundary}--\r\n".encode()])
+
+
+def new_boundary() -> str:
+    """Return a boundary in the standard library's form; its 63 random bits are in no text."""
+    return f"==============={random.getrandbits(63):019d}=="
+
+
+def _texts(message: EmailMessage) -> list[_Text]:
+    """Return the body and its alternatives."""
+    alternatives = getattr(message, "alternatives", None) or []
+    if (
+        message.attachments
+        or message.encoding
+        or settings.DEFAULT_CHARSET != "utf-8"
+        or getattr(message, "alternative_subtype", _ALTERNATIVE) != _ALTERNATIVE
+        or (alternatives and not message.body)
+    ):
+        raise _NotOrdinary
+    texts = [_text(f"text/{message.content_subtype}", message.body)]
+    return texts + [_text(mimetype, content) for content, mimetype in alternatives]
+
+
+def _text(mimetype: str, content: object) -> _Text:
+    if not (isinstance(content, str) and _MIMETYPE.fullmatch(mimetype)):
+        raise _NotOrdinary
+    try:
+        data = content.encode()
+    except UnicodeEncodeError:
+        raise _NotOrdinary from None
+    lines = data.splitlines()
+    longest = max(map(len, lines), default=0)
+    encoding = "7bit" if data.isascii() else "8bit"
+    if not _IS_MODERN:
+        if longest > _LONGEST:
+            raise _NotOrdinary
+        return _Text(mimetype, encoding, _with_crlf(data))
+    if longest > (policies.POLICY.max_line_length or 0):
+        part = Part(policy=policies.POLICY)
+        part.set_content(content, subtype=mimetype.removeprefix("text/"), charset="utf-8")
+        payload = str(part.get_payload()).encode("ascii")
+        return _Text(mimetype, part["Content-Transfer-Encoding"], _with_crlf(payload))
+    return _Text(mimetype, encoding, b"\r\n".join(lines) + b"\r\n")
+
+
+def _with_crlf(data: bytes) -> bytes:
+    """Return text with the ends of lines that SMTP has."""
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+
+
+def _about(text: _Text, *, with_version: bool = True) -> bytes:
+    """Return the headers that say what a text is, in Django's order."""
+    version = _VERSION if with_version else ""
+    kind = f'Content-Type: {text.mimetype}; charset="utf-8"\r\n'
+    encoding = f"Content-Transfer-Encoding: {text.encoding}\r\n"
+    about = kind + encoding + version if _IS_MODERN else kind + version + encoding
+    return about.encode()
+
+
+def _headers(message: EmailMessage) -> Iterator[tuple[str, object]]:
+    """Yield all other headers, in Django's order."""
+    own = message.extra_headers
+    names = {name.lower() for name in own}
+    if len(names) < len(own) or "message-id" not in names or not _LEFT_TO_DJANGO.isdisjoint(names):
+        raise _NotOrdinary
+    yield "Subject", message.subject
+    yield "From", own.get("From", message.from_email)
+    for name, values in (("To", message.to), ("Cc", message.cc), ("Reply-To", message.reply_to)):
+        if name in own:
+            yield name, own[name]
+        elif values:
+            yield name, ", ".join(map(str, values))
+    if "date" not in names:
+        yield "Date", _date()
+    for name, value in own.items():
+        if name.lower() not in _WRITTEN_FIRST:
+            yield name, value
+
+
+def _date() -> str:
+    if not _IS_MODERN:
+        return formatdate(localtime=settings.EMAIL_USE_LOCALTIME)
+    zone = get_current_timezone() if settings.EMAIL_USE_LOCALTIME else timezone.utc
+    return format_datetime(datetime.now(zone))
+
+
+def _line(name: str, value: object) -> bytes:
+    """Return a header as it is written."""
+    if not (isinstance(value, str) and value.isprintable() and _NAME.fullmatch(name)):
+        raise _NotOrdinary
+    if policies.stands_for_itself(name, value):
+        return f"{name}: {value}\r\n".encode()
+    return _folded(name, str(value))
+
+
+@lru_cache(maxsize=256)
+def _folded(name: str, value: str) -> bytes:
+    """Return a header that is not plain; many are the same in each mail of a batch."""
+    if not _IS_MODERN:
+        return policies.POLICY.fold_binary(*forbid_multi_line_headers(name, value, "utf-8"))
+    _, header = policies.POLICY.header_store_parse(name, value)
+    if isinstance(header, AddressHeader) and not all(
+        address.domain.isascii() for address in header.addresses
+    ):
+        raise _NotOrdinary
+    return policies.POLICY.fold_binary(name, header)
