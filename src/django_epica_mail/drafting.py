@@ -64,7 +64,7 @@ def draft(
     stored = serialization.dump(message)
     guards.check_size(stored.size)
     # The model's own __init__ gives the log its id, which all the others refer to.
-    log = EmailLog(batch=batch, envelope=stored.envelope)
+    log = EmailLog(batch_id=batch.pk if batch else None, envelope=stored.envelope)
     recipients = list(_recipients(message, log))
     facts = Facts(
         category=options.category or "",
@@ -149,7 +149,9 @@ def _recipients(message: EmailMessage, log: EmailLog) -> Iterator[EmailRecipient
     for position, (recipient, kind) in enumerate(
         itertools.zip_longest(message.recipients(), kinds, fillvalue=EmailRecipient.Kind.BCC)
     ):
-        yield EmailRecipient(email=log, position=position, kind=kind, address=_address(recipient))
+        yield EmailRecipient(
+            email_id=log.pk, position=position, kind=kind, address=_address(recipient)
+        )
 
 
 def _address(recipient: object) -> str:

@@ -76,22 +76,23 @@ def _row(
     cells = []
     for field, goes_as_it_is in fields:
         value = row.__dict__[field.attname]
-        if isinstance(value, Expression):
+        if value is None:
+            cells.append("NULL")
+        elif isinstance(value, Expression):
             sql, own = _compile(value, type(row), connection.alias)
             cells.append(sql)
             params += own
-            continue
-        if not (goes_as_it_is and type(value) in (str, int)):
-            value = field.get_db_prep_save(value, connection)
-        if value is None:
-            cells.append("NULL")
-        elif type(value) is int:
+        elif type(value) is UUID:
+            is_native = connection.features.has_native_uuid_field
+            cells.append(f"'{value if is_native else value.hex}'")
+        elif goes_as_it_is and type(value) is int:
             cells.append(str(value))
-        elif type(value) is UUID or (type(value) is str and _WORD.fullmatch(value)):
-            cells.append(f"'{value}'")
+        elif goes_as_it_is and isinstance(value, str) and (word := _WORD.fullmatch(value)):
+            cells.append(f"'{word[0]}'")
         else:
             cells.append("%s")
-            params.append(value)
+            is_text = goes_as_it_is and type(value) is str
+            params.append(value if is_text else field.get_db_prep_save(value, connection))
     return f"({', '.join(cells)})"
 
 

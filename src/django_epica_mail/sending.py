@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,16 @@ def compose(given: Mapping[str, Any]) -> tuple[EmailMultiAlternatives, Options]:
     for name in _ANYMAIL:
         if given.get(name) is not None:
             setattr(message, name, given[name])
-    return message, replace(options_of(given), template=template)
+    return message, options_of(given, template)
 
 
-def options_of(given: Mapping[str, Any]) -> Options:
-    """Return the checked options of the queue, without what concerns the message itself."""
-    return Options(**{name: value for name, value in given.items() if name in _OPTIONS})
+def options_of(given: Mapping[str, Any], template: str | None = None) -> Options:
+    """Return the checked options of the queue, without what concerns the message itself.
+
+    ``template`` is the name of that of which the message was made.
+    """
+    named = {name: value for name, value in given.items() if name in _OPTIONS}
+    return Options(template=template, **named)
 
 
 def _content(given: Mapping[str, Any]) -> tuple[object, object, object, str | None]:

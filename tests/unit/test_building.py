@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from django_epica_mail import addresses, building
+from django_epica_mail import additions, addresses, building
 from django_epica_mail.building import ordinary
 from django_epica_mail.serialization import raw_message
 from tests import corpus
@@ -149,6 +149,15 @@ def test_what_is_not_ordinary_is_left_to_django(changes: dict[str, Any]) -> None
 def test_a_domain_that_is_not_ascii_is_written_as_by_django() -> None:
     made = partial(ordinary_mail, to=["Ayşe <ayse@bücher.example>"])
     assert outcome(building.build, made()) == outcome(raw_message.render, made())
+
+
+def test_a_header_that_folds_itself_does() -> None:
+    link = f"<https://example.com/{'a' * 90}>"
+    headers = {"Message-ID": ID, "List-Unsubscribe": additions._OneLine(link)}
+    for value in (link, headers["List-Unsubscribe"]):  # the same text, and not the same header
+        made = partial(ordinary_mail, extra_headers={**headers, "List-Unsubscribe": value})
+        assert outcome(building.build, made()) == outcome(raw_message.render, made())
+        assert ordinary.write(made(), "b") is not None
 
 
 def test_a_django_that_builds_otherwise_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,12 +162,15 @@ def _line(name: str, value: object) -> bytes:
         raise _NotOrdinary
     if policies.stands_for_itself(name, value):
         return f"{name}: {value}\r\n".encode()
-    return _folded(name, str(value))
+    return _folded(name, value)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64, typed=True)
 def _folded(name: str, value: str) -> bytes:
-    """Return a header that is not plain; many are the same in each mail of a batch."""
+    """Return a header that is not plain; many are the same in each mail of a batch.
+
+    By the type of the value too: it may be a header that says itself how it is folded.
+    """
     if not _IS_MODERN:
         return policies.POLICY.fold_binary(*forbid_multi_line_headers(name, value, "utf-8"))
     _, header = policies.POLICY.header_store_parse(name, value)
