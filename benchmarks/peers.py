@@ -45,7 +45,7 @@ _POST_OFFICE: dict[str, Any] = {
 
 SUBJECTS = (
     Subject(name="epica", **_EPICA),
-    Subject(name="epica, Django 6.1", django="Django~=6.1.0", **_EPICA),
+    Subject(name="epica on Django 6.1", django="Django~=6.1.0", **_EPICA),
     Subject(
         name="celery-email",
         packages=("django-celery-email==3.0.0", "celery[redis]"),

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from django.db import router, transaction
 
-from django_epica_mail import clock, doorbell, drafting, encryption, outbox, sending
+from django_epica_mail import clock, doorbell, drafting, encryption, outbox, sending, storing
 from django_epica_mail.models import EmailBatch
 from django_epica_mail.retry import reply_text
 from django_epica_mail.serialization import UnencodableValue, decode, encode
@@ -82,7 +82,7 @@ def _insert(batch: EmailBatch, portion: Sequence[Any], start: int, using: str) -
         except Exception as error:  # noqa: BLE001 - a bad entry, or template, never stops others
             reason = reply_text(f"{type(error).__name__}: {error}")
             refused.append({"index": index, "reason": reason})
-    logs = outbox.insert(drafts)
+    logs = storing.insert(drafts)
     done = start + len(portion) >= batch.total
     EmailBatch.objects.using(using).filter(pk=batch.pk).update(
         accepted=batch.accepted + len(logs),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -14,7 +14,6 @@ from uuid import UUID
 
 from django.core.mail import EmailMessage
 from django.db import router, transaction
-from django.db.models import Expression
 
 from django_epica_mail import (
     clock,
@@ -22,24 +21,21 @@ from django_epica_mail import (
     contents,
     doorbell,
     drafting,
-    encryption,
     gates,
-    inserting,
     interventions,
     lifecycle,
     reading,
     results,
     routing,
+    storing,
 )
 from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.drafting import Draft
 from django_epica_mail.exceptions import MissingKey, UnreadableEnvelope
 from django_epica_mail.models import (
-    EmailAttachment,
     EmailBatch,
     EmailLog,
     EmailRecipient,
-    PendingResult,
 )
 from django_epica_mail.routing import Options
 from django_epica_mail.settling import tell
@@ -71,7 +67,7 @@ def enqueue(message: EmailMessage, **options: Any) -> EmailLog:
 def enqueue_one(message: EmailMessage, options: Options) -> EmailLog:
     """Queue one message as ``enqueue`` does, with options that are checked already."""
     of_celery = doorbell.site_route(bulk=False)
-    return insert([drafting.draft(message, options, of_celery=of_celery)])[0]
+    return storing.insert([drafting.draft(message, options, of_celery=of_celery)])[0]
 
 
 def enqueue_all(messages: Iterable[EmailMessage], options: Options) -> int:
@@ -82,7 +78,9 @@ def enqueue_all(messages: Iterable[EmailMessage], options: Options) -> int:
     addressed = [message for message in messages if message.recipients()]
     if addressed:
         of_celery = doorbell.site_route(bulk=False)
-        insert([drafting.draft(message, options, of_celery=of_celery) for message in addressed])
+        storing.insert(
+            [drafting.draft(message, options, of_celery=of_celery) for message in addressed]
+        )
     return len(addressed)
 
 
@@ -105,7 +103,7 @@ def enqueue_pairs(pairs: Iterable[tuple[EmailMessage, Options]]) -> EmailBatch:
         batch = EmailBatch.objects.using(using).create()
         of_celery = doorbell.site_route(bulk=True)
         for portion in _portions(pairs, CHUNK):
-            insert(
+            storing.insert(
                 [
                     drafting.draft(message, options, of_celery=of_celery, bulk=True, batch=batch)
                     for message, options in portion
@@ -221,7 +219,7 @@ def send_again(ids: Iterable[UUID | str]) -> list[EmailLog]:
         for portion in _portions(_uuids(ids), _PORTION):
             rows = ended.filter(pk__in=portion).order_by("pk").prefetch_related("attachments")
             drafts = [draft for mail in rows if (draft := _draft_again(mail)) is not None]
-            made += insert(drafts)
+            made += storing.insert(drafts)
     return made
 
 
@@ -282,88 +280,6 @@ def _portions(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while portion := list(itertools.islice(iterator, size)):
         yield portion
-
-
-def insert(drafts: Sequence[Draft]) -> list[EmailLog]:
-    """Insert drafts in the caller's transaction and ring on its commit; return their rows.
-
-    For a draft whose idempotency key was used before, the row of that time stands in its place.
-    """
-    using = router.db_for_write(EmailLog)
-    # Inside the caller's transaction a savepoint of our own would cost two more round trips.
-    with transaction.atomic(using=using, savepoint=False):
-        earlier = _claim_keys(drafts, using)
-        new = [draft for draft in drafts if draft.log.pk not in earlier]
-        unkeyed = [draft.log for draft in new if draft.log.idempotency_key is None]
-        inserting.insert(unkeyed, using)
-        inserting.insert([it for draft in new for it in draft.recipients], using)
-        _insert_blobs(new, using)
-        told = [draft.log for draft in new if draft.log.store_result]
-        inserting.insert([PendingResult(email=log, due_at=log.due_at) for log in told], using)
-        for queue in {draft.log.queue for draft in new if draft.is_due}:
-            doorbell.ring_on_commit(queue, using=using)
-    for draft in new:
-        for name in ("created_at", "due_at", "give_up_at", "expires_at"):
-            if isinstance(draft.log.__dict__.get(name), Expression):
-                delattr(draft.log, name)  # until the database has said its time
-    return [earlier.get(draft.log.pk, draft.log) for draft in drafts]
-
-
-def _claim_keys(drafts: Sequence[Draft], using: str) -> dict[UUID, EmailLog]:
-    """Insert the rows that have idempotency keys; return those used before, by the draft's id.
-
-    Another transaction that inserts the same key is waited for. No IntegrityError reaches the
-    caller's transaction.
-    """
-    keyed = {draft.log.idempotency_key: draft.log for draft in drafts if draft.log.idempotency_key}
-    if not keyed:
-        return {}
-    rows = EmailLog.objects.using(using)
-    known = rows.in_bulk(keyed, field_name="idempotency_key")
-    if len(known) < len(keyed):
-        rows.bulk_create(
-            [log for key, log in keyed.items() if key not in known], ignore_conflicts=True
-        )
-        known = rows.in_bulk(keyed, field_name="idempotency_key")
-    earlier = {}
-    for draft in drafts:
-        key = draft.log.idempotency_key
-        if key is not None and known[key].pk != draft.log.pk:
-            earlier[draft.log.pk] = known[key]
-            if _is_another(known[key].envelope, draft.log.envelope):
-                logger.warning(
-                    "The idempotency key of e-mail %s was used again for another message, which "
-                    "was not queued.",
-                    known[key].pk,
-                )
-    return earlier
-
-
-def _is_another(known: str, envelope: str) -> bool:
-    """Tell whether a stored message is surely another than a new one."""
-    if not known:
-        return False  # forgotten by now
-    try:
-        return encryption.unseal(known) != encryption.unseal(envelope)
-    except MissingKey:
-        return False
-
-
-def _insert_blobs(drafts: Sequence[Draft], using: str) -> None:
-    """Store each distinct content of this call once, and link it to the mails that carry it."""
-    rows: dict[str, EmailAttachment] = {}
-    links = []
-    for draft in drafts:
-        for blob in draft.blobs:
-            row = rows.setdefault(blob.digest, drafting.attachment(blob))
-            links.append((draft.log, row))
-    if not rows:
-        return
-    EmailAttachment.objects.using(using).bulk_create(rows.values())
-    link = EmailLog.attachments.through
-    link._default_manager.using(using).bulk_create(
-        [link(emaillog_id=log.pk, emailattachment_id=row.pk) for log, row in links]
-    )
 
 
 aenqueue = coroutine_of(enqueue)

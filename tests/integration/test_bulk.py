@@ -11,7 +11,7 @@ from django.core.mail import EmailMessage
 from django.db import OperationalError
 from django.test import TestCase
 
-from django_epica_mail import bulk, maintenance, outbox
+from django_epica_mail import bulk, maintenance, outbox, storing
 from django_epica_mail.models import EmailBatch, EmailLog
 from django_epica_mail.tasks import send_bulk_emails_task
 
@@ -110,7 +110,7 @@ def test_what_was_interrupted_goes_on_where_it_was_and_doubles_nothing(
 ) -> None:
     monkeypatch.setattr(outbox, "CHUNK", 10)
     batch = bulk.submit(entries(35))
-    insert, calls = outbox.insert, []
+    insert, calls = storing.insert, []
 
     def fail_at_the_third(drafts: Any) -> Any:
         calls.append(len(drafts))
@@ -118,7 +118,7 @@ def test_what_was_interrupted_goes_on_where_it_was_and_doubles_nothing(
             raise OperationalError("the server closed the connection")
         return insert(drafts)
 
-    monkeypatch.setattr(outbox, "insert", fail_at_the_third)
+    monkeypatch.setattr(storing, "insert", fail_at_the_third)
     with pytest.raises(OperationalError):
         bulk.expand(batch.pk)
     batch.refresh_from_db()

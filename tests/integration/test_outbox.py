@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 
 import pytest
 from django.core.mail import EmailMessage
-from django.db import transaction
+from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 
-from django_epica_mail import outbox, transport
+from django_epica_mail import drafting, outbox, routing, storing, transport
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog
 from tests import corpus
 
@@ -52,20 +52,45 @@ def test_times_of_a_new_row_are_those_of_the_database() -> None:
     assert timedelta(hours=71) < log.give_up_at - log.created_at < timedelta(hours=73)
 
 
+def inserts() -> int:
+    """Return how many statements a mail and its recipients are: PostgreSQL takes both in one."""
+    return 1 if connection.vendor == "postgresql" else 2
+
+
 def test_a_mail_is_two_inserts_and_one_with_an_attachment_four(django_assert_num_queries) -> None:
     transport.aliases()
     with transaction.atomic():
-        with django_assert_num_queries(2):
+        with django_assert_num_queries(inserts()):
             outbox.enqueue(message(), transport="smtp")
         attached = message()
         attached.attach("a.bin", b"x", "application/zip")
-        with django_assert_num_queries(4):
+        with django_assert_num_queries(inserts() + 2):
             outbox.enqueue(attached, transport="smtp")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_where_a_mail_is_one_statement_it_needs_no_transaction(django_assert_num_queries) -> None:
+    transport.aliases()
+    with django_assert_num_queries(1 if connection.vendor == "postgresql" else 5) as seen:
+        log = outbox.enqueue(message(bcc=["b@example.com"]), transport="smtp", store_result=True)
+    assert log.recipients.count() == 2
+    assert log.pending_result.due_at == log.due_at
+    if connection.vendor != "postgresql":
+        assert [seen[0]["sql"], seen[-1]["sql"]] == ["BEGIN", "COMMIT"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_without_a_transaction_a_mail_is_stored_whole_or_not_at_all() -> None:
+    draft = drafting.draft(message(), routing.Options(transport="smtp"), of_celery={})
+    draft.recipients[0].address = "a" * 400 if connection.vendor != "sqlite" else None
+    with pytest.raises(DatabaseError):
+        storing.insert([draft])
+    assert not EmailLog.objects.exists()
 
 
 def test_many_mails_are_two_inserts_beside_those_of_their_batch(django_assert_num_queries) -> None:
     # The batch: a savepoint, its insert, its total, and the end of the savepoint.
-    with transaction.atomic(), django_assert_num_queries(4 + 2):
+    with transaction.atomic(), django_assert_num_queries(4 + inserts()):
         batch = outbox.enqueue_many((message() for _ in range(20)), transport="smtp")
     assert batch.total == batch.emails.count() == 20
     log = batch.emails.first()

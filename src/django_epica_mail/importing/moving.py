@@ -13,7 +13,7 @@ from django.db import DatabaseError, connections, router, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from django_epica_mail import contents, doorbell, drafting, lifecycle, outbox, routing, suppression
+from django_epica_mail import contents, doorbell, drafting, lifecycle, routing, storing, suppression
 from django_epica_mail import transport as transports
 from django_epica_mail.drafting import Draft
 from django_epica_mail.importing.sources import Past, Source, aware
@@ -112,7 +112,7 @@ class _Run:
             else:
                 self.report.queued += len(drafts)
             if drafts and not self.dry_run:
-                outbox.insert([draft for _, draft, _ in drafts])
+                storing.insert([draft for _, draft, _ in drafts])
                 if is_past:
                     _end((draft, past) for _, draft, past in drafts if past is not None)
                 else:
