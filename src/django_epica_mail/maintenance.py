@@ -33,6 +33,7 @@ from django_epica_mail.models import (
     EmailRecipient,
     PendingResult,
 )
+from django_epica_mail.portions import portions
 from django_epica_mail.retry import PASSING, Decision, Failure, Kind, Result
 from django_epica_mail.rules import LEVELS
 from django_epica_mail.settling import Outcome, announce, policy_of, settle, tell
@@ -201,7 +202,9 @@ def retry_failed(*, advance: Callable[[int], None] = lambda count: None) -> int:
         newest = rows.values_list("finished_at", flat=True).last()
         if newest is None:
             continue
-        rows = rows.filter(finished_at__lte=newest)  # not what fails again meanwhile
+        # Not what fails again meanwhile. Not "up to the newest": SQLite compares times as text, and
+        # of a full second the database writes the fraction and Django does not.
+        rows = rows.filter(finished_at__lt=newest + timedelta(milliseconds=1))
         while ids := list(rows.values_list("pk", flat=True)[:_CHUNK]):
             count += EmailLog.objects.using(using).move(
                 lifecycle.REQUEUE, ids, due_at=clock.now(), finished_at=None
@@ -242,9 +245,8 @@ def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda 
 def _delete_batches(age: timedelta, using: str) -> None:
     """Delete old bulk calls that have no mail any more."""
     batches = EmailBatch.objects.using(using)
-    old = list(batches.filter(finished_at__lt=clock.now(-age)).values_list("pk", flat=True))
-    for start in range(0, len(old), _CHUNK):
-        portion = old[start : start + _CHUNK]
+    old = batches.filter(finished_at__lt=clock.now(-age)).values_list("pk", flat=True)
+    for portion in portions(list(old), _CHUNK):
         used = EmailLog.objects.using(using).filter(batch__in=portion).order_by()
         kept = set(used.values_list("batch", flat=True).distinct())
         batches.filter(pk__in=set(portion) - kept).delete()

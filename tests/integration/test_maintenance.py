@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from cryptography.fernet import Fernet
 from django.core.mail import EmailMessage
+from django.db import connection
 from django.utils import timezone
 
 from devservers.smtp_faults import refuse
@@ -93,6 +94,16 @@ def test_what_failed_for_a_passing_reason_gets_one_more_try(
     maintenance.retry_failed()
     deliver()
     assert statuses() == {"sent": 1}
+
+
+def test_what_failed_at_a_full_second_gets_it_too(queue_mail) -> None:
+    queue_mail()
+    EmailLog.objects.update(status="failed", pending=None, failure_kind="transient")
+    with connection.cursor() as cursor:
+        # As SQLite's own clock writes it, in which the queue's times are written.
+        at = f"{timezone.now() - timedelta(minutes=1):%Y-%m-%d %H:%M:%S}.000"
+        cursor.execute("UPDATE epica_mail_emaillog SET finished_at = %s", [at])
+    assert maintenance.retry_failed() == 1
 
 
 @pytest.mark.parametrize("kind", ["permanent", "unknown", "worker_lost", "message", "overdue"])
