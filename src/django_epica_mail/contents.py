@@ -12,6 +12,7 @@ from django.db import transaction
 from django_epica_mail import clock, lifecycle, providers, serialization, suppression
 from django_epica_mail.claiming import Batch
 from django_epica_mail.models import EmailAttachment, EmailLog, EmailRecipient
+from django_epica_mail.portions import portions
 from django_epica_mail.retry import PASSING, Kind
 
 _CHUNK = 500
@@ -56,11 +57,10 @@ def forget_given_up(using: str) -> int:
             .exclude(keep_content="always")
             .exclude(envelope="")
         )
-        ids = list(given_up.values_list("pk", flat=True))
-        for start in range(0, len(ids), _CHUNK):
+        for ids in portions(list(given_up.values_list("pk", flat=True)), _CHUNK):
             with transaction.atomic(using=using):
-                forget(ids[start : start + _CHUNK], using)
-        count += len(ids)
+                forget(ids, using)
+            count += len(ids)
     return count
 
 

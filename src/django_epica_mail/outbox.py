@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from django.core.mail import EmailMessage
@@ -32,17 +31,12 @@ from django_epica_mail import (
 from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.drafting import Draft
 from django_epica_mail.exceptions import MissingKey, UnreadableEnvelope
-from django_epica_mail.models import (
-    EmailBatch,
-    EmailLog,
-    EmailRecipient,
-)
+from django_epica_mail.models import EmailBatch, EmailLog, EmailRecipient
+from django_epica_mail.portions import portions
 from django_epica_mail.routing import Options
 from django_epica_mail.settling import tell
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 CHUNK = 500
 """How many mails of a bulk call are checked and inserted at a time."""
@@ -102,7 +96,7 @@ def enqueue_pairs(pairs: Iterable[tuple[EmailMessage, Options]]) -> EmailBatch:
     with transaction.atomic(using=using):
         batch = EmailBatch.objects.using(using).create()
         of_celery = doorbell.site_route(bulk=True)
-        for portion in _portions(pairs, CHUNK):
+        for portion in portions(pairs, CHUNK):
             storing.insert(
                 [
                     drafting.draft(message, options, of_celery=of_celery, bulk=True, batch=batch)
@@ -216,7 +210,7 @@ def send_again(ids: Iterable[UUID | str]) -> list[EmailLog]:
     ended = EmailLog.objects.using(using).filter(status__in=lifecycle.FINAL).exclude(envelope="")
     made: list[EmailLog] = []
     with transaction.atomic(using=using):
-        for portion in _portions(_uuids(ids), _PORTION):
+        for portion in portions(_uuids(ids), _PORTION):
             rows = ended.filter(pk__in=portion).order_by("pk").prefetch_related("attachments")
             drafts = [draft for mail in rows if (draft := _draft_again(mail)) is not None]
             made += storing.insert(drafts)
@@ -274,12 +268,6 @@ def probe(transport: str) -> bool:
     One mail finds out whether it works again, at the next ring or sweep.
     """
     return gates.return_probe(transport, router.db_for_write(EmailLog))
-
-
-def _portions(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while portion := list(itertools.islice(iterator, size)):
-        yield portion
 
 
 aenqueue = coroutine_of(enqueue)

@@ -6,10 +6,8 @@ import contextlib
 import hashlib
 import hmac
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from itertools import islice
-from typing import TypeVar
 from uuid import UUID
 
 from django.conf import settings
@@ -20,8 +18,7 @@ from django.utils.encoding import force_bytes
 
 from django_epica_mail import addresses, clock, conf, rules
 from django_epica_mail.models import EmailLog, EmailRecipient, Suppression
-
-T = TypeVar("T")
+from django_epica_mail.portions import portions
 
 Reason = Suppression.Reason
 
@@ -103,7 +100,7 @@ def insert(rows: Sequence[Suppression]) -> int:
     """Insert the entries that are not there; return how many. Those that were keep their note."""
     entries = Suppression.objects.using(_using())
     count = 0
-    for portion in _portions(rows):
+    for portion in portions(rows, _PORTION):
         entries.bulk_create(portion, ignore_conflicts=True)
         count += entries.filter(pk__in=[row.pk for row in portion]).count()
     return count
@@ -179,7 +176,7 @@ def held_back(
 def _listed(wanted: Iterable[str], using: str) -> dict[str, list[tuple[str, str]]]:
     """Return the entries there are of addresses: scope and reason of each."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for portion in _portions(wanted):
+    for portion in portions(wanted, _PORTION):
         whose = {_digest(key, address): address for address in portion for key in _keys()}
         rows = (
             Suppression.objects.using(using)
@@ -200,12 +197,6 @@ def _reason(entries: Iterable[tuple[str, str]], category: str) -> str | None:
         if scope in ("", category) and not (exempt and reason == Reason.UNSUBSCRIBE)
     }
     return next((reason for reason in Reason.values if reason in reasons), None)
-
-
-def _portions(items: Iterable[T]) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while portion := list(islice(iterator, _PORTION)):
-        yield portion
 
 
 def _keys() -> Sequence[str | bytes]:

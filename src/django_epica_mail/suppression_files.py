@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, TextIO
 
 from django.db.models import QuerySet
@@ -14,6 +13,7 @@ from django.utils.timezone import is_naive, make_aware
 
 from django_epica_mail import suppression
 from django_epica_mail.models import Suppression
+from django_epica_mail.portions import portions
 from django_epica_mail.suppression import Reason
 
 COLUMNS = ("address", "scope", "reason", "note", "created_at", "expires_at", "digest")
@@ -69,9 +69,8 @@ def read(file: Iterable[str], *, advance: Callable[[int], None] = lambda _: None
     whose address was erased it is ``digest``. Goes in portions, and calls ``advance`` with the
     number of lines so far. Raises ``ValueError`` for a file without such a column.
     """
-    entries_of = _lines(file)
     done, added, refused = 0, 0, []
-    while portion := list(islice(entries_of, _PORTION)):
+    for portion in portions(_lines(file), _PORTION):
         entries = []
         for number, cells in portion:
             try:

@@ -8,7 +8,7 @@ import pytest
 
 from devservers.smtp_faults import Reply, Rule, delay, refuse
 from django_epica_mail import lifecycle
-from django_epica_mail.conf import MOST_CONNECTIONS
+from django_epica_mail.conf_checks import MOST_CONNECTIONS
 from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailLog
 
 

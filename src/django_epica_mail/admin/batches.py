@@ -6,17 +6,14 @@ from collections import Counter
 from typing import Any, ClassVar
 
 from django.contrib import admin
-from django.contrib.admin.utils import unquote
-from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
+from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail.admin.pagination import MOST, BoundedPaginator
-from django_epica_mail.admin.read_only import ReadOnly
+from django_epica_mail.admin.read_only import Page
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailBatch
 
@@ -25,12 +22,13 @@ _REFUSED = 200
 
 
 @admin.register(EmailBatch)
-class EmailBatchAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+class EmailBatchAdmin(Page):
     """The bulk calls, newest first."""
 
     list_display = ("id", "created_at", "progress", "total", "accepted", "refusals", "finished_at")
     list_per_page = 50
     ordering = ("-pk",)
+    page_template = "admin/epica_mail/batch.html"
     paginator = BoundedPaginator
     show_full_result_count = False
     sortable_by = ()
@@ -54,35 +52,18 @@ class EmailBatchAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     def refusals(self, batch: EmailBatch) -> int:
         return batch.position - batch.accepted
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
-        """Show a batch; nobody changes one."""
-        if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
-            raise PermissionDenied
-        batch = self.get_object(request, unquote(object_id))
-        if batch is None:
-            return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
-                request, self.opts, object_id
-            )
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "title": batch,
-            "batch": batch,
-            "progress": progress_bar(batch),
-            "refusals": self.refusals(batch),
-            "statuses": _statuses(batch),
+    def page(self, request: HttpRequest, row: EmailBatch) -> dict[str, Any]:
+        """Return how far a batch has come, and what it refused."""
+        return {
+            "title": row,
+            "batch": row,
+            "progress": progress_bar(row),
+            "refusals": self.refusals(row),
+            "statuses": _statuses(row),
             "most": MOST,
-            "refused": batch.refused[:_REFUSED],
-            "has_more_refused": len(batch.refused) > _REFUSED,
-            **(extra_context or {}),
+            "refused": row.refused[:_REFUSED],
+            "has_more_refused": len(row.refused) > _REFUSED,
         }
-        return TemplateResponse(request, "admin/epica_mail/batch.html", context)
 
 
 def progress_bar(batch: EmailBatch) -> SafeString:

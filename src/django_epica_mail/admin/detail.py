@@ -8,19 +8,17 @@ from typing import Any
 from uuid import UUID
 
 from django.apps import apps
-from django.contrib import admin
 from django.contrib.admin import helpers
-from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import router
 from django.http import FileResponse, Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, URLPattern, path, reverse
 from django.utils.translation import gettext as _
 
 from django_epica_mail import reading
 from django_epica_mail.admin.operations import DETAIL, possible
+from django_epica_mail.admin.read_only import Page, may_operate
 from django_epica_mail.admin.sandbox import frame, sandboxed
 from django_epica_mail.admin.timeline import timeline, waiting_for
 from django_epica_mail.exceptions import MissingKey
@@ -42,8 +40,10 @@ def may_see_content(request: HttpRequest) -> bool:
     return request.user.has_perm("epica_mail.view_content")
 
 
-class Detail(admin.ModelAdmin):  # type: ignore[type-arg]
-    """A model admin of mails whose change view is a page to read."""
+class Detail(Page):
+    """A model admin of mails with a page for each."""
+
+    page_template = "admin/epica_mail/email.html"
 
     def get_urls(self) -> list[URLPattern]:
         """Add what the page is made of: HTML, raw message and attachments."""
@@ -59,41 +59,28 @@ class Detail(admin.ModelAdmin):  # type: ignore[type-arg]
         ]
         return [*own, *super().get_urls()]
 
-    def change_view(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> HttpResponse:
-        """Show a mail; nobody changes one."""
-        if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
-            raise PermissionDenied
-        mail = _find(unquote(object_id))
-        if mail is None:
-            return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
-                request, self.opts, object_id
-            )
-        recipients = list(mail.recipients.order_by("position")[: _RECIPIENTS + 1])
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "title": mail.subject or _("(no subject)"),
-            "mail": mail,
-            "facts": list(_facts(mail)),
-            "timeline": timeline(mail),
-            "waiting_for": waiting_for(mail),
+    def find(self, request: HttpRequest, object_id: str) -> EmailLog | None:
+        """Return a mail with all of its row, which the list leaves out in part."""
+        return _find(object_id)
+
+    def page(self, request: HttpRequest, row: EmailLog) -> dict[str, Any]:
+        """Return what happened to a mail and what may be done with it; to some, what it says."""
+        recipients = list(row.recipients.order_by("position")[: _RECIPIENTS + 1])
+        return {
+            "title": row.subject or _("(no subject)"),
+            "mail": row,
+            "facts": list(_facts(row)),
+            "timeline": timeline(row),
+            "waiting_for": waiting_for(row),
             "recipients": recipients[:_RECIPIENTS],
             "has_more_recipients": len(recipients) > _RECIPIENTS,
-            "operations": possible(mail) if self.has_operate_permission(request) else [],  # type: ignore[attr-defined]
+            "operations": possible(row) if may_operate(request) else [],
             "checkbox": helpers.ACTION_CHECKBOX_NAME,
             "from_detail": DETAIL,
-            "result_url": _result_url(request, mail),
+            "result_url": _result_url(request, row),
             "may_see_content": may_see_content(request),
-            **(self._content(request, mail) if may_see_content(request) else {}),
-            **(extra_context or {}),
+            **(self._content(request, row) if may_see_content(request) else {}),
         }
-        return TemplateResponse(request, "admin/epica_mail/email.html", context)
 
     def html_view(self, request: HttpRequest, pk: UUID) -> HttpResponse:
         """Return a mail's HTML, harmless."""

@@ -20,7 +20,6 @@ from django_epica_mail.admin.filters import FILTERS
 from django_epica_mail.admin.operations import ACTIONS, Operations
 from django_epica_mail.admin.pagination import BoundedPaginator
 from django_epica_mail.admin.previews import Previews
-from django_epica_mail.admin.read_only import ReadOnly
 from django_epica_mail.admin.search import HELP, search
 from django_epica_mail.models import EmailLog, EmailRecipient
 
@@ -29,7 +28,7 @@ _RECIPIENTS = 3
 
 
 @admin.register(EmailLog)
-class EmailLogAdmin(Operations, Previews, ReadOnly, Detail):
+class EmailLogAdmin(Operations, Previews, Detail):
     """The mails, newest first; never their content."""
 
     list_display = (

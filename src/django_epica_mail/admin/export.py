@@ -13,6 +13,7 @@ from django.http import StreamingHttpResponse
 from django.utils import timezone
 
 from django_epica_mail.models import EmailLog, EmailRecipient
+from django_epica_mail.portions import portions
 
 COLUMNS = (
     "id",
@@ -73,8 +74,7 @@ def _lines(ids: Sequence[UUID]) -> Iterator[str]:
     yield "\ufeff"  # by which Excel knows UTF-8
     yield writer.writerow([*COLUMNS, "recipients"])
     using = router.db_for_read(EmailLog)
-    for start in range(0, len(ids), _PORTION):
-        portion = ids[start : start + _PORTION]
+    for portion in portions(ids, _PORTION):
         rows = EmailLog.objects.using(using).only(*COLUMNS).in_bulk(portion)
         addresses = _addresses(portion, using)
         for pk in portion:

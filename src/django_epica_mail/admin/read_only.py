@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.http import HttpRequest
+from django.contrib import admin
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 
 
 def may_operate(request: HttpRequest) -> bool:
@@ -23,3 +27,40 @@ class ReadOnly:
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
+
+class Page(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+    """Shows a row as a page to read, and not as a form."""
+
+    page_template: str
+
+    def find(self, request: HttpRequest, object_id: str) -> Any:
+        """Return the row of an address, or ``None``."""
+        return self.get_object(request, object_id)
+
+    def page(self, request: HttpRequest, row: Any) -> dict[str, Any]:
+        """Return what the template shows of a row, its ``title`` among it."""
+        raise NotImplementedError
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Show a row; nobody changes one."""
+        if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
+            raise PermissionDenied
+        row = self.find(request, unquote(object_id))
+        if row is None:
+            return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
+                request, self.opts, object_id
+            )
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            **self.page(request, row),
+            **(extra_context or {}),
+        }
+        return TemplateResponse(request, self.page_template, context)

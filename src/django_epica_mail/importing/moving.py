@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +18,7 @@ from django_epica_mail.drafting import Draft
 from django_epica_mail.importing.sources import Past, Source, aware
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailLog, Suppression
+from django_epica_mail.portions import portions
 from django_epica_mail.retry import Kind, reply_text
 
 CHUNK = 200
@@ -160,8 +160,7 @@ class _Run:
 def _suppress(source: Source, report: Report, *, dry_run: bool) -> None:
     """List the addresses that another package sends nothing to, where they are not listed."""
     reason, note = Suppression.Reason.MANUAL, f"Moved from {source.package}."
-    addresses = iter(source.listed())
-    while portion := list(itertools.islice(addresses, CHUNK)):
+    for portion in portions(source.listed(), CHUNK):
         entries = []
         for address in dict.fromkeys(portion):
             try:

@@ -33,6 +33,7 @@ from django_epica_mail.lifecycle import Status
 from django_epica_mail.management import progress, tables
 from django_epica_mail.management.personal_data import PersonalData
 from django_epica_mail.models import EmailLog, Suppression
+from django_epica_mail.portions import portions
 from django_epica_mail.status import status
 from django_epica_mail.tasks import send_email_async
 
@@ -169,8 +170,8 @@ class Command(PersonalData, BaseCommand):
         if not ids:
             return {"queued": maintenance.retry_failed(advance=advance)}, True
         count = 0
-        for start in range(0, len(ids), _CHUNK):
-            count += outbox.requeue(ids[start : start + _CHUNK])
+        for portion in portions(ids, _CHUNK):
+            count += outbox.requeue(portion)
             advance(count)
         return {"queued": count}, True
 
