@@ -186,16 +186,11 @@ def _take(
         is_guarded=suppression.exists(),
     )
     with transaction.atomic(using=using):
-        if features.has_select_for_update_skip_locked:
-            # A plain FOR UPDATE would skip rows to which an open transaction adds a child row.
-            rows = rows.select_for_update(
-                skip_locked=True, no_key=features.has_select_for_no_key_update
-            )
-        else:
+        if not features.has_select_for_update_skip_locked:
             # SQLite: one writer at a time, and a transaction that begins by reading cannot become
             # one. This finds no row, and makes it the writer until the rows found are marked.
             EmailLog.objects.using(using).filter(pk=token).update(worker="")
-        return _mark(list(rows[:limit]), token, using)
+        return _mark(list(rows.skipping_locked()[:limit]), token, using)
 
 
 def _passed(name: str) -> ExpressionWrapper[Q]:

@@ -94,7 +94,7 @@ class Settings:
     """Whether the IP address of who opens a mail or follows a link is kept."""
     transactional: Sequence[str] = _setting((), check.texts)
     """Categories of mail that people cannot unsubscribe from; ``""`` is mail without one."""
-    suppression_keys: Sequence[str] = _setting((), check.texts)
+    suppression_keys: Sequence[str] = _setting((), check.secrets)
     """Keys of the suppression list's digests, the newest first; by default those of the site."""
     keep_days: int = _setting(30, check.count)
     """Days after which finished mail is deleted by the clean-up."""

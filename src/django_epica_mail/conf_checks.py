@@ -138,9 +138,11 @@ def transports(key: str, value: object) -> None:
         raise _refused(key, value, "must be a dict of aliases, shaped like Django's MAILERS")
     for alias, spec in value.items():
         name(f"{key} alias", alias)
+        # Named by its keys, for a value may be a password.
+        found = sorted(map(str, spec)) if isinstance(spec, Mapping) else type(spec).__name__
         if not isinstance(spec, Mapping) or not set(spec) <= {"BACKEND", "OPTIONS"}:
             rule = "must be a dict with no other keys than BACKEND and OPTIONS"
-            raise _refused(f"{key}[{alias!r}]", spec, rule)
+            raise _refused(f"{key}[{alias!r}]", found, rule)
 
 
 def rates(key: str, value: object) -> None:
@@ -187,3 +189,10 @@ def token(key: str, value: object) -> None:
 def texts(key: str, value: object) -> None:
     if not isinstance(value, (list, tuple)) or not all(isinstance(it, str) for it in value):
         raise _refused(key, value, "must be a list of texts")
+
+
+def secrets(key: str, value: object) -> None:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(it, str) for it in value):
+        raise ImproperlyConfigured(
+            f"EPICA_MAIL[{key!r}] must be a list of texts; it is a {type(value).__name__}."
+        )

@@ -8,7 +8,6 @@ asked for a while.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from django.db import transaction
 from kombu import Connection
 from kombu.pools import ProducerPool
 
-from django_epica_mail import conf
+from django_epica_mail import conf, forks
 from django_epica_mail.routing import BULK_QUEUE
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def _forget_after_fork() -> None:
     _bell = _Bell()
 
 
-os.register_at_fork(after_in_child=_forget_after_fork)
+forks.in_each_child(_forget_after_fork)
 
 
 def ring_on_commit(queue: str, *, using: str) -> None:

@@ -5,6 +5,7 @@ What a request pays for a mail is its inserts, and most of these is the building
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -17,9 +18,13 @@ from django.db.models import AutoField, CharField, Expression, Field, IntegerFie
 from django.db.models.constants import OnConflict
 from django.db.models.sql import Query
 
+from django_epica_mail.portions import portions
+
 Statement = tuple[str, Sequence[Any]]
 """SQL and the values of its placeholders."""
 
+_LONGEST = 4_000_000
+"""Characters after which a statement takes no further row: MariaDB refuses long ones."""
 _WORD = re.compile(r"[a-z0-9_]{0,32}", re.ASCII)
 _AS_THEY_ARE = (CharField, TextField, IntegerField)
 """Fields whose text, number or NULL every database takes unchanged."""
@@ -45,8 +50,9 @@ def insert_together(groups: Sequence[Sequence[Model]], using: str) -> None:
     """
     connection = connections[using]
     statements = [it for rows in groups for it in _statements(rows, connection)]
-    if len(statements) > 1 and connection.vendor == "postgresql":
-        statements = [_as_one(statements)]
+    most = connection.features.max_query_params or math.inf
+    if connection.vendor == "postgresql" and sum(len(it) for _, it in statements) <= most:
+        statements = _as_one(statements)
     if len(statements) == 1:
         _execute(statements, connection)
     else:
@@ -64,18 +70,27 @@ def _statements(
         return
     fields, head, tail = _shape(type(rows[0]), connection.alias, ignore_conflicts)
     size = max(1, connection.ops.bulk_batch_size([field for field, _ in fields], rows))
-    for start in range(0, len(rows), size):
+    for portion in portions(rows, size):
+        cells: list[str] = []
         params: list[Any] = []
-        portion = rows[start : start + size]
-        values = ", ".join(_row(row, fields, connection, params) for row in portion)
-        yield f"{head} {values} {tail}", params
+        length = 0
+        for row in portion:
+            if length > _LONGEST:
+                yield f"{head} {', '.join(cells)} {tail}", params
+                cells, params, length = [], [], 0
+            before = len(params)
+            cells.append(_row(row, fields, connection, params))
+            length += sum(len(it) for it in params[before:] if isinstance(it, str))
+        yield f"{head} {', '.join(cells)} {tail}", params
 
 
-def _as_one(statements: Sequence[Statement]) -> Statement:
+def _as_one(statements: list[Statement]) -> list[Statement]:
     """Return one statement of PostgreSQL's for several inserts: all but the last in a WITH."""
+    if len(statements) < 2:
+        return statements
     *first, last = (sql for sql, _ in statements)
     named = ", ".join(f"insert_{index} AS ({sql})" for index, sql in enumerate(first))
-    return f"WITH {named} {last}", [param for _, params in statements for param in params]
+    return [(f"WITH {named} {last}", [it for _, params in statements for it in params])]
 
 
 def _execute(statements: Sequence[Statement], connection: BaseDatabaseWrapper) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import product
 
-from django.db import connections, models, router, transaction
+from django.db import models, router, transaction
 
 from django_epica_mail import (
     claiming,
@@ -119,7 +119,6 @@ def rescue() -> int:
 
 def _rescue(token: uuid.UUID, using: str) -> int:
     """Decide about one claim: what may have been begun is unknown, the rest surely was not."""
-    features = connections[using].features
     rows = (
         EmailLog.objects.using(using)
         .filter(lease_until__lte=clock.now(), lease_token=token, status=Status.SENDING)
@@ -128,11 +127,7 @@ def _rescue(token: uuid.UUID, using: str) -> int:
         .defer("envelope")
     )
     with transaction.atomic(using=using):
-        if features.has_select_for_update_skip_locked:
-            rows = rows.select_for_update(
-                skip_locked=True, no_key=features.has_select_for_no_key_update
-            )
-        mails = list(rows)
+        mails = list(rows.skipping_locked())
         outcomes = recipient_outcomes(mails[:PERMITS], using)
         lost = [_lose(mail, outcomes.get(mail.pk, {})) for mail in mails[:PERMITS]]
         moved = settle(lost, token=token, using=using)
@@ -164,15 +159,23 @@ def give_up_overdue() -> int:
             transport=transport, pending=level, give_up_at__lte=clock.now()
         )
         while mails := list(overdue.order_by("give_up_at").defer("envelope")[:_CHUNK]):
-            count += EmailLog.objects.using(using).move(
-                lifecycle.GIVE_UP,
-                [mail.pk for mail in mails],
-                failure_kind=_OVERDUE.kind,
-                reply=_OVERDUE.reply,
-                finished_at=clock.now(),
-            )
-            outcomes = [Outcome(mail, None, decision) for mail in mails]
-            contents.forget([it.mail.pk for it in outcomes if it.ends_content], using)
+            # A token nobody else has tells the rows given up here from those another took.
+            token = uuid.uuid4()
+            with transaction.atomic(using=using):
+                rows = EmailLog.objects.using(using)
+                rows.move(
+                    lifecycle.GIVE_UP,
+                    [mail.pk for mail in mails],
+                    failure_kind=_OVERDUE.kind,
+                    reply=_OVERDUE.reply,
+                    finished_at=clock.now(),
+                    lease_token=token,
+                )
+                given_up = rows.filter(pk__in=[mail.pk for mail in mails], lease_token=token)
+                moved = set(given_up.values_list("pk", flat=True))
+                outcomes = [Outcome(mail, None, decision) for mail in mails if mail.pk in moved]
+                contents.forget([it.mail.pk for it in outcomes if it.ends_content], using)
+            count += len(outcomes)
             announce(outcomes, using)
     return count
 

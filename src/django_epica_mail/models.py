@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, ClassVar
 
-from django.db import models
+from django.db import connections, models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
@@ -86,6 +86,19 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
         if move is not lifecycle.CLAIM:
             values["lease_until"] = None
         return rows.update(**values)
+
+    def skipping_locked(self) -> EmailQuerySet:
+        """Lock the rows that are found, and pass over those that another transaction holds.
+
+        Neither on SQLite, which has one writer at a time.
+        """
+        features = connections[self.db].features
+        if not features.has_select_for_update_skip_locked:
+            return self
+        # A plain FOR UPDATE would skip rows to which an open transaction adds a child row.
+        return self.select_for_update(
+            skip_locked=True, no_key=features.has_select_for_no_key_update
+        )
 
 
 class EmailLog(models.Model):

@@ -130,18 +130,19 @@ def cancel(ids: Iterable[UUID | str]) -> Cancelled:
     using = router.db_for_write(EmailLog)
     # A token nobody else has tells the rows that this call cancelled from those found cancelled.
     token = uuid.uuid4()
-    EmailLog.objects.using(using).move(
-        lifecycle.CANCEL, wanted, lease_token=token, finished_at=clock.now()
-    )
-    rows = EmailLog.objects.using(using).filter(pk__in=wanted, lease_token=token)
-    keeping = dict(rows.values_list("pk", "keep_content"))
-    cancelled = set(keeping)
-    end = lifecycle.CANCEL.target
-    if over := [pk for pk, keep in keeping.items() if contents.ends_with(end, keep)]:
-        contents.forget(over, using)
-    if cancelled:
-        told = partial(tell, lifecycle.CANCEL, [pk for pk in wanted if pk in cancelled])
-        transaction.on_commit(told, using=using)
+    with transaction.atomic(using=using):
+        EmailLog.objects.using(using).move(
+            lifecycle.CANCEL, wanted, lease_token=token, finished_at=clock.now()
+        )
+        rows = EmailLog.objects.using(using).filter(pk__in=wanted, lease_token=token)
+        keeping = dict(rows.values_list("pk", "keep_content"))
+        cancelled = set(keeping)
+        end = lifecycle.CANCEL.target
+        if over := [pk for pk, keep in keeping.items() if contents.ends_with(end, keep)]:
+            contents.forget(over, using)
+        if cancelled:
+            told = partial(tell, lifecycle.CANCEL, [pk for pk in wanted if pk in cancelled])
+            transaction.on_commit(told, using=using)
     return Cancelled(
         cancelled=[pk for pk in wanted if pk in cancelled],
         too_late=[pk for pk in wanted if pk not in cancelled],

@@ -9,7 +9,6 @@ cannot be reached, limited mail waits.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from django_epica_mail import addresses, conf, doorbell
+from django_epica_mail import addresses, conf, doorbell, forks
 from django_epica_mail.exceptions import MissingExtra
 
 logger = logging.getLogger(__name__)
@@ -101,7 +100,7 @@ class _Budgets:
 
 
 _budgets: dict[tuple[tuple[tuple[str, str], ...], str | None], _Budgets] = {}
-os.register_at_fork(after_in_child=_budgets.clear)
+forks.in_each_child(_budgets.clear)
 
 
 def _rates() -> Mapping[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 import warnings
@@ -27,7 +26,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, assert_will_not_block  # type: ignore[attr-defined]
 from django.db import router, transaction
 
-from django_epica_mail import conf, lifecycle
+from django_epica_mail import conf, forks, lifecycle
 from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.doorbell import SINGLE_TASK
 from django_epica_mail.exceptions import DeliveryFailed
@@ -189,7 +188,7 @@ def _forget_after_fork() -> None:
     _mirror = _Mirror()
 
 
-os.register_at_fork(after_in_child=_forget_after_fork)
+forks.in_each_child(_forget_after_fork)
 
 
 def expect(ids: Iterable[UUID], using: str) -> None:

@@ -42,9 +42,9 @@ class Outcome:
 
     @property
     def is_plain(self) -> bool:
-        """Whether every recipient was accepted at once, as nearly always."""
+        """Whether there was a try and it was accepted for every recipient, as nearly always."""
         decision = self.decision
-        is_whole = not decision.refused and not self.held_back
+        is_whole = self.result is not None and not decision.refused and not self.held_back
         return decision.moves == (lifecycle.SUCCEED,) and is_whole
 
 

@@ -102,30 +102,44 @@ class RecordingClient(smtplib.SMTP):
         RFC 2920: MAIL, RCPT and DATA travel together, and their replies come together. smtplib
         goes through them one after the other as ever, and decides what they mean.
         """
+        recipients = [to_addrs] if isinstance(to_addrs, str) else to_addrs
         has_options = mail_options or rcpt_options
-        if self.has_extn("pipelining") and not has_options and len(to_addrs) <= _PIPELINED:
-            self._recipients = to_addrs
-        return super().sendmail(from_addr, to_addrs, msg, mail_options, rcpt_options)
+        together = self.has_extn("pipelining") and not has_options
+        self._recipients = recipients if together and len(recipients) <= _PIPELINED else ()
+        return super().sendmail(from_addr, recipients, msg, mail_options, rcpt_options)
 
     def mail(self, sender: str, options: Sequence[str] = ()) -> Reply:
         """Name the sender; where the server takes commands ahead, send all of the envelope."""
         if self._recipients:
-            self._gathered = []
-            self.putcmd("mail", " ".join([f"FROM:{_quoted(sender)}", *options]))
-            for recipient in self._recipients:
-                self.putcmd("rcpt", f"TO:{_quoted(recipient)}")
-            self.putcmd("data")
-            commands, self._gathered = self._gathered, None
+            commands = self._envelope(sender, options)
             self.send("".join(commands))
             self._ahead = self._replies(len(commands))
             return self.getreply()
         return super().mail(sender, options)
 
+    def _envelope(self, sender: str, options: Sequence[str]) -> list[str]:
+        """Return the commands from MAIL to DATA."""
+        commands: list[str] = []
+        self._gathered = commands
+        try:
+            self.putcmd("mail", " ".join([f"FROM:{_quoted(sender)}", *options]))
+            for recipient in self._recipients:
+                self.putcmd("rcpt", f"TO:{_quoted(recipient)}")
+            self.putcmd("data")
+        finally:
+            self._gathered = None
+        return commands
+
     def _replies(self, number: int) -> deque[Reply]:
-        """Read so many replies, or up to the one that says good-bye."""
+        """Read so many replies, or as many as come before the server hangs up."""
         replies: deque[Reply] = deque()
         while len(replies) < number:
-            replies.append(self.getreply())
+            try:
+                replies.append(self.getreply())
+            except smtplib.SMTPServerDisconnected:
+                if not replies:
+                    raise
+                break  # what it said before, a refusal for instance, is its answer
             if replies[-1][0] == 421:  # RFC 5321, section 3.8: the server hangs up
                 break
         return replies

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from django.core.mail.backends.base import BaseEmailBackend
 from django.core.mail.backends.smtp import EmailBackend as DjangoSMTPBackend
 from django.utils.module_loading import import_string
 
-from django_epica_mail import conf, providers, retry
+from django_epica_mail import conf, forks, providers, retry
 from django_epica_mail.retry import Failure, Result, Stage
 from django_epica_mail.smtp import RecordingBackend, recording_backend
 
@@ -290,7 +289,7 @@ def _forget_connections() -> None:
     _pool = _Pool()
 
 
-os.register_at_fork(after_in_child=_forget_connections)
+forks.in_each_child(_forget_connections)
 atexit.register(lambda: _pool.close())
 
 

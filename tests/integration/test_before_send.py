@@ -121,3 +121,22 @@ def test_a_mail_that_some_accepted_before_is_sent_though_the_rest_is_vetoed(
     log.refresh_from_db()
     assert log.status == "sent"
     assert len(smtp.accepted) == 1
+
+
+def test_a_mail_that_is_not_tried_again_is_credited_with_no_try(
+    smtp, queue_mail, deliver, hook, travel
+) -> None:
+    smtp.inject(refuse("rcpt", 451, "4.3.0 Later", times=1))
+    vetoed = queue_mail("later@example.com", "now@example.com")
+    deliver()
+
+    def veto(email: EmailLog, message: EmailMessage) -> None:
+        if email.pk == vetoed.pk:
+            raise Veto("no more")
+
+    hook(veto)
+    travel(minutes=6)
+    other = queue_mail()
+    deliver()  # both outcomes in one settle
+    assert dict(EmailLog.objects.values_list("pk", "attempts")) == {vetoed.pk: 1, other.pk: 1}
+    assert DeliveryAttempt.objects.filter(email=other).count() == 1

@@ -10,7 +10,8 @@ from django.core.mail import EmailMessage
 from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 
-from django_epica_mail import drafting, outbox, routing, storing, transport
+from django_epica_mail import contents, drafting, inserting, outbox, routing, storing, transport
+from django_epica_mail.backends import EmailBackend
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog
 from tests import corpus
 
@@ -86,6 +87,24 @@ def test_without_a_transaction_a_mail_is_stored_whole_or_not_at_all() -> None:
     with pytest.raises(DatabaseError):
         storing.insert([draft])
     assert not EmailLog.objects.exists()
+
+
+def test_a_statement_is_no_longer_than_a_database_takes(
+    monkeypatch, django_assert_num_queries
+) -> None:
+    monkeypatch.setattr(inserting, "_LONGEST", 1000)
+    with transaction.atomic(), django_assert_num_queries(4 if inserts() == 2 else 1) as seen:
+        for_each = [EmailMessage("S", "x" * 600, None, ["to@example.com"]) for _ in range(5)]
+        assert EmailBackend(transport="smtp").send_messages(for_each) == 5
+    assert EmailLog.objects.count() == 5
+    statements = sum(query["sql"].count("INSERT INTO") for query in seen)
+    assert statements == 4  # two mails each, then one, and the recipients
+
+
+def test_what_is_more_than_one_statement_may_hold_is_several(monkeypatch) -> None:
+    monkeypatch.setattr(type(connection.features), "max_query_params", 10)
+    log = outbox.enqueue(message(), transport="smtp")
+    assert log.recipients.count() == 1
 
 
 def test_many_mails_are_two_inserts_beside_those_of_their_batch(django_assert_num_queries) -> None:
@@ -191,6 +210,20 @@ def test_cancelling_wins_only_against_what_is_not_claimed() -> None:
     assert (result.cancelled, result.too_late) == ([waiting], [sending, gone])
     assert outbox.cancel([waiting]).cancelled == []
     assert EmailLog.objects.get(pk=waiting).status == "cancelled"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_cancelled_mail_that_keeps_no_content_is_cancelled_whole_or_not(monkeypatch) -> None:
+    log = outbox.enqueue(message(), transport="smtp", keep_content="until_sent")
+
+    def fail(*args: object) -> None:
+        raise DatabaseError("the server closed the connection")
+
+    monkeypatch.setattr(contents, "forget", fail)
+    with pytest.raises(DatabaseError):
+        outbox.cancel([log.pk])
+    log.refresh_from_db()
+    assert (log.status, bool(log.envelope)) == ("queued", True)
 
 
 def test_requeued_mail_has_all_its_tries_again() -> None:

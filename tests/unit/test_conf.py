@@ -74,3 +74,20 @@ def test_a_lease_outlasts_a_batch_and_its_last_mail() -> None:
     values = conf.get()
     assert values.lease_seconds > values.batch_seconds + values.send_timeout
     assert values.task_seconds > values.run_seconds + values.lease_seconds
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"SUPPRESSION_KEYS": "a secret of the site"},
+        {"TRANSPORTS": {"smtp": {"HOST": "h", "OPTIONS": {"password": "a secret of the site"}}}},
+        {"ENCRYPTION_KEYS": "a secret of the site"},
+        {"ENCRYPTION_KEYS": ["a secret of the site"]},
+        {"MONITORING_TOKEN": ["a secret of the site"]},
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_what_is_refused_is_not_told_where_it_may_be_a_secret(value: dict[str, object]) -> None:
+    with pytest.raises(ImproperlyConfigured) as refused:
+        conf.parse(value)
+    assert "a secret" not in str(refused.value)

@@ -154,3 +154,57 @@ def test_content_that_is_waited_for_in_vain_is_never_ended(replies: bytes) -> No
         assert client.stage is Stage.ENVELOPE
         backend.close()
     assert len(heard) == 2  # the greeting and the envelope: no content, and no dot
+
+
+def test_a_refusal_before_the_server_hangs_up_is_its_answer() -> None:
+    with script_that_hangs_up(b"250 Ok\r\n550 5.7.1 Blocked\r\n") as port:
+        backend, _ = connect(port)
+        with pytest.raises(smtplib.SMTPRecipientsRefused) as refused:
+            send(backend, "a@example.com")
+        assert refused.value.recipients == {"a@example.com": (550, b"5.7.1 Blocked")}
+        backend.close()
+
+
+@contextmanager
+def script_that_hangs_up(reply: bytes) -> Iterator[int]:
+    """Serve one connection that is closed after this reply to the envelope."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"220 odd ESMTP\r\n")
+                connection.recv(65536)
+                connection.sendall(b"250-odd\r\n250 PIPELINING\r\n")
+                connection.recv(65536)
+                connection.sendall(reply)
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            thread.join(timeout=10)
+
+
+def test_a_mail_goes_to_its_own_recipients_whatever_went_before_on_the_connection() -> None:
+    with SMTPServer() as server:
+        backend, client = connect(server.port)
+        client.sendmail("s@example.com", ["a@example.com"], b"One\r\n")
+        options = ["NOTIFY=NEVER"]
+        client.sendmail("s@example.com", ["b@example.com"], b"Two\r\n", rcpt_options=options)
+        client.sendmail("s@example.com", "c@example.com", b"Three\r\n")
+        assert [mail.recipients for mail in server.accepted] == [
+            *(("a@example.com",), ("b@example.com",), ("c@example.com",))
+        ]
+        backend.close()
+
+
+def test_an_impossible_address_leaves_the_connection_usable() -> None:
+    with SMTPServer() as server:
+        backend, client = connect(server.port)
+        with pytest.raises(ValueError, match="newline"):
+            client.sendmail("s@example.com", ['"a\nb"@example.com'], b"One\r\n")
+        client.sendmail("s@example.com", ["b@example.com"], b"Two\r\n")
+        assert [mail.recipients for mail in server.accepted] == [("b@example.com",)]
+        backend.close()
