@@ -166,12 +166,11 @@ CELERY_TASK_TRACK_STARTED = True
 SWEEP_SECONDS = float(os.environ.get("SHOP_SWEEP_SECONDS", "30"))
 CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     **SCHEDULE,
+    "dispatch-due-emails": {**SCHEDULE["dispatch-due-emails"], "schedule": SWEEP_SECONDS},
     # The site's own periodic task.
     "daily-report": {"task": "shop.tasks.send_daily_report", "schedule": crontab(hour=8, minute=0)},
 }
-CELERY_BEAT_SCHEDULE["dispatch-due-emails"] = {
-    **SCHEDULE["dispatch-due-emails"],
-    "schedule": SWEEP_SECONDS,
-}
+if os.environ.get("SHOP_REPORT", "1") == "0":
+    del CELERY_BEAT_SCHEDULE["daily-report"]
 if os.environ.get("SHOP_BEAT") == "database":
     CELERY_BEAT_SCHEDULE = {}
