@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 from urllib.parse import urlsplit
 
@@ -27,6 +27,10 @@ def _refused(key: str, value: object, rule: str) -> ImproperlyConfigured:
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_texts(value: object) -> TypeGuard[Sequence[str]]:
+    return isinstance(value, (list, tuple)) and all(isinstance(it, str) for it in value)
 
 
 def duration(key: str, value: object) -> None:
@@ -99,8 +103,7 @@ def addresses(key: str, value: object) -> None:
 
 
 def patterns(key: str, value: object) -> None:
-    fits = isinstance(value, (list, tuple)) and all(isinstance(it, str) and it for it in value)
-    if value is not None and not fits:
+    if value is not None and not (_are_texts(value) and all(value)):
         rule = "must be a list of domains, addresses or patterns as in '*@example.com', or None"
         raise _refused(key, value, rule)
 
@@ -138,9 +141,9 @@ def transports(key: str, value: object) -> None:
         raise _refused(key, value, "must be a dict of aliases, shaped like Django's MAILERS")
     for alias, spec in value.items():
         name(f"{key} alias", alias)
-        # Named by its keys, for a value may be a password.
-        found = sorted(map(str, spec)) if isinstance(spec, Mapping) else type(spec).__name__
         if not isinstance(spec, Mapping) or not set(spec) <= {"BACKEND", "OPTIONS"}:
+            # Named by its keys, for a value may be a password.
+            found = sorted(map(str, spec)) if isinstance(spec, Mapping) else type(spec).__name__
             rule = "must be a dict with no other keys than BACKEND and OPTIONS"
             raise _refused(f"{key}[{alias!r}]", found, rule)
 
@@ -187,12 +190,12 @@ def token(key: str, value: object) -> None:
 
 
 def texts(key: str, value: object) -> None:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(it, str) for it in value):
+    if not _are_texts(value):
         raise _refused(key, value, "must be a list of texts")
 
 
 def secrets(key: str, value: object) -> None:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(it, str) for it in value):
-        raise ImproperlyConfigured(
+    if not _are_texts(value):
+        raise ImproperlyConfigured(  # without the value
             f"EPICA_MAIL[{key!r}] must be a list of texts; it is a {type(value).__name__}."
         )

@@ -117,8 +117,13 @@ def test_a_server_that_says_good_bye_is_not_read_from_any_longer(stage: str) -> 
 
 
 @contextmanager
-def script(replies: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
-    """Serve one connection that gets these replies to what it writes, and note what that is."""
+def script(
+    replies: Sequence[bytes], *, hangs_up: bool = False
+) -> Iterator[tuple[int, list[bytes]]]:
+    """Serve one connection that gets these replies to what it writes, and note what that is.
+
+    After them it is closed, or goes on without an answer.
+    """
     heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -129,7 +134,7 @@ def script(replies: Sequence[bytes]) -> Iterator[tuple[int, list[bytes]]]:
                 for reply in (b"250-odd\r\n250 PIPELINING\r\n", *replies):
                     heard.append(connection.recv(65536))
                     connection.sendall(reply)
-                while data := connection.recv(65536):
+                while not hangs_up and (data := connection.recv(65536)):
                     heard.append(data)
 
         thread = threading.Thread(target=talk)
@@ -157,34 +162,12 @@ def test_content_that_is_waited_for_in_vain_is_never_ended(replies: bytes) -> No
 
 
 def test_a_refusal_before_the_server_hangs_up_is_its_answer() -> None:
-    with script_that_hangs_up(b"250 Ok\r\n550 5.7.1 Blocked\r\n") as port:
+    with script([b"250 Ok\r\n550 5.7.1 Blocked\r\n"], hangs_up=True) as (port, _):
         backend, _ = connect(port)
         with pytest.raises(smtplib.SMTPRecipientsRefused) as refused:
             send(backend, "a@example.com")
         assert refused.value.recipients == {"a@example.com": (550, b"5.7.1 Blocked")}
         backend.close()
-
-
-@contextmanager
-def script_that_hangs_up(reply: bytes) -> Iterator[int]:
-    """Serve one connection that is closed after this reply to the envelope."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def talk() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.sendall(b"220 odd ESMTP\r\n")
-                connection.recv(65536)
-                connection.sendall(b"250-odd\r\n250 PIPELINING\r\n")
-                connection.recv(65536)
-                connection.sendall(reply)
-
-        thread = threading.Thread(target=talk)
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            thread.join(timeout=10)
 
 
 def test_a_mail_goes_to_its_own_recipients_whatever_went_before_on_the_connection() -> None:
