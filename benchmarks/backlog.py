@@ -61,17 +61,19 @@ def _server(kind: str, folder: str) -> Any:
 def measure(rows: int) -> dict[str, float]:
     """Return milliseconds, and megabytes gained, by what was done."""
     from benchmarks import pages
-    from django_epica_mail import claiming, maintenance, settling
+    from django_epica_mail import maintenance
+    from django_epica_mail.delivery import claim as claims
+    from django_epica_mail.delivery import settle
     from django_epica_mail.models import EmailLog
 
     def claim() -> None:
-        batch = claiming.claim("emails")
+        batch = claims.claim("emails")
         assert batch is not None
-        settling.Settler(batch).release(batch.mails)
+        settle.Settler(batch).release(batch.mails)
 
     def sweep() -> None:
-        assert list(maintenance.queues("default"))
-        assert maintenance.has_due("emails", "default")
+        assert list(claims.queues("default"))
+        assert claims.has_claimable("emails", "default")
         maintenance.rescue()
         maintenance.give_up_overdue()
         maintenance.mirror_results()
@@ -102,8 +104,8 @@ def looks(rows: int) -> dict[str, float]:
     from django.urls import path, reverse
     from django.utils import timezone
 
-    from django_epica_mail import metrics, pulse, status, totals
     from django_epica_mail.models import CountingMark
+    from django_epica_mail.monitoring import backlog, health, metrics, totals
 
     CountingMark.objects.create(pk=1, counted_until=timezone.now() - timedelta(days=3))
     started = time.perf_counter()
@@ -125,10 +127,10 @@ def looks(rows: int) -> dict[str, float]:
 
     return {
         "counting what ended in three days, ms": seconds * 1000,
-        "health check, ms": median(lambda: pulse.pulse() and None),
+        "health check, ms": median(lambda: health.measure() and None),
         "metrics, ms": median(scrape),
         "dashboard of 30 days, ms": median(dashboard),
-        "status, ms": median(lambda: status.status() and None),
+        "status, ms": median(lambda: backlog.status() and None),
     }
 
 
@@ -138,8 +140,8 @@ def build_totals() -> None:
 
     from django.utils import timezone
 
-    from django_epica_mail import totals
     from django_epica_mail.models import EmailTotal
+    from django_epica_mail.monitoring import totals
 
     hour = totals.hour_of(timezone.now())
     lanes = product(range(720), ("newsletters", "receipts"), ("a", "b"), EmailTotal.Event)

@@ -19,9 +19,10 @@ class EpicaMailConfig(AppConfig):
 
     def ready(self) -> None:
         """Register checks and logs, and the tasks also in processes that only ring."""
-        from django_epica_mail import checks, logs, schedule, tasks, webhooks  # noqa: F401
+        from django_epica_mail import checks, schedule, signals, tasks  # noqa: F401
+        from django_epica_mail.tracking import webhooks
 
-        logs.connect()
+        signals.connect_logging()
         with contextlib.suppress(ImportError):  # anymail is an extra
             from anymail.signals import tracking
 

@@ -12,8 +12,8 @@ from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 from django.db import DatabaseError, router, transaction
 
-from django_epica_mail import outbox
 from django_epica_mail.models import EmailLog
+from django_epica_mail.queueing import enqueue
 from django_epica_mail.routing import Options
 
 logger = logging.getLogger(__name__)
@@ -65,11 +65,11 @@ class EmailBackend(BaseEmailBackend):
             # AdminEmailHandler is mailing our own report that the outbox does not work.
             return 0
         if not self.fail_silently:
-            return outbox.enqueue_all(email_messages or (), self.options)
+            return enqueue.enqueue_all(email_messages or (), self.options)
         try:
             # A failed insert must leave the caller's transaction as usable as it was.
             with transaction.atomic(using=router.db_for_write(EmailLog)):
-                return outbox.enqueue_all(email_messages or (), self.options)
+                return enqueue.enqueue_all(email_messages or (), self.options)
         except DatabaseError as error:
             self._report(error)
             return 0

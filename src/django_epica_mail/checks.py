@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
@@ -20,9 +19,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, router
 from django.utils.module_loading import import_string
 
-from django_epica_mail import conf, encryption, links, rates, routing, transport
-from django_epica_mail.doorbell import BULK_TASK, SINGLE_TASK
+from django_epica_mail import conf, routing
+from django_epica_mail.broker.celery_config import BULK_TASK, SINGLE_TASK
+from django_epica_mail.delivery import rate_limits
+from django_epica_mail.messages import encryption
 from django_epica_mail.models import EmailLog
+from django_epica_mail.tracking import links
+from django_epica_mail.transports import config as transports
+from django_epica_mail.transports.config import queueing
 
 _DEVELOPMENT = frozenset(
     f"django.core.mail.backends.{name}.EmailBackend"
@@ -50,7 +54,7 @@ def check_configuration(
         return [Error(str(error), hint="See the settings reference.", id="epica_mail.E001")]
     found = [*_check_celery_app(), *_check_task_routes(), *_check_database()]
     found += [*_check_encryption(), *_check_time_zones()]
-    if not transport.under_test():
+    if not transports.under_test():
         found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]
         found += [*_check_rates(), *_check_ignored()]
     return [*found, *_check_links()]
@@ -68,28 +72,8 @@ def check_deployment(
     return [*_check_development(), *_check_sender(), *_check_guards(), *_check_scheme()]
 
 
-def queueing() -> dict[str, Mapping[str, Any]]:
-    """Return the OPTIONS of every alias of ``MAILERS`` that queues mail."""
-    if not transport.uses_mailers():
-        return {}
-    mailers: Mapping[str, Mapping[str, Any]] = settings.MAILERS
-    found = {alias: spec for alias, spec in mailers.items() if transport.is_queue(spec)}
-    return {alias: spec.get("OPTIONS", {}) for alias, spec in found.items()}
-
-
-def is_send_mail_queued() -> bool:
-    """Tell whether ``send_mail()`` goes through the queue where it names no backend."""
-    if transport.under_test():
-        return True
-    if transport.uses_mailers():
-        return "default" in queueing()
-    with warnings.catch_warnings():  # Django 6.1 deprecates the setting; here it is asked for
-        warnings.simplefilter("ignore")
-        return transport.is_queue({"BACKEND": settings.EMAIL_BACKEND})
-
-
 def _check_backends() -> Iterator[CheckMessage]:
-    for alias, spec in transport.specs().items():
+    for alias, spec in transports.specs().items():
         path = spec.get("BACKEND")
         if path is not None:
             try:
@@ -104,21 +88,21 @@ def _check_backends() -> Iterator[CheckMessage]:
 
 def _check_default() -> Iterator[CheckMessage]:
     try:
-        alias = transport.default_alias()
+        alias = transports.default_alias()
     except ImproperlyConfigured as error:
         yield checks.Warning(str(error), id="epica_mail.W001")
         return
-    if alias not in transport.specs():
+    if alias not in transports.specs():
         yield Error(
             f"Mail goes to the transport {alias!r} by default, which is no real transport.",
             hint="Name an alias whose BACKEND sends mail, and does not lead back to the queue. "
-            f"There are: {', '.join(transport.aliases()) or 'none'}.",
+            f"There are: {', '.join(transports.aliases()) or 'none'}.",
             id="epica_mail.E003",
         )
 
 
 def _check_named() -> Iterator[CheckMessage]:
-    known, queues = transport.aliases(), queueing()
+    known, queues = transports.aliases(), queueing()
     for place, alias in _named():
         if alias not in known:
             wrong = "leads back to the queue" if alias in queues else "there is not"
@@ -146,13 +130,13 @@ def _named() -> Iterator[tuple[str, str]]:
 
 def _default_alias() -> str | None:
     try:
-        return transport.default_alias()
+        return transports.default_alias()
     except ImproperlyConfigured:
         return None
 
 
 def _check_rates() -> Iterator[CheckMessage]:
-    problem = rates.problem()
+    problem = rate_limits.problem()
     if problem is not None:
         yield Error(
             f"The rates of EPICA_MAIL['RATES'] cannot be counted: {problem}",
@@ -203,10 +187,10 @@ def _check_encryption() -> Iterator[CheckMessage]:
 
 
 def _check_loops() -> Iterator[CheckMessage]:
-    if transport.uses_mailers():
+    if transports.uses_mailers():
         return  # there, an alias that leads to the queue is what makes mail queued
     for alias, spec in conf.get().transports.items():
-        if transport.is_queue(spec) and alias != _default_alias():  # of that, E003 speaks
+        if transports.is_queue(spec) and alias != _default_alias():  # of that, E003 speaks
             yield Error(
                 f"EPICA_MAIL['TRANSPORTS'][{alias!r}] leads back to the queue: its BACKEND is the "
                 "one that queues mail.",
@@ -218,7 +202,7 @@ def _check_loops() -> Iterator[CheckMessage]:
 def _check_ignored() -> Iterator[CheckMessage]:
     """Find settings of the style that is not in use, which have no effect."""
     ignored = {}
-    if transport.uses_mailers():
+    if transports.uses_mailers():
         if conf.get().transports:
             ignored["EPICA_MAIL['TRANSPORTS']"] = "Move its transports to MAILERS."
         # To read one of these through django.conf.settings raises: their module is looked at.
@@ -227,7 +211,7 @@ def _check_ignored() -> Iterator[CheckMessage]:
             ignored[name] = "Say it in the OPTIONS of a transport in MAILERS, and delete it."
     elif hasattr(settings, "MAILERS"):
         ignored["MAILERS"] = "Django before 6.1 knows none: use EPICA_MAIL['TRANSPORTS']."
-    style = "MAILERS" if transport.uses_mailers() else "EMAIL_BACKEND"
+    style = "MAILERS" if transports.uses_mailers() else "EMAIL_BACKEND"
     for name, remedy in ignored.items():
         yield checks.Warning(
             f"{name} has no effect: mail is configured by {style} here.",
@@ -237,10 +221,10 @@ def _check_ignored() -> Iterator[CheckMessage]:
 
 
 def _check_development() -> Iterator[CheckMessage]:
-    if settings.DEBUG or transport.under_test():
+    if settings.DEBUG or transports.under_test():
         return
     in_use = {_default_alias(), *(alias for _, alias in _named())}
-    for alias, spec in transport.specs().items():
+    for alias, spec in transports.specs().items():
         if alias in in_use and spec.get("BACKEND") in _DEVELOPMENT:
             yield checks.Warning(
                 f"The transport {alias!r} sends nothing: {spec['BACKEND']} is for development, and "

@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import product
 
 from django.db import models, router, transaction
 
-from django_epica_mail import (
-    claiming,
-    clock,
-    conf,
-    contents,
-    doorbell,
-    failover,
-    gates,
-    lifecycle,
-    results,
-    retry,
-    totals,
-)
-from django_epica_mail import transport as transports
-from django_epica_mail.contents import recipient_outcomes
+from django_epica_mail import clock, conf, lifecycle, retry
+from django_epica_mail import models as models_module
+from django_epica_mail._compat import batched
+from django_epica_mail.broker import doorbell, result_backend
+from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.claim import has_claimable, queues
+from django_epica_mail.delivery.outcome import Outcome, policy_of
+from django_epica_mail.delivery.prepare import recipient_outcomes
+from django_epica_mail.delivery.settle import announce, announce_moves, settle
 from django_epica_mail.lifecycle import PERMITS, Status
 from django_epica_mail.models import (
+    _HOPEFUL,
     DeliveryGate,
     EmailBatch,
     EmailEvent,
     EmailLog,
     EmailRecipient,
     PendingResult,
+    forget,
 )
-from django_epica_mail.portions import portions
+from django_epica_mail.monitoring import totals
 from django_epica_mail.retry import PASSING, Decision, Failure, Kind, Result
 from django_epica_mail.rules import LEVELS
-from django_epica_mail.settling import Outcome, announce, policy_of, settle, tell
 
 _CHUNK = 500
 _CLAIMS_PER_SWEEP = 1000
@@ -56,12 +51,12 @@ def dispatch() -> dict[str, int]:
     using = router.db_for_write(EmailLog)
     done = {"rescued": rescue(), "overdue": give_up_overdue(), "rerouted": 0, "rung": 0}
     for transport in gates.Gates(using).out_of_order():
-        done["rerouted"] += failover.reroute(transport, using)
+        done["rerouted"] += gates.reroute(transport, using)
     for batch in _unfinished_batches(using):
         done["rung"] += doorbell.ring_for_batch(str(batch))
     mirror_results()
     for queue in queues(using):
-        if has_due(queue, using):
+        if has_claimable(queue, using):
             done["rung"] += doorbell.ring(queue)
         DeliveryGate.objects.using(using).update_or_create(
             scope=DeliveryGate.Scope.QUEUE, name=queue, defaults={"last_sweep_at": clock.now()}
@@ -84,28 +79,8 @@ def mirror_results() -> int:
     missed = PendingResult.objects.using(using).filter(
         due_at__lte=clock.now(), email__status__in=[*lifecycle.FINAL, Status.UNKNOWN]
     )
-    return results.mirror(missed.order_by("due_at").values_list("pk", flat=True)[:_CHUNK], using)
-
-
-def queues(using: str) -> Iterator[str]:
-    """Yield every queue that has rows, hopping along the index from name to name."""
-    name = ""
-    while True:
-        rows = EmailLog.objects.using(using).filter(queue__gt=name)
-        following = rows.aggregate(name=models.Min("queue"))["name"]
-        if following is None:
-            return
-        name = following
-        yield name
-
-
-def has_due(queue: str, using: str) -> bool:
-    """Tell whether a worker would find something to claim in a queue now."""
-    state = gates.Gates(using)
-    return state.queue_is_open(queue) and any(
-        claiming.has_due(queue, alias, level, using)
-        for alias in state.open_transports(transports.aliases())
-        for level in claiming.due_levels(queue, alias, using)
+    return result_backend.mirror(
+        missed.order_by("due_at").values_list("pk", flat=True)[:_CHUNK], using
     )
 
 
@@ -174,7 +149,7 @@ def give_up_overdue() -> int:
                 given_up = rows.filter(pk__in=[mail.pk for mail in mails], lease_token=token)
                 moved = set(given_up.values_list("pk", flat=True))
                 outcomes = [Outcome(mail, None, decision) for mail in mails if mail.pk in moved]
-                contents.forget([it.mail.pk for it in outcomes if it.ends_content], using)
+                models_module.forget([it.mail.pk for it in outcomes if it.ends_content], using)
             count += len(outcomes)
             announce(outcomes, using)
     return count
@@ -212,8 +187,8 @@ def retry_failed(*, advance: Callable[[int], None] = lambda count: None) -> int:
             count += EmailLog.objects.using(using).move(
                 lifecycle.REQUEUE, ids, due_at=clock.now(), finished_at=None
             )
-            results.expect(ids, using)
-            tell(lifecycle.REQUEUE, ids)
+            result_backend.expect(ids, using)
+            announce_moves(lifecycle.REQUEUE, ids)
             advance(count)
     return count
 
@@ -234,10 +209,10 @@ def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda 
     for kind in ("", *Kind):
         rows = old.filter(failure_kind=kind).order_by("finished_at")
         while ids := list(rows.values_list("pk", flat=True)[:_CHUNK]):
-            contents.delete(ids, using)
+            models_module.delete(ids, using)
             count += len(ids)
             advance(count)
-    contents.forget_given_up(using)
+    forget_given_up(using)
     _forget_contents(using)
     _delete_batches(age, using)
     _delete_events(age, using)
@@ -249,7 +224,7 @@ def _delete_batches(age: timedelta, using: str) -> None:
     """Delete old bulk calls that have no mail any more."""
     batches = EmailBatch.objects.using(using)
     old = batches.filter(finished_at__lt=clock.now(-age)).values_list("pk", flat=True)
-    for portion in portions(list(old), _CHUNK):
+    for portion in batched(list(old), _CHUNK):
         used = EmailLog.objects.using(using).filter(batch__in=portion).order_by()
         kept = set(used.values_list("batch", flat=True).distinct())
         batches.filter(pk__in=set(portion) - kept).delete()
@@ -277,8 +252,31 @@ def _forget_contents(using: str) -> None:
         rows = finished.exclude(envelope="").order_by("finished_at")
         while portion := list(rows.values_list("pk", "finished_at")[:_CHUNK]):
             with transaction.atomic(using=using):
-                contents.forget([pk for pk, _ in portion], using)
+                models_module.forget([pk for pk, _ in portion], using)
             # Those before need not be looked at again. A second less, for SQLite compares times
             # as text, and the database's own have fewer digits than ours.
             latest = max(at for _, at in portion if at is not None)
             rows = rows.filter(finished_at__gte=latest - timedelta(seconds=1))
+
+
+_CONTENT_CHUNK = 500
+
+
+def forget_given_up(using: str) -> int:
+    """Forget the content that was kept for another try, where none is to come; return how many.
+
+    Looks through all mail that failed and is not deleted yet: for once a day, then.
+    """
+    count = 0
+    for kind in _HOPEFUL:
+        given_up = (
+            EmailLog.objects.using(using)
+            .filter(failure_kind=kind, status=lifecycle.Status.FAILED, give_up_at__lte=clock.now())
+            .exclude(keep_content="always")
+            .exclude(envelope="")
+        )
+        for ids in batched(list(given_up.values_list("pk", flat=True)), _CONTENT_CHUNK):
+            with transaction.atomic(using=using):
+                forget(ids, using)
+            count += len(ids)
+    return count

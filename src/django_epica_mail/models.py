@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import time
 import uuid
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, ClassVar
+from uuid import UUID
 
-from django.db import connections, models
+from django.core.mail import EmailMessage
+from django.db import connections, models, transaction
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
-from django_epica_mail import encryption, lifecycle
-from django_epica_mail.retry import Kind
-
-
-def uuid7() -> uuid.UUID:
-    """Return a UUIDv7 that sorts by its time of creation to a quarter of a microsecond.
-
-    RFC 9562, section 5.7, with the sub-millisecond fraction of section 6.2, method 3.
-    """
-    nanoseconds = time.time_ns()
-    milliseconds, rest = divmod(nanoseconds, 1_000_000)
-    fraction = (rest << 12) // 1_000_000
-    random = int.from_bytes(os.urandom(8), "big") & ((1 << 62) - 1)
-    return uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | random)
+from django_epica_mail import lifecycle, messages
+from django_epica_mail.clock import uuid7 as uuid7  # where migration 0001 finds it
+from django_epica_mail.messages import encryption
+from django_epica_mail.retry import PASSING, Kind
 
 
 class EmailBatch(models.Model):
@@ -529,3 +519,48 @@ class CountingMark(models.Model):
 
     def __str__(self) -> str:
         return str(self.counted_until)
+
+
+_HOPEFUL = (*PASSING, Kind.MESSAGE)
+"""Why mail fails that can be queued again, by ``retry_failed_emails`` or by a person."""
+
+
+def ends_with(
+    status: str, keep_content: str, failure_kind: str = "", *, too_old: bool = False
+) -> bool:
+    """Tell whether a mail's content is to be forgotten when it comes to a status.
+
+    What failed for a reason that may pass, or that a new version of the site may mend, can still be
+    queued again: until it is given up (``too_old``), only its content makes that possible.
+    """
+    if keep_content == "always" or status not in lifecycle.FINAL:
+        return False
+    return too_old or status != lifecycle.Status.FAILED or failure_kind not in _HOPEFUL
+
+
+def forget(ids: Iterable[UUID], using: str) -> None:
+    """Delete the content of mails: their envelopes, and attachments that no other mail has."""
+    ids = list(ids)
+    links = EmailLog.attachments.through._default_manager.using(using).filter(emaillog_id__in=ids)
+    candidates = list(links.values_list("emailattachment_id", flat=True).distinct())
+    links.delete()
+    EmailAttachment.objects.using(using).filter(pk__in=candidates, emails__isnull=True).delete()
+    EmailLog.objects.using(using).filter(pk__in=ids).update(envelope="")
+
+
+def delete(ids: Iterable[UUID], using: str) -> None:
+    """Delete mails, and the attachments that no other mail has."""
+    ids = list(ids)
+    with transaction.atomic(using=using):
+        forget(ids, using)
+        EmailLog.objects.using(using).filter(pk__in=ids).only("pk").delete()
+
+
+def message_of(mail: EmailLog) -> EmailMessage:
+    """Rebuild a mail's message, for all of its recipients, as its caller gave it.
+
+    Raises ``UnreadableEnvelope`` where it cannot be, as for content that is forgotten, and
+    ``MissingKey`` for what no key of the site's decrypts.
+    """
+    blobs = {row.digest: row.data for row in mail.attachments.all()}
+    return messages.load(mail.envelope, blobs)

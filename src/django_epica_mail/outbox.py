@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -13,33 +13,27 @@ from uuid import UUID
 
 from django.core.mail import EmailMessage
 from django.db import router, transaction
+from django.db.models import Expression
 
-from django_epica_mail import (
-    clock,
-    conf,
-    contents,
-    doorbell,
-    drafting,
-    gates,
-    interventions,
-    lifecycle,
-    reading,
-    results,
-    routing,
-    storing,
-)
+from django_epica_mail import clock, conf, lifecycle, models, routing
+from django_epica_mail._compat import batched
+from django_epica_mail.broker import doorbell, result_backend
 from django_epica_mail.coroutines import coroutine_of
-from django_epica_mail.drafting import Draft
+from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.outcome import Outcome
+from django_epica_mail.delivery.settle import announce, announce_moves
 from django_epica_mail.exceptions import MissingKey, UnreadableEnvelope
+from django_epica_mail.lifecycle import Move, Status
 from django_epica_mail.models import EmailBatch, EmailLog, EmailRecipient
-from django_epica_mail.portions import portions
+from django_epica_mail.queueing import draft as queueing_draft
+from django_epica_mail.queueing import enqueue as enqueueing
+from django_epica_mail.queueing.draft import Draft
+from django_epica_mail.queueing.enqueue import enqueue_one, enqueue_pairs
+from django_epica_mail.retry import Decision
 from django_epica_mail.routing import Options
-from django_epica_mail.settling import tell
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 500
-"""How many mails of a bulk call are checked and inserted at a time."""
 
 _PORTION = 20
 """How many mails, with their attachments, are read to be sent again at a time."""
@@ -58,26 +52,6 @@ def enqueue(message: EmailMessage, **options: Any) -> EmailLog:
     return enqueue_one(message, routing.parse_options(options))
 
 
-def enqueue_one(message: EmailMessage, options: Options) -> EmailLog:
-    """Queue one message as ``enqueue`` does, with options that are checked already."""
-    of_celery = doorbell.site_route(bulk=False)
-    return storing.insert([drafting.draft(message, options, of_celery=of_celery)])[0]
-
-
-def enqueue_all(messages: Iterable[EmailMessage], options: Options) -> int:
-    """Queue all of the messages or none of them, as single mail; return how many.
-
-    Messages without recipients are passed over, as by Django's own backends.
-    """
-    addressed = [message for message in messages if message.recipients()]
-    if addressed:
-        of_celery = doorbell.site_route(bulk=False)
-        storing.insert(
-            [drafting.draft(message, options, of_celery=of_celery) for message in addressed]
-        )
-    return len(addressed)
-
-
 def enqueue_many(messages: Iterable[EmailMessage], **options: Any) -> EmailBatch:
     """Queue many messages as bulk mail, and return their batch.
 
@@ -86,29 +60,6 @@ def enqueue_many(messages: Iterable[EmailMessage], **options: Any) -> EmailBatch
     """
     parsed = routing.parse_options(options)
     return enqueue_pairs((message, parsed) for message in messages)
-
-
-def enqueue_pairs(pairs: Iterable[tuple[EmailMessage, Options]]) -> EmailBatch:
-    """Queue bulk mail as ``enqueue_many`` does, each message with options of its own."""
-    using = router.db_for_write(EmailBatch)
-    # With a savepoint: a bad message may turn up after others are inserted, and the caller who
-    # catches the error must be left with a transaction as usable as before.
-    with transaction.atomic(using=using):
-        batch = EmailBatch.objects.using(using).create()
-        of_celery = doorbell.site_route(bulk=True)
-        for portion in portions(pairs, CHUNK):
-            storing.insert(
-                [
-                    drafting.draft(message, options, of_celery=of_celery, bulk=True, batch=batch)
-                    for message, options in portion
-                ]
-            )
-            batch.total += len(portion)
-        batch.accepted = batch.position = batch.total
-        batch.finished_at = clock.now()
-        batch.save(update_fields=["total", "accepted", "position", "finished_at"])
-    batch.__dict__.pop("finished_at", None)  # an expression until the database has said its time
-    return batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,10 +89,12 @@ def cancel(ids: Iterable[UUID | str]) -> Cancelled:
         keeping = dict(rows.values_list("pk", "keep_content"))
         cancelled = set(keeping)
         end = lifecycle.CANCEL.target
-        if over := [pk for pk, keep in keeping.items() if contents.ends_with(end, keep)]:
-            contents.forget(over, using)
+        if over := [pk for pk, keep in keeping.items() if models.ends_with(end, keep)]:
+            models.forget(over, using)
         if cancelled:
-            told = partial(tell, lifecycle.CANCEL, [pk for pk in wanted if pk in cancelled])
+            told = partial(
+                announce_moves, lifecycle.CANCEL, [pk for pk in wanted if pk in cancelled]
+            )
             transaction.on_commit(told, using=using)
     return Cancelled(
         cancelled=[pk for pk in wanted if pk in cancelled],
@@ -176,11 +129,11 @@ def requeue(ids: Iterable[UUID | str]) -> int:
             email__in=queued,
             outcome__in=[EmailRecipient.Outcome.REFUSED, EmailRecipient.Outcome.SUPPRESSED],
         ).update(outcome="", code=None, reply="")
-        results.expect(wanted, using)
+        result_backend.expect(wanted, using)
         for queue in queued.order_by().values_list("queue", flat=True).distinct():
             doorbell.ring_on_commit(queue, using=using)
         moved = list(queued.values_list("pk", flat=True))
-        transaction.on_commit(partial(tell, lifecycle.REQUEUE, moved), using=using)
+        transaction.on_commit(partial(announce_moves, lifecycle.REQUEUE, moved), using=using)
     return count
 
 
@@ -189,7 +142,7 @@ def send_now(ids: Iterable[UUID | str]) -> int:
 
     A pause, a breaker or a rate holds them still.
     """
-    return interventions.send_now(_uuids(ids))
+    return _send_now(_uuids(ids))
 
 
 def decide(ids: Iterable[UUID | str], verdict: str) -> int:
@@ -198,7 +151,7 @@ def decide(ids: Iterable[UUID | str], verdict: str) -> int:
     ``verdict`` is ``"arrived"`` (they are sent), ``"resend"`` (they are tried once more, and may
     arrive twice) or ``"write off"`` (they failed). Raises ``ValueError`` for any other.
     """
-    return interventions.decide(_uuids(ids), verdict)
+    return _decide(_uuids(ids), verdict)
 
 
 def send_again(ids: Iterable[UUID | str]) -> list[EmailLog]:
@@ -211,16 +164,16 @@ def send_again(ids: Iterable[UUID | str]) -> list[EmailLog]:
     ended = EmailLog.objects.using(using).filter(status__in=lifecycle.FINAL).exclude(envelope="")
     made: list[EmailLog] = []
     with transaction.atomic(using=using):
-        for portion in portions(_uuids(ids), _PORTION):
+        for portion in batched(_uuids(ids), _PORTION):
             rows = ended.filter(pk__in=portion).order_by("pk").prefetch_related("attachments")
             drafts = [draft for mail in rows if (draft := _draft_again(mail)) is not None]
-            made += storing.insert(drafts)
+            made += enqueueing.insert_drafts(drafts)
     return made
 
 
 def _draft_again(mail: EmailLog) -> Draft | None:
     try:
-        message = reading.message_of(mail)
+        message = models.message_of(mail)
     except (UnreadableEnvelope, MissingKey):
         logger.warning("E-mail %s cannot be read, and was not sent again.", mail.pk)
         return None
@@ -236,7 +189,7 @@ def _draft_again(mail: EmailLog) -> Draft | None:
         on_unknown=mail.on_unknown,
         keep_content=mail.keep_content,
     )
-    again = drafting.draft(message, options, of_celery={})
+    again = queueing_draft.draft(message, options, of_celery={})
     again.log.fallbacks = mail.fallbacks
     again.log.additions = mail.additions
     again.log.max_retries, again.log.retry_delay = mail.max_retries, mail.retry_delay
@@ -277,3 +230,66 @@ acancel = coroutine_of(cancel)
 arequeue = coroutine_of(requeue)
 apause = coroutine_of(pause)
 aresume = coroutine_of(resume)
+
+
+VERDICTS = {
+    "arrived": lifecycle.SUCCEED,
+    "resend": lifecycle.RESEND,
+    "write off": lifecycle.WRITE_OFF,
+}
+"""What may be decided about an unknown mail, with the move that follows."""
+
+
+def _send_now(ids: Sequence[UUID]) -> int:
+    """Make mails due that wait for their time; return how many."""
+    using = router.db_for_write(EmailLog)
+    waiting = EmailLog.objects.using(using).filter(
+        pk__in=ids, status__in=lifecycle.CLAIMABLE, due_at__gt=clock.now()
+    )
+    with transaction.atomic(using=using):
+        queues = set(waiting.order_by().values_list("queue", flat=True))
+        count = waiting.update(due_at=clock.now())
+        for queue in queues:
+            doorbell.ring_on_commit(queue, using=using)
+    return count
+
+
+def _decide(ids: Sequence[UUID], verdict: str) -> int:
+    """Decide about unknown mails; return about how many.
+
+    Raises ``ValueError`` for a verdict that is none of ``VERDICTS``.
+    """
+    if verdict not in VERDICTS:
+        raise ValueError(
+            f"A verdict is one of {', '.join(map(repr, VERDICTS))}; it is {verdict!r}."
+        )
+    move = VERDICTS[verdict]
+    using = router.db_for_write(EmailLog)
+    # A token nobody else has tells the mails that this call moved from those it found moved.
+    token = uuid.uuid4()
+    with transaction.atomic(using=using):
+        unknown = EmailLog.objects.using(using).filter(status=Status.UNKNOWN)
+        count: int = unknown.move(move, ids, lease_token=token, **_verdict_values(move))
+        rows = EmailLog.objects.using(using).filter(pk__in=ids, lease_token=token)
+        moved = list(rows.only("pk", "keep_content", "queue"))
+        outcomes = [Outcome(mail, None, Decision(moves=(move,))) for mail in moved]
+        if over := [it.mail.pk for it in outcomes if it.ends_content]:
+            models.forget(over, using)
+        result_backend.expect([mail.pk for mail in moved], using)
+        if move is lifecycle.RESEND:
+            for queue in {mail.queue for mail in moved}:
+                doorbell.ring_on_commit(queue, using=using)
+        transaction.on_commit(partial(announce, outcomes, using), using=using)
+    return count
+
+
+def _verdict_values(move: Move) -> dict[str, Any]:
+    """Return what a row keeps, beside its status, of a decision."""
+    now: Expression = clock.now()
+    if move is lifecycle.RESEND:
+        patience = timedelta(seconds=conf.get().give_up_after)
+        return {"due_at": now, "expires_at": None, "give_up_at": clock.now(patience)}
+    values: dict[str, Any] = {"finished_at": now}
+    if move is lifecycle.SUCCEED:
+        values.update(failure_kind="", failure_code=None, reply="")
+    return values

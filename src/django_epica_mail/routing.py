@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from django.utils import timezone
 
-from django_epica_mail import conf, rules
+from django_epica_mail import rules
 from django_epica_mail.rules import Facts, Rule
 
 QUEUE, QUEUE_PRIORITY = "emails", 9
@@ -65,7 +65,7 @@ class Options:
         for name in ("transport", "queue", "category"):
             value = getattr(self, name)
             if value is not None:
-                rules.name(name, value)
+                rules.check_name(name, value)
         for name in ("send_at", "expires_at"):
             _check_time(name, getattr(self, name))
         if self.expires_after is not None:
@@ -73,16 +73,16 @@ class Options:
         if self.idempotency_key is not None:
             _check_key(self.idempotency_key)
         if self.on_unknown is not None:
-            rules.policy(self.on_unknown)
+            rules.check_on_unknown(self.on_unknown)
         if self.keep_content is not None:
-            rules.keeping(self.keep_content)
+            rules.check_keep_content(self.keep_content)
         if self.store_result not in (None, True, False):
             raise TypeError(f"store_result must be True or False; it is {self.store_result!r}.")
         if self.priority is not None:
             rules.priority_number(self.priority)
         for name in ADDITIONS.values():
             if getattr(self, name) is not None:
-                rules.flag(name, getattr(self, name))
+                rules.check_flag(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,11 +104,27 @@ class Route:
     """The place of the rule in ``ROUTES`` that took effect."""
 
 
-def decide(options: Options, facts: Facts, of_celery: Mapping[str, Any] | None = None) -> Route:
+class Defaults(Protocol):
+    """The settings of ``EPICA_MAIL`` that take part in routing."""
+
+    @property
+    def routes(self) -> Sequence[Rule]: ...
+    @property
+    def on_unknown(self) -> str: ...
+    @property
+    def keep_content(self) -> str: ...
+    @property
+    def max_retries(self) -> int: ...
+    @property
+    def retry_delay(self) -> float: ...
+
+
+def decide(
+    options: Options, facts: Facts, settings: Defaults, of_celery: Mapping[str, Any] | None = None
+) -> Route:
     """Return the route of a mail: what the call says, then the first rule that matches, then
     ``of_celery`` (what the site's ``CELERY_TASK_ROUTES`` says of our task), then the defaults.
     """
-    settings = conf.get()
     number, rule = _first_match(settings.routes, facts)
     celery = of_celery or {}
     queue, priority = (BULK_QUEUE, BULK_PRIORITY) if facts.is_bulk else (QUEUE, QUEUE_PRIORITY)

@@ -82,7 +82,7 @@ def priority_number(priority: object) -> int:
     return number
 
 
-def policy(on_unknown: object) -> str:
+def check_on_unknown(on_unknown: object) -> str:
     """Return a policy for unknown outcomes; raise ``ValueError`` for what is none."""
     if on_unknown not in ON_UNKNOWN or not isinstance(on_unknown, str):
         raise ValueError(
@@ -91,7 +91,7 @@ def policy(on_unknown: object) -> str:
     return on_unknown
 
 
-def keeping(keep_content: object) -> str:
+def check_keep_content(keep_content: object) -> str:
     """Return how long content is kept; raise ``ValueError`` for what says nothing of it."""
     if keep_content not in KEEP_CONTENT or not isinstance(keep_content, str):
         known = ", ".join(KEEP_CONTENT)
@@ -99,7 +99,7 @@ def keeping(keep_content: object) -> str:
     return keep_content
 
 
-def name(key: str, value: object) -> str:
+def check_name(key: str, value: object) -> str:
     """Return the name of a queue, transport or category; raise ``ValueError`` for what is none.
 
     It stands in a column of 64 characters, and PostgreSQL takes neither NUL nor lone surrogates.
@@ -109,7 +109,7 @@ def name(key: str, value: object) -> str:
     return value
 
 
-def flag(key: str, value: object) -> bool:
+def check_flag(key: str, value: object) -> bool:
     """Return a yes or no; raise ``TypeError`` for what is neither."""
     if not isinstance(value, bool):
         raise TypeError(f"{key} must be True or False; it is {value!r}.")
@@ -120,11 +120,11 @@ def _rule(number: int, form: object) -> Rule:
     where = f"rule {number}"
     if not isinstance(form, Mapping):
         raise ValueError(f"{where} must be a dict; it is {form!r}")
-    _known(where, form, ("match", *_VALUES))
+    _check_keys(where, form, ("match", *_VALUES))
     match = form.get("match", {})
     if not isinstance(match, Mapping):
         raise ValueError(f"{where}: match must be a dict; it is {match!r}")
-    _known(f"{where}: match", match, _MATCHERS)
+    _check_keys(f"{where}: match", match, _MATCHERS)
     _check_match(where, match)
     values: dict[str, Any] = {}
     for key, given in form.items():
@@ -136,7 +136,9 @@ def _rule(number: int, form: object) -> Rule:
     return Rule(match=dict(match), **values)
 
 
-def _known(where: str, given: Mapping[Any, Any], known: Sequence[str] | Mapping[str, Any]) -> None:
+def _check_keys(
+    where: str, given: Mapping[Any, Any], known: Sequence[str] | Mapping[str, Any]
+) -> None:
     unknown = [key for key in given if key not in known]
     if unknown:
         raise ValueError(f"{where} has no key {unknown[0]!r}; there are: {', '.join(known)}")
@@ -165,13 +167,13 @@ def _transports(value: object) -> dict[str, Any]:
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not names:
         raise ValueError(f"transport must be an alias or a list of them; it is {value!r}")
-    return {"transports": tuple(name("transport", alias) for alias in names)}
+    return {"transports": tuple(check_name("transport", alias) for alias in names)}
 
 
 def _retry(value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"retry must be a dict; it is {value!r}")
-    _known("retry", value, ("max_retries", "delay"))
+    _check_keys("retry", value, ("max_retries", "delay"))
     found: dict[str, Any] = {}
     if "max_retries" in value:
         count = value["max_retries"]
@@ -191,16 +193,16 @@ def _seconds(key: str, value: object) -> float:
 
 
 _VALUES: dict[str, Callable[[object], dict[str, Any]]] = {
-    "queue": lambda value: {"queue": name("queue", value)},
+    "queue": lambda value: {"queue": check_name("queue", value)},
     "priority": lambda value: {"priority": priority_number(value)},
     "transport": _transports,
-    "on_unknown": lambda value: {"on_unknown": policy(value)},
-    "keep_content": lambda value: {"keep_content": keeping(value)},
+    "on_unknown": lambda value: {"on_unknown": check_on_unknown(value)},
+    "keep_content": lambda value: {"keep_content": check_keep_content(value)},
     "retry": _retry,
     "expires_after": lambda value: {"expires_after": _seconds("expires_after", value)},
-    "unsubscribe": lambda value: {"unsubscribe": flag("unsubscribe", value)},
-    "track_opens": lambda value: {"track_opens": flag("track_opens", value)},
-    "track_clicks": lambda value: {"track_clicks": flag("track_clicks", value)},
+    "unsubscribe": lambda value: {"unsubscribe": check_flag("unsubscribe", value)},
+    "track_opens": lambda value: {"track_opens": check_flag("track_opens", value)},
+    "track_clicks": lambda value: {"track_clicks": check_flag("track_clicks", value)},
 }
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import hmac
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any, TextIO
 from uuid import UUID
 
 from django.conf import settings
 from django.db import router
-from django.db.models import BooleanField, Q
+from django.db.models import BooleanField, Q, QuerySet
 from django.db.models.expressions import RawSQL
+from django.utils.dateparse import parse_datetime
 from django.utils.encoding import force_bytes
+from django.utils.timezone import is_naive, make_aware
 
-from django_epica_mail import addresses, clock, conf, rules
+from django_epica_mail import clock, conf, rules
+from django_epica_mail._compat import batched
+from django_epica_mail.messages import addresses
 from django_epica_mail.models import EmailLog, EmailRecipient, Suppression
-from django_epica_mail.portions import portions
 
 Reason = Suppression.Reason
 
@@ -85,7 +91,7 @@ def entry(
     if reason not in Reason.values:
         raise ValueError(f"reason must be one of {', '.join(Reason.values)}; it is {reason!r}.")
     if scope:
-        rules.name("scope", scope)
+        rules.check_name("scope", scope)
     return Suppression(
         address=bare,
         digest=found_by if is_erased else digest(bare),
@@ -100,7 +106,7 @@ def insert(rows: Sequence[Suppression]) -> int:
     """Insert the entries that are not there; return how many. Those that were keep their note."""
     entries = Suppression.objects.using(_using())
     count = 0
-    for portion in portions(rows, _PORTION):
+    for portion in batched(rows, _PORTION):
         entries.bulk_create(portion, ignore_conflicts=True)
         count += entries.filter(pk__in=[row.pk for row in portion]).count()
     return count
@@ -176,7 +182,7 @@ def held_back(
 def _listed(wanted: Iterable[str], using: str) -> dict[str, list[tuple[str, str]]]:
     """Return the entries there are of addresses: scope and reason of each."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for portion in portions(wanted, _PORTION):
+    for portion in batched(wanted, _PORTION):
         whose = {_digest(key, address): address for address in portion for key in _keys()}
         rows = (
             Suppression.objects.using(using)
@@ -211,3 +217,119 @@ def _digest(key: str | bytes, address: str) -> str:
 
 def _using() -> str:
     return router.db_for_write(Suppression)
+
+
+CSV_COLUMNS = ("address", "scope", "reason", "note", "created_at", "expires_at", "digest")
+
+_CSV_PORTION = 400
+_CALLED_ALSO = {"email": "address", "e-mail": "address", "email address": "address"}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet would take a cell that begins so for; OWASP, CSV Injection."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What a file came to."""
+
+    added: int
+    known: int
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    """``{"line": 3, "reason": "..."}``: what is no entry."""
+
+
+def write_csv(
+    file: TextIO, rows: QuerySet[Suppression], *, advance: Callable[[int], None] = lambda _: None
+) -> int:
+    """Write entries as CSV, and return how many; ``advance`` is told after each portion."""
+    count = -1  # the first line names the columns
+    for line in csv_lines(rows):
+        file.write(line)
+        count += 1
+        if count and count % _CSV_PORTION == 0:
+            advance(count)
+    return count
+
+
+def csv_lines(rows: QuerySet[Suppression]) -> Iterator[str]:
+    """Yield the lines of a CSV file of entries, reading them in portions."""
+    writer: Any = csv.writer(_Echo())
+    yield writer.writerow(CSV_COLUMNS)
+    for row in rows.order_by("pk").iterator(_CSV_PORTION):
+        yield writer.writerow([_cell(getattr(row, name)) for name in CSV_COLUMNS])
+
+
+class _Echo:
+    """Takes what ``csv`` writes, and gives it back."""
+
+    def write(self, value: str) -> str:
+        return value
+
+
+def read_csv(
+    file: Iterable[str], *, advance: Callable[[int], None] = lambda _: None
+) -> ImportReport:
+    """Add the entries of a CSV file, and say of each line that is none why.
+
+    Its first line names the columns, of which ``address`` (or ``email``) is enough; of an entry
+    whose address was erased it is ``digest``. Goes in portions, and calls ``advance`` with the
+    number of lines so far. Raises ``ValueError`` for a file without such a column.
+    """
+    done, added, refused = 0, 0, []
+    for portion in batched(_csv_rows(file), _CSV_PORTION):
+        entries = []
+        for number, cells in portion:
+            try:
+                entries.append(_csv_entry(cells))
+            except ValueError as error:
+                refused.append({"line": number, "reason": str(error)})
+        added += insert(entries)
+        done += len(portion)
+        advance(done)
+    return ImportReport(added, done - added - len(refused), refused)
+
+
+def _csv_rows(file: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the number and the named cells of each line that says something."""
+    # Python 3.10 reads no line with a NUL; this is no part of an address either.
+    reader = csv.reader(line.replace("\0", "\N{REPLACEMENT CHARACTER}") for line in file)
+    names = [name.strip().lower().lstrip("\ufeff") for name in next(reader, [])]
+    names = [_CALLED_ALSO.get(name, name) for name in names]
+    if not {"address", "digest"} & set(names):
+        raise ValueError(
+            f"The first line must name a column 'address'; it names {', '.join(names) or 'none'}."
+        )
+    for cells in reader:
+        if any(cells):
+            yield reader.line_num, dict(zip(names, map(_plain, cells), strict=False))
+
+
+def _csv_entry(cells: Mapping[str, str]) -> Suppression:
+    """Return the entry that the cells of a line mean; a reason not known to us becomes a note."""
+    reason, note = cells.get("reason", ""), cells.get("note", "")
+    if reason not in Reason.values:
+        reason, note = Reason.MANUAL, note or reason
+    expires_at = None
+    if cells.get("expires_at"):
+        expires_at = parse_datetime(cells["expires_at"])
+        if expires_at is None:
+            raise ValueError(f"expires_at must be a time in ISO 8601; it is {cells['expires_at']}.")
+        if is_naive(expires_at):
+            expires_at = make_aware(expires_at)
+    return entry(
+        cells.get("address", ""),
+        found_by=cells.get("digest", ""),
+        reason=reason,
+        scope=cells.get("scope", ""),
+        note=note,
+        expires_at=expires_at,
+    )
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else value.isoformat() if hasattr(value, "isoformat") else str(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _plain(cell: str) -> str:
+    text = cell.strip()
+    return text[1:] if text[:1] == "'" and text[1:].startswith(_FORMULA) else text

@@ -14,11 +14,15 @@ from celery import Task, shared_task
 from celery.signals import worker_process_shutdown, worker_shutdown
 from django.db import connections
 
-from django_epica_mail import bulk, delivery, maintenance, outbox, results, sending, transport
+from django_epica_mail import maintenance
+from django_epica_mail.broker import result_backend
+from django_epica_mail.broker.celery_config import BULK_TASK
 from django_epica_mail.coroutines import coroutine_of
-from django_epica_mail.doorbell import BULK_TASK
+from django_epica_mail.delivery import worker
 from django_epica_mail.models import EmailBatch
+from django_epica_mail.queueing import bulk, compose, enqueue
 from django_epica_mail.results import BatchResult, EmailResult, batch_report
+from django_epica_mail.transports import connection as transport_connection
 
 _OPTIONS: dict[str, Any] = {"acks_late": False, "ignore_result": True, "max_retries": 0}
 
@@ -90,9 +94,9 @@ def send_bulk_templated_emails(
     common = {"subject": subject, "template_name": template_name, "from_email": from_email}
     if "idempotency_key" in options:
         raise TypeError("An idempotency_key names one mail, and this call makes many.")
-    sending.options_of(options)  # a wrong one is refused before the first recipient is asked for
-    return outbox.enqueue_pairs(
-        sending.compose({**options, **common, "context": context, "recipient_list": [address]})
+    compose.options_of(options)  # a wrong one is refused before the first recipient is asked for
+    return enqueue.enqueue_pairs(
+        compose.compose({**options, **common, "context": context, "recipient_list": [address]})
         for address, context in recipients
     )
 
@@ -103,8 +107,8 @@ asend_bulk_templated_emails = coroutine_of(send_bulk_templated_emails)
 
 
 def _enqueue(given: Mapping[str, Any]) -> EmailResult:
-    message, options = sending.compose({"store_result": True, **given})
-    return EmailResult(str(outbox.enqueue_one(message, options).pk))
+    message, options = compose.compose({"store_result": True, **given})
+    return EmailResult(str(enqueue.enqueue_one(message, options).pk))
 
 
 class _BulkTask(Task):  # type: ignore[type-arg] # generic for type checkers alone
@@ -138,7 +142,7 @@ def send_bulk_emails_task(self: Any, emails: Sequence[Mapping[str, Any]] | str) 
     report = batch_report(bulk.expand(batch_id))
     result_id = batch_id if isinstance(emails, str) else self.request.id
     if result_id is not None:
-        results.store(result_id, "SUCCESS", report, BULK_TASK)
+        result_backend.store(result_id, "SUCCESS", report, BULK_TASK)
     return report
 
 
@@ -149,7 +153,7 @@ def send_email_task(email_id: str) -> int:
     It is sent before others that are more urgent, and not before it is due.
     """
     _drop_dead_connections()
-    return delivery.deliver_one(email_id)
+    return worker.deliver_one(email_id)
 
 
 @shared_task(name="django_epica_mail.tasks.deliver_emails", **_OPTIONS)
@@ -159,7 +163,7 @@ def deliver_emails(queue: str, rung_at: float | None = None) -> int:
     ``rung_at`` is when the bell was rung, in seconds since the epoch.
     """
     _drop_dead_connections()
-    return delivery.deliver(queue, rung_at=rung_at)
+    return worker.deliver(queue, rung_at=rung_at)
 
 
 @shared_task(name="django_epica_mail.tasks.dispatch_due_emails", **_OPTIONS)
@@ -194,7 +198,7 @@ def _drop_dead_connections() -> None:
 
 
 def _close_connections(**_: object) -> None:
-    transport.close_connections()
+    transport_connection.close_connections()
 
 
 worker_process_shutdown.connect(_close_connections, dispatch_uid="django_epica_mail.process")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from django.urls import URLPattern, path
 
-from django_epica_mail.views import tracking, unsubscribe
-from django_epica_mail.views.health import health
-from django_epica_mail.views.metrics import metrics
+from django_epica_mail import views
+from django_epica_mail.views import health, metrics
 
 app_name = "epica_mail"
 
 urlpatterns: list[URLPattern] = [
-    path("open/<str:token>/", tracking.open_, name="open"),
-    path("click/<str:token>/", tracking.click, name="click"),
-    path("unsubscribe/<str:token>/", unsubscribe.unsubscribe, name="unsubscribe"),
+    path("open/<str:token>/", views.open_pixel, name="open"),
+    path("click/<str:token>/", views.click, name="click"),
+    path("unsubscribe/<str:token>/", views.unsubscribe, name="unsubscribe"),
     path("health/", health, name="health"),
     path("metrics/", metrics, name="metrics"),
 ]

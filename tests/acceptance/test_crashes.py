@@ -8,6 +8,7 @@ import pytest
 
 from devservers.process import wait_until
 from devservers.smtp_faults import Drop, Hold, delay
+from django_epica_mail import outbox
 from django_epica_mail.lifecycle import PERMITS
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ SHORT = {"SEND_TIMEOUT": 2, "BATCH_SECONDS": 1, "RETRY_DELAY": 1, "BREAKER_SECON
 def send(number: int, **options: str) -> None:
     from django.core.mail import EmailMessage
     from django.db import transaction
-
-    from django_epica_mail import outbox
 
     with transaction.atomic():
         for count in range(number):

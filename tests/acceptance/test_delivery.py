@@ -124,7 +124,7 @@ def send_many(processes: int, each: int) -> None:
 def queue_backlog(number: int, *, rings: int) -> None:
     from django.core.mail import EmailMessage
 
-    from django_epica_mail import doorbell
+    from django_epica_mail.broker import doorbell
 
     with transaction.atomic():  # whose commit rings once
         for count in range(number):

@@ -32,7 +32,8 @@ def count_and_scrape() -> dict[str, float]:
     """Count what has happened, as the sweeps of the next minutes would; return all samples."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    from django_epica_mail import clock, totals
+    from django_epica_mail import clock
+    from django_epica_mail.monitoring import totals
 
     clock.offset = timedelta(minutes=3)
     totals.count()

@@ -10,7 +10,8 @@ from django.core.mail import EmailMessage
 from django.core.management import call_command
 from django.db import transaction
 
-from django_epica_mail import doorbell, outbox
+from django_epica_mail import outbox
+from django_epica_mail.broker import doorbell
 from django_epica_mail.schedule import SCHEDULE
 
 # django-celery-beat shuts out Django 6.1, where the plain one is all there is to test.

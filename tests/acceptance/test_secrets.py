@@ -17,7 +17,7 @@ from django.db import connection
 
 from devservers.process import wait_until
 from devservers.web import Flower, Web
-from django_epica_mail import serialization
+from django_epica_mail import messages
 from django_epica_mail.models import EmailLog
 from django_epica_mail.tasks import send_email_async
 from tests.acceptance.places import EXAMPLE_PROJECT
@@ -45,7 +45,7 @@ def make_users() -> None:
 def waiting_link() -> list[str]:
     """Return the secret parts of the link in the mail that waits, read from its row."""
     log = EmailLog.objects.get()
-    message = serialization.load(log.envelope, {})
+    message = messages.load(log.envelope, {})
     assert log.keep_content == "until_sent"
     link = re.search(r"/accounts/reset/(\w+)/([\w-]+)/", str(message.body))
     assert link, message.body

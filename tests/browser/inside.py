@@ -49,7 +49,7 @@ def send_tomorrow(to: str, subject: str) -> str:
 
 def send_bulk(number: int) -> str:
     """Make a bulk call of so many mails, and one entry that is none; return its id."""
-    from django_epica_mail import bulk
+    from django_epica_mail.queueing import bulk
 
     entry = {"message": "B", "from_email": None}
     entries: list[dict[str, Any]] = [
@@ -75,8 +75,8 @@ def make_history() -> None:
     """Count mail of the last day that there was not, as the sweep would have."""
     from django.utils import timezone
 
-    from django_epica_mail import totals
     from django_epica_mail.models import EmailTotal
+    from django_epica_mail.monitoring import totals
 
     last = totals.hour_of(timezone.now())
     rows = []

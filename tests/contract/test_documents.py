@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from django_epica_mail import conf, lifecycle
+from django_epica_mail.conf import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -28,8 +29,6 @@ def test_the_diagram_of_the_life_of_an_email_shows_every_move_and_no_other() -> 
 
 def test_every_setting_is_in_the_reference_and_no_other() -> None:
     from dataclasses import fields
-
-    from django_epica_mail.conf import Settings
 
     page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE))

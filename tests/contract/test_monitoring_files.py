@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from django_epica_mail.conf import Settings
-from django_epica_mail.health import judge
-from django_epica_mail.pulse import Pulse
+from django_epica_mail.monitoring.health import Measurements, judge
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "example_project" / "deploy"
@@ -68,7 +67,7 @@ def test_each_expression_asks_for_metrics_and_labels_that_there_are(expression: 
 
 
 def test_each_check_of_the_health_check_that_is_named_there_is() -> None:
-    signs = Pulse(
+    signs = Measurements(
         due_ages={},
         claimable=(),
         paused=(),

@@ -13,8 +13,8 @@ import pytest
 from django.utils import translation
 
 import translations
-from django_epica_mail.health import spoken
 from django_epica_mail.lifecycle import Status
+from django_epica_mail.monitoring.health import spoken
 
 REMEDY = "Run `tox run -e messages`, translate what it names in {}, and run it again."
 FORMATS = re.compile(r"%(?:\(\w+\))?[sdf%]|\{\w*\}")

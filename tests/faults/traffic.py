@@ -20,8 +20,8 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, connectio
 from django.db.models import Q
 
 from django_epica_mail import lifecycle, maintenance, outbox
+from django_epica_mail.delivery.db_retry import retry_on_database_errors
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
-from django_epica_mail.patience import patiently
 
 R = TypeVar("R")
 
@@ -116,7 +116,9 @@ def patient(function: Callable[[], R]) -> Callable[[], R]:
 
     @wraps(function)
     def run() -> R:
-        return patiently(function, until=time.monotonic() + 30, using=DEFAULT_DB_ALIAS)
+        return retry_on_database_errors(
+            function, until=time.monotonic() + 30, using=DEFAULT_DB_ALIAS
+        )
 
     return run
 

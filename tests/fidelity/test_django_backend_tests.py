@@ -8,7 +8,9 @@ import django
 from django.core import mail
 from django.test import TestCase
 
-from django_epica_mail import backends, delivery, transport
+from django_epica_mail import backends
+from django_epica_mail.delivery import worker
+from django_epica_mail.transports import connection
 from tests.fidelity.django_source import backend_tests
 
 source = backend_tests()
@@ -21,7 +23,7 @@ class EmailBackend(backends.EmailBackend):
 
     def send_messages(self, email_messages: Any) -> int:
         count = super().send_messages(email_messages)
-        delivery.deliver("emails")
+        worker.deliver("emails")
         return count
 
 
@@ -34,7 +36,7 @@ class QueueBackendTests(shared, TestCase):
     @classmethod
     def tearDownClass(cls) -> None:
         super().tearDownClass()
-        transport.close_connections()
+        connection.close_connections()
 
     def flush_mailbox(self) -> None:
         mail.outbox.clear()

@@ -13,11 +13,11 @@ import pytest
 from django.core.mail import EmailMessage
 
 from devservers.smtp import SMTPServer
-from django_epica_mail import outbox, serialization
+from django_epica_mail import messages, outbox
 from django_epica_mail.models import EmailAttachment, EmailLog
 from tests import corpus
 
-ENVELOPES = Path(__file__).parent.parent / "unit" / "envelopes"
+ENVELOPES = Path(__file__).parent.parent / "unit" / "messages" / "envelopes"
 WRITTEN = [
     pytest.param(form, id=f"{path.stem}-{kind}")
     for path in sorted(ENVELOPES.glob("*.json"))
@@ -31,7 +31,7 @@ def test_a_row_of_another_django_is_delivered(
 ) -> None:
     envelope = json.dumps(form["envelope"])
     blobs = {digest: b64decode(content) for digest, content in form["blobs"].items()}
-    expected = serialization.load(envelope, blobs)
+    expected = messages.load(envelope, blobs)
     everyone = expected.recipients()
     log = outbox.enqueue(EmailMessage("S", "B", "from@example.com", everyone), transport="smtp")
     EmailLog.objects.filter(pk=log.pk).update(envelope=envelope)

@@ -14,8 +14,11 @@ from django.urls import path
 from django.utils import timezone
 
 from devservers.smtp import SMTPServer
-from django_epica_mail import clock, delivery, doorbell, outbox, transport
+from django_epica_mail import clock, outbox
+from django_epica_mail.broker import doorbell
+from django_epica_mail.delivery import worker
 from django_epica_mail.models import EmailLog
+from django_epica_mail.transports import connection
 
 QUEUE_BACKEND = "django_epica_mail.backends.EmailBackend"
 
@@ -55,7 +58,7 @@ def smtp(
         settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", smtp_server.port
     epica_mail(REAL_TRANSPORTS_IN_TESTS=True, SEND_TIMEOUT=5)
     yield smtp_server
-    transport.close_connections()
+    connection.close_connections()
     smtp_server.clear()
     smtp_server.listen_again()
     smtp_server.forget()
@@ -108,7 +111,7 @@ def deliver() -> Callable[..., int]:
     """Deliver what is due in the queue of single mail."""
 
     def run(queue: str = "emails") -> int:
-        return delivery.deliver(queue)
+        return worker.deliver(queue)
 
     return run
 

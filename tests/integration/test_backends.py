@@ -13,9 +13,9 @@ from django.core.mail import EmailMessage, send_mail
 from django.db import OperationalError, connection, transaction
 from django.utils.log import AdminEmailHandler
 
-from django_epica_mail import storing
 from django_epica_mail.backends import EmailBackend
 from django_epica_mail.models import EmailLog
+from django_epica_mail.queueing import enqueue
 
 pytestmark = pytest.mark.django_db
 
@@ -36,7 +36,7 @@ def broken_database():
     def fail(*args, **kwargs):
         raise OperationalError("could not extend file")
 
-    with mock.patch.object(storing, "_insert_blobs", fail):
+    with mock.patch.object(enqueue, "_insert_blobs", fail):
         yield
 
 

@@ -15,7 +15,8 @@ from django.core.checks import ERROR, WARNING, CheckMessage, run_checks
 from django.db.models import Model
 
 import tests.settings
-from django_epica_mail import checks, rates
+from django_epica_mail import checks
+from django_epica_mail.delivery import rate_limits
 
 SMTP = {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": {"host": "127.0.0.1"}}
 
@@ -275,12 +276,12 @@ print(*[message.id for message in run_checks(tags=["mail"])])
 def test_e005_rates_that_cannot_be_counted(
     smtp: object, epica_mail: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rates._budgets.clear()
+    rate_limits._budgets.clear()
     epica_mail(RATES={"smtp": "5/s"}, RATES_STORAGE="nowhere://")
     assert only().id == "epica_mail.E005"
     epica_mail(RATES_STORAGE="memory://")
     assert found() == []
-    rates._budgets.clear()
+    rate_limits._budgets.clear()
     monkeypatch.setitem(sys.modules, "limits", None)
     assert 'pip install "django-epica-mail[rates]"' in only().msg
 

@@ -12,7 +12,8 @@ from django.db import connection
 from django.utils import timezone
 
 from devservers.smtp_faults import refuse
-from django_epica_mail import claiming, lifecycle, maintenance, outbox, tasks
+from django_epica_mail import lifecycle, maintenance, outbox, tasks
+from django_epica_mail.delivery import claim
 from django_epica_mail.models import DeliveryGate, EmailAttachment, EmailBatch, EmailLog
 
 
@@ -28,7 +29,7 @@ def test_of_a_dead_workers_claim_only_what_may_have_been_begun_is_unknown(
 ) -> None:
     for _ in range(lifecycle.PERMITS + 10):
         queue_mail(on_unknown=policy)
-    batch = claiming.claim("emails")
+    batch = claim.claim("emails")
     assert maintenance.rescue() == 0, "its lease is not over"
     travel(minutes=5)
     assert maintenance.rescue() == lifecycle.PERMITS + 10

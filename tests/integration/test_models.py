@@ -10,14 +10,14 @@ import pytest
 from django.db import IntegrityError, transaction
 from django.utils import translation
 
-from django_epica_mail import lifecycle, models, rules
+from django_epica_mail import clock, lifecycle, rules
 from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailEvent, EmailLog
 
 
 def test_a_key_has_the_fields_of_rfc_9562(monkeypatch) -> None:
     nanoseconds = 0x017F22E279B0 * 1_000_000 + 500_000  # the moment of appendix A.6, and a half ms
-    monkeypatch.setattr(models, "time", SimpleNamespace(time_ns=lambda: nanoseconds))
-    key = models.uuid7()
+    monkeypatch.setattr(clock, "time", SimpleNamespace(time_ns=lambda: nanoseconds))
+    key = clock.uuid7()
     assert key.version == 7
     assert key.variant == uuid.RFC_4122
     assert key.int >> 80 == 0x017F22E279B0
@@ -27,15 +27,15 @@ def test_a_key_has_the_fields_of_rfc_9562(monkeypatch) -> None:
 def test_keys_sort_by_the_time_they_were_made(monkeypatch) -> None:
     start = time.time_ns()
     ticks = iter(range(start, start + 5_000_000, 250))  # over the bounds of five milliseconds
-    monkeypatch.setattr(models, "time", SimpleNamespace(time_ns=ticks.__next__))
-    keys = [models.uuid7() for _ in range(20_000)]
+    monkeypatch.setattr(clock, "time", SimpleNamespace(time_ns=ticks.__next__))
+    keys = [clock.uuid7() for _ in range(20_000)]
     assert keys == sorted(keys)
     assert len(set(keys)) == len(keys)
 
 
 def test_keys_made_at_the_same_moment_differ(monkeypatch) -> None:
-    monkeypatch.setattr(models, "time", SimpleNamespace(time_ns=lambda: 1))
-    assert len({models.uuid7() for _ in range(1000)}) == 1000
+    monkeypatch.setattr(clock, "time", SimpleNamespace(time_ns=lambda: 1))
+    assert len({clock.uuid7() for _ in range(1000)}) == 1000
 
 
 def test_the_database_refuses_a_status_it_does_not_know(queue_mail) -> None:

@@ -10,9 +10,13 @@ from django.core.mail import EmailMessage
 from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 
-from django_epica_mail import contents, drafting, inserting, outbox, routing, storing, transport
+from django_epica_mail import models, outbox, routing
 from django_epica_mail.backends import EmailBackend
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog
+from django_epica_mail.queueing import draft as drafts
+from django_epica_mail.queueing import enqueue
+from django_epica_mail.queueing import inserts as queueing_inserts
+from django_epica_mail.transports import config as transports
 from tests import corpus
 
 pytestmark = pytest.mark.django_db
@@ -59,7 +63,7 @@ def inserts() -> int:
 
 
 def test_a_mail_is_two_inserts_and_one_with_an_attachment_four(django_assert_num_queries) -> None:
-    transport.aliases()
+    transports.aliases()
     with transaction.atomic():
         with django_assert_num_queries(inserts()):
             outbox.enqueue(message(), transport="smtp")
@@ -71,7 +75,7 @@ def test_a_mail_is_two_inserts_and_one_with_an_attachment_four(django_assert_num
 
 @pytest.mark.django_db(transaction=True)
 def test_where_a_mail_is_one_statement_it_needs_no_transaction(django_assert_num_queries) -> None:
-    transport.aliases()
+    transports.aliases()
     with django_assert_num_queries(1 if connection.vendor == "postgresql" else 5) as seen:
         log = outbox.enqueue(message(bcc=["b@example.com"]), transport="smtp", store_result=True)
     assert log.recipients.count() == 2
@@ -82,17 +86,17 @@ def test_where_a_mail_is_one_statement_it_needs_no_transaction(django_assert_num
 
 @pytest.mark.django_db(transaction=True)
 def test_without_a_transaction_a_mail_is_stored_whole_or_not_at_all() -> None:
-    draft = drafting.draft(message(), routing.Options(transport="smtp"), of_celery={})
+    draft = drafts.draft(message(), routing.Options(transport="smtp"), of_celery={})
     draft.recipients[0].address = "a" * 400 if connection.vendor != "sqlite" else None
     with pytest.raises(DatabaseError):
-        storing.insert([draft])
+        enqueue.insert_drafts([draft])
     assert not EmailLog.objects.exists()
 
 
 def test_a_statement_is_no_longer_than_a_database_takes(
     monkeypatch, django_assert_num_queries
 ) -> None:
-    monkeypatch.setattr(inserting, "_LONGEST", 1000)
+    monkeypatch.setattr(queueing_inserts, "_LONGEST", 1000)
     with transaction.atomic(), django_assert_num_queries(4 if inserts() == 2 else 1) as seen:
         for_each = [EmailMessage("S", "x" * 600, None, ["to@example.com"]) for _ in range(5)]
         assert EmailBackend(transport="smtp").send_messages(for_each) == 5
@@ -117,7 +121,7 @@ def test_many_mails_are_two_inserts_beside_those_of_their_batch(django_assert_nu
 
 
 def test_a_generator_is_read_in_portions(monkeypatch) -> None:
-    monkeypatch.setattr(outbox, "CHUNK", 10)
+    monkeypatch.setattr(enqueue, "CHUNK", 10)
     held: list[int] = []
 
     def messages():
@@ -219,7 +223,7 @@ def test_a_cancelled_mail_that_keeps_no_content_is_cancelled_whole_or_not(monkey
     def fail(*args: object) -> None:
         raise DatabaseError("the server closed the connection")
 
-    monkeypatch.setattr(contents, "forget", fail)
+    monkeypatch.setattr(models, "forget", fail)
     with pytest.raises(DatabaseError):
         outbox.cancel([log.pk])
     log.refresh_from_db()

@@ -13,6 +13,7 @@ from celery.result import AsyncResult
 
 from devservers.smtp_faults import refuse
 from django_epica_mail import maintenance, outbox, results
+from django_epica_mail.broker import result_backend
 from django_epica_mail.exceptions import DeliveryFailed
 from django_epica_mail.models import EmailLog, PendingResult
 from django_epica_mail.tasks import send_email_async, send_email_task
@@ -36,8 +37,8 @@ class Backend:
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Backend:
     backend = Backend()
-    monkeypatch.setattr(results, "_mirror", results._Mirror())
-    monkeypatch.setattr(results, "_bounded_backend", lambda: backend)
+    monkeypatch.setattr(result_backend, "_mirror", result_backend._Mirror())
+    monkeypatch.setattr(result_backend, "_bounded_backend", lambda: backend)
     return backend
 
 
@@ -131,7 +132,7 @@ def test_a_result_backend_that_is_down_stops_no_mail_and_is_told_later(
     assert PendingResult.objects.count() == 2
     backend.error = None
     assert maintenance.mirror_results() == 0  # left alone for a while
-    results._mirror.silent_until = 0
+    result_backend._mirror.silent_until = 0
     assert maintenance.mirror_results() == 2
     assert {told for told, *_ in backend.told} == {one.id, two.id}
     assert not PendingResult.objects.exists()

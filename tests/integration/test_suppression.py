@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from devservers.smtp_faults import refuse
 from django_epica_mail import conf, outbox, results, suppression
+from django_epica_mail.delivery import worker
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient, Suppression
 from django_epica_mail.suppression import Reason
 
@@ -216,11 +217,10 @@ def test_an_empty_list_costs_no_query_and_another_two_for_a_batch(
 
 
 def test_mail_in_the_admins_hands_is_held_back_whatever_sends_it(smtp, queue_mail) -> None:
-    from django_epica_mail import delivery
 
     suppression.add("a@example.com")
     log = queue_mail("a@example.com")
-    assert delivery.deliver_one(log.pk) == 1
+    assert worker.deliver_one(log.pk) == 1
     assert EmailLog.objects.get().status == "suppressed"
     assert EmailRecipient.objects.get().reply == "manual"
 

@@ -6,7 +6,8 @@ import pytest
 from celery import current_app
 
 from devservers.smtp_faults import refuse
-from django_epica_mail import doorbell, tasks
+from django_epica_mail import tasks
+from django_epica_mail.broker import celery_config
 from django_epica_mail.models import EmailLog
 
 TASKS = (
@@ -27,7 +28,7 @@ def test_a_task_is_named_by_its_path_and_keeps_no_result(task) -> None:
 
 
 def test_the_bell_wakes_the_delivery() -> None:
-    assert tasks.deliver_emails.name == doorbell.TASK
+    assert tasks.deliver_emails.name == celery_config.TASK
 
 
 def test_a_ring_delivers_what_is_due_in_its_queue_alone(smtp, queue_mail) -> None:

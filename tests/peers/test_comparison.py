@@ -29,7 +29,7 @@ from django_yubin.engine import send_db_message
 from django_yubin.models import Message as YubinMessage
 from djcelery_email.tasks import send_emails
 
-from django_epica_mail import delivery
+from django_epica_mail.delivery import worker
 from tests.peers import wire
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ PACKAGES = [
         "django-epica-mail",
         "epica_mail",
         "django_epica_mail.backends.EmailBackend",
-        lambda: delivery.deliver("emails"),
+        lambda: worker.deliver("emails"),
         "EmailLog",
     ),
     Package(

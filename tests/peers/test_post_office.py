@@ -15,7 +15,8 @@ from post_office.backends import EmailBackend
 from post_office.mail import get_queued
 from post_office.models import STATUS, Email, EmailTemplate
 
-from django_epica_mail import importing
+from django_epica_mail.management import importers
+from django_epica_mail.management.importers import move
 from django_epica_mail.models import EmailLog
 from django_epica_mail.testing import assert_email_queued, drain_email_queue, travel_to
 
@@ -148,7 +149,7 @@ def test_a_row_that_is_no_mail_is_left_and_reported(import_from, send) -> None:
 
 
 def test_an_interruption_leaves_each_mail_in_one_place(import_from, send, monkeypatch) -> None:
-    monkeypatch.setattr(importing.moving, "CHUNK", 2)
+    monkeypatch.setattr(move, "CHUNK", 2)
     for number in range(5):
         send(EmailBackend, f"Mail {number}")
     done: list[int] = []
@@ -159,7 +160,7 @@ def test_an_interruption_leaves_each_mail_in_one_place(import_from, send, monkey
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        importing.move(importing.find("post_office"), dry_run=False, days=30, advance=stop)
+        importers.move(importers.find("post_office"), dry_run=False, days=30, advance=stop)
     assert (EmailLog.objects.count(), get_queued().count()) == (4, 1)
     assert import_from("post_office", "--yes")["queued"] == 1
     assert (EmailLog.objects.count(), get_queued().count()) == (5, 0)
@@ -167,14 +168,14 @@ def test_an_interruption_leaves_each_mail_in_one_place(import_from, send, monkey
 
 def test_a_failure_while_marking_leaves_the_portion_where_it_was(send, monkeypatch) -> None:
     send(EmailBackend)
-    source = importing.find("post_office")
+    source = importers.find("post_office")
 
     def fail(moved: object) -> None:
         raise RuntimeError
 
     monkeypatch.setattr(source, "mark", fail)
     with pytest.raises(RuntimeError):
-        importing.move(source, dry_run=False, days=30)
+        importers.move(source, dry_run=False, days=30)
     assert (EmailLog.objects.count(), get_queued().count()) == (0, 1)
 
 

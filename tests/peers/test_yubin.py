@@ -12,7 +12,7 @@ from django_yubin.backends import QueuedEmailBackend
 from django_yubin.engine import send_db_message
 from django_yubin.models import Blacklist, Message
 
-from django_epica_mail import importing
+from django_epica_mail.management import importers
 from django_epica_mail.models import EmailLog
 from django_epica_mail.testing import assert_email_queued, drain_email_queue
 
@@ -98,7 +98,7 @@ def test_a_row_that_is_being_sent_is_passed_over(send, monkeypatch) -> None:
     holder.start()
     try:
         assert locked.wait(10)
-        report = importing.move(importing.find("yubin"), dry_run=False, days=30)
+        report = importers.move(importers.find("yubin"), dry_run=False, days=30)
     finally:
         done.set()
         holder.join()

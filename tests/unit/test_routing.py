@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 
+from django_epica_mail import conf
 from django_epica_mail.routing import Options, decide, parse_options
 from django_epica_mail.rules import ON_UNKNOWN, Facts
 
 AWARE = datetime(2027, 1, 2, tzinfo=timezone.utc)
+DEFAULTS = conf.Settings()
 
 
 def test_single_mail_waits_apart_from_bulk_mail_and_is_more_urgent() -> None:
-    single, bulk = decide(Options(), Facts()), decide(Options(), Facts(is_bulk=True))
+    single, bulk = (
+        decide(Options(), Facts(is_bulk=is_bulk), DEFAULTS) for is_bulk in (False, True)
+    )
     assert (single.queue, single.priority) == ("emails", 9)
     assert (bulk.queue, bulk.priority) == ("bulk_emails", 5)
     assert single.transports == bulk.transports == ()
@@ -33,33 +37,35 @@ def test_single_mail_waits_apart_from_bulk_mail_and_is_more_urgent() -> None:
     ],
 )
 def test_the_call_comes_before_the_rule_and_the_rule_before_celerys_routes(
-    said: Any, ruled: Any, of_celery: Any, queue: str, priority: int, settings: Any
+    said: Any, ruled: Any, of_celery: Any, queue: str, priority: int
 ) -> None:
-    settings.EPICA_MAIL = {"ROUTES": [ruled]}
-    route = decide(parse_options(said), Facts(), of_celery)
+    settings = conf.parse({"ROUTES": [ruled]})
+    route = decide(parse_options(said), Facts(), settings, of_celery)
     assert (route.queue, route.priority) == (queue, priority)
 
 
-def test_the_first_rule_that_matches_takes_effect_and_is_named(settings: Any) -> None:
-    settings.EPICA_MAIL = {
-        "ROUTES": [
-            {"match": {"to": "*@gov.tr"}, "transport": ["ses", "smtp"], "on_unknown": "hold"},
-            {"match": {"category": "invoice"}, "retry": {"max_retries": 9, "delay": 60}},
-            {"expires_after": 3600},
-        ]
-    }
-    official = decide(Options(), Facts(category="invoice", recipients=["a@gov.tr"]))
+def test_the_first_rule_that_matches_takes_effect_and_is_named() -> None:
+    settings = conf.parse(
+        {
+            "ROUTES": [
+                {"match": {"to": "*@gov.tr"}, "transport": ["ses", "smtp"], "on_unknown": "hold"},
+                {"match": {"category": "invoice"}, "retry": {"max_retries": 9, "delay": 60}},
+                {"expires_after": 3600},
+            ]
+        }
+    )
+    official = decide(Options(), Facts(category="invoice", recipients=["a@gov.tr"]), settings)
     assert (official.rule, official.transports) == (0, ("ses", "smtp"))
     assert (official.on_unknown, official.max_retries) == ("hold", 3)
-    invoice = decide(Options(), Facts(category="invoice"))
+    invoice = decide(Options(), Facts(category="invoice"), settings)
     assert (invoice.rule, invoice.max_retries, invoice.retry_delay) == (1, 9, 60)
-    other = decide(Options(), Facts())
+    other = decide(Options(), Facts(), settings)
     assert (other.rule, other.expires_after) == (2, timedelta(hours=1))
 
 
-def test_a_transport_named_by_the_call_has_no_other_to_take_over(settings: Any) -> None:
-    settings.EPICA_MAIL = {"ROUTES": [{"transport": ["ses", "smtp"]}]}
-    assert decide(Options(transport="smtp"), Facts()).transports == ("smtp",)
+def test_a_transport_named_by_the_call_has_no_other_to_take_over() -> None:
+    settings = conf.parse({"ROUTES": [{"transport": ["ses", "smtp"]}]})
+    assert decide(Options(transport="smtp"), Facts(), settings).transports == ("smtp",)
 
 
 def test_what_is_not_said_is_left_open() -> None:

@@ -12,8 +12,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from django_epica_mail.admin.pagination import MOST, BoundedPaginator
-from django_epica_mail.admin.read_only import Page
+from django_epica_mail.admin.base import MOST, BoundedPaginator, ReadOnlyPage
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailBatch
 
@@ -22,7 +21,7 @@ _REFUSED = 200
 
 
 @admin.register(EmailBatch)
-class EmailBatchAdmin(Page):
+class EmailBatchAdmin(ReadOnlyPage):
     """The bulk calls, newest first."""
 
     list_display = ("id", "created_at", "progress", "total", "accepted", "refusals", "finished_at")

@@ -16,10 +16,10 @@ from django.http.response import HttpResponseBase
 from django.urls import NoReverseMatch, URLPattern, path, reverse
 from django.utils.translation import gettext as _
 
-from django_epica_mail import reading
+from django_epica_mail.admin import content as admin_content
+from django_epica_mail.admin.base import ReadOnlyPage, may_operate
+from django_epica_mail.admin.content import frame, sandboxed
 from django_epica_mail.admin.operations import DETAIL, possible
-from django_epica_mail.admin.read_only import Page, may_operate
-from django_epica_mail.admin.sandbox import frame, sandboxed
 from django_epica_mail.admin.timeline import timeline, waiting_for
 from django_epica_mail.exceptions import MissingKey
 from django_epica_mail.models import EmailLog
@@ -40,7 +40,7 @@ def may_see_content(request: HttpRequest) -> bool:
     return request.user.has_perm("epica_mail.view_content")
 
 
-class Detail(Page):
+class Detail(ReadOnlyPage):
     """A model admin of mails with a page for each."""
 
     page_template = "admin/epica_mail/email.html"
@@ -93,7 +93,7 @@ class Detail(Page):
         """Return a mail as a file for a mail program."""
         mail = self._mail(request, pk)
         try:
-            content = reading.wire(mail)
+            content = admin_content.as_sent(mail)
         except Exception as error:
             raise Http404("The e-mail cannot be read.") from error
         return _download(content, f"{mail.pk}.eml")
@@ -117,9 +117,9 @@ class Detail(Page):
             raise Http404("There is no such e-mail, or its content is forgotten.")
         return mail
 
-    def _read(self, request: HttpRequest, pk: UUID) -> reading.Reading:
+    def _read(self, request: HttpRequest, pk: UUID) -> admin_content.ReadableContent:
         try:
-            return reading.read(self._mail(request, pk))
+            return admin_content.read_content(self._mail(request, pk))
         except (PermissionDenied, Http404):
             raise
         except Exception as error:
@@ -129,7 +129,7 @@ class Detail(Page):
         if not mail.envelope:
             return {"is_forgotten": True}
         try:
-            content = reading.read(mail)
+            content = admin_content.read_content(mail)
         except Exception as error:  # noqa: BLE001 - whatever it is, the page tells it
             return {"unreadable": f"{type(error).__name__}: {error}"}
         source = reverse("admin:epica_mail_emaillog_html", args=[mail.pk])

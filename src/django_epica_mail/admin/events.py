@@ -15,8 +15,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail import suppression
-from django_epica_mail.admin.pagination import CappedPaginator
-from django_epica_mail.admin.read_only import ReadOnly
+from django_epica_mail.admin.base import CappedPaginator, ReadOnly
 from django_epica_mail.models import EmailEvent
 
 

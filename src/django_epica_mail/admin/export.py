@@ -12,8 +12,8 @@ from django.db import router
 from django.http import StreamingHttpResponse
 from django.utils import timezone
 
+from django_epica_mail._compat import batched
 from django_epica_mail.models import EmailLog, EmailRecipient
-from django_epica_mail.portions import portions
 
 COLUMNS = (
     "id",
@@ -74,7 +74,7 @@ def _lines(ids: Sequence[UUID]) -> Iterator[str]:
     yield "\ufeff"  # by which Excel knows UTF-8
     yield writer.writerow([*COLUMNS, "recipients"])
     using = router.db_for_read(EmailLog)
-    for portion in portions(ids, _PORTION):
+    for portion in batched(ids, _PORTION):
         rows = EmailLog.objects.using(using).only(*COLUMNS).in_bulk(portion)
         addresses = _addresses(portion, using)
         for pk in portion:

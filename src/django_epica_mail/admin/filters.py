@@ -18,7 +18,8 @@ from django.utils.formats import localize
 from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail import clock
-from django_epica_mail.admin.recency import first_id, recent
+from django_epica_mail.admin.base import recent
+from django_epica_mail.clock import lowest_id_at
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailBatch, EmailLog, EmailQuerySet
 from django_epica_mail.retry import Kind
@@ -171,7 +172,7 @@ class PeriodFilter(Filter):
         if value not in _PERIODS:
             return rows.none()
         _label, period = _PERIODS[value]
-        return rows.filter(pk__gte=first_id(timezone.now() - period))
+        return rows.filter(pk__gte=lowest_id_at(timezone.now() - period))
 
 
 FILTERS = (

@@ -19,10 +19,11 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST
 
-from django_epica_mail import backlog, history, outbox, routing
-from django_epica_mail import transport as transports
-from django_epica_mail.admin.read_only import ReadOnly, may_operate
+from django_epica_mail import outbox, routing
+from django_epica_mail.admin.base import ReadOnly, may_operate
 from django_epica_mail.models import DeliveryGate
+from django_epica_mail.monitoring import backlog, history
+from django_epica_mail.transports import config as transports
 
 Scope = DeliveryGate.Scope
 
@@ -81,7 +82,7 @@ def known_gates(lanes: Collection[tuple[str, str]], using: str) -> list[Gate]:
 
 def _known_gates() -> list[Gate]:
     using = router.db_for_read(DeliveryGate)
-    return known_gates({*backlog.waiting(using), *history.lanes(using)}, using)
+    return known_gates({*backlog.waiting(using), *history.queues_and_transports(using)}, using)
 
 
 @admin.register(DeliveryGate)

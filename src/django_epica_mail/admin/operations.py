@@ -20,14 +20,14 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext, pgettext_lazy
 
 from django_epica_mail import lifecycle, outbox
+from django_epica_mail.admin.base import MOST, may_operate
 from django_epica_mail.admin.export import export
-from django_epica_mail.admin.pagination import MOST
-from django_epica_mail.admin.read_only import may_operate
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailLog, EmailQuerySet
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
+
 
 _SHOWN = 10
 """How many of the chosen mails the confirmation names."""

@@ -15,9 +15,10 @@ from django.utils import translation
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext as _
 
-from django_epica_mail import conf, rendering
+from django_epica_mail import conf
+from django_epica_mail.admin.content import frame, sandboxed
 from django_epica_mail.admin.detail import may_see_content
-from django_epica_mail.admin.sandbox import frame, sandboxed
+from django_epica_mail.queueing import render
 
 
 class Chosen(NamedTuple):
@@ -103,8 +104,8 @@ def _rendered(request: HttpRequest, chosen: Chosen) -> dict[str, Any]:
     return {"rendered": mail, "frame": frame(request, source) if mail.html else None}
 
 
-def _render(chosen: Chosen) -> rendering.Rendered:
+def _render(chosen: Chosen) -> render.Rendered:
     context = conf.get().previews[chosen.template]
-    with rendering.speaking(chosen.language):
+    with render.speaking(chosen.language):
         values = import_string(context)() if isinstance(context, str) else context
-        return rendering.render(chosen.template, values)
+        return render.render(chosen.template, values)

@@ -14,8 +14,8 @@ from django.http import HttpRequest, StreamingHttpResponse
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from django_epica_mail import suppression, suppression_files
-from django_epica_mail.admin.pagination import CappedPaginator
+from django_epica_mail import suppression
+from django_epica_mail.admin.base import CappedPaginator
 from django_epica_mail.models import Suppression
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class SuppressionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def export(self, request: HttpRequest, queryset: QuerySet[Any]) -> StreamingHttpResponse:
         """Return the chosen entries as a file that can be imported again."""
         logger.info("User %s exports the suppression list.", request.user.pk)
-        lines = suppression_files.lines(queryset)
+        lines = suppression.csv_lines(queryset)
         response = StreamingHttpResponse(lines, content_type="text/csv; charset=utf-8")
         response.headers["Content-Disposition"] = 'attachment; filename="suppressions.csv"'
         response.headers["Cache-Control"] = "no-store, private"

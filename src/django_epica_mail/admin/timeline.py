@@ -12,13 +12,15 @@ from django.utils import timezone
 from django.utils.formats import localize
 from django.utils.translation import gettext as _
 
-from django_epica_mail import clock, gates, lifecycle
-from django_epica_mail import transport as transports
+from django_epica_mail import clock, lifecycle
+from django_epica_mail.delivery import gates
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog
+from django_epica_mail.transports import config as transports
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
+
 
 _ATTEMPTS = 100
 """How many attempts are told of, the newest."""

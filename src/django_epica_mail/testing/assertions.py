@@ -14,8 +14,8 @@ from django.core.mail import EmailMessage
 from django.db import router
 
 from django_epica_mail import lifecycle, rules
-from django_epica_mail.claiming import Batch
-from django_epica_mail.contents import Contents
+from django_epica_mail.delivery.claim import Batch
+from django_epica_mail.delivery.prepare import MessageLoader
 from django_epica_mail.models import EmailLog
 
 _LISTED = 10
@@ -133,7 +133,7 @@ def _message(log: EmailLog, using: str) -> EmailMessage:
         claimed_at=0,
         is_probe=False,
     )
-    contents = Contents(batch)
+    contents = MessageLoader(batch)
     contents.fetch(log)
     return contents.message(log)
 

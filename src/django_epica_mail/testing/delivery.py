@@ -15,10 +15,11 @@ from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 from django.db import router
 
-from django_epica_mail import bulk, delivery, maintenance
-from django_epica_mail import transport as transports
+from django_epica_mail.delivery import claim, worker
 from django_epica_mail.models import EmailBatch, EmailLog
+from django_epica_mail.queueing import bulk
 from django_epica_mail.testing.environment import _Environment
+from django_epica_mail.transports import connection
 
 
 def drain_email_queue(queue: str | None = None) -> list[EmailMessage]:
@@ -35,9 +36,7 @@ def drain_email_queue(queue: str | None = None) -> list[EmailMessage]:
     for batch in list(unfinished.values_list("pk", flat=True)):
         bulk.expand(batch)
     while sum(
-        delivery.deliver(name)
-        for name in maintenance.queues(using)
-        if queue is None or name == queue
+        worker.deliver(name) for name in claim.queues(using) if queue is None or name == queue
     ):
         pass
     return outbox[before:]
@@ -70,7 +69,7 @@ class fail_delivery(_Environment):  # noqa: N801 - read as a function, as overri
 
     def _change(self, stack: ExitStack) -> None:
         counts: Counter[str] = Counter()
-        build = transports._build
+        build = connection._build
 
         def check(message: EmailMessage) -> None:
             name = str(message.extra_headers.get("Message-ID"))
@@ -78,10 +77,10 @@ class fail_delivery(_Environment):  # noqa: N801 - read as a function, as overri
             if self._concerns(message) and (not self._numbers or counts[name] in self._numbers):
                 raise self._error
 
-        transports.close_connections()
-        stack.callback(transports.close_connections)
+        connection.close_connections()
+        stack.callback(connection.close_connections)
         stack.enter_context(
-            patch.object(transports, "_build", lambda alias: _Failing(build(alias), check))
+            patch.object(connection, "_build", lambda alias: _Failing(build(alias), check))
         )
 
     def _concerns(self, message: EmailMessage) -> bool:

@@ -17,14 +17,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.mail.backends.base import BaseEmailBackend
 from django.core.mail.backends.smtp import EmailBackend as DjangoSMTPBackend
 from django.test import override_settings
-from django.test.utils import (  # the latter has what the test runner replaced
-    TestContextDecorator,
-    _TestState,
-)
+from django.test.utils import TestContextDecorator, _TestState
 from django.utils import timezone
 
-from django_epica_mail import clock, doorbell, rates, results
-from django_epica_mail import transport as transports
+from django_epica_mail import clock
+from django_epica_mail.broker import doorbell, result_backend
+from django_epica_mail.delivery import rate_limits
+from django_epica_mail.transports import config as transports
+from django_epica_mail.transports import connection
 
 _HARMLESS = tuple(f"django.core.mail.backends.{name}" for name in ("locmem", "dummy", "console"))
 _LOCMEM = {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}
@@ -66,13 +66,13 @@ class queued_mail(_Environment):  # noqa: N801 - read as a function, as override
     """
 
     def _change(self, stack: ExitStack) -> None:
-        transports.close_connections()  # they may be kept by another test's settings
-        stack.callback(transports.close_connections)
+        connection.close_connections()  # they may be kept by another test's settings
+        stack.callback(connection.close_connections)
         stack.enter_context(override_settings(**_site_settings()))
         # A ring that reached a broker could wake a worker which knows nothing of this test.
         stack.enter_context(patch.object(doorbell, "_publish", return_value=True))
-        stack.enter_context(patch.object(rates, "_rates", return_value={}))
-        stack.enter_context(patch.object(results, "store", return_value=False))
+        stack.enter_context(patch.object(rate_limits, "_rates", return_value={}))
+        stack.enter_context(patch.object(result_backend, "store", return_value=False))
 
 
 def _site_settings() -> dict[str, Any]:
@@ -138,7 +138,7 @@ class no_real_transports(_Environment):  # noqa: N801
 
     def _change(self, stack: ExitStack) -> None:
         opened: list[str] = []
-        build = transports._build
+        build = connection._build
 
         def refuse(backend: BaseEmailBackend, *_: Any, **__: Any) -> None:
             path = f"{type(backend).__module__}.{type(backend).__qualname__}"
@@ -159,5 +159,5 @@ class no_real_transports(_Environment):  # noqa: N801
                 )
 
         stack.callback(report)
-        stack.enter_context(patch.object(transports, "_build", build_harmless))
+        stack.enter_context(patch.object(connection, "_build", build_harmless))
         stack.enter_context(patch.object(DjangoSMTPBackend, "open", refuse))

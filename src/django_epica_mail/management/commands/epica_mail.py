@@ -17,25 +17,60 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import router
 
-from django_epica_mail import (
-    conf,
-    doctor,
-    importing,
-    lifecycle,
-    maintenance,
-    outbox,
-    reencryption,
-    suppression_files,
-    transport,
-)
-from django_epica_mail.importing.sources import NAMES
+from django_epica_mail import conf, lifecycle, maintenance, outbox, suppression
+from django_epica_mail._compat import batched
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.management import progress, tables
-from django_epica_mail.management.personal_data import PersonalData
+from django_epica_mail.management import importers, output
+from django_epica_mail.management.importers.base import SOURCES
 from django_epica_mail.models import EmailLog, Suppression
-from django_epica_mail.portions import portions
-from django_epica_mail.status import status
+from django_epica_mail.monitoring import doctor as monitoring_doctor
+from django_epica_mail.monitoring.backlog import status
+from django_epica_mail.privacy import erase as erasure
+from django_epica_mail.privacy import export as personal_data
+from django_epica_mail.privacy import reencrypt as reencryption
+from django_epica_mail.privacy.person import Person
 from django_epica_mail.tasks import send_email_async
+from django_epica_mail.transports import config as transports
+
+
+class PersonalData(BaseCommand):
+    """The actions ``export`` and ``erase``."""
+
+    def add_personal_data(self, action: Any) -> None:
+        """Declare them; ``action`` adds one by name and help."""
+        export = action("export", "print what is stored about a person, as JSON")
+        export.add_argument("address")
+        erase = action("erase", "erase a person from the queue, the log and the admin's log")
+        erase.add_argument("address")
+        erase.add_argument("--dry-run", action="store_true", help="only say what would be erased")
+        erase.add_argument("--noinput", action="store_true", help="do not ask")
+
+    def export(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Collect what is stored about a person."""
+        advance = output.progress_bar(self.stderr, "searching")
+        return personal_data.export(_person(options["address"]), advance=advance), True
+
+    def erase(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Erase a person, after saying what that means."""
+        person, advance = _person(options["address"]), output.progress_bar(self.stderr, "searching")
+        if not options["dry_run"] and not options["noinput"]:
+            self._confirm(erasure.erase(person, dry_run=True, advance=advance))
+        done = erasure.erase(person, dry_run=options["dry_run"], advance=advance)
+        return done, not (done["left"] or done["unreadable"])
+
+    def _confirm(self, planned: dict[str, Any]) -> None:
+        for line in output.pair_lines(planned):
+            self.stderr.write(line)
+        if input("This cannot be undone. Erase it? Type yes: ").strip().lower() != "yes":
+            raise CommandError("Nothing was erased.")
+
+
+def _person(address: str) -> Person:
+    try:
+        return Person(address)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+
 
 _CHUNK = 500
 
@@ -82,7 +117,7 @@ class Command(PersonalData, BaseCommand):
         action("reencrypt", "encrypt stored content with the first of ENCRYPTION_KEYS")
         self.add_personal_data(action)
         moving = action("import", "move mail out of the tables of another package")
-        moving.add_argument("--from", dest="source", choices=NAMES, required=True)
+        moving.add_argument("--from", dest="source", choices=SOURCES, required=True)
         moving.add_argument("--yes", action="store_true", help="do it; otherwise a dry run")
         moving.add_argument("--days", type=int, help="of finished mail (default: KEEP_DAYS)")
         moving.add_argument("--transport", help="for mail that names none of this site's")
@@ -103,13 +138,17 @@ class Command(PersonalData, BaseCommand):
         name = options["action"].replace("-", "_")
         action = getattr(self, f"{name}_" if iskeyword(name) else name)
         report, is_well = action(options)
-        show = {"status": tables.status, "doctor": self._findings, "import": tables.imported}
+        show = {
+            "status": output.status_lines,
+            "doctor": self._findings,
+            "import": output.import_lines,
+        }
         if report is None:
             pass  # it has written what there is to say
         elif options["json"] or name == "export":
             self.stdout.write(json.dumps(report, default=str))
         else:
-            for line in show.get(options["action"], tables.pairs)(report):
+            for line in show.get(options["action"], output.pair_lines)(report):
                 self.stdout.write(line)
         if not is_well:
             sys.exit(1)
@@ -122,8 +161,8 @@ class Command(PersonalData, BaseCommand):
         """Report what is wrong, or where a mail would go."""
         if options["explain"]:
             address, category = options["explain"], options["category"]
-            return doctor.explain(address, category=category, bulk=options["bulk"]), True
-        found = doctor.examine(open_transports=options["open"])
+            return monitoring_doctor.explain(address, category=category, bulk=options["bulk"]), True
+        found = monitoring_doctor.examine(open_transports=options["open"])
         errors = sum(finding.level == "error" for finding in found)
         return {"findings": [asdict(finding) for finding in found]}, not errors
 
@@ -170,7 +209,7 @@ class Command(PersonalData, BaseCommand):
         if not ids:
             return {"queued": maintenance.retry_failed(advance=advance)}, True
         count = 0
-        for portion in portions(ids, _CHUNK):
+        for portion in batched(ids, _CHUNK):
             count += outbox.requeue(portion)
             advance(count)
         return {"queued": count}, True
@@ -204,9 +243,9 @@ class Command(PersonalData, BaseCommand):
                 if direction == "export":
                     rows = Suppression.objects.using(router.db_for_write(Suppression))
                     advance = self._progress("written")
-                    count = suppression_files.write(file, rows, advance=advance)
+                    count = suppression.write_csv(file, rows, advance=advance)
                     return (None if path == "-" else {"written": count}), True
-                done = suppression_files.read(file, advance=self._progress("lines read"))
+                done = suppression.read_csv(file, advance=self._progress("lines read"))
         except (OSError, ValueError) as error:
             raise CommandError(str(error)) from None
         return asdict(done), not done.refused
@@ -214,7 +253,7 @@ class Command(PersonalData, BaseCommand):
     def reencrypt(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Encrypt what is stored with the first key."""
         try:
-            done = reencryption.reencrypt(advance=progress.bar(self.stderr, "re-encrypting"))
+            done = reencryption.reencrypt(advance=output.progress_bar(self.stderr, "re-encrypting"))
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from None
         return done, not done["unreadable"]
@@ -226,14 +265,14 @@ class Command(PersonalData, BaseCommand):
             raise CommandError(f"--days must be 0 or more; it is {options['days']}.")
         own = {"trust_pickles": options["trust_pickles"]} if options["source"] == "mailer" else {}
         try:
-            report = importing.move(
-                importing.find(options["source"], **own),
+            report = importers.move(
+                importers.find(options["source"], **own),
                 dry_run=not options["yes"],
                 days=conf.get().keep_days if options["days"] is None else options["days"],
                 transport=options["transport"],
                 advance=self._bar,
             )
-        except importing.CannotImport as error:
+        except importers.CannotImport as error:
             raise CommandError(str(error)) from None
         if self.stderr.isatty():
             self.stderr.write("")  # the bar's line is over
@@ -244,7 +283,7 @@ class Command(PersonalData, BaseCommand):
     def _bar(self, done: int, total: int) -> None:
         """Show how far work is whose end is known, where a person looks on."""
         if self.stderr.isatty():
-            self.stderr.write(f"\r{tables.bar(done, total)}", ending="")
+            self.stderr.write(f"\r{output._old_bar(done, total)}", ending="")
 
     def pause(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Pause a queue or a transport."""
@@ -268,7 +307,7 @@ class Command(PersonalData, BaseCommand):
 
     def _findings(self, report: dict[str, Any]) -> Iterable[str]:
         if "findings" not in report:
-            yield from tables.pairs(report)
+            yield from output.pair_lines(report)
         elif not report["findings"]:
             yield "Nothing is wrong."
         else:
@@ -286,6 +325,6 @@ def _paused(options: dict[str, Any], paused: bool) -> dict[str, Any]:
 
 def _require_transport(alias: str | None) -> None:
     """Refuse a transport that a misspelt name stands for: it would hold nothing back."""
-    known = transport.aliases()
+    known = transports.aliases()
     if alias is not None and alias not in known:
         raise CommandError(f"There is no transport {alias!r}. There are: {', '.join(known)}.")

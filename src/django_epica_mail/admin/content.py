@@ -1,0 +1,171 @@
+"""The message of one mail, for who looks at it or sends it again."""
+
+from __future__ import annotations
+
+import email.policy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.header import decode_header, make_header
+from email.message import EmailMessage as MIMEMessage
+from email.parser import BytesParser
+from email.utils import format_datetime
+from typing import Any
+
+from django.core.mail import EmailMessage
+from django.http import HttpRequest, HttpResponse, QueryDict
+
+from django_epica_mail import messages
+from django_epica_mail.messages import RawMessage
+from django_epica_mail.messages.raw import render
+from django_epica_mail.models import EmailLog, message_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadableContent:
+    """What there is to read in a mail."""
+
+    headers: list[tuple[str, str]]
+    """As they are sent, decoded."""
+    text: str
+    html: str
+    """Either is empty if the mail has none."""
+
+
+class _AbsentAttachments(Mapping[str, bytes]):
+    """Stands for contents of attachments that nobody is going to look at."""
+
+    def __getitem__(self, digest: str) -> bytes:
+        return b""
+
+    def __contains__(self, digest: object) -> bool:
+        return True
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def read_content(mail: EmailLog) -> ReadableContent:
+    """Return what a mail says, without reading its attachments.
+
+    Raises ``UnreadableEnvelope`` as ``message_of`` does, and whatever building the message raises.
+    """
+    message = messages.load(mail.envelope, _AbsentAttachments())
+    if isinstance(message, RawMessage):  # kept as bytes, which are an attachment to the row
+        wire = render(message_of(mail))
+        mime = BytesParser(policy=email.policy.default).parsebytes(wire)
+        headers = [(name, str(value)) for name, value in mime.items()]
+        return ReadableContent(headers=headers, text=_part(mime, "plain"), html=_part(mime, "html"))
+    html = [_decoded(it[0]) for it in _alternatives(message) if it[1] == "text/html"]
+    body = _decoded(message.body)
+    if message.content_subtype == "html":
+        body, html = "", [body, *html]
+    message.attachments, message.body = [], ""
+    vars(message)["alternatives"] = []
+    _complete(message, mail)
+    headers = [(name, _decoded_header(value)) for name, value in message.message().items()]
+    return ReadableContent(headers=headers, text=body, html=html[0] if html else "")
+
+
+def as_sent(mail: EmailLog) -> bytes:
+    """Return a mail as it is put on the wire, but for the boundaries between its parts.
+
+    The time is that of its end or, before that, of its row. Raises as ``read`` does.
+    """
+    message = message_of(mail)
+    if not isinstance(message, RawMessage):
+        _complete(message, mail)
+    return render(message)
+
+
+def _complete(message: EmailMessage, mail: EmailLog) -> None:
+    """Give a message what it is given when it is sent."""
+    names = {name.lower() for name in message.extra_headers}
+    own = {
+        "Message-ID": mail.message_id,
+        "Date": format_datetime(mail.finished_at or mail.created_at),
+    }
+    missing = {name: value for name, value in own.items() if name.lower() not in names}
+    message.extra_headers = {**missing, **message.extra_headers}
+
+
+def _alternatives(message: EmailMessage) -> list[Any]:
+    return list(getattr(message, "alternatives", None) or ())
+
+
+def _part(mime: MIMEMessage, subtype: str) -> str:
+    part = mime.get_body((subtype,))
+    return "" if part is None else str(part.get_content())
+
+
+def _decoded(content: Any) -> str:
+    return content.decode(errors="replace") if isinstance(content, bytes) else str(content or "")
+
+
+def _decoded_header(value: Any) -> str:
+    try:
+        return str(make_header(decode_header(str(value))))
+    except (LookupError, UnicodeError):  # a charset that Python does not know
+        return str(value)
+
+
+_POLICY = (
+    "sandbox",  # no scripts, forms, pop-ups or navigation of the page around it
+    "default-src 'none'",
+    "style-src 'unsafe-inline'",
+    "img-src {images}",
+    "font-src data:",
+    "base-uri 'none'",
+    "form-action 'none'",
+    "frame-ancestors 'self'",
+)
+_OWN_IMAGES, _ALL_IMAGES = "data:", "data: https: http:"
+
+
+def sandboxed(html: str, *, images: bool) -> HttpResponse:
+    """Return a mail's HTML as a page that can do nothing; ``images``: it may load remote ones.
+
+    The policy holds wherever the page is opened, in the frame made for it or not.
+    """
+    response = HttpResponse(html, content_type="text/html; charset=utf-8")
+    policy = "; ".join(_POLICY).format(images=_ALL_IMAGES if images else _OWN_IMAGES)
+    response["Content-Security-Policy"] = policy
+    response["X-Frame-Options"] = "SAMEORIGIN"
+    response["X-Content-Type-Options"] = "nosniff"
+    response["Referrer-Policy"] = "no-referrer"
+    response["Cache-Control"] = "no-store, private"
+    return response
+
+
+def frame(request: HttpRequest, source: str) -> dict[str, Any]:
+    """Return what the template of the frame needs: how the mail is looked at, and the ways else.
+
+    ``source`` is the address of the sandboxed page. What is chosen stands in the query.
+    """
+    chosen = {
+        "width": "phone" if request.GET.get("width") == "phone" else "desktop",
+        "theme": "dark" if request.GET.get("theme") == "dark" else "light",
+        "images": "1" if request.GET.get("images") == "1" else "0",
+    }
+    mark = "&" if "?" in source else "?"
+    return {
+        **chosen,
+        "source": f"{source}{mark}images={chosen['images']}",
+        "links": {
+            f"{name}_{value}": _link(request.GET, name, value)
+            for name, values in (
+                ("width", ("desktop", "phone")),
+                ("theme", ("light", "dark")),
+                ("images", ("0", "1")),
+            )
+            for value in values
+        },
+    }
+
+
+def _link(query: QueryDict, name: str, value: str) -> str:
+    changed = query.copy()
+    changed[name] = value
+    return f"?{changed.urlencode()}#epica-preview"

@@ -1,0 +1,1 @@
+"""What is said to Celery: rings, results, and questions to workers."""

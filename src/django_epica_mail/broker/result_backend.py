@@ -1,0 +1,118 @@
+"""The mirror of results in Celery's result backend: written after the settle, in bounded time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from celery import states
+from celery.app import app_or_default
+from celery.app.task import Context
+from celery.backends.base import DisabledBackend
+
+from django_epica_mail import _compat, conf, lifecycle
+from django_epica_mail.broker.celery_config import SINGLE_TASK
+from django_epica_mail.lifecycle import Status
+from django_epica_mail.models import EmailLog, PendingResult
+from django_epica_mail.results import _SHOWN, logger, outcome
+
+
+class _Mirror:
+    """This process's way to the result backend, and whether it is in order."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.backends: dict[int, Any] = {}
+        self.silent_until = 0.0
+
+
+_mirror = _Mirror()
+
+
+def _forget_after_fork() -> None:
+    global _mirror
+    _mirror = _Mirror()
+
+
+_compat.run_after_fork(_forget_after_fork)
+
+
+def expect(ids: Iterable[UUID], using: str) -> None:
+    """Note that the result backend will have to be told of these mails, of those that ask it."""
+    rows = EmailLog.objects.using(using).filter(pk__in=ids, store_result=True)
+    PendingResult.objects.using(using).bulk_create(
+        [
+            PendingResult(email_id=pk, due_at=due)
+            for pk, due in rows.order_by().values_list("pk", "due_at")
+        ],
+        ignore_conflicts=True,
+    )
+
+
+def mirror(ids: Iterable[UUID], using: str) -> int:
+    """Tell the result backend how mails stand; return of how many it was told.
+
+    Takes a bounded time, never raises for the backend, and leaves the rest to the sweep.
+    """
+    wanted = list(ids)
+    if not wanted or time.monotonic() < _mirror.silent_until:
+        return 0
+    told = []
+    for log in EmailLog.objects.using(using).filter(pk__in=wanted).only(*_SHOWN):
+        state, value = outcome(log)
+        if state in (states.PENDING, states.STARTED):
+            continue
+        if not store(str(log.pk), state, value, SINGLE_TASK, worker=log.worker, queue=log.queue):
+            break
+        if log.status in lifecycle.FINAL or log.status == Status.UNKNOWN:
+            told.append(log.pk)
+    PendingResult.objects.using(using).filter(email_id__in=told).delete()
+    return len(told)
+
+
+def store(
+    result_id: str, state: str, value: Any, task: str, *, worker: str = "", queue: str = ""
+) -> bool:
+    """Store one result in bounded time; return whether the backend took it, or there is none."""
+    context = Context(
+        id=result_id,
+        task=task,
+        args=[result_id],
+        kwargs={},
+        hostname=worker,
+        delivery_info={"routing_key": queue},
+        ignore_result=False,
+    )
+    try:
+        backend = _bounded_backend()
+        if not isinstance(backend, DisabledBackend):
+            backend.store_result(result_id, value, state, request=context)
+    except Exception as error:  # noqa: BLE001 - any backend, any error: the row has the truth
+        _mirror.silent_until = time.monotonic() + conf.get().ring_pause
+        logger.warning(
+            "The result backend took no result (%s). It is not tried for %s seconds.",
+            type(error).__name__,
+            conf.get().ring_pause,
+        )
+        return False
+    return True
+
+
+def _bounded_backend() -> Any:
+    """Return a result backend of our own, which gives up early: the site's keeps its patience."""
+    app = app_or_default()
+    with _mirror.lock:
+        backend = _mirror.backends.get(id(app))
+        if backend is None:
+            backend = app._get_backend()  # type: ignore[attr-defined]
+            timeout = conf.get().ring_timeout
+            # Redis and what is like it; a database has the patience of its own connection.
+            if isinstance(getattr(backend, "connparams", None), dict):
+                backend.connparams.update(socket_timeout=timeout, socket_connect_timeout=timeout)
+            backend.retry_policy = {"max_retries": 0, "interval_start": 0}
+            backend.always_retry = False
+            _mirror.backends[id(app)] = backend
+        return backend

@@ -1,0 +1,1 @@
+"""After the commit: workers claim due mail, send it, and settle the outcome."""

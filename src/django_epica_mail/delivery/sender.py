@@ -1,0 +1,92 @@
+"""The lanes of a batch: one connection, and more of them while the server is slow."""
+
+from __future__ import annotations
+
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from typing import Generic, TypeVar
+
+from django.core.mail import EmailMessage
+from django.db import connections
+
+from django_epica_mail import conf
+from django_epica_mail.retry import Result
+from django_epica_mail.transports import connection as transport_connection
+from django_epica_mail.transports.connection import Connection
+
+K = TypeVar("K")
+
+_SLOW = 0.02
+"""Seconds. A mail that takes longer spends nearly all of them waiting for the server."""
+
+
+class Sender(Generic[K]):
+    """Sends the mails of one batch; what is sent is known by a key of the caller's.
+
+    A mail goes over one connection, in the caller's own thread, for as long as the server answers
+    quickly. Over a slow one up to ``CONNECTIONS`` mails are under way at the same time, each on a
+    connection of its own, in threads that do no database work.
+    """
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+        self._stack = ExitStack()
+        self._idle: list[Connection] = []
+        self._under_way: dict[Future[Result], tuple[K, Connection]] = {}
+        self._done: list[tuple[K, Result]] = []
+        self._is_slow = False
+
+    def __enter__(self) -> Sender[K]:
+        self._threads = self._stack.enter_context(ThreadPoolExecutor(conf.get().connections))
+        self._idle.append(self._open())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(*error)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        """Return how many mails are under way."""
+        return len(self._under_way)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a mail that is begun now begins at once."""
+        return len(self) < (conf.get().connections if self._is_slow else 1)
+
+    def begin(self, key: K, message: EmailMessage) -> None:
+        """Send a message; ``finished`` tells what came of it."""
+        connection = self._idle.pop() if self._idle else self._open()
+        if self._is_slow and conf.get().connections > 1:
+            self._under_way[self._threads.submit(_send, connection, message)] = key, connection
+        else:
+            self._end(key, connection, connection.send(message))
+
+    def finished(self, timeout: float | None = None) -> list[tuple[K, Result]]:
+        """Return what came of mails since the last call, after ``timeout`` seconds at the latest.
+
+        Waits only if there is nothing to return. ``None`` waits for the end of one.
+        """
+        if self._under_way:
+            over, _ = wait(
+                self._under_way, 0 if self._done else timeout, return_when=FIRST_COMPLETED
+            )
+            for future in over:
+                self._end(*self._under_way.pop(future), future.result())
+        done, self._done = self._done, []
+        return done
+
+    def _open(self) -> Connection:
+        return self._stack.enter_context(transport_connection.connection(self._alias))
+
+    def _end(self, key: K, connection: Connection, result: Result) -> None:
+        self._idle.append(connection)
+        self._done.append((key, result))
+        if connection.mails > 1:  # the first one had to connect
+            self._is_slow = result.seconds is not None and result.seconds >= _SLOW
+
+
+def _send(connection: Connection, message: EmailMessage) -> Result:
+    try:
+        return connection.send(message)
+    finally:
+        connections.close_all()  # should a backend of the site's have asked its database

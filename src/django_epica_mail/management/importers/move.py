@@ -1,0 +1,211 @@
+"""The move itself: in portions, each one transaction, to be stopped and begun again at any time."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import DatabaseError, connections, router, transaction
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from django_epica_mail import lifecycle, models, routing, suppression
+from django_epica_mail._compat import batched
+from django_epica_mail.broker import celery_config
+from django_epica_mail.lifecycle import Status
+from django_epica_mail.management.importers.base import Past, Source, aware
+from django_epica_mail.models import EmailLog, Suppression
+from django_epica_mail.queueing import draft as queueing_draft
+from django_epica_mail.queueing import enqueue
+from django_epica_mail.queueing.draft import Draft
+from django_epica_mail.retry import Kind, reply_text
+from django_epica_mail.transports import config as transports
+
+CHUNK = 200
+"""How many rows are moved in one transaction."""
+
+_ENDS = {
+    Status.SENT: (lifecycle.CLAIM, lifecycle.SUCCEED),
+    Status.FAILED: (lifecycle.GIVE_UP,),
+    Status.CANCELLED: (lifecycle.CANCEL,),
+    Status.SUPPRESSED: (lifecycle.SUPPRESS,),
+}
+
+
+@dataclass(slots=True)
+class Report:
+    """What was moved, or would be."""
+
+    queued: int = 0
+    """Mails that waited, and wait here now."""
+    finished: int = 0
+    """Mails that had come to an end, and are kept here as a record."""
+    listed: int = 0
+    """Addresses that are sent nothing, and are on the suppression list now."""
+    already: int = 0
+    """Rows whose mail was moved before."""
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    """Rows that are left where they are, each with the reason."""
+
+    @property
+    def done(self) -> int:
+        """How many rows were looked at."""
+        return self.queued + self.finished + self.already + len(self.refused)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as it is printed."""
+        return asdict(self)
+
+
+def move(
+    source: Source,
+    *,
+    dry_run: bool,
+    days: int,
+    transport: str | None = None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Move the mail of another package, waiting mail first; return what was moved.
+
+    Before any mail, the addresses that the package sends nothing to go to the suppression list.
+
+    Finished mail is copied if it came to its end in the last ``days``. A ``dry_run`` reads and
+    checks all the same and writes nothing. ``transport`` is the alias for mail whose row names
+    none of ours. ``advance`` is called after each portion with the rows done and those there are.
+    """
+    report = Report()
+    recent = timezone.now() - timedelta(days=days)
+    tables = {False: source.queued(), True: source.finished(recent)}
+    total = sum(rows.count() for rows in tables.values())
+    run = _Run(source, report, dry_run, transport)
+    with source.holding_back():
+        _suppress(source, report, dry_run=dry_run)
+        for is_past, rows in tables.items():
+            last = None
+            while (last := run.move_portion(rows, is_past, after=last)) is not None:
+                advance(report.done, total)
+    return report
+
+
+@dataclass(slots=True)
+class _Run:
+    """One call of ``move``."""
+
+    source: Source
+    report: Report
+    dry_run: bool
+    transport: str | None
+    moved: set[str] = field(default_factory=set)
+    """The keys of what waited, which is finished now where the package keeps its rows."""
+
+    def move_portion(self, rows: QuerySet[Any], is_past: bool, *, after: Any) -> Any:
+        """Move the rows after a primary key in one transaction; return the last one's."""
+        using = router.db_for_write(EmailLog)
+        with transaction.atomic(using=using):
+            portion = self._portion(rows.using(using).order_by("pk"), after)
+            if not portion:
+                return None
+            keys = self._new(portion, using)
+            drafts = self._drafts(keys, is_past)
+            if is_past:
+                self.report.finished += len(drafts)
+            else:
+                self.report.queued += len(drafts)
+            if drafts and not self.dry_run:
+                enqueue.insert_drafts([draft for _, draft, _ in drafts])
+                if is_past:
+                    _end((draft, past) for _, draft, past in drafts if past is not None)
+                else:
+                    self.source.mark([(row, draft.log) for row, draft, _ in drafts])
+        if not is_past:
+            self.moved.update(keys)
+        return portion[-1].pk
+
+    def _portion(self, ordered: QuerySet[Any], after: Any) -> list[Any]:
+        """Read rows, locked, without those that others hold locked: they are being sent."""
+        features = connections[ordered.db].features
+        rows = ordered if after is None else ordered.filter(pk__gt=after)
+        if features.has_select_for_update and not self.dry_run:
+            rows = rows.select_for_update(
+                skip_locked=features.has_select_for_update_skip_locked,
+                of=("self",) if features.has_select_for_update_of else (),
+            )
+        return list(rows[:CHUNK])
+
+    def _new(self, portion: Sequence[Any], using: str) -> dict[str, Any]:
+        """Return the rows whose mail was not moved before, by their idempotency keys."""
+        keys = {self.source.key(row): row for row in portion}
+        known = EmailLog.objects.using(using).filter(idempotency_key__in=keys)
+        before = set(known.values_list("idempotency_key", flat=True))
+        self.report.already += len(before - self.moved)
+        return {key: row for key, row in keys.items() if key not in before | self.moved}
+
+    def _drafts(
+        self, keys: Mapping[str, Any], is_past: bool
+    ) -> list[tuple[Any, Draft, Past | None]]:
+        """Return what rows become, and note those that can become nothing."""
+        drafts: list[tuple[Any, Draft, Past | None]] = []
+        for key, row in keys.items():
+            try:
+                past = self.source.past(row) if is_past else None
+                drafts.append((row, _draft(self.source, row, key, past, self.transport), past))
+            except DatabaseError:
+                raise
+            except Exception as error:  # noqa: BLE001 - one bad row never stops others
+                reason = f"{type(error).__name__}: {error}"
+                self.report.refused.append({"row": row.pk, "reason": reason})
+        return drafts
+
+
+def _suppress(source: Source, report: Report, *, dry_run: bool) -> None:
+    """List the addresses that another package sends nothing to, where they are not listed."""
+    reason, note = Suppression.Reason.MANUAL, f"Moved from {source.package}."
+    for portion in batched(source.listed(), CHUNK):
+        entries = []
+        for address in dict.fromkeys(portion):
+            try:
+                if not suppression.is_suppressed(address):
+                    entries.append(suppression.entry(address, reason=reason, note=note))
+            except ValueError as error:
+                report.refused.append({"row": "listed", "reason": str(error)})
+        report.listed += len(entries)
+        if not dry_run:
+            suppression.insert(entries)
+
+
+def _draft(source: Source, row: Any, key: str, past: Past | None, transport: str | None) -> Draft:
+    """Return the rows that the mail of another package's row becomes."""
+    given = dict(source.options(row))
+    if given.get("transport") not in transports.aliases():
+        given["transport"] = transport
+    options = routing.parse_options({**given, "idempotency_key": key})
+    draft = queueing_draft.draft(
+        source.message(row), options, of_celery=celery_config.site_route(bulk=False)
+    )
+    draft.log.created_at = aware(source.created_at(row))
+    if past is None:
+        return draft
+    finished_at: datetime = aware(past.finished_at)
+    draft.log.due_at, draft.log.finished_at = draft.log.created_at, finished_at
+    draft.log.reply = reply_text(past.reply)
+    if past.status is Status.FAILED:
+        draft.log.failure_kind = Kind.PERMANENT  # so that it is not tried again by itself
+    return replace(draft, is_due=False)
+
+
+def _end(drafts: Iterable[tuple[Draft, Past]]) -> None:
+    """Let mails that were over before come to their end here, by the moves there are."""
+    using = router.db_for_write(EmailLog)
+    by_status: dict[Status, list[EmailLog]] = {}
+    for draft, past in drafts:
+        by_status.setdefault(past.status, []).append(draft.log)
+    token = uuid.uuid4()
+    for status, logs in by_status.items():
+        ids = [log.pk for log in logs]
+        for step in _ENDS[status]:
+            EmailLog.objects.using(using).move(step, ids, lease_token=token)
+        if over := [log.pk for log in logs if models.ends_with(status, log.keep_content)]:
+            models.forget(over, using)

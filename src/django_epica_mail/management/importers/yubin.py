@@ -1,0 +1,98 @@
+"""The table of django-yubin: ``Message``, which keeps mails as they were built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from django.core.mail import EmailMessage
+from django.db.models import Q, QuerySet
+from django.db.models.functions import Coalesce
+
+from django_epica_mail.lifecycle import Status
+from django_epica_mail.management.importers.base import Past, Source
+from django_epica_mail.messages import RawMessage
+from django_epica_mail.models import EmailLog
+
+APP = "django_yubin"
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+
+_CREATED, _QUEUED, _IN_PROCESS, _SENT, _FAILED, _BLACKLISTED, _DISCARDED = range(7)
+_ENDS = {
+    _SENT: Status.SENT,
+    _FAILED: Status.FAILED,
+    _BLACKLISTED: Status.SUPPRESSED,
+    _DISCARDED: Status.CANCELLED,
+}
+
+
+class Tables(Source):
+    """Reads ``Message``; a mail that is moved is marked as sent there, with a log that says where.
+
+    Its task then finds nothing that it may send, and it holds a lock on the row that it is sending.
+    """
+
+    package = "django-yubin"
+    app_label = "django_yubin"
+
+    def queued(self) -> QuerySet[Any]:
+        """Return what is created or queued; what is in process it has in hand."""
+        return self._rows().filter(status__in=(_CREATED, _QUEUED))
+
+    def finished(self, since: datetime) -> QuerySet[Any]:
+        """Return what came to an end."""
+        recent = Q(date_sent__gte=since) | Q(date_sent=None, date_created__gte=since)
+        return self._rows().filter(recent, status__in=_ENDS)
+
+    def _rows(self) -> QuerySet[Any]:
+        ended_at = Coalesce("date_sent", "date_enqueued", "date_created")
+        rows: QuerySet[Any] = self.model("Message").objects.annotate(ended_at=ended_at)
+        return rows
+
+    def message(self, row: Any) -> EmailMessage:
+        """Return the mail as it was built: it is not parsed and put together again.
+
+        It is kept as text; of text that is not ASCII, Django writes only UTF-8 in 8bit.
+        """
+        text = _LINE_END.sub("\r\n", row.message_data)
+        message = RawMessage(text.encode("utf-8", "surrogateescape"), row.recipients())
+        message.subject, message.from_email = row.subject, row.from_address
+        message.to, message.cc, message.bcc = row.to(), row.cc(), row.bcc()
+        return message
+
+    def options(self, row: Any) -> Mapping[str, Any]:
+        """Return nothing: its rows have neither priorities nor times."""
+        return {}
+
+    def past(self, row: Any) -> Past:
+        """Return the end of a mail, with the last words of its log."""
+        last = row.log_set.order_by("-pk").first()
+        reply = last.log_message if last is not None else ""
+        return Past(status=_ENDS[row.status], finished_at=row.ended_at, reply=reply)
+
+    def created_at(self, row: Any) -> datetime:
+        """Return when the mail was queued."""
+        created: datetime = row.date_created
+        return created
+
+    def listed(self) -> Iterable[str]:
+        """Return the addresses of its blacklist."""
+        entries = self.model("Blacklist").objects.order_by("pk")
+        addresses: Iterable[str] = entries.values_list("email", flat=True).iterator()
+        return addresses
+
+    def mark(self, moved: Sequence[tuple[Any, EmailLog]]) -> None:
+        """Mark rows as sent, which its task refuses to send, and log where they went."""
+        messages, logs = self.model("Message").objects, self.model("Log").objects
+        messages.filter(pk__in=[row.pk for row, _ in moved]).update(status=_SENT)
+        logs.bulk_create(
+            [
+                logs.model(
+                    message=row, action=_SENT, log_message=f"Moved to django-epica-mail: {log.pk}"
+                )
+                for row, log in moved
+            ]
+        )

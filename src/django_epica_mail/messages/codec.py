@@ -1,0 +1,246 @@
+"""A Django message as versioned JSON and bytes, and back: nothing pickled, nothing parsed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from email.message import Message
+from email.mime.base import MIMEBase
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import django
+from django.core.mail import EmailAlternative, EmailAttachment, EmailMessage, EmailMultiAlternatives
+
+from django_epica_mail.exceptions import UnreadableEnvelope
+from django_epica_mail.messages import encryption, fields, mime, raw, tagged_json
+from django_epica_mail.messages.raw import RawMessage
+from django_epica_mail.messages.validation import Attachment, alternatives, attachments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from django_epica_mail.messages.mime import Fetch, Keep
+
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """Content kept out of the envelope."""
+
+    digest: str
+    """SHA-256 of the content, in hexadecimal; the envelope refers to it by this."""
+    content: bytes = field(repr=False)
+    filename: str
+    """For people; empty if there is none."""
+    mimetype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMessage:
+    """A message in the form that is stored."""
+
+    envelope: str = field(repr=False)
+    """Versioned JSON, pure ASCII: NUL and lone surrogates survive in any text column. Encrypted
+    where the site has keys."""
+    blobs: tuple[Blob, ...]
+    """The contents the envelope refers to, each once."""
+    size: int = 0
+    """How many bytes it is, stored as it is: attachments before their encoding for the wire."""
+    message_id: str = ""
+    """The Message-ID the message has already; empty if it is left to who sends it."""
+
+
+def dump(message: EmailMessage) -> StoredMessage:
+    """Return a message in the form that is stored; the message itself is left untouched.
+
+    A message that builds its own MIME (``raw_message.builds_itself``) is rendered, once, and kept
+    as bytes; what its own code raises is raised here. Otherwise raises ``UnstorableMessage`` for
+    what would not come back the same, ``InvalidMessage`` for what Django cannot attach.
+    """
+    blobs: dict[str, Blob] = {}
+
+    def keep(content: bytes, filename: str, mimetype: str) -> str:
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in blobs:
+            blobs[digest] = Blob(
+                digest=digest, content=content, filename=filename, mimetype=mimetype
+            )
+        return digest
+
+    if raw.builds_itself(message):
+        wire = raw.render(message)
+        form, message_id = _pack_raw(message, wire, keep), raw.message_id(wire)
+    else:
+        form, message_id = _pack(message, keep), _message_id(message)
+    plain = json.dumps({"v": VERSION, **form}, allow_nan=False)
+    return StoredMessage(
+        envelope=encryption.seal(plain),
+        blobs=tuple(blobs.values()),
+        size=len(plain) + sum(len(blob.content) for blob in blobs.values()),
+        message_id=message_id,
+    )
+
+
+def load(envelope: str, blobs: Mapping[str, bytes]) -> EmailMessage:
+    """Return a fresh message from its stored form; ``blobs`` gives each content by its digest.
+
+    A class that can no longer be imported becomes ``EmailMultiAlternatives``. Raises
+    ``UnreadableEnvelope`` for a version this package does not know, or a content that is missing,
+    and ``MissingKey`` for what no key of the site's decrypts.
+    """
+    plain = encryption.unseal(envelope)
+    try:
+        form = json.loads(plain)
+    except ValueError as error:
+        raise UnreadableEnvelope(f"The stored message is not JSON: {error}.") from None
+    version = form.get("v") if isinstance(form, dict) else None
+    if version != VERSION:
+        raise UnreadableEnvelope(
+            f"The message is stored in version {version!r}; this django-epica-mail reads "
+            f"version {VERSION}: upgrade the package in the worker."
+        )
+
+    def fetch(digest: str) -> bytes:
+        if digest not in blobs:
+            raise UnreadableEnvelope(
+                f"The stored message refers to the content {digest}, which was not given: the row "
+                "of its attachment has been deleted."
+            )
+        return bytes(blobs[digest])
+
+    return _unpack_raw(form, fetch) if "raw" in form else _unpack(form, fetch)
+
+
+def _message_id(message: EmailMessage) -> str:
+    names = {name.lower(): name for name in message.extra_headers}
+    return str(message.extra_headers[names["message-id"]]) if "message-id" in names else ""
+
+
+def _pack_raw(message: EmailMessage, wire: bytes, keep: Keep) -> dict[str, Any]:
+    return {
+        "class": mime.class_path(type(message)),
+        "state": fields.pack_fields(message, (*fields.HEADER_FIELDS, "encoding")),
+        "recipients": tagged_json.encode(message.recipients(), unknown=str),
+        "raw": keep(wire, "", "message/rfc822"),
+    }
+
+
+def _unpack_raw(form: Mapping[str, Any], fetch: Fetch) -> RawMessage:
+    message = RawMessage(fetch(form["raw"]), tagged_json.decode(form["recipients"]))
+    vars(message).update(fields.unpack(form["state"]))
+    return message
+
+
+def _pack(message: EmailMessage, keep: Keep) -> dict[str, Any]:
+    form: dict[str, Any] = {
+        "class": mime.class_path(fields.class_to_rebuild(message)),
+        "state": fields.pack(message),
+    }
+    if unset := fields.unset_names(message):
+        form["unset"] = unset
+    if isinstance(message, EmailMultiAlternatives):
+        form["alternatives"] = [
+            [tagged_json.encode(content), mimetype] for content, mimetype in alternatives(message)
+        ]
+    if message.attachments:
+        form["attachments"] = [_pack_attachment(item, keep) for item in attachments(message)]
+    if getattr(message.recipients, "__func__", None) is not EmailMessage.recipients:
+        form["recipients"] = tagged_json.encode(message.recipients(), unknown=str)
+    return form
+
+
+def _unpack(form: Mapping[str, Any], fetch: Fetch) -> EmailMessage:
+    needed = EmailMultiAlternatives if form.get("alternatives") else EmailMessage
+    cls = mime.find_class(form["class"], needed) or EmailMultiAlternatives
+    # With the defaults of this version of Django, and without the __init__ of a site's own class.
+    message: EmailMessage = object.__new__(cls)
+    is_multi = isinstance(message, EmailMultiAlternatives)
+    vars(message).update(vars(EmailMultiAlternatives() if is_multi else EmailMessage()))
+    vars(message).update(fields.unpack(form["state"]), **fields.unset(form.get("unset", ())))
+    vars(message)["attachments"] = [
+        _unpack_attachment(item, fetch) for item in form.get("attachments", ())
+    ]
+    if is_multi:
+        vars(message)["alternatives"] = [
+            EmailAlternative(tagged_json.decode(content), mimetype)
+            for content, mimetype in form.get("alternatives", ())
+        ]
+    if "recipients" in form:
+        vars(message)["recipients"] = partial(list, tagged_json.decode(form["recipients"]))
+    return message
+
+
+def _pack_attachment(attachment: Attachment, keep: Keep) -> dict[str, Any]:
+    if isinstance(attachment, Message):
+        return {"part": mime.pack(attachment, keep)}
+    filename, content, mimetype = attachment
+    form: dict[str, Any] = {"name": filename, "type": mimetype}
+    about = filename or "", mimetype
+    if isinstance(content, bytes):
+        form["bytes"] = keep(content, *about)
+    elif isinstance(content, str):
+        form["str"] = keep(content.encode("utf-8", "surrogatepass"), *about)
+    elif isinstance(content, Message):
+        form["mime"] = mime.pack(content, keep)
+    elif raw.builds_itself(content):
+        form["mime"] = mime.pack(raw.build(content), keep)
+    else:
+        form["message"] = _pack(content, keep)
+    return form
+
+
+def _unpack_attachment(form: Mapping[str, Any], fetch: Fetch) -> Attachment:
+    if "part" in form:
+        return _attachable(mime.unpack(form["part"], fetch))
+    content: Any
+    if "bytes" in form:
+        content = fetch(form["bytes"])
+    elif "str" in form:
+        content = fetch(form["str"]).decode("utf-8", "surrogatepass")
+    elif "mime" in form:
+        content = mime.unpack(form["mime"], fetch)
+    else:
+        content = _unpack(form["message"], fetch)
+    return EmailAttachment(form["name"], content, form["type"])
+
+
+def _attachable(part: Message) -> Message:
+    """Return a part written by Django 6 as the kind of object Django 5.2 attaches."""
+    if django.VERSION >= (6, 0) or isinstance(part, MIMEBase):
+        return part
+    legacy = MIMEBase.__new__(MIMEBase)
+    vars(legacy).update(vars(part))
+    return legacy
+
+
+_LISTS = ("to", "cc", "bcc")
+_BY_ADDRESS = ("merge_data", "merge_headers", "merge_metadata")
+
+
+def without_recipients(envelope: str, is_left_out: Callable[[str], bool]) -> str:
+    """Return a stored message without some of its recipients, their merge data included.
+
+    A message that is kept as bytes is no longer sent to them; its headers stay as they are. Raises
+    ``MissingKey`` for what no key of the site's decrypts.
+    """
+    form = json.loads(encryption.unseal(envelope))
+    state = form["state"]
+    for name in _LISTS:
+        state[name] = _kept(state[name], is_left_out)
+    if "recipients" in form:
+        form["recipients"] = _kept(form["recipients"], is_left_out)
+    for name in _BY_ADDRESS:
+        values = tagged_json.decode(state.get(name))
+        if isinstance(values, dict):
+            kept = {key: value for key, value in values.items() if not is_left_out(str(key))}
+            state[name] = tagged_json.encode(kept)
+    return encryption.seal(json.dumps(form, allow_nan=False))
+
+
+def _kept(form: Any, is_left_out: Callable[[str], bool]) -> Any:
+    addresses = tagged_json.decode(form)
+    return tagged_json.encode([it for it in addresses or () if not is_left_out(str(it))])

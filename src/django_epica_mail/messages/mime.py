@@ -1,0 +1,186 @@
+"""Python's own MIME objects as JSON: attached parts, and attached messages that are no Django ones.
+
+An object is kept as it is built, headers in order and payload as written, and never as text to be
+parsed again: a parser gives another object, and other bytes.
+"""
+
+from __future__ import annotations
+
+import binascii
+import pkgutil
+from base64 import encodebytes
+from collections.abc import Callable, Mapping
+from email import policy as policies
+from email.header import Header
+from email.message import Message, MIMEPart
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from django_epica_mail.exceptions import UnstorableMessage
+from django_epica_mail.messages import tagged_json
+
+if TYPE_CHECKING:
+    from email.policy import Policy
+
+
+T = TypeVar("T")
+
+Keep: TypeAlias = Callable[[bytes, str, str], str]
+"""Puts a content (its file name and media type are for people) out of line; returns its digest."""
+Fetch: TypeAlias = Callable[[str], bytes]
+"""Returns a content put out of line, by its digest."""
+
+INLINE = 4096
+"""Text longer than this many characters is kept out of line."""
+
+_STATE = frozenset(vars(Message()))
+_POLICY = (
+    "max_line_length",
+    "linesep",
+    "cte_type",
+    "raise_on_defect",
+    "mangle_from_",
+    "utf8",
+    "refold_source",
+)
+_POLICIES: dict[str, Policy] = {"compat32": policies.compat32, "default": policies.default}
+
+
+def pack(part: Message, keep: Keep) -> dict[str, Any]:
+    """Return the JSON form of a MIME object; ``keep`` takes the large contents.
+
+    Raise ``UnstorableMessage`` for what would not come back the same.
+    """
+    form: dict[str, Any] = {
+        "class": class_path(type(part)),
+        "policy": _pack_policy(part.policy),
+        "headers": [[name, _pack_header(part, name, value)] for name, value in part.raw_items()],
+        "payload": _pack_payload(part, keep),
+    }
+    rest = {
+        "preamble": part.preamble,
+        "epilogue": part.epilogue,
+        "unixfrom": part.get_unixfrom(),
+        "charset": tagged_json.encode(part.get_charset()),
+    }
+    form.update({name: value for name, value in rest.items() if value is not None})
+    if part.get_default_type() != "text/plain":
+        form["default_type"] = part.get_default_type()
+    extra = {name: value for name, value in vars(part).items() if name not in _STATE}
+    if extra:
+        try:
+            form["attributes"] = tagged_json.encode(extra)
+        except tagged_json.UnencodableValue as error:
+            raise _unstorable(part, f"an attribute of it holds a {error}") from None
+    return form
+
+
+def unpack(form: Mapping[str, Any], fetch: Fetch) -> Message:
+    """Return the MIME object of a JSON form ``pack`` gave."""
+    part = object.__new__(find_class(form["class"], Message) or MIMEPart)
+    Message.__init__(part, _unpack_policy(form["policy"]))
+    for name, value in form["headers"]:
+        part.set_raw(name, _unpack_header(name, value))
+    vars(part).update(
+        _payload=_unpack_payload(form["payload"], fetch),
+        _charset=tagged_json.decode(form.get("charset")),
+        _unixfrom=form.get("unixfrom"),
+        _default_type=form.get("default_type", "text/plain"),
+        preamble=form.get("preamble"),
+        epilogue=form.get("epilogue"),
+    )
+    vars(part).update(tagged_json.decode(form.get("attributes", {})))
+    return part
+
+
+def class_path(cls: type) -> str:
+    """Return where a class is found, as ``module:qualified.name``."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def find_class(path: str, base: type[T]) -> type[T] | None:
+    """Return the class at ``module:qualified.name``; None if there is no such subclass of base."""
+    try:
+        found = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return found if isinstance(found, type) and issubclass(found, base) else None
+
+
+def _pack_policy(policy: Policy) -> dict[str, Any]:
+    name = "default" if isinstance(policy, policies.EmailPolicy) else "compat32"
+    usual = _POLICIES[name]
+    changed = {
+        option: getattr(policy, option)
+        for option in _POLICY
+        if getattr(policy, option, None) != getattr(usual, option, None)
+    }
+    return {"name": name, **changed}
+
+
+def _unpack_policy(form: Mapping[str, Any]) -> Policy:
+    options = dict(form)
+    policy = _POLICIES[options.pop("name")]
+    return policy.clone(**options) if options else policy
+
+
+def _pack_header(part: Message, name: str, value: Any) -> Any:
+    """Return text as it is; a parsed header, which folds in another way than text, as a list."""
+    if isinstance(value, Header):
+        return tagged_json.encode(value)
+    if not hasattr(value, "fold"):
+        return str(value)
+    form = [str(value)]
+    if _unpack_header(name, form).fold(policy=part.policy) != value.fold(policy=part.policy):
+        raise _unstorable(part, f"its header {name!r} cannot be built again from its own text")
+    return form
+
+
+def _unpack_header(name: str, form: Any) -> Any:
+    if isinstance(form, list):
+        return policies.default.header_factory(name, form[0])
+    return tagged_json.decode(form)
+
+
+def _pack_payload(part: Message, keep: Keep) -> Any:
+    """Return None, text, a list of parts, or a reference to content kept out of line."""
+    payload = vars(part)["_payload"]
+    if payload is None:
+        return None
+    if isinstance(payload, list) and all(isinstance(item, Message) for item in payload):
+        return [pack(item, keep) for item in payload]
+    if not isinstance(payload, str):
+        raise _unstorable(part, f"its payload is of the type {type(payload).__name__}")
+    about = part.get_filename() or "", part.get_content_type()
+    if (content := _base64_content(part, payload)) is not None:
+        return {"base64": keep(content, *about)}
+    if len(payload) > INLINE:
+        return {"text": keep(payload.encode("utf-8", "surrogatepass"), *about)}
+    return payload
+
+
+def _unpack_payload(form: Any, fetch: Fetch) -> Any:
+    if isinstance(form, list):
+        return [unpack(item, fetch) for item in form]
+    if not isinstance(form, dict):
+        return form
+    if "base64" in form:
+        return encodebytes(fetch(form["base64"])).decode("ascii")
+    return fetch(form["text"]).decode("utf-8", "surrogatepass")
+
+
+def _base64_content(part: Message, payload: str) -> bytes | None:
+    """Return what a base64 payload stands for, if encoding that gives the same text again."""
+    if str(part.get("Content-Transfer-Encoding", "")).lower() != "base64":
+        return None
+    try:
+        content = binascii.a2b_base64(payload)
+    except ValueError:
+        return None
+    return content if encodebytes(content).decode("ascii") == payload else None
+
+
+def _unstorable(part: Message, reason: str) -> UnstorableMessage:
+    return UnstorableMessage(
+        f"The attached {type(part).__name__} ({part.get_content_type()}) cannot be stored: "
+        f"{reason}. Attach its content as bytes with a file name and a media type instead."
+    )

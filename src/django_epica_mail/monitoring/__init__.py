@@ -1,0 +1,1 @@
+"""How the queue stands: backlog, health, totals, metrics and the doctor."""

@@ -1,0 +1,104 @@
+"""What the tables hold about one person, to be handed out to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.core.mail import EmailMessage
+from django.db import models, router
+
+from django_epica_mail import messages
+from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog, Suppression
+from django_epica_mail.privacy.person import (
+    LOG_TEXTS,
+    RESULT_TEXTS,
+    Advance,
+    Found,
+    NoBlobs,
+    Person,
+    find,
+    optional_model,
+    unfinished_batches,
+)
+
+
+def export(person: Person, *, advance: Advance = lambda done, total: None) -> dict[str, Any]:
+    """Return, as what JSON can hold, all that the tables have about a person.
+
+    Of a mail to them its content is part; of one that only mentions them, no more than that it
+    does. Other recipients are not named.
+    """
+    using = router.db_for_write(EmailLog)
+    found = list(find(person, using, advance))
+    theirs = models.Q(address__in=person.addresses)
+    results = models.Q(task_id__in=[str(it.id) for it in found if it.roles])
+    log = models.Q(content_type__app_label="epica_mail") & person.filter(LOG_TEXTS)
+    return {
+        "address": person.addresses[0],
+        "mails": [_mail(it, person, using) for it in found if it.roles],
+        "unreadable": [str(it.id) for it in found if not it.is_readable],
+        "unfinished bulk calls": [str(pk) for pk in unfinished_batches(person, using)],
+        "events": list(EmailEvent.objects.using(using).filter(theirs).values()),
+        "suppressions": list(Suppression.objects.using(using).filter(theirs).values()),
+        "results": _values(
+            "django_celery_results",
+            "TaskResult",
+            results | person.filter(RESULT_TEXTS),
+            ("task_id", "task_name", "status", "date_done"),  # others may be in the rest
+        ),
+        "admin log": _values("admin", "LogEntry", log),
+    }
+
+
+def _mail(found: Found, person: Person, using: str) -> dict[str, Any]:
+    log = EmailLog.objects.using(using).get(pk=found.id)
+    about: dict[str, Any] = {
+        "id": str(log.pk),
+        "roles": sorted(found.roles),
+        "status": log.status,
+        "created at": log.created_at,
+        "finished at": log.finished_at,
+        "message id": log.message_id,
+    }
+    if found.roles == {"mentioned"}:
+        return about
+    own = log.recipients.using(using).filter(address__in=person.addresses)
+    attempts = DeliveryAttempt.objects.using(using).filter(email=log)
+    names = ("number", "created_at", "transport", "code", "reply")
+    return {
+        **about,
+        "subject": log.subject,
+        "from": log.from_email,
+        "category": log.category,
+        "recipient": list(own.values("kind", "address", "outcome", "code", "reply")),
+        "attempts": [
+            # The server's words may be about others.
+            it if not found.others or person.is_mentioned(it["reply"]) else {**it, "reply": ""}
+            for it in attempts.values(*names)
+        ],
+        "content": _content(log, using) if log.envelope and found.is_readable else None,
+    }
+
+
+def _content(log: EmailLog, using: str) -> dict[str, Any]:
+    message: EmailMessage = messages.load(log.envelope, NoBlobs())
+    files = log.attachments.using(using)
+    return {
+        "subject": str(message.subject),
+        "body": message.body,
+        "alternatives": [
+            {"type": it[1], "content": str(it[0])} for it in getattr(message, "alternatives", ())
+        ],
+        "attachments": list(files.values("filename", "mimetype", "size")),
+    }
+
+
+def _values(
+    app_label: str, name: str, wanted: models.Q, columns: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    model = optional_model(app_label, name)
+    if model is None:
+        return []
+    rows = model._default_manager.using(router.db_for_write(model)).filter(wanted)
+    return list(rows.order_by("pk").values(*columns))

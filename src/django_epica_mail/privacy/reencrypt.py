@@ -1,0 +1,99 @@
+"""Key rotation: what is stored, encrypted anew with the site's first key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import models, router
+
+from django_epica_mail.exceptions import MissingKey
+from django_epica_mail.messages import encryption
+from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog
+
+_CHUNK = 100
+
+
+@dataclass(slots=True)
+class Renewed:
+    """What became of the stored contents."""
+
+    renewed: int = 0
+    """Those encrypted anew, or for the first time."""
+    current: int = 0
+    """Those that the first key had encrypted already."""
+    unreadable: int = 0
+    """Those that none of the keys decrypts, left as they are."""
+
+
+def reencrypt(*, advance: Callable[[int, int], None] = lambda done, total: None) -> dict[str, int]:
+    """Encrypt all stored content with the first key; return how many were what.
+
+    Goes row by row, so that it may be interrupted and begun again, and mail be sent meanwhile.
+    Calls ``advance`` with the number so far and the whole. Raises ``ImproperlyConfigured`` where
+    there is no key.
+    """
+    if not encryption.is_on():
+        raise ImproperlyConfigured(
+            "EPICA_MAIL['ENCRYPTION_KEYS'] is empty, so there is nothing to encrypt with."
+        )
+    using = router.db_for_write(EmailLog)
+    texts = [
+        (EmailLog.objects.using(using).exclude(envelope=""), "envelope"),
+        (EmailBatch.objects.using(using).exclude(payload=""), "payload"),
+    ]
+    attachments = EmailAttachment.objects.using(using)
+    total = sum(rows.count() for rows, _ in texts) + attachments.count()
+    count, done = Renewed(), 0
+    for rows, name in texts:
+        for pk, stored in _values(rows, name):
+            _renew(rows, pk, name, stored, partial(encryption.renew, stored), count)
+            done += 1
+            advance(done, total)
+    for pk, size in _values(attachments, "size"):
+        # One at a time, for each may be large.
+        content = attachments.filter(pk=pk).values_list("content", flat=True).first()
+        if content is not None:
+            old = bytes(content)
+            renew = partial(encryption.renew_bytes, old, size)
+            _renew(attachments, pk, "content", old, renew, count)
+        done += 1
+        advance(done, total)
+    return asdict(count)
+
+
+def _values(rows: models.QuerySet[Any], name: str) -> Iterator[tuple[Any, Any]]:
+    """Yield the key and one value of each row, in the order of the keys."""
+    rows, last = rows.order_by("pk"), None
+    while True:
+        following = rows if last is None else rows.filter(pk__gt=last)
+        portion = list(following.values_list("pk", name)[:_CHUNK])
+        if not portion:
+            return
+        yield from portion
+        last = portion[-1][0]
+
+
+def _renew(
+    rows: models.QuerySet[Any],
+    pk: Any,
+    name: str,
+    old: object,
+    renew: Callable[[], object],
+    count: Renewed,
+) -> None:
+    """Write the new form of one value, unless its row has changed meanwhile."""
+    try:
+        new = renew()
+    except MissingKey:
+        count.unreadable += 1
+        return
+    if new == old:
+        count.current += 1
+    else:
+        # Not over what was forgotten since, which is not to come back.
+        guard = {} if name == "content" else {name: old}
+        count.renewed += rows.filter(pk=pk, **guard).update(**{name: new})

@@ -1,0 +1,1 @@
+"""Before the commit: a message becomes rows in the caller's transaction."""

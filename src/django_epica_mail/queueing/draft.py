@@ -1,0 +1,173 @@
+"""The rows a message becomes: checked, routed, and not yet in the database."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.mail import EmailMessage
+from django.core.mail.utils import DNS_NAME
+from django.utils import timezone
+
+from django_epica_mail import clock, conf, messages, routing
+from django_epica_mail.exceptions import InvalidMessage
+from django_epica_mail.messages import Blob, addresses, encryption
+from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
+from django_epica_mail.routing import Options
+from django_epica_mail.rules import Facts
+from django_epica_mail.tracking import links
+from django_epica_mail.transports import config as transports
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A checked message with the rows it becomes."""
+
+    log: EmailLog
+    recipients: list[EmailRecipient]
+    blobs: tuple[Blob, ...]
+    is_due: bool
+    """Whether it may be sent as soon as it is committed."""
+
+
+def draft(
+    message: EmailMessage,
+    options: Options,
+    *,
+    of_celery: Mapping[str, Any],
+    bulk: bool = False,
+    batch: EmailBatch | None = None,
+) -> Draft:
+    """Return the rows of a message.
+
+    ``of_celery`` is what the site's Celery routes say of our task. Raises ``ValueError`` or
+    ``TypeError`` for a message that cannot be sent, ``UnstorableMessage`` for one that cannot be
+    kept whole, ``ImproperlyConfigured`` for one that must be encrypted where there is no key, or
+    that is to carry links which the site does not serve.
+    """
+    count = len(message.recipients())
+    if not count:
+        raise ValueError("The message has no recipient: give it at least one in to, cc or bcc.")
+    check_recipients(count)
+    messages.check(message)
+    stored = messages.dump(message)
+    check_size(stored.size)
+    # The model's own __init__ gives the log its id, which all the others refer to.
+    log = EmailLog(batch_id=batch.pk if batch else None, envelope=stored.envelope)
+    recipients = list(_recipients(message, log))
+    facts = Facts(
+        category=options.category or "",
+        recipients=[recipient.address for recipient in recipients],
+        sender=_address(message.from_email),
+        headers={name: str(value) for name, value in message.extra_headers.items()},
+        template=options.template or "",
+        is_bulk=bulk,
+    )
+    _route(log, routing.decide(options, facts, conf.get(), of_celery), options)
+    if len(recipients) > 1:
+        log.additions = ""  # a link stands for one person, and whoever gets it may use it
+    elif log.additions and not (
+        "unsubscribe" not in log.additions and transports.tracks(log.transport)
+    ):
+        links.check()
+    log.category = options.category or ""
+    log.subject = "" if log.keep_content == "never" else storable(message.subject)
+    log.from_email = storable(message.from_email)
+    log.message_id = storable(stored.message_id)[:255] or f"<{log.id}@{DNS_NAME}>"
+    log.idempotency_key = options.idempotency_key
+    log.store_result = bool(options.store_result)
+    is_due = options.send_at is None or options.send_at <= timezone.now()
+    return Draft(log, recipients, stored.blobs, is_due)
+
+
+def attachment(blob: Blob) -> EmailAttachment:
+    """Return the row of a content that mails refer to."""
+    return EmailAttachment(
+        digest=blob.digest,
+        filename=storable(blob.filename),
+        mimetype=storable(blob.mimetype)[:255],
+        size=len(blob.content),
+        content=encryption.seal_bytes(blob.content),
+    )
+
+
+def storable(text: object) -> str:
+    """Return text as any database takes it; the envelope keeps the original."""
+    return str(text).replace("\0", "").encode("utf-8", "replace").decode()
+
+
+def _route(log: EmailLog, route: routing.Route, options: Options) -> None:
+    """Write into a row where its mail goes, and when."""
+    first, *others = route.transports or (transports.default_alias(),)
+    patience = timedelta(seconds=conf.get().give_up_after)
+    send_at = options.send_at
+    log.queue = route.queue
+    log.transport, log.fallbacks = first, others
+    log.priority = log.pending = route.priority
+    log.created_at = clock.now()
+    log.due_at = send_at or clock.now()
+    log.give_up_at = send_at + patience if send_at else clock.now(patience)
+    log.expires_at = options.expires_at
+    if options.expires_at is None and route.expires_after is not None:
+        log.expires_at = (
+            send_at + route.expires_after if send_at else clock.now(route.expires_after)
+        )
+    log.on_unknown = route.on_unknown
+    log.additions = " ".join(route.additions)
+    log.keep_content = _keeping(route.keep_content)
+    log.max_retries = route.max_retries
+    log.retry_delay = route.retry_delay
+
+
+def _keeping(keep_content: str) -> str:
+    """Return how long content is kept, once it is sure that it may be stored at all."""
+    if keep_content == "never" and not encryption.is_on():
+        raise ImproperlyConfigured(
+            "This mail has keep_content='never', which encrypts it while it waits, and there is no "
+            "key: set EPICA_MAIL['ENCRYPTION_KEYS'], or choose 'until_sent'."
+        )
+    return keep_content
+
+
+def _recipients(message: EmailMessage, log: EmailLog) -> Iterator[EmailRecipient]:
+    kinds = (
+        [EmailRecipient.Kind.TO] * sum(map(bool, message.to))
+        + [EmailRecipient.Kind.CC] * sum(map(bool, message.cc))
+        + [EmailRecipient.Kind.BCC] * sum(map(bool, message.bcc))
+    )
+    for position, (recipient, kind) in enumerate(
+        itertools.zip_longest(message.recipients(), kinds, fillvalue=EmailRecipient.Kind.BCC)
+    ):
+        yield EmailRecipient(
+            email_id=log.pk, position=position, kind=kind, address=_address(recipient)
+        )
+
+
+def _address(recipient: object) -> str:
+    """Return the address to search by: without its display name, in lower case."""
+    text = storable(recipient)
+    return addresses.bare(text).lower()[:320]
+
+
+def check_recipients(count: int) -> None:
+    """Refuse a mail to more recipients than ``MAX_RECIPIENTS``, with ``InvalidMessage``."""
+    most = conf.get().max_recipients
+    if most is not None and count > most:
+        raise InvalidMessage(
+            f"The message has {count} recipients, and EPICA_MAIL['MAX_RECIPIENTS'] allows {most}: "
+            "send a mail to each of them (enqueue_many, send_bulk_templated_emails), or raise it."
+        )
+
+
+def check_size(size: int) -> None:
+    """Refuse a mail of more bytes than ``MAX_MESSAGE_BYTES``, with ``InvalidMessage``."""
+    most = conf.get().max_message_bytes
+    if most is not None and size > most:
+        raise InvalidMessage(
+            f"The message has {size} bytes, and EPICA_MAIL['MAX_MESSAGE_BYTES'] allows {most}: "
+            "send a link to what is large, or raise it."
+        )

@@ -1,0 +1,171 @@
+"""Storing: the rows of checked messages, written in the caller's transaction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from uuid import UUID
+
+from django.core.mail import EmailMessage
+from django.db import router, transaction
+from django.db.models import Expression
+
+from django_epica_mail import clock
+from django_epica_mail._compat import batched
+from django_epica_mail.broker import celery_config, doorbell
+from django_epica_mail.exceptions import MissingKey
+from django_epica_mail.messages import encryption
+from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, PendingResult
+from django_epica_mail.queueing import draft as queueing_draft
+from django_epica_mail.queueing import inserts
+from django_epica_mail.queueing.draft import Draft
+from django_epica_mail.routing import Options
+
+logger = logging.getLogger(__name__)
+
+
+def insert_drafts(drafts: Sequence[Draft]) -> list[EmailLog]:
+    """Insert drafts in the caller's transaction and ring on its commit; return their rows.
+
+    For a draft whose idempotency key was used before, the row of that time stands in its place.
+    """
+    using = router.db_for_write(EmailLog)
+    with _transaction(drafts, using):
+        earlier = _claim_keys(drafts, using)
+        new = [draft for draft in drafts if draft.log.pk not in earlier]
+        inserts.insert_together(
+            [
+                [draft.log for draft in new if draft.log.idempotency_key is None],
+                [recipient for draft in new for recipient in draft.recipients],
+                [_pending_result(draft.log) for draft in new if draft.log.store_result],
+            ],
+            using,
+        )
+        _insert_blobs(new, using)
+        for queue in {draft.log.queue for draft in new if draft.is_due}:
+            doorbell.ring_on_commit(queue, using=using)
+    for draft in new:
+        for name in ("created_at", "due_at", "give_up_at", "expires_at"):
+            if isinstance(draft.log.__dict__.get(name), Expression):
+                delattr(draft.log, name)  # until the database has said its time
+    return [earlier.get(draft.log.pk, draft.log) for draft in drafts]
+
+
+def _transaction(drafts: Sequence[Draft], using: str) -> AbstractContextManager[None]:
+    """Return the caller's transaction, or one of our own where it takes more than one write."""
+    is_one_write = not any(draft.blobs or draft.log.idempotency_key for draft in drafts)
+    if is_one_write and transaction.get_autocommit(using):
+        return nullcontext()
+    # Inside the caller's transaction a savepoint of our own would cost two more round trips.
+    return transaction.atomic(using=using, savepoint=False)
+
+
+def _pending_result(log: EmailLog) -> PendingResult:
+    return PendingResult(email_id=log.pk, due_at=log.due_at)
+
+
+def _claim_keys(drafts: Sequence[Draft], using: str) -> dict[UUID, EmailLog]:
+    """Insert the rows that have idempotency keys; return those used before, by the draft's id.
+
+    Another transaction that inserts the same key is waited for. No IntegrityError reaches the
+    caller's transaction.
+    """
+    keyed = {draft.log.idempotency_key: draft.log for draft in drafts if draft.log.idempotency_key}
+    if not keyed:
+        return {}
+    rows = EmailLog.objects.using(using)
+    known = rows.in_bulk(keyed, field_name="idempotency_key")
+    if len(known) < len(keyed):
+        rows.bulk_create(
+            [log for key, log in keyed.items() if key not in known], ignore_conflicts=True
+        )
+        known = rows.in_bulk(keyed, field_name="idempotency_key")
+    earlier = {}
+    for draft in drafts:
+        key = draft.log.idempotency_key
+        if key is not None and known[key].pk != draft.log.pk:
+            earlier[draft.log.pk] = known[key]
+            if _is_another(known[key].envelope, draft.log.envelope):
+                logger.warning(
+                    "The idempotency key of e-mail %s was used again for another message, which "
+                    "was not queued.",
+                    known[key].pk,
+                )
+    return earlier
+
+
+def _is_another(known: str, envelope: str) -> bool:
+    """Tell whether a stored message is surely another than a new one."""
+    if not known:
+        return False  # forgotten by now
+    try:
+        return encryption.unseal(known) != encryption.unseal(envelope)
+    except MissingKey:
+        return False
+
+
+def _insert_blobs(drafts: Sequence[Draft], using: str) -> None:
+    """Store each distinct content of this call once, and link it to the mails that carry it."""
+    rows: dict[str, EmailAttachment] = {}
+    links = []
+    for draft in drafts:
+        for blob in draft.blobs:
+            row = rows.setdefault(blob.digest, queueing_draft.attachment(blob))
+            links.append((draft.log, row))
+    if not rows:
+        return
+    EmailAttachment.objects.using(using).bulk_create(rows.values())
+    link = EmailLog.attachments.through
+    link._default_manager.using(using).bulk_create(
+        [link(emaillog_id=log.pk, emailattachment_id=row.pk) for log, row in links]
+    )
+
+
+CHUNK = 500
+"""How many mails of a bulk call are checked and inserted at a time."""
+
+
+def enqueue_one(message: EmailMessage, options: Options) -> EmailLog:
+    """Queue one message as ``enqueue`` does, with options that are checked already."""
+    of_celery = celery_config.site_route(bulk=False)
+    return insert_drafts([queueing_draft.draft(message, options, of_celery=of_celery)])[0]
+
+
+def enqueue_all(messages: Iterable[EmailMessage], options: Options) -> int:
+    """Queue all of the messages or none of them, as single mail; return how many.
+
+    Messages without recipients are passed over, as by Django's own backends.
+    """
+    addressed = [message for message in messages if message.recipients()]
+    if addressed:
+        of_celery = celery_config.site_route(bulk=False)
+        insert_drafts(
+            [queueing_draft.draft(message, options, of_celery=of_celery) for message in addressed]
+        )
+    return len(addressed)
+
+
+def enqueue_pairs(pairs: Iterable[tuple[EmailMessage, Options]]) -> EmailBatch:
+    """Queue bulk mail as ``enqueue_many`` does, each message with options of its own."""
+    using = router.db_for_write(EmailBatch)
+    # With a savepoint: a bad message may turn up after others are inserted, and the caller who
+    # catches the error must be left with a transaction as usable as before.
+    with transaction.atomic(using=using):
+        batch = EmailBatch.objects.using(using).create()
+        of_celery = celery_config.site_route(bulk=True)
+        for portion in batched(pairs, CHUNK):
+            insert_drafts(
+                [
+                    queueing_draft.draft(
+                        message, options, of_celery=of_celery, bulk=True, batch=batch
+                    )
+                    for message, options in portion
+                ]
+            )
+            batch.total += len(portion)
+        batch.accepted = batch.position = batch.total
+        batch.finished_at = clock.now()
+        batch.save(update_fields=["total", "accepted", "position", "finished_at"])
+    batch.__dict__.pop("finished_at", None)  # an expression until the database has said its time
+    return batch

@@ -1,0 +1,165 @@
+"""Inserting rows with less ado than ``bulk_create``, which builds the same SQL anew each time.
+
+What a request pays for a mail is its inserts, and most of these is the building.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import AutoField, CharField, Expression, Field, IntegerField, Model, TextField
+from django.db.models.constants import OnConflict
+from django.db.models.sql import Query
+
+from django_epica_mail._compat import batched
+
+Statement = tuple[str, Sequence[Any]]
+"""SQL and the values of its placeholders."""
+
+_LONGEST = 4_000_000
+"""Characters after which a statement takes no further row: MariaDB refuses long ones."""
+_WORD = re.compile(r"[a-z0-9_]{0,32}", re.ASCII)
+_AS_THEY_ARE = (CharField, TextField, IntegerField)
+"""Fields whose text, number or NULL every database takes unchanged."""
+
+
+def insert_rows(rows: Sequence[Model], using: str, *, ignore_conflicts: bool = False) -> None:
+    """Insert rows of one model, in as few statements as the database takes.
+
+    Values are the rows' own, expressions like ``Now()`` included; keys the database numbers itself
+    are left to it, and not read back. As with ``bulk_create``, no signal is sent, and conflicts may
+    be ignored: then a row is left out whose unique values are taken.
+    """
+    connection = connections[using]
+    _execute(list(_statements(rows, connection, ignore_conflicts)), connection)
+    _mark_inserted(rows, using)
+
+
+def insert_together(groups: Sequence[Sequence[Model]], using: str) -> None:
+    """Insert rows of several models, each in the order that their references need; all or none.
+
+    Where the database takes them as one statement, they need no transaction: the one that each
+    request would pay for is three more round trips.
+    """
+    connection = connections[using]
+    statements = [it for rows in groups for it in _statements(rows, connection)]
+    most = connection.features.max_query_params or math.inf
+    if connection.vendor == "postgresql" and sum(len(it) for _, it in statements) <= most:
+        statements = _as_one(statements)
+    if len(statements) == 1:
+        _execute(statements, connection)
+    else:
+        # Inside the caller's transaction a savepoint of our own would cost two more round trips.
+        with transaction.atomic(using=using, savepoint=False):
+            _execute(statements, connection)
+    for rows in groups:
+        _mark_inserted(rows, using)
+
+
+def _statements(
+    rows: Sequence[Model], connection: BaseDatabaseWrapper, ignore_conflicts: bool = False
+) -> Iterator[Statement]:
+    if not rows:
+        return
+    fields, head, tail = _shape(type(rows[0]), connection.alias, ignore_conflicts)
+    size = max(1, connection.ops.bulk_batch_size([field for field, _ in fields], rows))
+    for portion in batched(rows, size):
+        cells: list[str] = []
+        params: list[Any] = []
+        length = 0
+        for row in portion:
+            if length > _LONGEST:
+                yield f"{head} {', '.join(cells)} {tail}", params
+                cells, params, length = [], [], 0
+            before = len(params)
+            cells.append(_cells(row, fields, connection, params))
+            length += sum(len(it) for it in params[before:] if isinstance(it, str))
+        yield f"{head} {', '.join(cells)} {tail}", params
+
+
+def _as_one(statements: list[Statement]) -> list[Statement]:
+    """Return one statement of PostgreSQL's for several inserts: all but the last in a WITH."""
+    if len(statements) < 2:
+        return statements
+    *first, last = (sql for sql, _ in statements)
+    named = ", ".join(f"insert_{index} AS ({sql})" for index, sql in enumerate(first))
+    return [(f"WITH {named} {last}", [it for _, params in statements for it in params])]
+
+
+def _execute(statements: Sequence[Statement], connection: BaseDatabaseWrapper) -> None:
+    if statements:
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(*statement)
+
+
+def _mark_inserted(rows: Sequence[Model], using: str) -> None:
+    for row in rows:
+        row._state.adding, row._state.db = False, using
+
+
+@lru_cache
+def _shape(
+    model: type[Model], using: str, ignore_conflicts: bool
+) -> tuple[list[tuple[Field[Any, Any], bool]], str, str]:
+    """Return the fields of a model's rows, and its INSERT up to the values and after them.
+
+    With each field, whether its text and numbers go as they are.
+    """
+    fields = [it for it in model._meta.concrete_fields if not isinstance(it, AutoField)]
+    ops = connections[using].ops
+    on_conflict = OnConflict.IGNORE if ignore_conflicts else None
+    columns = ", ".join(ops.quote_name(str(field.column)) for field in fields)
+    verb = ops.insert_statement(on_conflict=on_conflict)
+    head = f"{verb} {ops.quote_name(model._meta.db_table)} ({columns}) VALUES"
+    tail = ops.on_conflict_suffix_sql(fields, on_conflict, [], [])
+    return [(field, isinstance(field, _AS_THEY_ARE)) for field in fields], head, tail
+
+
+def _cells(
+    row: Model,
+    fields: Sequence[tuple[Field[Any, Any], bool]],
+    connection: BaseDatabaseWrapper,
+    params: list[Any],
+) -> str:
+    """Return the cells of one row, and add the values of its placeholders to ``params``.
+
+    What is surely harmless stands in the statement itself: a placeholder costs the driver more than
+    the value, and most columns of a new mail hold NULL, a number, an id or a word of our own.
+    """
+    cells = []
+    for field, goes_as_it_is in fields:
+        value = row.__dict__[field.attname]
+        if value is None:
+            cells.append("NULL")
+        elif isinstance(value, Expression):
+            sql, own = _compile(value, type(row), connection.alias)
+            cells.append(sql)
+            params += own
+        elif type(value) is UUID:
+            is_native = connection.features.has_native_uuid_field
+            cells.append(f"'{value if is_native else value.hex}'")
+        elif goes_as_it_is and type(value) is int:
+            cells.append(str(value))
+        elif goes_as_it_is and isinstance(value, str) and (word := _WORD.fullmatch(value)):
+            cells.append(f"'{word[0]}'")
+        else:
+            cells.append("%s")
+            is_text = goes_as_it_is and type(value) is str
+            params.append(value if is_text else field.get_db_prep_save(value, connection))
+    return f"({', '.join(cells)})"
+
+
+@lru_cache(maxsize=64)
+def _compile(value: Expression, model: type[Model], using: str) -> tuple[str, Sequence[Any]]:
+    query = Query(model)
+    compiler = query.get_compiler(connection=connections[using])
+    sql, params = compiler.compile(value.resolve_expression(query, allow_joins=False))
+    return sql, params

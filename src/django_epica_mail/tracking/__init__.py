@@ -1,0 +1,1 @@
+"""What came back: events, webhooks, and the links that mails carry."""

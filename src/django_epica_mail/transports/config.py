@@ -1,0 +1,118 @@
+"""Which transports a site configures, by ``MAILERS`` (Django 6.1) or ``EMAIL_BACKEND``.
+
+The only place, beside the checks, that knows which of the two a site uses.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from django.conf import settings
+from django.core import mail
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from django_epica_mail import conf
+from django_epica_mail.transports import anymail
+
+QUEUE_BACKEND = "django_epica_mail.backends.EmailBackend"
+SITE_SMTP = "smtp"
+"""The alias of Django's SMTP backend with the site's own ``EMAIL_*`` settings."""
+
+DJANGO_SMTP = "django.core.mail.backends.smtp.EmailBackend"
+LOCMEM = "django.core.mail.backends.locmem.EmailBackend"
+
+
+def uses_mailers() -> bool:
+    """Tell whether the site configures mail by ``MAILERS``."""
+    return hasattr(mail, "mailers") and hasattr(settings, "MAILERS")
+
+
+def under_test() -> bool:
+    """Tell whether Django's test runner has replaced the site's mail backends by locmem.
+
+    Then delivery goes there too, so that no test of a site can send real mail.
+    """
+    return hasattr(mail, "outbox") and not conf.get().real_transports_in_tests
+
+
+def is_queue(spec: Mapping[str, Any]) -> bool:
+    """Tell whether a backend's configuration leads back to the queue."""
+    path = spec.get("BACKEND", DJANGO_SMTP)
+    try:
+        ancestors = import_string(path).__mro__
+    except ImportError:
+        return False  # reported by the checks, and by the first mail that needs it
+    return any(f"{base.__module__}.{base.__qualname__}" == QUEUE_BACKEND for base in ancestors)
+
+
+def specs() -> dict[str, Mapping[str, Any]]:
+    """Return the configuration of every real transport, by alias."""
+    if uses_mailers():
+        configured: Mapping[str, Mapping[str, Any]] = settings.MAILERS
+    else:
+        configured = conf.get().transports or {SITE_SMTP: {"BACKEND": DJANGO_SMTP}}
+    return {alias: spec for alias, spec in configured.items() if not is_queue(spec)}
+
+
+def aliases() -> tuple[str, ...]:
+    """Return the aliases a mail may name as its transport."""
+    return tuple(specs())
+
+
+def tracks(alias: str) -> bool:
+    """Tell whether a transport is a provider that itself counts opens and clicks of a message."""
+    if under_test():
+        return False
+    try:
+        backend = import_string(specs().get(alias, {}).get("BACKEND", DJANGO_SMTP))
+    except ImportError:
+        return False  # reported by the checks, and by the first mail that needs it
+    return anymail.is_provider(backend) and anymail.tracks(backend)
+
+
+def default_alias() -> str:
+    """Return the transport of a mail that names none.
+
+    Raises ``ImproperlyConfigured`` where the site's settings name none either.
+    """
+    named = conf.get().default_transport
+    if named is not None:
+        return named
+    if uses_mailers():
+        default: Mapping[str, Any] = settings.MAILERS.get("default", {})
+        named = default.get("OPTIONS", {}).get("transport")
+        if named is not None:
+            return str(named)
+        if under_test():
+            return "default"
+    elif not conf.get().transports:
+        return SITE_SMTP
+    elif len(conf.get().transports) == 1:
+        return next(iter(conf.get().transports))
+    raise ImproperlyConfigured(
+        "This mail names no transport. Name one in the call, in the backend's OPTIONS, or in "
+        "EPICA_MAIL['DEFAULT_TRANSPORT']."
+    )
+
+
+def queueing() -> dict[str, Mapping[str, Any]]:
+    """Return the OPTIONS of every alias of ``MAILERS`` that queues mail."""
+    if not uses_mailers():
+        return {}
+    mailers: Mapping[str, Mapping[str, Any]] = settings.MAILERS
+    found = {alias: spec for alias, spec in mailers.items() if is_queue(spec)}
+    return {alias: spec.get("OPTIONS", {}) for alias, spec in found.items()}
+
+
+def is_send_mail_queued() -> bool:
+    """Tell whether ``send_mail()`` goes through the queue where it names no backend."""
+    if under_test():
+        return True
+    if uses_mailers():
+        return "default" in queueing()
+    with warnings.catch_warnings():  # Django 6.1 deprecates the setting; here it is asked for
+        warnings.simplefilter("ignore")
+        return is_queue({"BACKEND": settings.EMAIL_BACKEND})

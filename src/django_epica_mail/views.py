@@ -1,0 +1,165 @@
+"""The pages that the package serves outside the admin."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from typing import Any
+from uuid import UUID
+
+from django.core.signing import BadSignature
+from django.db import DatabaseError, transaction
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.shortcuts import render
+from django.utils.crypto import constant_time_compare
+from django.utils.translation import gettext as _
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_http_methods, require_safe
+
+from django_epica_mail import conf
+from django_epica_mail.monitoring.health import Check, HealthReport, examine
+from django_epica_mail.monitoring.metrics import exposition
+from django_epica_mail.tracking import bots, events, links
+from django_epica_mail.tracking.events import Kind, Visit
+
+_SCHEME = "bearer"
+
+
+def may_monitor(request: HttpRequest) -> bool:
+    """Tell whether a request comes from staff, or carries ``EPICA_MAIL["MONITORING_TOKEN"]``.
+
+    The token is read from the header ``Authorization: Bearer ...`` alone (RFC 6750, section 2.1):
+    addresses end up in logs.
+    """
+    token = conf.get().monitoring_token
+    scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
+    if token and scheme.lower() == _SCHEME:
+        return constant_time_compare(shown.strip(), token)
+    user = getattr(request, "user", None)  # without Django's authentication there is none
+    try:
+        return bool(user and user.is_active and user.is_staff)
+    except DatabaseError:
+        return False  # a health check must say that the database is down
+
+
+logger = logging.getLogger(__name__)
+
+_IMAGE = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
+"""A GIF of one transparent dot."""
+
+
+@never_cache
+@require_safe
+def open_pixel(request: HttpRequest, token: str) -> HttpResponse:
+    """Note that a mail is opened; answer with an image that nobody sees."""
+    try:
+        email_id = links.read_open(token)
+    except BadSignature:
+        raise Http404 from None
+    _record_visit(request, email_id, Kind.OPENED)
+    return _private(HttpResponse(_IMAGE, content_type="image/gif"))
+
+
+@never_cache
+@require_safe
+def click(request: HttpRequest, token: str) -> HttpResponse:
+    """Note that a link is followed; lead to where it was meant to, and nowhere else."""
+    try:
+        email_id, url = links.read_click(token)
+    except BadSignature:
+        raise Http404 from None
+    _record_visit(request, email_id, Kind.CLICKED, url)
+    return _private(HttpResponseRedirect(url))
+
+
+def _record_visit(request: HttpRequest, email_id: UUID, kind: Kind, url: str = "") -> None:
+    """Record a visit; the visitor gets what he came for in any case."""
+    agent = request.headers.get("User-Agent", "")
+    ahead = bots.asks_ahead(request.method or "", request.headers)
+    visit = Visit(
+        email_id=email_id,
+        kind=kind,
+        url=url,
+        user_agent=agent,
+        is_machine=ahead or bots.is_machine(agent),
+        ip=request.META.get("REMOTE_ADDR") if conf.get().store_ip else None,
+    )
+    try:
+        events.observe(visit)
+    except DatabaseError:
+        logger.exception("A visit of e-mail %s could not be recorded.", email_id)
+
+
+def _private(response: HttpResponse) -> HttpResponse:
+    response.headers["X-Robots-Tag"] = "noindex, nofollow"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+_TEMPLATE = "epica_mail/unsubscribe.html"
+
+
+@csrf_exempt  # RFC 8058, section 3.2: a mail reader posts without cookies; the link is the proof
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def unsubscribe(request: HttpRequest, token: str) -> HttpResponse:
+    """Show a page to confirm it on; by POST, unsubscribe. A GET, which scanners make, does not."""
+    try:
+        wish = links.read_unsubscribe(token)
+    except BadSignature:
+        return _unsubscribe_page(request, "unknown", "", status=404)
+    if request.method != "POST":
+        return _unsubscribe_page(request, "asked", wish.scope)
+    events.unsubscribe(wish.found_by, wish.scope, wish.email_id)
+    return _unsubscribe_page(request, "done", wish.scope)
+
+
+def _unsubscribe_page(
+    request: HttpRequest, state: str, category: str, *, status: int = 200
+) -> HttpResponse:
+    response = render(request, _TEMPLATE, {"state": state, "category": category}, status=status)
+    response.headers["X-Robots-Tag"] = "noindex"
+    response.headers["Referrer-Policy"] = (
+        "no-referrer"  # the address of the page is the right to it
+    )
+    return response
+
+
+@require_safe
+@never_cache
+@transaction.non_atomic_requests
+def health(request: HttpRequest) -> JsonResponse:
+    """Answer with the verdict, and with what was looked at for those who may see it."""
+    try:
+        verdict = examine()
+    except DatabaseError as error:
+        text = _("The tables of mail cannot be read (%(error)s).") % {"error": type(error).__name__}
+        verdict = HealthReport((Check("database", False, text),))
+    answer: dict[str, Any] = {"status": _word(verdict.is_well)}
+    if may_monitor(request):
+        answer["checks"] = {
+            check.name: {
+                "status": _word(check.is_well),
+                "text": check.text,
+                "value": check.value,
+                "limit": check.limit,
+            }
+            for check in verdict.checks
+        }
+    return JsonResponse(answer, status=200 if verdict.is_well else 503)
+
+
+def _word(is_well: bool) -> str:
+    return "ok" if is_well else "failing"
+
+
+@require_safe
+@never_cache
+def metrics(request: HttpRequest) -> HttpResponse:
+    """Answer with all metrics in the format asked for; 401 without permission."""
+    if not may_monitor(request):
+        # RFC 6750, section 3
+        return HttpResponse(status=401, headers={"WWW-Authenticate": 'Bearer realm="epica_mail"'})
+    content, content_type = exposition(request.headers.get("Accept", ""))
+    return HttpResponse(content, content_type=content_type)

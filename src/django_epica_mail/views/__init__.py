@@ -1,1 +1,0 @@
-"""The pages that the package serves outside the admin, one module for each purpose."""

@@ -1,0 +1,172 @@
+"""The bell: once per window, bounded, quiet while the broker is down."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import pytest
+from celery import Celery
+from django.db import transaction
+
+from devservers.process import free_port
+from devservers.redis import RedisServer
+from django_epica_mail.broker import doorbell
+from django_epica_mail.models import EmailLog
+
+PUBLISH = doorbell._publish
+
+
+@pytest.fixture
+def redis(tmp_path):
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def bell(monkeypatch) -> doorbell._Bell:
+    """The real bell, new."""
+    bell = doorbell._Bell()
+    monkeypatch.setattr(doorbell, "_bell", bell)
+    monkeypatch.setattr(doorbell, "_publish", PUBLISH)
+    return bell
+
+
+@pytest.fixture
+def celery(monkeypatch) -> Any:
+    """Make the current app one with this broker."""
+
+    def use(url: str, **conf: Any) -> Celery:
+        app = Celery("doorbell-tests", broker=url, set_as_current=False)
+        app.conf.update(conf)
+        monkeypatch.setattr(doorbell, "app_or_default", lambda: app)
+        return app
+
+    return use
+
+
+def test_a_ring_carries_the_queues_name_and_its_time_and_nothing_else(redis, bell, celery) -> None:
+    celery(redis.url())
+    doorbell._ring_unless_covered("emails")
+    with redis.client() as client:
+        (raw,) = client.lrange("emails", 0, -1)
+        assert b"deliver_emails" in raw
+    assert len(raw) < 1500
+
+
+def test_within_the_window_a_queue_is_rung_for_once(redis, bell, celery) -> None:
+    celery(redis.url())
+    for _ in range(20):
+        doorbell._ring_unless_covered("emails")
+    doorbell._ring_unless_covered("bulk_emails")
+    with redis.client() as client:
+        assert client.llen("emails") <= 2
+        assert client.llen("bulk_emails") == 1
+
+
+def test_a_refused_ring_is_quick_unstamps_the_window_and_silences_the_bell(
+    bell, celery, caplog
+) -> None:
+    celery(f"redis://127.0.0.1:{free_port()}/0")
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        doorbell._ring_unless_covered("emails")
+        for _ in range(50):
+            doorbell._ring_unless_covered("emails")
+    assert time.monotonic() - started < 1.5
+    assert bell.rung_at == {}
+    assert bell.silent_until > time.monotonic()
+    assert len(caplog.records) == 1
+
+
+def test_a_broker_that_hangs_costs_the_ring_time_out_once(redis, bell, celery) -> None:
+    celery(redis.url())
+    redis.pause()
+    try:
+        started = time.monotonic()
+        for _ in range(50):
+            doorbell._ring_unless_covered("emails")
+        assert 0.3 < time.monotonic() - started < 2
+    finally:
+        redis.resume()
+
+
+def test_a_broker_without_memory_raises_nothing(redis, bell, celery) -> None:
+    celery(redis.url())
+    with redis.client() as client:
+        client.config_set("maxmemory", "1")
+    assert doorbell.ring("emails") is False
+
+
+def test_after_the_pause_one_ring_finds_the_broker_back(redis, bell, celery) -> None:
+    celery(redis.url())
+    redis.kill()
+    assert doorbell.ring("emails") is False
+    redis.start()
+    assert doorbell.ring("emails") is False, "it is not asked yet"
+    bell.silent_until = time.monotonic() - 0.001
+    assert doorbell.ring("emails") is True
+    assert bell.silent_until == 0
+
+
+def test_the_sites_celery_settings_are_left_as_they_are(redis, bell, celery) -> None:
+    app = celery(redis.url())
+    assert app.conf.task_always_eager is False
+    before = dict(app.conf.changes)
+    assert doorbell.ring("emails")
+    assert dict(app.conf.changes) == before
+    assert app.conf.broker_transport_options == {}
+
+
+@pytest.mark.parametrize(("age", "needed"), [(0, True), (1, True), (1.1, False), (3600, False)])
+def test_only_a_fresh_ring_may_cover_mail_committed_after_it(age, needed) -> None:
+    assert doorbell.needs_second_look(time.time() - age) is needed
+
+
+def test_a_ring_without_a_time_covers_nothing_later() -> None:
+    assert doorbell.needs_second_look(None) is False
+
+
+def test_a_forked_child_starts_with_a_bell_of_its_own(bell) -> None:
+    bell.rung_at["emails"] = time.monotonic()
+    doorbell._forget_after_fork()
+    assert doorbell._bell.rung_at == {}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_eager_site_delivers_at_the_commit(smtp, bell, celery, queue_mail) -> None:
+    celery("memory://", task_always_eager=True)
+    with transaction.atomic():
+        queue_mail()
+        assert smtp.accepted == []
+    assert EmailLog.objects.get().status == "sent"
+    assert len(smtp.accepted) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_savepoint_that_is_rolled_back_takes_its_ring_along(queue_mail, rings) -> None:
+    with transaction.atomic():
+        try:
+            with transaction.atomic():
+                queue_mail(queue="undone")
+                raise RuntimeError
+        except RuntimeError:
+            pass
+        queue_mail(queue="kept")
+    assert rings == ["kept"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_without_a_transaction_the_bell_is_rung_at_once(queue_mail, rings) -> None:
+    queue_mail()
+    assert rings == ["emails"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_bell_that_breaks_is_no_trouble_of_the_caller(queue_mail, monkeypatch) -> None:
+    def explode(queue: str) -> None:
+        raise RuntimeError("bell")
+
+    monkeypatch.setattr(doorbell, "_ring_unless_covered", explode)
+    assert queue_mail().status == "queued"

@@ -1,0 +1,175 @@
+"""What holds mail back: pauses, and the breaker of a transport with its single probe."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from devservers.smtp_faults import refuse
+from django_epica_mail import outbox, signals
+from django_epica_mail.delivery import claim, gates
+from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailLog
+from django_epica_mail.retry import Failure, Kind
+
+OUTAGE = Failure(kind=Kind.OUTAGE, code=421, reply="4.3.2 Shutting down")
+
+
+@pytest.fixture
+def breaker(smtp) -> DeliveryGate:
+    """Return the gate of a transport that is out of order."""
+    gates.trip("smtp", OUTAGE, "default")
+    return DeliveryGate.objects.get(scope="transport", name="smtp")
+
+
+@pytest.fixture
+def heard():
+    """Note the signals about transports."""
+    noted: list[tuple[str, str]] = []
+
+    def tripped(*, transport: str, **_: object) -> None:
+        noted.append(("tripped", transport))
+
+    def recovered(*, transport: str, **_: object) -> None:
+        noted.append(("recovered", transport))
+
+    signals.transport_tripped.connect(tripped)
+    signals.transport_recovered.connect(recovered)
+    yield noted
+    signals.transport_tripped.disconnect(tripped)
+    signals.transport_recovered.disconnect(recovered)
+
+
+def test_nothing_is_held_back_at_first_and_to_know_it_costs_one_query(
+    db, django_assert_num_queries
+) -> None:
+    with django_assert_num_queries(1):
+        state = gates.Gates("default")
+        assert state.queue_is_open("emails")
+        assert state.open_transports(["smtp", "ses"]) == ["smtp", "ses"]
+        assert not state.needs_probe("smtp")
+        assert state.reasons() == {}
+
+
+def test_a_pause_concerns_its_own_queue_or_transport(db) -> None:
+    outbox.pause(queue="emails")
+    outbox.pause(transport="ses")
+    state = gates.Gates("default")
+    assert not state.queue_is_open("emails")
+    assert state.queue_is_open("bulk_emails")
+    assert state.open_transports(["smtp", "ses", "emails"]) == ["smtp", "emails"]
+    assert state.reasons() == {"queue emails": "paused", "transport ses": "paused"}
+
+
+def test_pausing_and_resuming_twice_is_harmless(db) -> None:
+    for change, is_open in ((outbox.pause, False), (outbox.resume, True)):
+        change(queue="emails")
+        change(queue="emails")
+        assert gates.Gates("default").queue_is_open("emails") is is_open
+    assert DeliveryGate.objects.count() == 1
+
+
+@pytest.mark.parametrize("named", [{}, {"queue": "emails", "transport": "smtp"}])
+def test_one_gate_is_named_at_a_time(named) -> None:
+    with pytest.raises(ValueError, match="only one of them"):
+        outbox.pause(**named)
+
+
+def test_a_tripped_transport_gets_nothing_until_its_time(breaker, queue_mail, travel) -> None:
+    log = queue_mail()
+    assert claim.claim("emails") is None
+    travel(seconds=29)
+    assert claim.claim("emails") is None
+    travel(seconds=2)
+    batch = claim.claim("emails")
+    assert batch is not None
+    assert (batch.is_probe, [mail.pk for mail in batch.mails]) == (True, [log.pk])
+
+
+def test_only_one_worker_probes(breaker, travel) -> None:
+    assert not gates.take_probe("smtp", "default"), "it is not time yet"
+    travel(seconds=31)
+    assert gates.take_probe("smtp", "default")
+    assert not gates.take_probe("smtp", "default")
+    travel(seconds=31)
+    assert gates.take_probe("smtp", "default"), "the one who probed may have died"
+
+
+def test_a_probe_waits_for_a_mail_that_is_due(breaker, queue_mail, travel) -> None:
+    travel(seconds=31)
+    before = DeliveryGate.objects.get().open_until
+    queue_mail(send_at=timezone.now() + timedelta(days=1))
+    assert claim.claim("emails") is None
+    assert DeliveryGate.objects.get().open_until == before
+
+
+def test_other_transports_go_on(breaker, queue_mail) -> None:
+    state = gates.Gates("default")
+    assert state.open_transports(["smtp", "ses"]) == ["ses"]
+    assert state.reasons() == {"transport smtp": "out of order: 4.3.2 Shutting down"}
+
+
+def test_a_paused_transport_is_not_probed(breaker, queue_mail, travel) -> None:
+    outbox.pause(transport="smtp")
+    queue_mail()
+    travel(seconds=31)
+    assert claim.claim("emails") is None
+
+
+def test_each_failed_probe_is_counted_and_a_good_one_resets_all(breaker, heard) -> None:
+    gates.trip("smtp", OUTAGE, "default")
+    breaker.refresh_from_db()
+    assert breaker.outages == 2
+    gates.reset("smtp", "default")
+    breaker.refresh_from_db()
+    assert (breaker.outages, breaker.open_until, breaker.reason) == (0, None, "")
+    gates.reset("smtp", "default")
+    assert heard == [("tripped", "smtp"), ("recovered", "smtp")]
+
+
+def test_a_probe_refused_for_its_own_sake_shows_that_the_transport_works(
+    breaker, smtp, queue_mail, deliver, travel
+) -> None:
+    smtp.inject(refuse("rcpt", 550, times=1))
+    queue_mail()
+    queue_mail()
+    travel(seconds=31)
+    assert deliver() == 2
+    assert list(EmailLog.objects.order_by("id").values_list("status", flat=True)) == [
+        "failed",
+        "sent",
+    ]
+    breaker.refresh_from_db()
+    assert breaker.outages == 0
+
+
+def test_a_probe_that_never_asked_the_transport_leaves_its_turn_to_the_next_mail(
+    breaker, smtp, queue_mail, deliver, travel
+) -> None:
+    queue_mail(expires_at=timezone.now())
+    broken = queue_mail()
+    EmailLog.objects.filter(pk=broken.pk).update(envelope="{")
+    queue_mail()
+    queue_mail()
+    travel(seconds=31)
+    assert deliver() == 4
+    statuses = EmailLog.objects.order_by("id").values_list("status", flat=True)
+    assert list(statuses) == ["expired", "failed", "sent", "sent"]
+    breaker.refresh_from_db()
+    assert breaker.outages == 0
+
+
+def test_an_outage_uses_up_no_try_however_long_it_lasts(smtp, queue_mail, deliver, travel) -> None:
+    log = queue_mail()
+    smtp.refuse_connections()
+    for _ in range(6):
+        assert deliver() == 1
+        travel(seconds=31)
+    log.refresh_from_db()
+    assert (log.status, log.failure_kind, log.tries) == ("retrying", "outage", 0)
+    assert DeliveryAttempt.objects.count() == 6
+    smtp.listen_again()
+    assert deliver() == 1
+    log.refresh_from_db()
+    assert log.status == "sent"

@@ -1,0 +1,131 @@
+"""Budgets: how many recipients may go in a time, and what waits for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import current_app
+from django.core.exceptions import ImproperlyConfigured
+from django.db.models import F
+
+from django_epica_mail import conf
+from django_epica_mail.delivery import rate_limits
+from django_epica_mail.models import EmailLog
+
+
+@pytest.fixture
+def budgets(epica_mail: Any) -> Iterator[Any]:
+    """Set the site's rates, counted in this process's memory and from zero."""
+
+    def set_rates(**rate: str) -> None:
+        rate_limits._budgets.clear()
+        epica_mail(RATES=rate, RATES_STORAGE="memory://")
+
+    yield set_rates
+    rate_limits._budgets.clear()
+
+
+def test_a_transport_is_given_no_more_than_its_rate(smtp, queue_mail, deliver, budgets) -> None:
+    budgets(smtp="3/h")
+    for number in range(5):
+        queue_mail(f"{number}@example.com")
+    assert rate_limits.allowance("smtp") == 3
+    assert deliver() == 3
+    assert deliver() == 0
+    assert rate_limits.allowance("smtp") == 0
+    assert len(smtp.accepted) == 3
+    assert set(EmailLog.objects.filter(status="queued").values_list("tries", "attempts")) == {
+        (0, 0)
+    }
+
+
+def test_a_rate_counts_recipients(smtp, queue_mail, deliver, budgets) -> None:
+    budgets(smtp="5/h")
+    queue_mail("a@example.com", "b@example.com", "c@example.com")
+    queue_mail("d@example.com", "e@example.com", "f@example.com")
+    deliver()
+    assert len(smtp.accepted) == 1
+    assert rate_limits.allowance("smtp") == 2
+    assert EmailLog.objects.filter(status="queued").count() == 1
+
+
+def test_a_mail_to_more_recipients_than_the_whole_budget_goes_alone(
+    smtp, queue_mail, deliver, budgets
+) -> None:
+    budgets(smtp="2/h")
+    queue_mail("a@example.com", "b@example.com", "c@example.com")
+    assert deliver() == 1
+    assert rate_limits.allowance("smtp") == 0
+
+
+def test_a_rate_of_a_domain_holds_up_no_other(smtp, queue_mail, deliver, budgets) -> None:
+    budgets(**{"@slow.example": "2/h"})
+    for number in range(6):
+        queue_mail(f"{number}@SLOW.example")
+    queue_mail("quick@example.com")
+    deliver()
+    arrived = [message.recipients[0] for message in smtp.accepted]
+    assert len(arrived) == 3
+    assert "quick@example.com" in arrived
+
+
+def test_what_a_domain_cannot_take_is_put_off_once_and_in_turn(
+    smtp, queue_mail, deliver, budgets
+) -> None:
+    budgets(**{"@slow.example": "2/h"})
+    for number in range(6):
+        queue_mail(f"{number}@slow.example")
+    deliver()
+    waiting = EmailLog.objects.filter(status="queued").order_by("due_at")
+    spans = waiting.annotate(span=F("due_at") - F("created_at")).values_list("span", flat=True)
+    minutes = [span.total_seconds() / 60 for span in spans]
+    assert [round(minute) for minute in minutes] == [90, 120, 150, 180]
+
+
+def test_all_mail_may_be_limited_and_celerys_annotation_says_so_too(
+    smtp, queue_mail, deliver, budgets, monkeypatch
+) -> None:
+    task = current_app.tasks["django_epica_mail.tasks.send_email_task"]
+    monkeypatch.setattr(task, "rate_limit", "2/h")
+    budgets()
+    for number in range(4):
+        queue_mail(f"{number}@example.com")
+    assert deliver() == 2
+
+
+def test_a_short_wait_is_waited_for_by_the_worker(smtp, queue_mail, deliver, budgets) -> None:
+    budgets(smtp="2/s")
+    for number in range(3):
+        queue_mail(f"{number}@example.com")
+    assert deliver() >= 3
+    assert len(smtp.accepted) == 3
+    assert smtp.accepted[2].time - smtp.accepted[0].time > 0.9
+
+
+def test_while_the_store_of_the_rates_is_lost_limited_mail_waits(
+    smtp, queue_mail, deliver, epica_mail, caplog
+) -> None:
+    rate_limits._budgets.clear()
+    epica_mail(RATES={"smtp": "100/s"}, RATES_STORAGE="redis://127.0.0.1:1/0")
+    queue_mail()
+    assert deliver() == 0
+    assert "The store of the rates cannot be reached (ConnectionError)" in caplog.text
+    assert EmailLog.objects.get().status == "queued"
+    epica_mail(RATES={"other": "100/s"})
+    assert deliver() == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[], {"": "1/s"}, {"@": "1/s"}, {"ses": "0/s"}, {"ses": 5}, {"ses": "5"}, {"ses": "5/x"}],
+)
+def test_a_rate_that_cannot_be_meant_is_refused(value: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match="RATES"):
+        conf.parse({"RATES": value})
+
+
+@pytest.mark.parametrize("rate", ["14/s", "1000/h", "20000/d", "5/10s", "3/minute"])
+def test_a_rate_is_read(rate: str) -> None:
+    assert conf.parse({"RATES": {"ses": rate}}).rates == {"ses": rate}

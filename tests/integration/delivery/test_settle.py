@@ -1,0 +1,116 @@
+"""Writing down what became of a mail: whose word counts, and what repeating it changes."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import OperationalError
+
+from django_epica_mail import lifecycle, maintenance
+from django_epica_mail.delivery import claim as claims
+from django_epica_mail.delivery import settle as settling
+from django_epica_mail.delivery.claim import Batch
+from django_epica_mail.delivery.outcome import Outcome
+from django_epica_mail.delivery.settle import Settler, settle
+from django_epica_mail.models import DeliveryAttempt, EmailLog
+from django_epica_mail.retry import Decision, Result
+
+
+def success(batch: Batch) -> list[Outcome]:
+    decision = Decision(moves=(lifecycle.SUCCEED,))
+    return [Outcome(mail, Result(code=250, seconds=0.1), decision) for mail in batch.mails]
+
+
+@pytest.fixture
+def batch(smtp, queue_mail) -> Batch:
+    queue_mail(on_unknown="hold")
+    claim = claims.claim("emails")
+    assert claim is not None
+    return claim
+
+
+def test_settling_twice_changes_nothing_more(batch) -> None:
+    for _ in range(2):
+        assert len(settle(success(batch), token=batch.token, using=batch.using)) == 1
+    log = EmailLog.objects.get()
+    assert (log.status, log.attempts) == ("sent", 1)
+    assert DeliveryAttempt.objects.count() == 1
+
+
+def test_a_late_answer_decides_what_was_given_up_as_unknown(batch, travel) -> None:
+    travel(minutes=5)
+    assert maintenance.rescue() == 1
+    assert EmailLog.objects.get().status == "unknown"
+    assert len(settle(success(batch), token=batch.token, using=batch.using)) == 1
+    assert EmailLog.objects.get().status == "sent"
+
+
+def test_the_word_of_a_replaced_worker_does_not_count(batch, travel, smtp) -> None:
+    EmailLog.objects.update(on_unknown="resend")
+    for mail in batch.mails:
+        mail.on_unknown = "resend"
+    travel(minutes=5)
+    maintenance.rescue()
+    second = claims.claim("emails")
+    assert second is not None
+    assert settle(success(batch), token=batch.token, using=batch.using) == []
+    log = EmailLog.objects.get()
+    assert (log.status, log.lease_token) == ("sending", second.token)
+
+
+def test_a_settle_is_tried_again_while_the_database_fails(batch, monkeypatch) -> None:
+    real, failures = settling.settle, [OperationalError("gone"), OperationalError("gone")]
+
+    def fail_twice(*args, **kwargs):
+        if failures:
+            raise failures.pop()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(settling, "settle", fail_twice)
+    monkeypatch.setattr("django_epica_mail.delivery.db_retry.connections", _Outside())
+    settler = Settler(batch)
+    for outcome in success(batch):
+        settler.add(outcome)
+    settler.flush()
+    assert settler.settled == 1
+    assert EmailLog.objects.get().status == "sent"
+
+
+class _Outside:
+    """Stands for connections that are in no transaction, as a worker's are, unlike a test's."""
+
+    in_atomic_block = False
+
+    def __getitem__(self, alias: str) -> _Outside:
+        return self
+
+    def close(self) -> None:
+        """Keep the connection that the test's transaction is on."""
+
+
+def test_a_settle_that_keeps_failing_raises_when_the_lease_is_over(batch, monkeypatch) -> None:
+    def fail(*args, **kwargs):
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(settling, "settle", fail)
+    settler = Settler(batch)
+    for outcome in success(batch):
+        settler.add(outcome)
+    with pytest.raises(OperationalError):
+        settler.flush()
+
+
+def test_permits_bound_what_is_begun_and_not_settled(smtp, queue_mail, epica_mail) -> None:
+    epica_mail(SETTLE_DELAY=60)
+    for _ in range(lifecycle.PERMITS + 5):
+        queue_mail()
+    batch = claims.claim("emails")
+    assert batch is not None
+    settler = Settler(batch)
+    for outcome in success(batch):
+        settler.make_room()
+        unsettled = EmailLog.objects.filter(status="sending").count()
+        begun = batch.mails.index(outcome.mail)
+        assert begun - (len(batch.mails) - unsettled) < lifecycle.PERMITS
+        settler.add(outcome)
+    settler.flush()
+    assert settler.settled == len(batch.mails)

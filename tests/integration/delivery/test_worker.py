@@ -1,0 +1,402 @@
+"""Sending what is due: who is tried, what is remembered, what one failure does to others."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import django
+import pytest
+from django.core.mail.backends.smtp import EmailBackend as SMTPBackend
+from django.db import OperationalError, connection
+from django.utils import timezone
+
+from devservers.smtp_faults import Reply, drop, refuse
+from django_epica_mail import lifecycle, signals
+from django_epica_mail.delivery import claim as claims
+from django_epica_mail.delivery import worker
+from django_epica_mail.delivery.prepare import MessageLoader
+from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailLog, EmailRecipient
+
+Outcome = EmailRecipient.Outcome
+
+
+@pytest.fixture
+def use_backend(smtp, settings):
+    """Make a site's own SMTP backend the transport."""
+
+    def use(backend: type[SMTPBackend]) -> None:
+        path = f"{backend.__module__}.{backend.__qualname__}"
+        options = {"host": "127.0.0.1", "port": smtp.port}
+        spec = {"smtp": {"BACKEND": path, "OPTIONS": options}}
+        if django.VERSION >= (6, 1):
+            settings.MAILERS = {**settings.MAILERS, **spec}
+        else:
+            settings.EPICA_MAIL = {**settings.EPICA_MAIL, "TRANSPORTS": spec}
+
+    return use
+
+
+def statuses() -> list[str]:
+    return list(EmailLog.objects.order_by("id").values_list("status", flat=True))
+
+
+def outcomes(log: EmailLog) -> list[str]:
+    return list(log.recipients.values_list("outcome", flat=True))
+
+
+def test_a_due_mail_is_sent_once_and_its_try_is_kept(smtp, queue_mail, deliver) -> None:
+    log = queue_mail("Ayşe <Ayse@Example.com>")
+    assert deliver() == 1
+    assert deliver() == 0
+    (message,) = smtp.accepted
+    assert message.message_id == log.message_id
+    assert message.recipients == ("Ayse@Example.com",)
+    log.refresh_from_db()
+    assert (log.status, log.pending, log.lease_until) == ("sent", None, None)
+    assert log.finished_at is not None
+    attempt = log.delivery_attempts.get()
+    assert (attempt.number, attempt.code, attempt.failure_kind) == (1, 250, "")
+    assert attempt.reply
+    assert attempt.seconds > 0
+
+
+def test_what_is_not_due_is_left_alone(smtp, queue_mail, deliver, travel) -> None:
+    log = queue_mail()
+    EmailLog.objects.update(due_at=log.created_at.replace(year=log.created_at.year + 1))
+    assert deliver() == 0
+    travel(days=366)
+    assert deliver() == 1
+
+
+def test_a_mail_refused_for_good_fails_alone_at_once_with_the_reply(
+    smtp, queue_mail, deliver
+) -> None:
+    smtp.inject(refuse("rcpt", 550, "5.1.1 No such user", recipient=lambda a: a.startswith("no")))
+    bad = queue_mail("no@example.com")
+    queue_mail("yes@example.com")
+    assert deliver() == 2
+    assert statuses() == ["failed", "sent"]
+    bad.refresh_from_db()
+    assert (bad.failure_kind, bad.failure_code) == ("permanent", 550)
+    assert "No such user" in bad.reply
+
+
+def test_a_mail_refused_for_now_is_tried_again_later_and_gives_up_in_the_end(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    smtp.inject(refuse("content", 451, "4.3.0 Later"))
+    log = queue_mail()
+    for tries in (1, 2, 3, 4):
+        assert deliver() == 1
+        assert deliver() == 0
+        log.refresh_from_db()
+        assert log.tries == tries
+        assert log.status == ("retrying" if tries < 4 else "failed")
+        travel(minutes=5, seconds=1)
+    assert deliver() == 0
+    assert log.failure_kind == "transient"
+    assert log.delivery_attempts.count() == 4
+
+
+def test_the_message_id_is_the_same_on_every_try(smtp, queue_mail, deliver, travel) -> None:
+    smtp.inject(drop("content", accepted=True, times=1))
+    log = queue_mail()
+    deliver()
+    log.refresh_from_db()
+    assert (log.status, log.failure_kind) == ("retrying", "unknown")
+    travel(minutes=6)
+    deliver()
+    assert [message.message_id for message in smtp.accepted] == [log.message_id] * 2
+    assert list(log.delivery_attempts.values_list("failure_kind", flat=True)) == ["unknown", ""]
+
+
+@pytest.mark.parametrize(("policy", "status"), [("hold", "unknown"), ("fail", "failed")])
+def test_a_lost_reply_is_never_followed_by_a_second_copy_where_the_policy_forbids_it(
+    smtp, queue_mail, deliver, travel, policy, status
+) -> None:
+    smtp.inject(drop("content", accepted=True, times=1))
+    queue_mail(on_unknown=policy)
+    deliver()
+    assert statuses() == [status]
+    travel(days=2)
+    assert deliver() == 0
+    assert len(smtp.accepted) == 1
+
+
+def test_of_two_recipients_only_the_refused_one_is_noted(smtp, queue_mail, deliver) -> None:
+    smtp.inject(refuse("rcpt", 550, "5.1.1 No", recipient=lambda a: a.startswith("no")))
+    log = queue_mail("no@example.com", "yes@example.com")
+    deliver()
+    assert statuses() == ["sent"]
+    assert outcomes(log) == [Outcome.REFUSED, ""]
+    assert log.recipients.get(position=0).code == 550
+
+
+def test_an_accepted_recipient_gets_no_second_copy(smtp, queue_mail, deliver, travel) -> None:
+    smtp.inject(refuse("rcpt", 451, "4.7.1 Grey", recipient=lambda a: a[0] == "g", times=1))
+    log = queue_mail("a@example.com", "g@example.com", "c@example.com")
+    deliver()
+    assert statuses() == ["retrying"]
+    assert outcomes(log) == [Outcome.ACCEPTED, "", Outcome.ACCEPTED]
+    travel(minutes=6)
+    deliver()
+    assert statuses() == ["sent"]
+    first, second = smtp.accepted
+    assert first.recipients == ("a@example.com", "c@example.com")
+    assert second.recipients == ("g@example.com",)
+    assert b"To: a@example.com, g@example.com, c@example.com" in second.content
+
+
+def test_a_message_that_cannot_be_built_fails_alone(smtp, queue_mail, deliver) -> None:
+    broken = queue_mail()
+    queue_mail()
+    EmailLog.objects.filter(pk=broken.pk).update(envelope='{"v": 1}')
+    assert deliver() == 2
+    assert statuses() == ["failed", "sent"]
+    broken.refresh_from_db()
+    assert broken.failure_kind == "message"
+
+
+def test_an_expired_mail_is_not_sent(smtp, queue_mail, deliver, travel) -> None:
+    queue_mail(expires_at=timezone.now() + timedelta(minutes=1))
+    travel(minutes=2)
+    assert deliver() == 1
+    assert statuses() == ["expired"]
+    assert smtp.accepted == []
+    assert DeliveryAttempt.objects.count() == 0
+
+
+def test_an_outage_trips_the_breaker_and_uses_up_no_try(smtp, queue_mail, deliver, travel) -> None:
+    for _ in range(5):
+        queue_mail()
+    smtp.refuse_connections()
+    assert deliver() == 1
+    assert sorted(statuses()) == ["queued"] * 4 + ["retrying"]
+    assert set(EmailLog.objects.values_list("tries", flat=True)) == {0}
+    assert DeliveryGate.objects.get(scope="transport", name="smtp").outages == 1
+    assert deliver() == 0
+    travel(seconds=31)
+    assert deliver() == 1, "one mail probes"
+    assert deliver() == 0
+    travel(seconds=31)
+    smtp.listen_again()
+    assert deliver() == 5
+    assert DeliveryGate.objects.get(scope="transport", name="smtp").outages == 0
+    assert len(smtp.accepted) == 5
+
+
+def test_what_is_not_begun_in_time_is_released(smtp, queue_mail, deliver, epica_mail) -> None:
+    for _ in range(3):
+        queue_mail()
+    epica_mail(BATCH_SECONDS=1e-9, RUN_SECONDS=1e-9)
+    deliver()
+    assert statuses() == ["queued"] * 3
+    assert set(EmailLog.objects.values_list("tries", flat=True)) == {0}
+
+
+def test_a_mail_is_begun_only_while_the_lease_outlasts_it(smtp, queue_mail, epica_mail) -> None:
+    queue_mail()
+    batch = claims.claim("emails")
+    assert worker._may_begin(batch)
+    epica_mail(BATCH_SECONDS=1000)
+    aged = claims.Batch(
+        transport="smtp",
+        mails=batch.mails,
+        token=batch.token,
+        using=batch.using,
+        claimed_at=time.monotonic() - 1000,
+        is_probe=False,
+    )
+    assert not worker._may_begin(aged)
+
+
+def test_a_421_on_a_used_connection_is_answered_by_a_new_one(smtp, queue_mail, deliver) -> None:
+    smtp.inject(
+        lambda stage, session: (
+            Reply(421, "4.3.2 Enough") if stage == "mail" and session.accepted >= 2 else None
+        )
+    )
+    for _ in range(6):
+        queue_mail()
+    assert deliver() == 6
+    assert statuses() == ["sent"] * 6
+
+
+def test_a_receiver_that_raises_stops_nothing(smtp, queue_mail, deliver) -> None:
+    def explode(**_: object) -> None:
+        raise RuntimeError("receiver")
+
+    signals.email_moved.connect(explode)
+    try:
+        queue_mail()
+        queue_mail()
+        assert deliver() == 2
+    finally:
+        signals.email_moved.disconnect(explode)
+    assert statuses() == ["sent", "sent"]
+
+
+def test_listeners_hear_of_each_committed_move(smtp, queue_mail, deliver) -> None:
+    heard: list[tuple[object, lifecycle.Move]] = []
+
+    def listen(*, email_id: object, move: lifecycle.Move, **_: object) -> None:
+        heard.append((email_id, move))
+
+    signals.email_moved.connect(listen)
+    try:
+        log = queue_mail()
+        deliver()
+    finally:
+        signals.email_moved.disconnect(listen)
+    assert heard == [(log.pk, lifecycle.SUCCEED)]
+
+
+def test_the_number_of_queries_grows_with_settles_not_with_mails(
+    smtp, queue_mail, deliver, django_assert_num_queries, epica_mail
+) -> None:
+    epica_mail(SETTLE_DELAY=60)
+    for _ in range(25):
+        queue_mail()
+    becomes_writer = not connection.features.has_select_for_update_skip_locked
+    # Claim: gates, level, and a transaction of its own (a savepoint here) of rows and update; on
+    # SQLite a write before them. Attachments. Settle: a transaction of two writes. Then a look in
+    # vain: two.
+    claim = 2 + 4 + becomes_writer
+    with django_assert_num_queries(claim + 1 + 4 + 2):
+        assert deliver() == 25
+    for _ in range(5):
+        queue_mail()
+    with django_assert_num_queries(claim + 1 + 4 + 2):
+        assert deliver() == 5
+    with django_assert_num_queries(2):
+        assert deliver() == 0
+
+
+def test_a_full_batch_calls_for_help_once(smtp, queue_mail, deliver, epica_mail, rings) -> None:
+    epica_mail(BATCH_SIZE=2)
+    for _ in range(6):
+        queue_mail()
+    rings.clear()
+    assert deliver() == 6
+    assert rings == ["emails"]
+
+
+@pytest.mark.parametrize("stage", ["rcpt", "content"])
+def test_a_reply_no_text_column_takes_is_kept_without_what_it_does_not_take(
+    smtp, queue_mail, deliver, stage
+) -> None:
+    smtp.inject(refuse(stage, 550, "5.1.1 \0 No \x80", recipient=lambda a: a.startswith("no")))
+    log = queue_mail("no@example.com", "yes@example.com") if stage == "rcpt" else queue_mail("no@x")
+    assert deliver() == 1
+    assert statuses() == (["sent"] if stage == "rcpt" else ["failed"])
+    reply = log.recipients.get(position=0).reply if stage == "rcpt" else log.reply
+    log.refresh_from_db()
+    assert "No" in (reply or log.reply)
+
+
+def test_a_line_that_is_no_reply_is_kept_without_a_code(smtp, queue_mail, deliver) -> None:
+    smtp.inject(lambda stage, session: Reply(-12, "what") if stage == "rcpt" else None)
+    log = queue_mail()
+    assert deliver() == 1
+    log.refresh_from_db()
+    assert (log.status, log.failure_kind, log.failure_code) == ("retrying", "transient", None)
+
+
+def test_a_gate_keeps_the_words_of_an_outage_as_any_database_takes_them(
+    smtp, queue_mail, deliver
+) -> None:
+    smtp.inject(refuse("connect", 421, "4.3.2 \0 closed"))
+    queue_mail()
+    assert deliver() == 1
+    assert "closed" in DeliveryGate.objects.get(name="smtp").reason
+
+
+class ArchivingBackend(SMTPBackend):
+    """A site's own SMTP backend: a copy of everything goes to its archive."""
+
+    def _send(self, email_message):
+        everyone = [*email_message.recipients(), "archive@example.com"]
+        email_message.recipients = lambda: everyone
+        return super()._send(email_message)
+
+
+def test_a_refused_recipient_that_the_backend_added_is_in_no_row(
+    smtp, queue_mail, deliver, use_backend
+) -> None:
+    use_backend(ArchivingBackend)
+    smtp.inject(refuse("rcpt", 550, "5.1.1", recipient=lambda a: a.startswith("archive")))
+    log = queue_mail()
+    assert deliver() == 1
+    assert statuses() == ["sent"]
+    assert outcomes(log) == [""]
+
+
+class ReportingBackend(SMTPBackend):
+    """A site's own SMTP backend, whose book-keeping fails after the server took the mail."""
+
+    def send_messages(self, email_messages):
+        super().send_messages(email_messages)
+        raise RuntimeError("the statistics server is down")
+
+
+def test_a_mail_the_server_accepted_is_sent_whatever_fails_afterwards(
+    smtp, queue_mail, deliver, use_backend
+) -> None:
+    use_backend(ReportingBackend)
+    queue_mail()
+    assert deliver() == 1
+    assert statuses() == ["sent"]
+    assert len(smtp.accepted) == 1
+
+
+class PlainBackend(SMTPBackend):
+    """A site's own SMTP backend, written without thought of later versions of Django."""
+
+    def __init__(self, host=None, port=None, fail_silently=False):
+        super().__init__(host=host, port=port, fail_silently=fail_silently)
+
+
+@pytest.mark.skipif("django.VERSION >= (6, 1)", reason="Django 6.1 itself passes an alias")
+def test_a_backend_is_given_no_more_than_its_django_would_give_it(
+    smtp, queue_mail, deliver, use_backend
+) -> None:
+    use_backend(PlainBackend)
+    queue_mail()
+    assert deliver() == 1
+    assert statuses() == ["sent"]
+
+
+def test_a_server_that_wants_credentials_first_is_an_outage(smtp, queue_mail, deliver) -> None:
+    smtp.inject(refuse("mail", 530, "5.7.0 Authentication required"))
+    queue_mail()
+    assert deliver() == 1
+    assert statuses() == ["retrying"]
+    assert DeliveryGate.objects.get(name="smtp").outages == 1
+
+
+def test_what_a_batch_needs_failing_to_load_leaves_nothing_claimed(
+    smtp, queue_mail, deliver, monkeypatch
+) -> None:
+    queue_mail()
+
+    def fail(*args: object) -> None:
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(MessageLoader, "_find_attachments", fail)
+    with pytest.raises(OperationalError):
+        deliver()
+    assert statuses() == ["queued"]
+
+
+def test_after_a_partial_success_an_unreadable_mail_notes_who_never_got_it(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    smtp.inject(refuse("rcpt", 451, "4.7.1 Grey", recipient=lambda a: a[0] == "g", times=1))
+    log = queue_mail("a@example.com", "g@example.com")
+    deliver()
+    EmailLog.objects.update(envelope="{}")
+    travel(minutes=6)
+    deliver()
+    assert statuses() == ["sent"]
+    assert outcomes(log) == [Outcome.ACCEPTED, Outcome.REFUSED]

@@ -1,0 +1,91 @@
+"""The history: the totals of a period, in hours and in days of the site's time zone."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+import time_machine
+
+from django_epica_mail.models import EmailTotal
+from django_epica_mail.monitoring import history, totals
+from django_epica_mail.monitoring.history import PERIODS
+
+pytestmark = pytest.mark.django_db
+
+NOW = datetime(2026, 3, 10, 12, 30, tzinfo=timezone.utc)  # 15:30 in Istanbul
+
+
+@pytest.fixture(autouse=True)
+def _now(settings):
+    with time_machine.travel(NOW, tick=False):
+        yield
+
+
+def total(hour: datetime, count: int, event: str = "sent", **more) -> None:
+    values = {"queue": "emails", "transport": "smtp", **more}
+    EmailTotal.objects.create(hour=hour, event=event, count=count, **values)
+
+
+def sent(period: str, **where) -> dict[str, int]:
+    """Return what was sent by the local beginning of the slot, where something was."""
+    slots = history.read(PERIODS[period], "default", **where).slots
+    counts = {f"{slot.start:%d %H:%M}": slot.counts["sent"] for slot in slots}
+    return {start: count for start, count in counts.items() if count}
+
+
+def test_an_hour_is_where_the_clock_on_the_wall_has_it() -> None:
+    total(NOW.replace(minute=0), 3)
+    total(NOW.replace(minute=0) - timedelta(hours=23), 4)
+    total(NOW.replace(minute=0) - timedelta(hours=24), 99)
+    total(totals.EVER, 999)
+    assert sent("24h") == {"09 16:00": 4, "10 15:00": 3}
+
+
+def test_a_day_ends_at_midnight_of_the_sites_time_zone() -> None:
+    total(datetime(2026, 3, 8, 20, tzinfo=timezone.utc), 1)  # 23:00
+    total(datetime(2026, 3, 8, 21, tzinfo=timezone.utc), 2)  # 00:00 of the next day
+    total(datetime(2026, 3, 9, 20, tzinfo=timezone.utc), 4)
+    assert sent("7d") == {"08 00:00": 1, "09 00:00": 6}
+
+
+def test_a_day_in_which_the_clock_is_put_forward_is_a_day(settings) -> None:
+    settings.TIME_ZONE = "Europe/Berlin"
+    with time_machine.travel(datetime(2026, 3, 31, 12, tzinfo=timezone.utc), tick=False):
+        total(datetime(2026, 3, 28, 23, tzinfo=timezone.utc), 1)  # Sunday, 0:00
+        total(datetime(2026, 3, 29, 21, tzinfo=timezone.utc), 2)  # Sunday, 23:00
+        total(datetime(2026, 3, 29, 22, tzinfo=timezone.utc), 4)  # Monday, 0:00
+        assert sent("7d") == {"29 00:00": 3, "30 00:00": 4}
+        assert len(history.read(PERIODS["90d"], "default").slots) == 90
+
+
+def test_one_queue_or_transport_can_be_looked_at() -> None:
+    total(NOW.replace(minute=0), 3)
+    total(NOW.replace(minute=0), 5, queue="bulk_emails")
+    total(NOW.replace(minute=0), 7, transport="ses")
+    assert sent("24h") == {"10 15:00": 15}
+    assert sent("24h", queue="emails") == {"10 15:00": 10}
+    assert sent("24h", queue="emails", transport="ses") == {"10 15:00": 7}
+
+
+def test_reasons_come_most_frequent_first_and_add_up_over_hours() -> None:
+    hour = NOW.replace(minute=0)
+    for at, number in ((hour, 2), (hour - totals.HOUR, 3)):
+        total(at, number, "failed", failure_kind="permanent", failure_code=550)
+    total(hour, 9, "failed", failure_kind="transient", failure_code=451)
+    found = history.read(PERIODS["24h"], "default").reasons
+    assert [(it.kind, it.code, it.count) for it in found] == [
+        ("transient", 451, 9),
+        ("permanent", 550, 5),
+    ]
+
+
+def test_times_of_delivery_add_up_by_slot_and_by_queue() -> None:
+    hour = NOW.replace(minute=0)
+    total(hour, 3, buckets=[1, 2])
+    total(hour, 1, transport="ses", buckets=[0, 0, 1])
+    total(hour - totals.HOUR, 1, buckets=[1])
+    found = history.read(PERIODS["24h"], "default")
+    assert found.slots[-1].buckets == [1, 2, 1]
+    assert found.times == {("emails", "smtp"): [2, 2], ("emails", "ses"): [0, 0, 1]}
+    assert found.counts == {"sent": 5}

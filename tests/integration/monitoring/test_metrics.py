@@ -1,0 +1,213 @@
+"""The metrics: one truth for every process, that no restart and no clean-up takes back."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from django.urls import include, path, reverse
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from devservers.smtp_faults import refuse
+from django_epica_mail import maintenance, outbox
+from django_epica_mail.delivery import claim
+from django_epica_mail.exceptions import MissingExtra
+from django_epica_mail.monitoring import metrics, totals
+
+TOKEN = "a-token-of-the-tests"
+LANE = {"queue": "emails", "transport": "smtp"}
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "metrics.md"
+
+
+@pytest.fixture(autouse=True)
+def site(settings: Any, epica_mail: Any, db: None) -> None:
+    """Put the package's addresses into a site with log-ins."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    settings.MIDDLEWARE = [
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+    ]
+    settings.ROOT_URLCONF = (path("mail/", include("django_epica_mail.urls")),)
+    epica_mail(MONITORING_TOKEN=TOKEN)
+
+
+@pytest.fixture
+def count(travel: Any) -> Any:
+    """Let the sweep count what has happened until now."""
+
+    def run() -> None:
+        travel(minutes=2)
+        totals.count()
+
+    return run
+
+
+def scrape(token: str = TOKEN, accept: str = "", client: Client | None = None) -> Any:
+    headers = {"Authorization": f"Bearer {token}", "Accept": accept}
+    return (client or Client()).get(reverse("epica_mail:metrics"), headers=headers)
+
+
+def value(name: str, /, **labels: str) -> float | None:
+    """Return one sample as a scrape reads it; ``None`` if there is none."""
+    families = text_string_to_metric_families(scrape().content.decode())
+    samples = [sample for family in families for sample in family.samples]
+    found = [it.value for it in samples if (it.name, it.labels) == (f"epica_mail_{name}", labels)]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def test_what_waits_and_what_is_held_is_told_by_queue_and_transport(
+    smtp, queue_mail, travel
+) -> None:
+    queue_mail()
+    travel(minutes=1)
+    claim.claim("emails")
+    queue_mail()
+    queue_mail(queue="bulk_emails")
+    assert value("in_flight", **LANE) == 1
+    assert value("waiting", **LANE) == value("due", **LANE) == 1
+    assert value("waiting", queue="bulk_emails", transport="smtp") == 1
+    travel(seconds=30)
+    age = value("oldest_due_seconds", **LANE)
+    assert age is not None
+    assert 30 <= age < 60
+
+
+def test_what_was_sent_and_what_failed_is_counted(smtp, queue_mail, deliver, count) -> None:
+    queue_mail()
+    deliver()
+    smtp.inject(refuse("rcpt", 550, times=1))
+    smtp.inject(refuse("rcpt", 552, times=1))
+    queue_mail()
+    queue_mail()
+    deliver()
+    count()
+    assert value("enqueued_total", **LANE) == 3
+    assert value("sent_total", **LANE) == 1
+    assert value("failed_total", **LANE, failure="permanent") == 2
+    assert value("failed_total", **LANE, failure="outage") == 0
+    assert value("attempts_total", **LANE, failure="") == 1
+    assert value("attempts_total", **LANE, failure="permanent") == 2
+
+
+def test_a_counter_starts_at_nothing_so_that_its_first_increase_is_seen(smtp, queue_mail) -> None:
+    queue_mail()
+    assert value("sent_total", **LANE) == 0
+    assert value("failed_total", **LANE, failure="permanent") == 0
+
+
+def test_no_counter_goes_down_when_rows_are_deleted(
+    smtp, queue_mail, deliver, count, travel, epica_mail
+) -> None:
+    epica_mail(KEEP_DAYS=1)
+    queue_mail()
+    deliver()
+    count()
+    travel(days=2)
+    assert maintenance.cleanup() == 1
+    assert value("sent_total", **LANE) == value("enqueued_total", **LANE) == 1
+
+
+def test_times_are_histograms(smtp, queue_mail, deliver, count) -> None:
+    queue_mail()
+    deliver()
+    count()
+    for name in ("delivery_seconds", "attempt_seconds"):
+        assert value(f"{name}_count", **LANE) == 1
+        assert value(f"{name}_bucket", **LANE, le="60.0") == 1
+        taken = value(f"{name}_sum", **LANE)
+        assert taken is not None
+        assert 0 <= taken < 60
+    assert value("attempt_seconds_bucket", **LANE, le="0.005") in (0, 1)
+
+
+def test_the_breaker_pauses_and_the_health_check_are_told(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    queue_mail()
+    assert value("breaker_open", transport="smtp") == 0
+    assert value("healthy", check="breaker") == 1
+    smtp.refuse_connections()
+    deliver()
+    outbox.pause(queue="a queue")
+    assert value("breaker_open", transport="smtp") == 1
+    assert value("paused", scope="queue", name="a queue") == 1
+    assert value("healthy", check="breaker") == 0
+    assert value("last_sweep_age_seconds") is None
+    maintenance.dispatch()
+    travel(seconds=40)
+    age = value("last_sweep_age_seconds")
+    assert age is not None
+    assert 40 <= age < 60
+
+
+def test_the_token_or_staff_alone_sees_them() -> None:
+    assert scrape().status_code == 200
+    refused = scrape(token="wrong")
+    assert (refused.status_code, refused.content) == (401, b"")
+    assert refused.headers["WWW-Authenticate"].startswith("Bearer")
+    client = Client()
+    client.force_login(User.objects.create_user("clerk", is_staff=True))
+    assert scrape(token="wrong", client=client).status_code == 401, "a wrong token is wrong"
+    assert client.get(reverse("epica_mail:metrics")).status_code == 200
+    client.force_login(User.objects.create_user("customer"))
+    assert client.get(reverse("epica_mail:metrics")).status_code == 401
+
+
+def test_the_format_is_the_one_asked_for() -> None:
+    openmetrics = scrape(accept="application/openmetrics-text; version=1.0.0")
+    assert "openmetrics" in openmetrics.headers["Content-Type"]
+    assert openmetrics.content.endswith(b"# EOF\n")
+    assert scrape().headers["Content-Type"].startswith("text/plain")
+
+
+def test_without_the_package_the_error_says_what_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(MissingExtra, match=re.escape('"django-epica-mail[metrics]"')):
+        metrics.registry()
+
+
+def test_a_site_may_put_them_into_its_own_registry(smtp, queue_mail) -> None:
+    queue_mail()
+    registry = CollectorRegistry()
+    registry.register(metrics.Collector())
+    assert registry.get_sample_value("epica_mail_waiting", LANE) == 1
+
+
+def test_the_reference_names_each_metric_with_its_type_and_labels(
+    smtp, queue_mail, deliver, count
+) -> None:
+    queue_mail()
+    deliver()
+    count()
+    maintenance.dispatch()
+    outbox.pause(queue="a queue")
+    told = {}
+    for family in metrics.Collector().collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {label for it in family.samples for label in it.labels if label != "le"}
+        told[name] = (family.type, labels)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \|", PAGE.read_text("utf-8"), re.MULTILINE)
+    written = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    assert written == told
+
+
+def test_a_scrape_costs_the_same_however_much_mail_there_is(
+    smtp, queue_mail, deliver, count, django_assert_num_queries
+) -> None:
+    queue_mail()
+    deliver()
+    count()
+    queue_mail()
+    with django_assert_num_queries(26):
+        scrape()
+    for _ in range(20):
+        queue_mail()
+    with django_assert_num_queries(26):
+        scrape()

@@ -1,0 +1,232 @@
+"""The totals: each mail and attempt is counted once, and nothing counted is ever lost."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from devservers.smtp_faults import drop, refuse
+from django_epica_mail import clock, maintenance, outbox
+from django_epica_mail.models import EmailLog, EmailTotal
+from django_epica_mail.monitoring import totals
+
+Event = EmailTotal.Event
+
+
+def ever() -> Counter[str]:
+    """Return the totals of all time by event."""
+    found: Counter[str] = Counter()
+    for total in EmailTotal.objects.filter(hour=totals.EVER):
+        found[total.event] += total.count
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _ids_travel_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make ids of the time to which the queue's clock is moved, as in real life."""
+    ahead = SimpleNamespace(
+        time_ns=lambda: time.time_ns() + clock.offset // timedelta(microseconds=1) * 1000
+    )
+    monkeypatch.setattr(clock, "time", ahead)
+
+
+@pytest.fixture
+def counted(travel: Any) -> Any:
+    """Count what has happened until now, and return the totals."""
+
+    def count() -> Counter[str]:
+        travel(minutes=2)  # beyond the lag
+        totals.count()
+        return ever()
+
+    return count
+
+
+def test_a_sent_mail_is_counted_once_however_often_is_counted(
+    smtp, queue_mail, deliver, counted
+) -> None:
+    queue_mail()
+    deliver()
+    assert counted() == {"enqueued": 1, "sent": 1, "attempt": 1}
+    assert counted() == {"enqueued": 1, "sent": 1, "attempt": 1}
+
+
+def test_what_may_not_be_committed_yet_is_left_for_later(smtp, queue_mail, deliver) -> None:
+    queue_mail()
+    deliver()
+    totals.count()
+    assert ever() == {}
+
+
+def test_totals_outlive_the_mails(smtp, queue_mail, deliver, counted, travel, epica_mail) -> None:
+    epica_mail(KEEP_DAYS=1)
+    queue_mail()
+    deliver()
+    before = counted()
+    travel(days=2)
+    assert maintenance.cleanup() == 1
+    assert counted() == before
+
+
+def test_a_failed_mail_is_counted_with_kind_and_code(smtp, queue_mail, deliver, counted) -> None:
+    smtp.inject(refuse("rcpt", 552, "5.2.3 Too big"))
+    queue_mail()
+    deliver()
+    assert counted() == {"enqueued": 1, "failed": 1, "attempt": 1}
+    failed = EmailTotal.objects.get(hour=totals.EVER, event=Event.FAILED)
+    assert (failed.failure_kind, failed.failure_code) == ("permanent", 552)
+
+
+def test_a_postponed_mail_and_its_next_try_are_counted(
+    smtp, queue_mail, deliver, counted, travel
+) -> None:
+    smtp.inject(refuse("rcpt", 451, "4.3.0 Later", times=1))
+    queue_mail()
+    deliver()
+    assert counted() == {"enqueued": 1, "attempt": 1, "postponed": 1}
+    travel(minutes=6)
+    deliver()
+    assert counted() == {"enqueued": 1, "attempt": 2, "postponed": 1, "retried": 1, "sent": 1}
+
+
+def test_the_try_that_was_the_last_is_not_counted_as_postponed(
+    smtp, queue_mail, deliver, counted
+) -> None:
+    smtp.inject(refuse("rcpt", 451, "4.3.0 Later"))
+    queue_mail()
+    EmailLog.objects.update(max_retries=0)
+    deliver()
+    assert counted() == {"enqueued": 1, "attempt": 1, "failed": 1}
+
+
+def test_a_lost_reply_is_counted_as_unknown(smtp, queue_mail, deliver, counted) -> None:
+    smtp.inject(drop("content"))
+    queue_mail(on_unknown="hold")
+    deliver()
+    assert counted() == {"enqueued": 1, "attempt": 1, "unknown": 1}
+
+
+def test_a_cancelled_mail_is_counted_and_so_is_the_same_mail_sent_later(
+    smtp, queue_mail, deliver, counted
+) -> None:
+    log = queue_mail()
+    outbox.cancel([log.pk])
+    assert counted() == {"enqueued": 1, "cancelled": 1}
+    outbox.requeue([log.pk])
+    deliver()
+    assert counted() == {"enqueued": 1, "cancelled": 1, "sent": 1, "attempt": 1}
+
+
+def test_hours_are_kept_apart_and_add_up(smtp, queue_mail, deliver, counted, travel) -> None:
+    queue_mail()
+    deliver()
+    counted()
+    travel(hours=3)
+    log = queue_mail()
+    deliver()
+    counted()
+    sent = EmailTotal.objects.filter(event=Event.SENT)
+    hours = sent.exclude(hour=totals.EVER).order_by("hour")
+    first, second = (total.hour for total in hours)
+    assert second - first in (timedelta(hours=3), timedelta(hours=4))
+    log.refresh_from_db()
+    assert log.finished_at is not None
+    assert second == totals.hour_of(log.finished_at)
+    assert sent.get(hour=totals.EVER).count == 2
+
+
+def test_the_time_of_delivery_counts_from_queueing(smtp, queue_mail, deliver, counted) -> None:
+    log = queue_mail()
+    past = timedelta(seconds=20)
+    EmailLog.objects.update(created_at=log.created_at - past, give_up_at=log.give_up_at - past)
+    deliver()
+    counted()
+    sent = EmailTotal.objects.get(hour=totals.EVER, event=Event.SENT)
+    assert 20 <= sent.seconds < 30
+    assert sent.buckets[totals.BOUNDS[Event.SENT].index(30)] == sum(sent.buckets) == 1
+
+
+def test_the_time_of_delivery_of_scheduled_mail_counts_from_its_time(
+    smtp, queue_mail, deliver, counted, travel
+) -> None:
+    queue_mail(send_at=timezone.now() + timedelta(days=2))
+    travel(days=2, seconds=1)
+    deliver()
+    counted()
+    assert EmailTotal.objects.get(hour=totals.EVER, event=Event.SENT).seconds < 30
+
+
+def test_the_sweep_counts(smtp, queue_mail, deliver, travel) -> None:
+    queue_mail()
+    deliver()
+    travel(minutes=2)
+    maintenance.dispatch()
+    assert ever()["sent"] == 1
+
+
+def test_two_sweeps_at_once_count_once(smtp, queue_mail, deliver, counted, monkeypatch) -> None:
+    queue_mail()
+    deliver()
+    look = totals._next_window
+    windows: list[Any] = []
+
+    def behind(using: str) -> Any:
+        """Return what another sweep has counted between this one's look and its count."""
+        if not windows:
+            windows.append(look(using))
+            totals._count_window(*windows[0], using)
+            return windows[0]
+        return look(using)
+
+    monkeypatch.setattr(totals, "_next_window", behind)
+    assert counted()["sent"] == 1
+
+
+def test_a_sweep_with_nothing_new_costs_little(
+    mid_hour, smtp, queue_mail, deliver, counted, travel, django_assert_num_queries
+) -> None:
+    queue_mail()
+    deliver()
+    counted()
+    travel(seconds=1)
+    # The mark, the savepoint, the mark moved, a look at each of ends, tries and ids, the release.
+    with django_assert_num_queries(7):
+        totals.count()
+
+
+def test_the_clean_up_forgets_old_hours_and_keeps_the_sum(
+    smtp, queue_mail, deliver, counted, travel
+) -> None:
+    queue_mail()
+    deliver()
+    before = counted()
+    travel(days=100)
+    maintenance.cleanup()
+    assert not EmailTotal.objects.exclude(hour=totals.EVER).exists()
+    assert ever() == before
+
+
+@pytest.mark.parametrize(
+    ("share", "seconds"), [(0.45, 7.5), (0.9, 10.0), (0.95, 20.0), (1.0, 30.0)]
+)
+def test_a_quantile_lies_where_its_share_of_the_bucket_does(share, seconds) -> None:
+    bounds = totals.BOUNDS[Event.SENT]
+    buckets = [0] * (len(bounds) + 1)
+    buckets[bounds.index(10)], buckets[bounds.index(30)] = 90, 10
+    assert totals.quantile(Event.SENT, buckets, share) == pytest.approx(seconds)
+
+
+def test_of_the_open_bucket_a_quantile_tells_its_lower_bound() -> None:
+    bounds = totals.BOUNDS[Event.SENT]
+    buckets = [*[0] * len(bounds), 1]
+    assert totals.quantile(Event.SENT, buckets, 0.5) == bounds[-1]
+
+
+def test_there_is_no_quantile_of_nothing() -> None:
+    assert totals.quantile(Event.SENT, [], 0.5) is None

@@ -1,0 +1,367 @@
+"""One person is handed out what is stored about them, and is gone afterwards."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from django.core.mail import EmailMessage
+from django.core.management import CommandError, call_command
+from django.db import connection
+
+from devservers.smtp_faults import refuse
+from django_epica_mail import outbox, suppression
+from django_epica_mail.delivery import claim
+from django_epica_mail.messages import codec
+from django_epica_mail.models import (
+    DeliveryAttempt,
+    EmailAttachment,
+    EmailBatch,
+    EmailEvent,
+    EmailLog,
+    EmailRecipient,
+)
+from django_epica_mail.privacy import erase as erasure
+from django_epica_mail.privacy import export
+from django_epica_mail.privacy.person import Person
+from django_epica_mail.queueing import bulk
+
+ADDRESS = "ann@example.com"
+NOTHING = {
+    **dict.fromkeys(
+        ("cancelled", "deleted", "recipients", "forgotten", "texts", "events", "suppressions"), 0
+    ),
+    "results": 0,
+    "admin_log": 0,
+    "left": [],
+    "unreadable": [],
+}
+
+
+def queue(*to: str, body: str = "Body", **fields: Any) -> EmailLog:
+    options = {name: fields.pop(name) for name in ("send_at", "idempotency_key") if name in fields}
+    subject = fields.pop("subject", "Subject")
+    sender = fields.pop("from_email", None)
+    message = EmailMessage(subject, body, sender, list(to), **fields)
+    message.attach("a.bin", b"attached", "application/zip")
+    return outbox.enqueue(message, transport="smtp", **options)
+
+
+def erase(**options: Any) -> dict[str, Any]:
+    return erasure.erase(Person("Ann <ANN@example.com>"), **options)
+
+
+def holding(needle: str = ADDRESS) -> list[str]:
+    """Return the columns of all our tables that hold an address."""
+    found = set()
+    with connection.cursor() as cursor:
+        for table in connection.introspection.table_names(cursor):
+            if not table.startswith(("epica_mail_", "django_admin_log", "django_celery_results_")):
+                continue
+            cursor.execute(f"SELECT * FROM {table}")
+            names = [column[0] for column in cursor.description]
+            for row in cursor.fetchall():
+                for name, value in zip(names, row, strict=True):
+                    if needle in str(value).lower():
+                        found.add(f"{table}.{name}")
+    return sorted(found)
+
+
+def test_mail_to_one_person_alone_is_deleted_with_all_that_hangs_on_it(smtp, deliver) -> None:
+    for _ in range(3):
+        queue(ADDRESS)
+    kept = queue("bob@example.com")
+    deliver()
+    assert erase() == {**NOTHING, "deleted": 3}
+    assert EmailLog.objects.get() == kept
+    assert EmailRecipient.objects.count() == DeliveryAttempt.objects.count() == 1
+    assert EmailAttachment.objects.count() == 1
+    assert erase() == NOTHING
+
+
+def test_a_waiting_mail_to_one_person_alone_is_called_back(smtp, deliver) -> None:
+    queue(f"Ann <{ADDRESS}>", bcc=[ADDRESS.upper()])
+    assert erase() == {**NOTHING, "cancelled": 1, "deleted": 1}
+    assert deliver() == 0
+    assert smtp.accepted == []
+
+
+@pytest.mark.parametrize("keys", [[], [Fernet.generate_key().decode()]])
+def test_a_waiting_mail_goes_on_without_the_person(smtp, deliver, epica_mail, keys) -> None:
+    epica_mail(ENCRYPTION_KEYS=keys)
+    log = queue(
+        "Bob <bob@example.com>", f"Ann <{ADDRESS}>",
+        cc=["Ann@Example.com", "cy@example.com"], bcc=["dan@example.com"],
+    )  # fmt: skip
+    assert erase() == {**NOTHING, "recipients": 2}
+    assert holding() == []
+    rows = log.recipients.values_list("position", "kind", "address")
+    assert list(rows) == [
+        (0, "to", "bob@example.com"),
+        (1, "cc", "cy@example.com"),
+        (2, "bcc", "dan@example.com"),
+    ]
+    assert deliver() == 1
+    (arrived,) = smtp.accepted
+    assert arrived.recipients == ("bob@example.com", "cy@example.com", "dan@example.com")
+    assert b"ann@" not in arrived.content.lower()
+    assert b"YXR0YWNoZWQ" in arrived.content, "the attachment is there"
+
+
+def test_outcomes_stay_with_those_they_are_of(smtp, deliver, travel) -> None:
+    smtp.inject(
+        refuse("rcpt", 451, "4.2.1 Later", recipient=lambda it: it != "bob@example.com", times=2)
+    )
+    log = queue("bob@example.com", ADDRESS, "cy@example.com")
+    deliver()
+    assert erase()["recipients"] == 1
+    assert list(log.recipients.values_list("position", "address", "outcome")) == [
+        (0, "bob@example.com", "accepted"),
+        (1, "cy@example.com", ""),
+    ]
+    travel(minutes=6)
+    deliver()
+    assert [it.recipients for it in smtp.accepted] == [("bob@example.com",), ("cy@example.com",)]
+
+
+def test_a_mail_left_to_be_tried_for_the_person_alone_is_called_back(smtp, deliver) -> None:
+    smtp.inject(refuse("rcpt", 451, "4.2.1 Later", recipient=lambda it: it == ADDRESS, times=1))
+    log = queue("bob@example.com", ADDRESS)
+    deliver()
+    assert erase() == {**NOTHING, "cancelled": 1, "recipients": 1, "forgotten": 1}
+    log.refresh_from_db()
+    assert (log.status, log.envelope) == ("cancelled", "")
+    assert log.recipients.get().address == "bob@example.com"
+    assert holding() == []
+
+
+def test_a_sent_mail_to_others_too_loses_the_person_and_its_content(smtp, deliver) -> None:
+    log = queue("bob@example.com", ADDRESS, subject=f"For {ADDRESS}", body=f"Dear {ADDRESS}")
+    deliver()
+    assert erase() == {**NOTHING, "recipients": 1, "forgotten": 1, "texts": 1}
+    assert holding() == []
+    log.refresh_from_db()
+    assert (log.status, log.subject, log.envelope) == ("sent", "For [erased]", "")
+    assert not EmailAttachment.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"from_email": f"Ann <{ADDRESS}>"},
+        {"reply_to": [ADDRESS]},
+        {"subject": f"Sign-up of {ADDRESS}"},
+        {"body": f"New customer:\n{ADDRESS}"},
+        {"headers": {"X-Customer": ADDRESS}},
+        {"idempotency_key": f"welcome-{ADDRESS}"},
+    ],
+)
+def test_mail_from_or_about_the_person_is_left_while_it_waits_and_loses_it_later(
+    smtp, deliver, fields
+) -> None:
+    log = queue("shop@example.com", **fields)
+    done = erase()
+    assert done["left"] == ([] if "idempotency_key" in fields else [str(log.pk)])
+    assert deliver() == 1
+    assert smtp.accepted[-1].recipients == ("shop@example.com",)
+    assert erase()["left"] == []
+    assert holding() == []
+    log.refresh_from_db()
+    assert log.status == "sent"
+    assert log.idempotency_key is None
+
+
+def test_what_a_worker_holds_is_left_and_said_to_be(smtp, queue_mail) -> None:
+    logs = [queue_mail(ADDRESS), queue_mail(ADDRESS, "bob@example.com")]
+    claim.claim("emails")
+    done = erase()
+    assert done == {**NOTHING, "left": [str(log.pk) for log in logs]}
+    assert EmailRecipient.objects.filter(address=ADDRESS).count() == 2
+
+
+def test_a_claim_that_comes_between_reading_and_writing_wins(smtp, monkeypatch) -> None:
+    log = queue(ADDRESS, "bob@example.com")
+    without = codec.without_recipients
+
+    def claim_meanwhile(*arguments: Any) -> str:
+        claim.claim("emails")
+        return without(*arguments)
+
+    monkeypatch.setattr(codec, "without_recipients", claim_meanwhile)
+    assert erase()["left"] == [str(log.pk)]
+    log.refresh_from_db()
+    assert ADDRESS in log.envelope
+    assert log.recipients.count() == 2
+
+
+def test_servers_replies_that_quote_the_address_lose_it_everywhere(smtp, deliver) -> None:
+    smtp.inject(refuse("rcpt", 550, f"5.1.1 <{ADDRESS}>: no such user", times=2))
+    other = queue("bob@example.com")
+    both = queue("cy@example.com", "dan@example.com")
+    deliver()
+    assert "epica_mail_emaillog.reply" in holding()
+    erase()
+    assert holding() == []
+    other.refresh_from_db()
+    assert other.reply == "5.1.1 <[erased]>: no such user"
+    assert both.recipients.get(address="cy@example.com").reply == other.reply
+    assert DeliveryAttempt.objects.get(email=other).reply == other.reply
+
+
+def test_bulk_calls_lose_the_address_once_they_are_expanded(smtp, deliver) -> None:
+    entry = {"subject": "S", "message": "M", "recipient_list": [ADDRESS]}
+    batch = bulk.submit([entry, {**entry, "cc": ADDRESS}])
+    assert erase()["left"] == [str(batch.pk)]
+    bulk.expand(batch.pk)
+    assert ADDRESS in EmailBatch.objects.get().refused[0]["reason"]
+    assert erase() == {**NOTHING, "cancelled": 1, "deleted": 1, "texts": 1}
+    assert holding() == []
+
+
+def test_what_cannot_be_read_is_said_and_its_recipient_is_not_forgotten_about(
+    smtp, deliver, epica_mail
+) -> None:
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+    log = queue("bob@example.com", ADDRESS)
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+    done = erase()
+    assert (done["left"], done["unreadable"]) == ([str(log.pk)], [str(log.pk)])
+    assert log.recipients.count() == 2
+
+
+def test_events_of_the_person_go_and_the_suppression_list_keeps_a_digest(smtp, deliver) -> None:
+    log = queue("bob@example.com", ADDRESS)
+    deliver()
+    for number, address in enumerate((ADDRESS, "bob@example.com")):
+        EmailEvent.objects.create(
+            email=log,
+            key=str(number),
+            kind="bounced",
+            at=log.created_at,
+            created_at=log.created_at,
+            source="test",
+            address=address,
+            reply=f"reported by {ADDRESS}",
+            url="https://example.com/?of=ann%40example.com",
+        )
+    suppression.add(ADDRESS, note=f"asked for by {ADDRESS}")
+    suppression.add("bob@example.com")
+    (exported,) = export.export(Person(ADDRESS))["events"]
+    assert exported["kind"] == "bounced"
+    assert export.export(Person(ADDRESS))["suppressions"][0]["reason"] == "manual"
+
+    done = erase()
+    assert (done["events"], done["suppressions"]) == (1, 1)
+    assert holding() == []
+    assert holding("ann%40") == []
+    assert EmailEvent.objects.get().address == "bob@example.com"
+    assert suppression.is_suppressed(ADDRESS), "the digest is enough to know them by"
+    assert suppression.is_suppressed("bob@example.com")
+    again = queue(ADDRESS)
+    deliver()
+    again.refresh_from_db()
+    assert again.status == "suppressed"
+
+
+def test_another_person_with_a_similar_address_keeps_everything(smtp, deliver) -> None:
+    log = queue("joann@example.com", "ann@example.com.tr", body="joann@example.com")
+    deliver()
+    assert erase() == NOTHING
+    log.refresh_from_db()
+    assert log.envelope
+    assert log.recipients.count() == 2
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(smtp, deliver) -> None:
+    queue(ADDRESS)
+    queue(ADDRESS, "bob@example.com")
+    before = list(EmailLog.objects.order_by("pk").values())
+    planned = erase(dry_run=True)
+    assert planned == {**NOTHING, "cancelled": 1, "deleted": 1, "recipients": 1}
+    assert list(EmailLog.objects.order_by("pk").values()) == before
+    assert EmailRecipient.objects.filter(address=ADDRESS).count() == 2
+    assert erase() == planned
+
+
+def test_progress_is_told_in_mails_looked_at(smtp, monkeypatch) -> None:
+    monkeypatch.setattr("django_epica_mail.privacy.person.CHUNK", 2)
+    for _ in range(5):
+        queue("bob@example.com")
+    seen: list[tuple[int, int]] = []
+    erase(advance=lambda *at: seen.append(at))
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
+# -- handing out
+
+
+def test_a_person_gets_their_mail_with_its_content_and_nobody_elses_address(
+    smtp, deliver, epica_mail
+) -> None:
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+    queue(ADDRESS, body="Dear Ann", subject="Yours")
+    queue(ADDRESS, bcc=["secret@example.com"], body="To many")
+    queue("shop@example.com", reply_to=[ADDRESS], body="A question")
+    queue("other@example.com", body=f"About {ADDRESS}: private")
+    queue("unrelated@example.com", body="nothing")
+    deliver()
+    got = json.loads(json.dumps(export.export(Person(ADDRESS)), default=str))
+    yours, many, asked, about = got["mails"]
+    assert (yours["roles"], yours["subject"], yours["content"]["body"]) == (
+        ["to"], "Yours", "Dear Ann",
+    )  # fmt: skip
+    assert yours["recipient"] == [
+        {"kind": "to", "address": ADDRESS, "outcome": "", "code": None, "reply": ""}
+    ]
+    assert yours["attempts"][0]["reply"]
+    assert yours["content"]["attachments"] == [
+        {"filename": "a.bin", "mimetype": "application/zip", "size": 8}
+    ]
+    assert many["attempts"][0]["reply"] == "", "it may quote another"
+    assert (asked["roles"], asked["content"]["body"]) == (["reply-to"], "A question")
+    assert about["roles"] == ["mentioned"]
+    assert "content" not in about
+    for other in ("secret@", "other@", "unrelated@", "private"):
+        assert other not in json.dumps(got)
+
+
+# -- the command
+
+
+def run(*arguments: str) -> str:
+    said = StringIO()
+    call_command("epica_mail", *arguments, stdout=said, stderr=StringIO())
+    return said.getvalue()
+
+
+def test_the_command_hands_out_json(smtp, queue_mail) -> None:
+    log = queue_mail(ADDRESS)
+    got = json.loads(run("export", ADDRESS))
+    assert [it["id"] for it in got["mails"]] == [str(log.pk)]
+    assert json.loads(run("export", "nobody@example.com", "--json"))["mails"] == []
+
+
+@pytest.mark.parametrize(("answer", "left"), [("yes", 0), ("no", 1), ("", 1)])
+def test_the_command_asks_before_it_erases(smtp, queue_mail, monkeypatch, answer, left) -> None:
+    queue_mail(ADDRESS)
+    monkeypatch.setattr("builtins.input", lambda prompt: answer)
+    if left:
+        with pytest.raises(CommandError, match="Nothing was erased"):
+            run("erase", ADDRESS)
+    else:
+        assert "deleted" in run("erase", ADDRESS)
+    assert EmailLog.objects.count() == left
+
+
+def test_the_command_ends_with_1_while_something_is_left(smtp, queue_mail) -> None:
+    queue_mail(ADDRESS)
+    assert json.loads(run("erase", ADDRESS, "--dry-run", "--json"))["deleted"] == 1
+    assert EmailLog.objects.count() == 1
+    claim.claim("emails")
+    with pytest.raises(SystemExit):
+        run("erase", ADDRESS, "--noinput")
+    with pytest.raises(CommandError, match="no e-mail address"):
+        run("erase", "ann", "--noinput")

@@ -1,0 +1,83 @@
+"""What is logged: every move by the mail's id, and never an address."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from devservers.smtp_faults import drop, refuse
+from django_epica_mail import outbox, signals
+
+
+@pytest.fixture(autouse=True)
+def _all_levels(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger=signals.logger.name)
+
+
+def _of(log, caplog):
+    """Return level, move and failure of what was logged of a mail."""
+    return [
+        (record.levelno, record.move, record.failure)
+        for record in caplog.records
+        if getattr(record, "email_id", None) == str(log.pk)
+    ]
+
+
+def test_a_sent_mail_is_logged_quietly(smtp, queue_mail, deliver, caplog) -> None:
+    log = queue_mail()
+    deliver()
+    assert _of(log, caplog) == [(logging.DEBUG, "succeed", "")]
+
+
+def test_a_failed_mail_is_logged_as_a_warning(smtp, queue_mail, deliver, caplog) -> None:
+    smtp.inject(refuse("rcpt"))
+    log = queue_mail()
+    deliver()
+    assert _of(log, caplog) == [(logging.WARNING, "give up", "permanent")]
+
+
+def test_each_move_of_a_lost_reply_is_logged(smtp, queue_mail, deliver, caplog) -> None:
+    smtp.inject(drop("content"))
+    log = queue_mail()
+    deliver()
+    assert _of(log, caplog) == [
+        (logging.WARNING, "lose", "unknown"),
+        (logging.DEBUG, "resend", "unknown"),
+    ]
+
+
+def test_an_outage_and_its_end_are_logged_once(smtp, queue_mail, deliver, travel, caplog) -> None:
+    queue_mail()
+    smtp.refuse_connections()
+    deliver()
+    deliver()
+    smtp.listen_again()
+    travel(seconds=31)
+    deliver()
+    of_transport = [
+        (record.levelno, record.getMessage(), record.transport, getattr(record, "failure", None))
+        for record in caplog.records
+        if "Transport smtp" in record.getMessage()
+    ]
+    out_of_order = "Transport smtp is out of order (reply code None)."
+    assert of_transport == [
+        (logging.WARNING, out_of_order, "smtp", "outage"),
+        (logging.INFO, "Transport smtp works again.", "smtp", None),
+    ]
+
+
+def test_no_record_holds_an_address_even_if_the_servers_reply_does(
+    smtp, queue_mail, deliver, travel, caplog
+) -> None:
+    smtp.inject(refuse("rcpt", 450, "4.2.0 <secret@example.com> is greylisted", times=1))
+    smtp.inject(refuse("rcpt", 550, "5.1.1 <secret@example.com> unknown", times=1))
+    log = queue_mail("secret@example.com")
+    deliver()
+    travel(minutes=6)
+    deliver()
+    outbox.requeue([log.pk])
+    deliver()
+    assert len(_of(log, caplog)) == 3
+    said = [f"{record.getMessage()} {vars(record)}" for record in caplog.records]
+    assert not [text for text in said if "secret" in text]

@@ -1,0 +1,110 @@
+"""The suppression list as CSV."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from django_epica_mail import suppression
+from django_epica_mail.models import Suppression
+from django_epica_mail.suppression import Reason
+
+pytestmark = pytest.mark.django_db
+
+
+def written() -> str:
+    file = StringIO(newline="")
+    suppression.write_csv(file, Suppression.objects.all())
+    return file.getvalue()
+
+
+def test_what_is_written_is_read_back_the_same() -> None:
+    suppression.add("a@example.com", reason=Reason.BOUNCE, note="said 'no',\nand \"no\"")
+    suppression.add("b@example.com", reason=Reason.UNSUBSCRIBE, scope="news")
+    suppression.add("erased@example.com")
+    Suppression.objects.filter(address="erased@example.com").update(address="")
+    fields = ("address", "digest", "scope", "reason", "note", "expires_at")
+    before = set(Suppression.objects.values_list(*fields))
+    text = written()
+    Suppression.objects.all().delete()
+    done = suppression.read_csv(StringIO(text, newline=""))
+    assert (done.added, done.known, done.refused) == (3, 0, [])
+    assert set(Suppression.objects.values_list(*fields)) == before
+    assert suppression.is_suppressed("erased@example.com")
+    again = suppression.read_csv(StringIO(text, newline=""))
+    assert (again.added, again.known) == (0, 3)
+
+
+def test_a_cell_that_a_spreadsheet_would_calculate_is_text_and_comes_back() -> None:
+    suppression.add("=1+1@example.com", note="@SUM(A1)")
+    text = written()
+    assert "'=1+1@example.com" in text
+    assert "'@SUM(A1)" in text
+    Suppression.objects.all().delete()
+    suppression.read_csv(StringIO(text, newline=""))
+    row = Suppression.objects.get()
+    assert (row.address, row.note) == ("=1+1@example.com", "@SUM(A1)")
+
+
+def test_a_providers_file_is_read_and_what_is_no_entry_named() -> None:
+    lines = "\ufeffEmail,Reason\nA@example.com,550 no such user\n\nnobody,x\n\x00,x\n"
+    done = suppression.read_csv(StringIO(lines))
+    assert (done.added, done.known) == (1, 0)
+    assert [it["line"] for it in done.refused] == [4, 5]
+    row = Suppression.objects.get()
+    assert (row.address, row.reason, row.note) == ("a@example.com", "manual", "550 no such user")
+
+
+@pytest.mark.parametrize("text", ["", "name,reason\n", "a@example.com\n"])
+def test_a_file_that_names_no_address_is_refused(text) -> None:
+    with pytest.raises(ValueError, match="must name a column 'address'"):
+        suppression.read_csv(StringIO(text))
+
+
+@pytest.mark.parametrize("line", ["a@example.com,soon,", f"a@example.com,,{'x' * 65}"])
+def test_a_time_or_category_that_is_none_is_refused(line) -> None:
+    done = suppression.read_csv(StringIO(f"address,expires_at,scope\n{line}\n"))
+    assert (done.added, len(done.refused)) == (0, 1)
+
+
+def test_a_long_file_is_read_in_portions() -> None:
+    lines = ["address\n", *(f"{number}@example.com\n" for number in range(1000))]
+    seen: list[int] = []
+    done = suppression.read_csv(lines, advance=seen.append)
+    assert done.added == 1000
+    assert seen == [400, 800, 1000]
+
+
+def run(*arguments: str) -> str:
+    said = StringIO()
+    call_command("epica_mail", "suppressions", *arguments, stdout=said)
+    return said.getvalue()
+
+
+def test_the_command_writes_a_file_and_reads_it(tmp_path: Path) -> None:
+    suppression.add("a@example.com")
+    path = str(tmp_path / "list.csv")
+    assert json.loads(run("export", path, "--json")) == {"written": 1}
+    Suppression.objects.all().delete()
+    report = json.loads(run("import", path, "--json"))
+    assert report == {"added": 1, "known": 0, "refused": []}
+
+
+def test_the_command_writes_to_its_output_and_nothing_else_there() -> None:
+    suppression.add("a@example.com")
+    assert run("export", "-").splitlines()[1].startswith("a@example.com,")
+    assert len(run("export", "-", "--json").splitlines()) == 2
+
+
+def test_the_command_ends_with_1_for_a_bad_line_and_says_what_file_is_not_there(tmp_path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("address\nnobody\na@example.com\n")
+    with pytest.raises(SystemExit, match="1"):
+        run("import", str(path))
+    assert Suppression.objects.count() == 1
+    with pytest.raises(CommandError, match="No such file"):
+        run("import", str(tmp_path / "other.csv"))

@@ -1,0 +1,166 @@
+"""The health check: a verdict for everybody, and details for those who may see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import DatabaseError
+from django.test import Client
+from django.urls import include, path, reverse
+
+from devservers.smtp_faults import refuse
+from django_epica_mail import maintenance, outbox
+from django_epica_mail.models import EmailTotal
+
+TOKEN = "a-token-of-the-tests"
+
+
+@pytest.fixture(autouse=True)
+def site(settings: Any, epica_mail: Any, db: None) -> None:
+    """Put the package's addresses into a site with log-ins."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    settings.MIDDLEWARE = [
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+    ]
+    settings.ROOT_URLCONF = (path("mail/", include("django_epica_mail.urls")),)
+    epica_mail(MONITORING_TOKEN=TOKEN)
+
+
+def ask(token: str | None = None, client: Client | None = None, **given: Any) -> Any:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return (client or Client()).get(reverse("epica_mail:health"), given, headers=headers)
+
+
+def found(token: str = TOKEN) -> dict[str, str]:
+    """Return the checks by name, with what came of each."""
+    checks = ask(token).json()["checks"]
+    return {name: check["status"] for name, check in checks.items()}
+
+
+def test_a_site_without_mail_is_well() -> None:
+    response = ask()
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+    assert "no-store" in response.headers["Cache-Control"]
+
+
+def test_mail_that_is_not_sent_fails_the_check_and_sending_it_mends_it(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    queue_mail()
+    travel(minutes=6)
+    maintenance.dispatch()
+    response = ask()
+    assert (response.status_code, response.json()) == (503, {"status": "failing"})
+    assert found() == {
+        "backlog": "failing",
+        "worker": "failing",
+        "beat": "ok",
+        "breaker": "ok",
+        "failures": "ok",
+    }
+    deliver()
+    assert ask().status_code == 200
+
+
+def test_a_pause_is_no_failure(smtp, queue_mail, travel) -> None:
+    queue_mail()
+    outbox.pause(queue="emails")
+    travel(minutes=6)
+    maintenance.dispatch()
+    assert ask().status_code == 200
+
+
+def test_a_transport_out_of_order_fails_the_check(smtp, queue_mail, deliver) -> None:
+    queue_mail()
+    smtp.refuse_connections()
+    deliver()
+    assert found()["breaker"] == "failing"
+
+
+def test_many_failures_fail_the_check(smtp, queue_mail, deliver, travel) -> None:
+    smtp.inject(refuse("rcpt"))
+    for _ in range(10):
+        queue_mail()
+    deliver()
+    travel(minutes=2)
+    maintenance.dispatch()
+    assert EmailTotal.objects.exists()
+    assert found()["failures"] == "failing"
+
+
+def test_sweeps_that_stopped_fail_the_check(smtp, queue_mail, deliver, travel) -> None:
+    queue_mail()
+    deliver()
+    maintenance.dispatch()
+    assert found()["beat"] == "ok"
+    travel(minutes=6)
+    assert found()["beat"] == "failing"
+
+
+@pytest.mark.parametrize("shown", [None, "wrong", "", TOKEN[:-1], TOKEN + "x"])
+def test_without_the_right_token_there_are_no_details(shown) -> None:
+    assert ask(shown).json() == {"status": "ok"}
+
+
+def test_a_token_in_the_address_counts_for_nothing() -> None:
+    assert ask(token=None, MONITORING_TOKEN=TOKEN).json() == {"status": "ok"}
+
+
+def test_no_token_opens_where_none_is_set(epica_mail) -> None:
+    epica_mail(MONITORING_TOKEN=None)
+    assert ask("None").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("is_staff", "is_active", "sees"),
+    [(True, True, True), (False, True, False), (True, False, False)],
+)
+def test_of_people_staff_alone_sees_details(is_staff, is_active, sees) -> None:
+    client = Client()
+    client.force_login(User.objects.create_user("she", is_staff=is_staff, is_active=is_active))
+    assert ("checks" in ask(client=client).json()) is sees
+
+
+def test_a_site_without_log_ins_has_its_health_checked_too(settings) -> None:
+    settings.MIDDLEWARE = []
+    assert ask().json() == {"status": "ok"}
+    assert "checks" in ask(TOKEN).json()
+
+
+def test_a_database_that_is_down_is_said(monkeypatch) -> None:
+    def fail() -> None:
+        raise DatabaseError("secret host name")
+
+    monkeypatch.setattr("django_epica_mail.views.examine", fail)
+    assert ask().json() == {"status": "failing"}
+    response = ask(TOKEN)
+    assert response.status_code == 503
+    assert response.json()["checks"]["database"]["status"] == "failing"
+    assert "secret" not in response.content.decode()
+
+
+def test_it_is_only_looked_at() -> None:
+    assert Client().post(reverse("epica_mail:health")).status_code == 405
+
+
+def test_no_detail_names_a_person_or_repeats_a_servers_words(smtp, queue_mail, deliver) -> None:
+    smtp.inject(refuse("mail", 535, "5.7.8 no such user secret@example.com"))
+    queue_mail("secret@example.com", subject="secret")
+    deliver()
+    assert "secret" not in ask(TOKEN).content.decode()
+
+
+def test_a_check_costs_few_queries_however_much_mail_there_is(
+    smtp, queue_mail, django_assert_num_queries
+) -> None:
+    for _ in range(3):
+        queue_mail()
+    with django_assert_num_queries(13):
+        ask()
+    for _ in range(20):
+        queue_mail()
+    with django_assert_num_queries(13):
+        ask()

@@ -1,0 +1,350 @@
+"""Opens and clicks: from the mail that is sent to what is known of who read it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Iterator
+from email import message_from_bytes, policy
+from typing import Any
+
+import django
+import pytest
+import time_machine
+from django.core import signing
+from django.core.mail import EmailMultiAlternatives
+from django.db import DatabaseError
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import include, path
+
+from devservers.provider import KEY, Provider
+from django_epica_mail import clock, maintenance, outbox, signals
+from django_epica_mail.delivery import claim
+from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog
+from django_epica_mail.tasks import send_email_async
+from django_epica_mail.tracking import links
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.filterwarnings("ignore:django-anymail has dropped official support for SendGrid"),
+]
+SITE = "https://shop.example.com"
+HTML = (
+    '<html><body><p>Ayşe,</p>\n<a class="b" href="https://example.com/?a=1&amp;b=2">x</a> '
+    '<a href="mailto:a@example.com">y</a></body></html>'
+)
+PERSON = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Thunderbird/128.0"
+
+
+@pytest.fixture
+def site(settings: Any, epica_mail: Any) -> None:
+    settings.ROOT_URLCONF = (path("mail/", include("django_epica_mail.urls")),)
+    epica_mail(BASE_URL=f"{SITE}/")
+
+
+@pytest.fixture
+def browser() -> Client:
+    return Client(headers={"User-Agent": PERSON})
+
+
+def queue(*to: str, **options: Any) -> EmailLog:
+    message = EmailMultiAlternatives("S", "see https://example.com/", None, list(to) or ["a@e.com"])
+    message.attach_alternative(HTML, "text/html")
+    options.setdefault("track_opens", True)
+    options.setdefault("track_clicks", True)
+    return outbox.enqueue(message, **{"transport": "smtp", **options})
+
+
+def parts(content: bytes) -> tuple[str, str]:
+    """Return the text and the HTML of a mail, as a reader has them."""
+    message = message_from_bytes(content, policy=policy.default)
+    return tuple(
+        message.get_body((kind,)).get_content().replace("\r\n", "\n")  # type: ignore[union-attr]
+        for kind in ("plain", "html")
+    )  # type: ignore[return-value]
+
+
+def ours(text: str) -> tuple[str, str]:
+    """Return the paths of the link and of the image."""
+    (click,) = re.findall(rf'href="{SITE}(/mail/click/[^"]+)"', text)
+    (image,) = re.findall(rf'<img src="{SITE}(/mail/open/[^"]+)" width="1"', text)
+    return html.unescape(click), html.unescape(image)
+
+
+@pytest.fixture
+def sent(site: None, smtp: Any, deliver: Any, travel: Any) -> tuple[EmailLog, str, str]:
+    """Send a tracked mail some time ago; return its row, and the paths of its link and image."""
+    log = queue()
+    assert deliver() == 1
+    EmailLog.objects.update(finished_at=clock.now(-60))
+    return (log, *ours(parts(smtp.accepted[0].content)[1]))
+
+
+def test_a_mail_is_changed_in_its_html_alone(site, smtp, deliver) -> None:
+    queue()
+    queue(track_opens=False, track_clicks=False)
+    deliver()
+    tracked, plain = (parts(mail.content) for mail in smtp.accepted)
+    assert tracked[0] == plain[0]
+    click, _ = ours(tracked[1])
+    undone = tracked[1].replace(f"{SITE}{click}", "https://example.com/?a=1&amp;b=2")
+    assert re.sub(r'<img src="[^"]+" width="1" height="1" alt="">', "", undone) == plain[1]
+
+
+def test_by_default_nothing_is_tracked(site, smtp, deliver) -> None:
+    log = queue(track_opens=None, track_clicks=None)
+    deliver()
+    assert log.additions == ""
+    assert SITE not in parts(smtp.accepted[0].content)[1]
+
+
+def test_a_link_leads_to_where_it_was_meant_to_and_is_noted(sent, browser) -> None:
+    log, click, _ = sent
+    response = browser.get(click)
+    assert (response.status_code, response.headers["Location"]) == (
+        302,
+        "https://example.com/?a=1&b=2",
+    )
+    event = EmailEvent.objects.get()
+    assert (event.kind, event.email_id, event.url) == (
+        "clicked",
+        log.pk,
+        "https://example.com/?a=1&b=2",
+    )
+    assert (event.is_machine, event.ip, event.source) == (False, None, "epica_mail")
+    assert event.user_agent == PERSON
+
+
+def test_the_image_is_one_and_its_being_looked_at_is_noted(sent, browser) -> None:
+    log, _, image = sent
+    response = browser.get(image)
+    assert response.headers["Content-Type"] == "image/gif"
+    assert response.content.startswith(b"GIF89a")
+    assert "no-store" in response.headers["Cache-Control"]
+    assert not response.cookies
+    event = EmailEvent.objects.get()
+    assert (event.kind, event.email_id, event.is_machine) == ("opened", log.pk, False)
+
+
+@pytest.mark.parametrize("which", [1, 2], ids=["link", "image"])
+def test_an_answer_costs_one_write(sent, browser, which, django_assert_num_queries) -> None:
+    with django_assert_num_queries(2) as seen:
+        browser.get(sent[which])
+    assert [query["sql"].split()[0] for query in seen.captured_queries] == ["SELECT", "INSERT"]
+
+
+def test_a_machine_is_no_person(sent, browser) -> None:
+    _, click, image = sent
+    browser.head(click)
+    browser.get(image, headers={"User-Agent": "Mozilla/5.0"})
+    browser.get(click, headers={"Sec-Purpose": "prefetch"})
+    assert set(EmailEvent.objects.values_list("is_machine", flat=True)) == {True}
+
+
+def test_who_comes_within_seconds_of_the_sending_is_a_scanner(sent, browser) -> None:
+    _, click, _ = sent
+    EmailLog.objects.update(finished_at=clock.now(-1))
+    browser.get(click)
+    EmailLog.objects.update(finished_at=None, status="sending")
+    browser.get(click)
+    assert set(EmailEvent.objects.values_list("is_machine", flat=True)) == {True}
+
+
+def test_a_visit_repeated_at_once_is_one_and_later_another(sent, browser, monkeypatch) -> None:
+    _, click, _ = sent
+    with time_machine.travel("2026-12-01T12:00:00+00:00", tick=False) as time:
+        for _ in range(5):
+            browser.get(click)
+        assert EmailEvent.objects.count() == 1
+        time.shift(60)
+        browser.get(click)
+    assert EmailEvent.objects.count() == 2
+
+
+def test_an_ip_address_is_kept_where_the_site_says_so(sent, browser, epica_mail) -> None:
+    epica_mail(STORE_IP=True)
+    browser.get(sent[1])
+    assert EmailEvent.objects.get().ip == "127.0.0.1"
+
+
+def test_a_link_of_a_deleted_mail_still_leads_on(sent, browser, travel) -> None:
+    _, click, image = sent
+    travel(days=31)
+    assert maintenance.cleanup() == 1
+    assert browser.get(click).status_code == 302
+    assert browser.get(image).status_code == 200
+    assert not EmailEvent.objects.exists()
+
+
+def test_a_visitor_is_led_on_though_the_database_is_down(
+    sent, browser, monkeypatch, caplog
+) -> None:
+    def fail(*_: Any) -> None:
+        raise DatabaseError("gone")
+
+    monkeypatch.setattr("django_epica_mail.tracking.events.observe", fail)
+    assert browser.get(sent[1]).status_code == 302
+    assert browser.get(sent[2]).status_code == 200
+    assert "could not be recorded" in caplog.text
+    assert "example.com" not in caplog.text.split("Traceback")[0]
+
+
+def lead(browser: Client, what: list[Any], salt: str = "click") -> HttpResponse:
+    signer = signing.Signer(salt=f"django_epica_mail.{salt}", sep=".")
+    return browser.get(f"/mail/click/{signer.sign_object(what)}/")  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "javascript:alert(1)", "data:text/html,x", "//evil.example", "/relative", "ftp://e.com/",
+        "https://e.com\\@evil.example", "https://e.com/\r\nSet-Cookie: a=b", " https://e.com", "",
+    ],
+)  # fmt: skip
+def test_no_link_leads_to_anything_but_a_page_even_if_it_is_signed(sent, browser, url) -> None:
+    log, *_ = sent
+    assert lead(browser, [log.pk.hex, url]).status_code == 404
+    assert not EmailEvent.objects.exists()
+
+
+def test_a_link_that_is_not_ours_leads_nowhere(sent, browser) -> None:
+    log, click, image = sent
+    token = click.removeprefix("/mail/click/").removesuffix("/")
+    body, _, signature = token.rpartition(".")
+    evil = signing.b64_encode(f'["{log.pk.hex}","https://evil.example/"]'.encode()).decode()
+    for forged in (token[:-1], f"{body}x.{signature}", f"{evil}.{signature}", "x", evil):
+        assert browser.get(f"/mail/click/{forged}/").status_code == 404
+        assert browser.get(f"/mail/open/{forged}/").status_code == 404
+    assert browser.get(image.replace("open", "click")).status_code == 404
+    assert browser.get(click.replace("click", "open")).status_code == 404
+    assert lead(browser, [log.pk.hex, "https://evil.example/"], "unsubscribe").status_code == 404
+    assert not EmailEvent.objects.exists()
+
+
+@pytest.mark.parametrize("method", ["post", "put", "delete"])
+def test_other_methods_are_refused(sent, browser, method) -> None:
+    assert getattr(browser, method)(sent[1]).status_code == 405
+
+
+def test_a_mail_to_several_is_not_tracked(site, smtp, deliver) -> None:
+    log = queue("a@example.com", "b@example.com")
+    deliver()
+    assert log.additions == ""
+    assert SITE not in parts(smtp.accepted[0].content)[1]
+
+
+def test_links_of_a_mail_whose_content_is_not_kept_are_left_alone(site, smtp, deliver) -> None:
+    log = queue(keep_content="until_sent")
+    assert deliver() == 1
+    assert log.additions == "opens"
+    text = parts(smtp.accepted[0].content)[1]
+    assert 'href="https://example.com/?a=1&amp;b=2"' in text
+    assert f"{SITE}/mail/open/" in text
+
+
+def test_it_is_turned_on_by_a_rule_and_off_by_a_call(site, smtp, epica_mail) -> None:
+    epica_mail(ROUTES=[{"match": {"category": "news"}, "track_opens": True, "track_clicks": True}])
+    unsaid = {"track_opens": None, "track_clicks": None}
+    assert queue(category="news", **unsaid).additions == "opens clicks"
+    assert queue(category="news", track_opens=False, track_clicks=None).additions == "clicks"
+    assert queue(**unsaid).additions == ""
+
+
+def test_it_is_turned_on_by_a_call_of_the_tasks_too(site, smtp) -> None:
+    result = send_email_async("S", "B", None, ["a@example.com"], HTML, track_opens=True)
+    assert EmailLog.objects.get(pk=result.id).additions == "opens"
+
+
+def test_the_link_to_unsubscribe_is_not_tracked(site, smtp, deliver) -> None:
+    url = links.unsubscribe_url("a@example.com", "news")
+    message = EmailMultiAlternatives("S", "B", None, ["a@example.com"])
+    message.attach_alternative(f'<a href="{url}">leave</a>', "text/html")
+    outbox.enqueue(message, transport="smtp", track_clicks=True, unsubscribe=True)
+    deliver()
+    assert f'<a href="{url}">leave</a>' in parts(smtp.accepted[0].content)[1]
+
+
+def test_a_mail_of_which_it_was_not_known_whether_it_arrived_did_when_it_is_opened(
+    site, smtp, browser
+) -> None:
+    log = queue(on_unknown="hold")
+    assert claim.claim("emails") is not None
+    attempt = {"number": 1, "transport": "smtp", "worker": "x", "failure_kind": "worker_lost"}
+    DeliveryAttempt.objects.create(email=log, created_at=clock.now(), **attempt)
+    EmailLog.objects.update(status="unknown", failure_kind="worker_lost", lease_until=None)
+    browser.get(links.open_url(log.pk).removeprefix(SITE))
+    assert EmailLog.objects.get().status == "sent"
+
+
+def test_listeners_hear_of_a_visit(sent, browser, django_capture_on_commit_callbacks) -> None:
+    heard: list[str] = []
+
+    def on_event(*, event: EmailEvent, **_: Any) -> None:
+        heard.append(f"{event.kind} {event.created_at.year > 2000}")
+
+    signals.email_event.connect(on_event)
+    try:
+        with django_capture_on_commit_callbacks(execute=True):
+            browser.get(sent[1])
+    finally:
+        signals.email_event.disconnect(on_event)
+    assert heard == ["clicked True"]
+
+
+def test_a_mail_is_sent_without_links_where_the_site_no_longer_serves_them(
+    site, smtp, deliver, settings, caplog
+) -> None:
+    queue(unsubscribe=True)
+    settings.ROOT_URLCONF = ()
+    assert deliver() == 1
+    assert b"List-Unsubscribe" not in smtp.accepted[0].content
+    assert parts(smtp.accepted[0].content)[1].strip() == HTML
+    assert "is sent without the links it was to carry" in caplog.text
+
+
+@pytest.fixture
+def provider(settings: Any, epica_mail: Any) -> Iterator[Provider]:
+    with Provider() as server:
+        options = {"api_key": KEY, "api_url": server.sendgrid_url}
+        amazon = {
+            "endpoint_url": server.amazon_url,
+            "region_name": "eu-west-1",
+            "aws_access_key_id": "id",
+            "aws_secret_access_key": "secret",
+        }
+        backend = "anymail.backends.{}.EmailBackend"
+        specs: dict[str, Any] = {
+            "sendgrid": {"BACKEND": backend.format("sendgrid"), "OPTIONS": options},
+            "amazon": {
+                "BACKEND": backend.format("amazon_ses"),
+                "OPTIONS": {"client_params": amazon},
+            },
+        }
+        if django.VERSION >= (6, 1):
+            settings.MAILERS = specs
+        else:
+            epica_mail(TRANSPORTS=specs)
+        epica_mail(DEFAULT_TRANSPORT="sendgrid", REAL_TRANSPORTS_IN_TESTS=True)
+        yield server
+
+
+def test_a_provider_that_tracks_is_left_to_it(provider, deliver, settings, epica_mail) -> None:
+    queue(transport="sendgrid", track_clicks=False)
+    deliver()
+    (taken,) = provider.taken
+    assert taken.request["tracking_settings"]["open_tracking"]["enable"] is True
+    assert taken.request["tracking_settings"]["click_tracking"]["enable"] is False
+    assert [part["value"] for part in taken.request["content"] if "html" in part["type"]] == [HTML]
+
+
+def test_for_a_provider_that_does_not_we_do(site, provider, deliver) -> None:
+    result = send_email_async(
+        "S", "B", "shop@example.com", ["a@example.com"], HTML,
+        transport="amazon", track_opens=True, track_clicks=True,
+    )  # fmt: skip
+    deliver()
+    assert EmailLog.objects.get(pk=result.id).status == "sent"
+    wire = base64.b64decode(provider.taken[0].request["Content"]["Raw"]["Data"])
+    assert ours(parts(wire)[1])

@@ -1,0 +1,454 @@
+"""What providers report: tied to its mail, recorded once, the same in whatever order it comes."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from typing import Any
+
+import pytest
+from django.core.mail import EmailMessage
+from django.test import Client
+from django.urls import include, path
+
+from django_epica_mail import lifecycle, maintenance, outbox, retry, signals, suppression
+from django_epica_mail.delivery import claim, outcome
+from django_epica_mail.delivery import settle as settling
+from django_epica_mail.delivery.claim import Batch
+from django_epica_mail.models import EmailEvent, EmailLog, Suppression
+from django_epica_mail.retry import Failure, Kind, Result
+from django_epica_mail.tracking import events, webhooks
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.filterwarnings("ignore:django-anymail has dropped official support for SendGrid"),
+]
+SECRET = "user:secret"
+AT = 1_790_000_000
+
+
+@pytest.fixture(autouse=True)
+def site(settings: Any) -> None:
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "anymail"]
+    settings.ANYMAIL = {"WEBHOOK_SECRET": SECRET}
+    settings.ROOT_URLCONF = (path("anymail/", include("anymail.urls")),)
+
+
+def post(page: str, body: Any, **headers: str) -> int:
+    basic = base64.b64encode(SECRET.encode()).decode()
+    response = Client(headers={"Authorization": f"Basic {basic}", **headers}).post(
+        f"/anymail/{page}/tracking/", json.dumps(body), content_type="application/json"
+    )
+    return response.status_code
+
+
+class SendGrid:
+    """Posts what SendGrid's event webhook does."""
+
+    name = "SendGrid"
+
+    def __init__(self, log: EmailLog, provider_id: str, *, with_id: bool = True) -> None:
+        self.log, self.provider_id, self.with_id = log, provider_id, with_id
+
+    def tell(self, event: str, to: str, **more: Any) -> None:
+        told = {
+            "email": to,
+            "timestamp": AT,
+            "smtp-id": "<14c5d75ce93.dfd.64b469@ismtpd-555>",
+            "sg_event_id": f"{event}-{to}-{more.get('url', '')}",
+            "sg_message_id": "14c5d75ce93.dfd.64b469.filter0001.16648.5515E0B88.0",
+            "event": event,
+            "anymail_id": self.provider_id,
+            **more,
+        }
+        if self.with_id:
+            told["epica_mail_id"] = str(self.log.pk)
+        assert post("sendgrid", [told]) == 200
+
+    def delivered(self, to: str) -> None:
+        self.tell("delivered", to, response="250 OK id=1")
+
+    def deferred(self, to: str) -> None:
+        self.tell("deferred", to, response="400 try again later", attempt="5")
+
+    def bounced(self, to: str) -> None:
+        self.tell("bounce", to, type="bounce", status="5.0.0", reason="550 5.1.1 unknown user")
+
+    def blocked(self, to: str) -> None:
+        self.tell("bounce", to, type="blocked", status="5.7.1", reason="550 5.7.1 spam")
+
+    def complained(self, to: str) -> None:
+        self.tell("spamreport", to)
+
+    def opened(self, to: str) -> None:
+        self.tell("open", to, useragent="Mozilla/5.0 (X11; Linux x86_64) Gecko", ip="255.255.2.1")
+
+    def clicked(self, to: str) -> None:
+        self.tell("click", to, useragent="Mozilla/5.0 (X11) Gecko", url="https://example.com/")
+
+    def unsubscribed(self, to: str) -> None:
+        self.tell("unsubscribe", to)
+
+
+class Amazon:
+    """Posts what Amazon SES publishes through SNS."""
+
+    name = "Amazon SES"
+
+    def __init__(self, log: EmailLog, provider_id: str, *, with_id: bool = True) -> None:
+        self.log, self.provider_id, self.with_id = log, provider_id, with_id
+
+    def tell(self, event: str, to: str, about: dict[str, Any]) -> None:
+        everyone = list(self.log.recipients.values_list("address", flat=True))
+        headers = [
+            {"name": "From", "value": "shop@example.com"},
+            {"name": "X-Metadata", "value": json.dumps({"epica_mail_id": str(self.log.pk)})},
+        ]
+        message = {
+            "eventType": event,
+            "mail": {
+                "timestamp": "2026-10-01T12:00:00.000Z",
+                "source": "shop@example.com",
+                "messageId": self.provider_id,
+                "destination": everyone,
+                "headersTruncated": False,
+                "headers": headers if self.with_id else [],
+            },
+            event.lower(): about,
+        }
+        notice = f"{event}-{to}"
+        envelope = {
+            "Type": "Notification",
+            "MessageId": notice,
+            "TopicArn": "arn:aws:sns:eu-west-1:123456789012:events",
+            "Message": json.dumps(message),
+            "Timestamp": "2026-10-01T12:00:01.000Z",
+            "SignatureVersion": "1",
+        }
+        types = {"x-amz-sns-message-type": "Notification", "x-amz-sns-message-id": notice}
+        assert post("amazon_ses", envelope, **types) == 200
+
+    def delivered(self, to: str) -> None:
+        self.tell("Delivery", to, {"recipients": [to], "smtpResponse": "250 OK"})
+
+    def deferred(self, to: str) -> None:
+        self.tell("DeliveryDelay", to, {"delayedRecipients": [{"emailAddress": to}]})
+
+    def _bounced(self, to: str, kind: str, code: str) -> None:
+        people = [{"emailAddress": to, "action": "failed", "diagnosticCode": code}]
+        about = {"bounceType": kind, "bounceSubType": "General", "bouncedRecipients": people}
+        self.tell("Bounce", to, about)
+
+    def bounced(self, to: str) -> None:
+        self._bounced(to, "Permanent", "smtp; 550 5.1.1 user unknown")
+
+    def blocked(self, to: str) -> None:
+        self._bounced(to, "Transient", "smtp; 550 5.7.1 spam")
+
+    def complained(self, to: str) -> None:
+        people = [{"emailAddress": to}]
+        self.tell(
+            "Complaint", to, {"complainedRecipients": people, "complaintFeedbackType": "abuse"}
+        )
+
+    def opened(self, to: str) -> None:
+        self.tell("Open", to, {"userAgent": "Mozilla/5.0 (X11; Linux x86_64) Gecko"})
+
+    def clicked(self, to: str) -> None:
+        self.tell("Click", to, {"userAgent": "Mozilla/5.0 (X11)", "link": "https://example.com/"})
+
+
+@pytest.fixture(params=[SendGrid, Amazon], ids=lambda cls: cls.name)
+def provider(request: Any) -> type[Any]:
+    return request.param  # type: ignore[no-any-return]
+
+
+def queue(*to: str, **options: Any) -> EmailLog:
+    message = EmailMessage("S", "B", None, list(to) or ["to@example.com"])
+    return outbox.enqueue(message, **options)
+
+
+def settle(batch: Batch, result: Result) -> None:
+    """Settle a mail as the worker does."""
+    settler = settling.Settler(batch)
+    for mail in batch.mails:
+        tried = list(range(mail.recipients.count()))
+        policy = outcome.policy_of(mail, too_old=False)
+        decision = retry.conclude(result, policy, tried, False)
+        settler.add(outcome.Outcome(mail, result, decision))
+    settler.flush()
+
+
+LOST = Result(failure=Failure(kind=Kind.UNKNOWN, reply="ReadTimeout"), seconds=30)
+TAKEN = Result(seconds=0.1, provider_id="provider-1")
+
+
+def all_there_is() -> Any:
+    log = EmailLog.objects.get()
+    what = EmailEvent.objects.order_by("key").values_list(
+        "email", "key", "kind", "at", "source", "address", "reason", "reply", "url", "is_machine"
+    )
+    listed = Suppression.objects.order_by("address", "reason")
+    return (
+        (log.status, log.failure_kind, log.reply, log.finished_at is not None, log.pending),
+        [(email_id == log.pk, *rest) for email_id, *rest in what],
+        list(listed.values_list("address", "scope", "reason")),
+    )
+
+
+def play(provider: Any, result: Result, steps: tuple[str, ...], **options: Any) -> Any:
+    """Return what is in the database after a mail's settle and its events, in an order."""
+    with_id = options.pop("with_id", True)
+    EmailEvent.objects.all().delete()
+    Suppression.objects.all().delete()
+    EmailLog.objects.all().delete()
+    log = queue("a@example.com", "b@example.com", category="news", **options)
+    batch = claim.claim("emails")
+    assert batch is not None
+    webhook = provider(log, "provider-1", with_id=with_id)
+    for step in steps:
+        if step == "settle":
+            settle(batch, result)
+        else:
+            getattr(webhook, step)("b@example.com" if step == "bounced" else "a@example.com")
+    return all_there_is()
+
+
+@pytest.mark.parametrize("on_unknown", ["hold", "resend", "fail"])
+def test_events_of_a_mail_whose_answer_was_lost_decide_it_in_every_order(
+    provider: Any, on_unknown: str
+) -> None:
+    steps = ["settle", "delivered", "bounced", "delivered"]
+    if on_unknown == "hold":
+        steps.append("complained")
+    ends = [
+        play(provider, LOST, order, on_unknown=on_unknown)
+        for order in sorted(set(itertools.permutations(steps)))
+    ]
+    assert len(ends) == (60 if on_unknown == "hold" else 12)
+    assert all(end == ends[0] for end in ends)
+    row, told, listed = ends[0]
+    assert row == ("sent", "", "", True, None)
+    complaints = steps.count("complained")
+    assert sorted(it[2] for it in told) == ["bounced", *["complained"] * complaints, "delivered"]
+    complained = [("a@example.com", "", "complaint")] * complaints
+    assert listed == [*complained, ("b@example.com", "", "bounce")]
+
+
+@pytest.mark.parametrize("with_id", [True, False], ids=["our id", "the provider's id"])
+def test_events_of_a_mail_that_was_taken_are_its_own_in_every_order(
+    provider: Any, with_id: bool
+) -> None:
+    steps = ("settle", "opened", "clicked", "clicked")
+    ends = [
+        play(provider, TAKEN, order, with_id=with_id)
+        for order in sorted(set(itertools.permutations(steps)))
+    ]
+    assert all(end == ends[0] for end in ends)
+    row, told, listed = ends[0]
+    assert row == ("sent", "", "", True, None)
+    people = 2 if provider is Amazon else 1  # it does not say which of the recipients it was
+    assert sorted(it[2] for it in told) == sorted(["opened", "clicked"] * people)
+    assert {it[0] for it in told} == {True}
+    assert listed == []
+
+
+def test_an_unsubscribe_that_comes_early_is_for_the_mails_category_all_the_same() -> None:
+    ends = [
+        play(SendGrid, TAKEN, order, with_id=False)
+        for order in itertools.permutations(("settle", "unsubscribed", "unsubscribed"))
+    ]
+    assert all(end == ends[0] for end in ends)
+    assert ends[0][2] == [("a@example.com", "news", "unsubscribe")]
+
+
+def test_a_bounce_for_now_suppresses_nobody(provider: Any) -> None:
+    row, told, listed = play(provider, TAKEN, ("settle", "blocked"))
+    assert [(it[2], it[6]) for it in told] == [("bounced", "transient")]
+    assert (row[0], listed) == ("sent", [])
+
+
+def test_a_bounce_for_good_suppresses_the_address_also_where_the_mail_is_gone(
+    provider: Any,
+) -> None:
+    log = queue("a@example.com")
+    webhook = provider(log, "provider-1")
+    EmailLog.objects.all().delete()
+    webhook.bounced("a@example.com")
+    assert suppression.is_suppressed("a@example.com")
+    event = EmailEvent.objects.get()
+    assert (event.email_id, event.source) == (None, provider.name)
+
+
+def test_a_mail_is_not_decided_by_an_event_of_a_recipient_that_was_done_with_before() -> None:
+    log = queue("a@example.com", "b@example.com", on_unknown="hold")
+    log.recipients.filter(address="a@example.com").update(outcome="accepted")
+    EmailLog.objects.update(attempts=1)
+    batch = claim.claim("emails")
+    assert batch is not None
+    settler = settling.Settler(batch)
+    decision = retry.conclude(
+        LOST, outcome.policy_of(batch.mails[0], too_old=False), [1], accepted_before=True
+    )
+    settler.add(outcome.Outcome(batch.mails[0], LOST, decision))
+    settler.flush()
+    SendGrid(log, "x").delivered("a@example.com")
+    assert EmailLog.objects.get().status == "unknown"
+    SendGrid(log, "x").delivered("b@example.com")
+    assert EmailLog.objects.get().status == "sent"
+
+
+def test_a_mail_refused_for_good_stays_failed_whatever_is_told(provider: Any) -> None:
+    refused = Result(failure=Failure(kind=Kind.PERMANENT, code=400), seconds=0.1)
+    row, *_ = play(provider, refused, ("settle", "delivered"))
+    assert row[:2] == ("failed", "permanent")
+
+
+def test_a_mail_that_was_resent_and_is_refused_now_is_known_to_have_been_sent(travel) -> None:
+    log = queue("a@example.com", on_unknown="resend")
+    batch = claim.claim("emails")
+    assert batch is not None
+    settle(batch, LOST)
+    travel(minutes=6)
+    second = claim.claim("emails")
+    assert second is not None
+    SendGrid(log, "x").delivered("a@example.com")
+    assert EmailLog.objects.get().status == "sending"
+    settle(second, Result(failure=Failure(kind=Kind.TRANSIENT, code=500), seconds=0.1))
+    assert EmailLog.objects.get().status == "sent"
+
+
+@pytest.mark.parametrize(("keep", "url"), [("always", "https://example.com/"), ("until_sent", "")])
+def test_a_link_is_kept_of_mail_alone_whose_content_is(provider: Any, keep: str, url: str) -> None:
+    _, told, _ = play(provider, TAKEN, ("settle", "clicked"), keep_content=keep)
+    assert {it[8] for it in told} == {url}
+
+
+def test_an_event_that_is_not_committed_when_its_mail_is_settled_decides_it_when_it_is(
+    monkeypatch, django_capture_on_commit_callbacks
+) -> None:
+    log = queue("a@example.com", on_unknown="hold")
+    batch = claim.claim("emails")
+    assert batch is not None
+    with django_capture_on_commit_callbacks(execute=True):  # as with ATOMIC_REQUESTS
+        SendGrid(log, "x").delivered("a@example.com")
+        with monkeypatch.context() as unseen:
+            unseen.setattr(events, "settled", lambda *_: None)  # the worker sees no event yet
+            settle(batch, LOST)
+        assert EmailLog.objects.get().status == "unknown"
+    assert EmailLog.objects.get().status == "sent"
+
+
+def test_content_kept_until_sent_goes_when_an_event_decides(provider: Any) -> None:
+    play(provider, LOST, ("settle", "delivered"), on_unknown="hold", keep_content="until_sent")
+    assert EmailLog.objects.get().envelope == ""
+
+
+def test_listeners_hear_of_each_event_once_and_of_the_move(
+    django_capture_on_commit_callbacks: Any,
+) -> None:
+    heard: list[tuple[str, Any]] = []
+
+    def on_event(*, event: EmailEvent, **_: Any) -> None:
+        heard.append((event.kind, event.email_id))
+
+    def on_move(*, email_id: Any, move: lifecycle.Move, **_: Any) -> None:
+        heard.append((move.name, email_id))
+
+    signals.email_event.connect(on_event)
+    signals.email_moved.connect(on_move)
+    try:
+        log = queue(on_unknown="hold")
+        batch = claim.claim("emails")
+        assert batch is not None
+        settle(batch, LOST)
+        with django_capture_on_commit_callbacks(execute=True):
+            SendGrid(log, "x").delivered("to@example.com")
+            SendGrid(log, "x").delivered("to@example.com")
+    finally:
+        signals.email_event.disconnect(on_event)
+        signals.email_moved.disconnect(on_move)
+    assert heard == [("lose", log.pk), ("succeed", log.pk), ("delivered", log.pk)]
+
+
+def test_an_event_by_the_message_id_finds_its_mail() -> None:
+    log = queue()
+    SendGrid(log, log.message_id.strip("<>"), with_id=False).delivered("to@example.com")
+    assert EmailEvent.objects.get().email_id == log.pk
+
+
+def test_an_id_that_is_none_of_ours_is_no_harm() -> None:
+    log = queue()
+    webhook = SendGrid(log, "x", with_id=False)
+    for forged in ("'", "00000000-0000-0000-0000-000000000000", 7, None, ["x"]):
+        webhook.tell("open", f"{forged!s:.5}@example.com", epica_mail_id=forged)
+    assert set(EmailEvent.objects.values_list("email", flat=True)) == {None}
+
+
+def test_without_the_secret_nothing_is_recorded() -> None:
+    body = json.dumps([{"event": "bounce", "type": "bounce", "email": "a@example.com"}])
+    response = Client().post("/anymail/sendgrid/tracking/", body, content_type="application/json")
+    assert response.status_code == 400
+    assert not EmailEvent.objects.exists()
+    assert not Suppression.objects.exists()
+
+
+def test_events_go_with_their_mail_and_those_of_none_when_they_are_old(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    log = queue_mail()
+    deliver()
+    SendGrid(log, "x").delivered("to@example.com")
+    SendGrid(log, "unknown", with_id=False).opened("to@example.com")
+    assert EmailEvent.objects.count() == 2
+    assert maintenance.cleanup() == 0
+    travel(days=31)
+    assert maintenance.cleanup() == 1
+    assert not EmailEvent.objects.exists()
+
+
+def test_mail_by_smtp_costs_no_look_for_events(
+    smtp, queue_mail, deliver, django_assert_num_queries, monkeypatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("looked for events")
+
+    monkeypatch.setattr(events, "settled", fail)
+    queue_mail()
+    assert deliver() == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "reply", "is_for_good"),
+    [
+        ({"bounce": {"bounceType": "Permanent"}}, "", True),
+        ({"bounce": {"bounceType": "Undetermined"}}, "550 5.1.1", False),
+        ({"Type": "HardBounce"}, "", True),
+        ({"Type": "SoftBounce"}, "", False),
+        ({"event": "hard_bounce"}, "", True),
+        ({"event-data": {"event": "failed", "severity": "permanent"}}, "", True),
+        ({"event": "bounce", "hard_bounce": True}, "", True),
+        ({"event": "bounce", "hard_bounce": False}, "", False),
+        ({"msys": {"message_event": {"type": "bounce", "bounce_class": "10"}}}, "", True),
+        ({"msys": {"message_event": {"type": "bounce", "bounce_class": "22"}}}, "", False),
+        ({"type": "activity.hard_bounced"}, "", True),
+        ({"type": "activity.soft_bounced"}, "", False),
+        ({}, "550 5.1.1 no such user", True),
+        ({}, "550 5.2.1 mailbox disabled", True),
+        ({}, "552 5.2.2 mailbox full", False),
+        ({}, "550 5.7.1 spam", False),
+        ({}, "", False),
+    ],
+)
+def test_a_bounce_is_for_good_where_the_provider_or_the_server_says_so(
+    raw, reply, is_for_good
+) -> None:
+    assert webhooks.is_for_good(reply, raw) is is_for_good
+
+
+def test_every_kind_that_anymail_tells_of_a_sent_mail_is_known() -> None:
+    from anymail.signals import EventType
+
+    told = {value for name, value in vars(EventType).items() if name.isupper()}
+    assert told - set(webhooks._KINDS) == {"inbound", "inbound_failed", "unknown"}

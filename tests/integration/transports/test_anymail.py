@@ -1,0 +1,260 @@
+"""Providers by HTTP: anymail's own backends, through the queue, to a server of their APIs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import django
+import pytest
+from anymail.message import AnymailMessage, AnymailRecipientStatus
+from django.core.mail import EmailMessage
+
+from devservers.provider import KEY, Provider
+from django_epica_mail import outbox, suppression
+from django_epica_mail.delivery import gates
+from django_epica_mail.models import DeliveryAttempt, EmailLog
+from django_epica_mail.transports import config as transports
+from django_epica_mail.transports import connection
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.filterwarnings("ignore:django-anymail has dropped official support for SendGrid"),
+]
+APIS = ("sendgrid", "amazon")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Provider]:
+    with Provider() as provider:
+        yield provider
+
+
+@pytest.fixture
+def provider(
+    server: Provider, settings: Any, epica_mail: Callable[..., None]
+) -> Iterator[Provider]:
+    """Let the transports ``sendgrid`` and ``amazon`` go to the server, and ``test`` to nowhere."""
+    specs: dict[str, Any] = {
+        "sendgrid": {
+            "BACKEND": "anymail.backends.sendgrid.EmailBackend",
+            "OPTIONS": {"api_key": KEY, "api_url": server.sendgrid_url},
+        },
+        "amazon": {
+            "BACKEND": "anymail.backends.amazon_ses.EmailBackend",
+            "OPTIONS": {
+                "client_params": {
+                    "endpoint_url": server.amazon_url,
+                    "region_name": "eu-west-1",
+                    "aws_access_key_id": "id",
+                    "aws_secret_access_key": "secret",
+                }
+            },
+        },
+        "test": {"BACKEND": "anymail.backends.test.EmailBackend"},
+    }
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = specs
+    else:
+        epica_mail(TRANSPORTS=specs)
+    epica_mail(DEFAULT_TRANSPORT="sendgrid", REAL_TRANSPORTS_IN_TESTS=True)
+    yield server
+    connection.close_connections()
+    server.forget()
+
+
+@pytest.fixture(params=APIS)
+def api(request: Any) -> str:
+    return str(request.param)
+
+
+def queue(api: str, *to: str, **options: Any) -> EmailLog:
+    message = EmailMessage("S", "B", "shop@example.com", list(to) or ["to@example.com"])
+    return outbox.enqueue(message, transport=api, **options)
+
+
+def state(log: EmailLog) -> tuple[str, str, int]:
+    log.refresh_from_db()
+    return log.status, log.failure_kind, log.tries
+
+
+def test_a_mail_is_taken_with_our_id_and_the_providers_id_is_kept(provider, deliver, api) -> None:
+    log = queue(api)
+    assert deliver() == 1
+    assert state(log) == ("sent", "", 1)
+    (taken,) = provider.taken
+    assert (taken.api, taken.recipients) == (api, ("to@example.com",))
+    assert taken.metadata["epica_mail_id"] == str(log.pk)
+    attempt = DeliveryAttempt.objects.get()
+    known = taken.metadata["anymail_id"] if api == "sendgrid" else taken.id
+    assert (attempt.provider_id, attempt.reply) == (known, "queued")
+
+
+def test_tags_and_metadata_of_the_caller_go_along(provider, deliver, api) -> None:
+    message = AnymailMessage(
+        "S", "B", "shop@example.com", ["to@example.com"], tags=["news"], metadata={"order": "7"}
+    )
+    log = outbox.enqueue(message, transport=api)
+    deliver()
+    metadata = dict(provider.taken[0].metadata)
+    metadata.pop("anymail_id", None)
+    assert metadata == {"order": "7", "epica_mail_id": str(log.pk)}
+
+
+def test_a_provider_that_throttles_is_waited_for_and_no_try_is_used(
+    provider, deliver, api, travel
+) -> None:
+    provider.fail(429, error="TooManyRequestsException", headers={"Retry-After": "120"})
+    log = queue(api)
+    deliver()
+    assert state(log) == ("retrying", "throttled", 0)
+    travel(seconds=110)
+    assert deliver() == 0
+    travel(seconds=20)
+    assert deliver() == 1
+    assert state(log) == ("sent", "", 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "expected"),
+    [
+        (400, "BadRequestException", ("failed", "permanent", 0)),
+        (400, "MessageRejected", ("failed", "permanent", 0)),
+        (401, "", ("retrying", "outage", 0)),
+        (403, "AccessDeniedException", ("retrying", "outage", 0)),
+        (500, "InternalServiceErrorException", ("retrying", "transient", 1)),
+        (503, "", ("retrying", "transient", 1)),
+        (504, "", ("retrying", "unknown", 1)),
+    ],
+)
+def test_an_error_means_what_the_provider_says(
+    provider, deliver, api, status, error, expected
+) -> None:
+    provider.fail(status, error=error)
+    log = queue(api, on_unknown="resend")
+    deliver()
+    assert state(log) == expected
+    assert provider.requests == 1, "posted again by itself"
+    assert DeliveryAttempt.objects.get().code == status
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ("LimitExceededException", "throttled"),
+        ("ThrottlingException", "throttled"),
+        ("SendingPausedException", "outage"),
+    ],
+)
+def test_what_amazon_means_by_400_is_known_by_its_name(provider, deliver, error, kind) -> None:
+    provider.fail(400, error=error)
+    log = queue("amazon")
+    deliver()
+    assert state(log) == ("retrying", kind, 0)
+
+
+def test_a_provider_that_takes_the_mail_and_does_not_answer_leaves_it_unknown(
+    provider, deliver, api, epica_mail
+) -> None:
+    epica_mail(SEND_TIMEOUT=1)
+    provider.lose_answer(times=3)
+    log = queue(api, on_unknown="hold")
+    deliver()
+    assert state(log) == ("unknown", "unknown", 1)
+    assert len(provider.taken) == provider.requests == 1, "posted again by itself"
+
+
+def test_a_provider_that_cannot_be_reached_is_an_outage(provider, deliver, api, settings) -> None:
+    nowhere = {"sendgrid": "api_url", "amazon": "client_params"}[api]
+    specs = transports.specs()
+    value: Any = "http://127.0.0.1:1/v3/"
+    if api == "amazon":
+        value = {**specs[api]["OPTIONS"]["client_params"], "endpoint_url": "http://127.0.0.1:1"}
+    specs[api]["OPTIONS"][nowhere] = value
+    log = queue(api, on_unknown="hold")
+    deliver()
+    assert state(log) == ("retrying", "outage", 0)
+    assert gates.Gates("default").out_of_order() == [api]
+
+
+def test_whom_the_list_suppresses_the_provider_is_not_told_of(provider, deliver, api) -> None:
+    suppression.add("gone@example.com")
+    message = EmailMessage(
+        "S", "B", "shop@example.com", ["a@example.com", "gone@example.com"],
+        cc=["b@example.com"], bcc=["Gone <gone@example.com>", "c@example.com"],
+    )  # fmt: skip
+    log = outbox.enqueue(message, transport=api)
+    deliver()
+    assert state(log)[0] == "sent"
+    assert provider.taken[0].recipients == ("a@example.com", "b@example.com", "c@example.com")
+
+
+def answer(**statuses: str) -> Callable[..., dict[str, Any]]:
+    def post(self: Any, payload: Any, message: Any) -> dict[str, Any]:
+        given = {address.split("@")[0]: address for address in payload.recipient_emails}
+        return {
+            "recipient_status": {
+                given[name]: AnymailRecipientStatus(message_id=f"id-{name}", status=status)
+                for name, status in statuses.items()
+                if name in given
+            }
+        }
+
+    return post
+
+
+def test_what_a_provider_says_of_each_recipient_is_kept(
+    provider, deliver, monkeypatch, travel
+) -> None:
+    monkeypatch.setattr(
+        "anymail.backends.test.EmailBackend.post_to_esp",
+        answer(a="sent", b="rejected", c="failed", d="queued"),
+    )
+    log = queue("test", *(f"{name}@example.com" for name in "abcd"))
+    deliver()
+    assert state(log) == ("retrying", "transient", 1)
+    assert list(log.recipients.values_list("outcome", flat=True)) == [
+        *("accepted", "refused", "", "accepted")
+    ]
+    monkeypatch.setattr("anymail.backends.test.EmailBackend.post_to_esp", answer(c="sent"))
+    travel(minutes=6)
+    deliver()
+    assert state(log) == ("sent", "", 2)
+    assert list(DeliveryAttempt.objects.values_list("provider_id", flat=True)) == ["id-a", "id-c"]
+
+
+def test_a_mail_refused_for_all_fails(provider, deliver, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "anymail.backends.test.EmailBackend.post_to_esp", answer(a="rejected", b="invalid")
+    )
+    log = queue("test", "a@example.com", "b@example.com")
+    deliver()
+    assert state(log) == ("failed", "permanent", 0)
+
+
+def test_a_mail_that_the_site_stops_at_anymails_door_is_not_taken_for_sent(
+    provider, deliver
+) -> None:
+    from anymail.exceptions import AnymailCancelSend
+    from anymail.signals import pre_send
+
+    def stop(sender: Any, **_: Any) -> None:
+        raise AnymailCancelSend
+
+    pre_send.connect(stop)
+    try:
+        log = queue("test")
+        deliver()
+    finally:
+        pre_send.disconnect(stop)
+    assert state(log) == ("failed", "message", 0)
+    assert "stopped on its way" in log.reply
+
+
+def test_the_sites_own_retries_of_boto3_are_left_alone(provider) -> None:
+    backend: Any = connection._build("amazon")
+    assert backend.client_params["config"].retries["total_max_attempts"] == 1
+    params = transports.specs()["amazon"]["OPTIONS"]["client_params"]
+    params["config"] = {"retries": {"total_max_attempts": 4, "mode": "standard"}}
+    backend = connection._build("amazon")
+    assert backend.client_params["config"].retries["total_max_attempts"] == 4

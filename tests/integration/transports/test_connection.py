@@ -1,0 +1,177 @@
+"""The connections of a worker process, and which transport a mail goes to."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from unittest import mock
+
+import django
+import pytest
+from django.core import mail
+from django.core.exceptions import ImproperlyConfigured
+from django.core.mail import EmailMessage
+
+from devservers.process import wait_until
+from devservers.smtp_faults import drop, refuse
+from django_epica_mail import tasks
+from django_epica_mail.delivery import worker
+from django_epica_mail.retry import Failure, Kind, Stage
+from django_epica_mail.transports import config as transports
+from django_epica_mail.transports import connection as transport_connection
+
+
+def message() -> EmailMessage:
+    return EmailMessage("Subject", "Body", None, ["to@example.com"])
+
+
+def send() -> Kind | None:
+    with transport_connection.connection("smtp") as connection:
+        result = connection.send(message())
+    return result.failure.kind if result.failure else None
+
+
+def test_a_connection_is_kept_for_the_next_batch(smtp) -> None:
+    before = smtp.connections.opened
+    assert [send() for _ in range(3)] == [None] * 3
+    assert smtp.connections.opened == before + 1
+
+
+def test_a_connection_is_replaced_after_its_share_of_mails(smtp, epica_mail) -> None:
+    epica_mail(CONNECTION_MAX_MAILS=2)
+    before = smtp.connections.opened
+    assert [send() for _ in range(4)] == [None] * 4
+    assert smtp.connections.opened == before + 2
+
+
+def test_a_connection_left_idle_is_not_used_again(smtp, epica_mail) -> None:
+    epica_mail(CONNECTION_MAX_IDLE=0)
+    before = smtp.connections.opened
+    send()
+    send()
+    assert smtp.connections.opened == before + 2
+
+
+def test_a_connection_that_failed_is_never_used_again(smtp) -> None:
+    smtp.inject(refuse("content", 451, "4.3.0", times=1))
+    before = smtp.connections.opened
+    assert send() is Kind.TRANSIENT
+    assert send() is None
+    assert smtp.connections.opened == before + 2
+
+
+def test_a_server_that_hung_up_meanwhile_gets_one_more_try(smtp) -> None:
+    assert send() is None
+    smtp.cut_connections()
+    assert send() is None
+    assert len(smtp.accepted) == 2
+
+
+def test_no_second_try_follows_content_that_was_sent(smtp) -> None:
+    assert send() is None
+    smtp.inject(drop("content", accepted=True, times=1))
+    assert send() is Kind.UNKNOWN
+    assert len(smtp.accepted) == 2
+
+
+def test_two_tasks_at_once_use_two_connections(smtp) -> None:
+    before = smtp.connections.opened
+    with (
+        transport_connection.connection("smtp") as one,
+        transport_connection.connection("smtp") as other,
+    ):
+        one.send(message())
+        other.send(message())
+    assert smtp.connections.opened == before + 2
+
+
+def test_connections_are_closed_at_the_workers_end(smtp) -> None:
+    send()
+    tasks._close_connections()
+    assert smtp.commands["QUIT"] == 1
+
+
+def test_a_forked_child_leaves_its_parents_connections_alone(smtp) -> None:
+    send()
+    with mock.patch.object(transport_connection, "_pool", transport_connection._pool):
+        transport_connection._forget_connections()
+        before = smtp.connections.opened
+        send()
+        assert smtp.connections.opened == before + 1
+        transport_connection.close_connections()
+    assert send() is None
+    assert smtp.connections.opened == before + 1
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_transport_told_to_fail_silently_cannot_hide_a_failure(smtp, settings, silent) -> None:
+    spec = {
+        "BACKEND": "django.core.mail.backends.smtp.EmailBackend",
+        "OPTIONS": {"host": "127.0.0.1", "port": smtp.port, "fail_silently": silent},
+    }
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = {**settings.MAILERS, "smtp": spec}
+    else:
+        settings.EPICA_MAIL = {**settings.EPICA_MAIL, "TRANSPORTS": {"smtp": spec}}
+    smtp.inject(refuse("rcpt", 550, "5.1.1"))
+    assert send() is Kind.PERMANENT
+
+
+def test_under_a_test_runner_mail_goes_to_the_outbox(smtp, epica_mail, queue_mail) -> None:
+    epica_mail(REAL_TRANSPORTS_IN_TESTS=False)
+    queue_mail()
+    assert worker.deliver("emails") == 1
+    assert smtp.accepted == []
+    assert len(mail.outbox) == 1
+
+
+def test_a_mail_that_names_no_transport_takes_the_sites_default(smtp, epica_mail) -> None:
+    assert transports.default_alias() == "smtp"
+    epica_mail(DEFAULT_TRANSPORT="other")
+    assert transports.default_alias() == "other"
+
+
+def test_without_a_default_the_caller_is_told_where_to_name_one(smtp, settings, epica_mail) -> None:
+    spec = {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": {"host": "h"}}
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = {"a": spec, "b": spec}
+    else:
+        epica_mail(TRANSPORTS={"a": spec, "b": spec})
+    with pytest.raises(ImproperlyConfigured, match="DEFAULT_TRANSPORT"):
+        transports.default_alias()
+
+
+def test_the_queue_itself_is_no_transport(smtp) -> None:
+    assert transports.is_queue({"BACKEND": "django_epica_mail.backends.EmailBackend"})
+    assert transports.aliases() == ("smtp",)
+
+
+def knows_better(error: Exception, stage: Stage) -> Failure | None:
+    """Take one error for what only this site knows it is."""
+    if "quota" in str(error):
+        return Failure(kind=Kind.THROTTLED, reply="quota", retry_after=3600)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"), [("5.7.1 quota", "throttled"), ("5.1.1 no", "permanent")]
+)
+def test_a_site_may_know_better_what_an_error_means(
+    smtp, queue_mail, deliver, epica_mail, words: str, kind: str
+) -> None:
+    epica_mail(CLASSIFY=f"{__name__}.knows_better")
+    smtp.inject(refuse("mail", 550, words))
+    log = queue_mail()
+    deliver()
+    log.refresh_from_db()
+    assert log.failure_kind == kind
+    if kind == "throttled":
+        assert log.due_at - log.created_at > timedelta(minutes=59)
+
+
+def test_a_probe_leaves_no_connection_open_whatever_it_finds(smtp) -> None:
+    assert transport_connection.probe("smtp") is None
+    smtp.inject(refuse("ehlo", 421, "4.3.2 Shutting down"))
+    failure = transport_connection.probe("smtp")
+    assert failure is not None
+    assert failure.kind == Kind.OUTAGE
+    wait_until(lambda: smtp.connections.open_now == 0, timeout=10, what="the ends to be seen")

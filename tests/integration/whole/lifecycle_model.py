@@ -1,0 +1,186 @@
+"""What must hold of the queue's rows, told by what the server accepted and what the database saw.
+
+A trigger in the database notes every change of a status, whatever code made it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from uuid import UUID
+
+from django.db import connection
+
+from django_epica_mail import lifecycle
+from django_epica_mail.lifecycle import Status
+from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
+from django_epica_mail.retry import Kind
+from tests.integration.whole.workers import Dialogue, Worker
+
+LEGAL = {(source, move.target) for move in lifecycle.MOVES for source in move.sources}
+
+_NOTE = "INSERT INTO witness (email, old, new) VALUES (new.id, old.status, new.status);"
+_SQLITE = (
+    "CREATE TABLE witness (number integer PRIMARY KEY, email text, old text, new text)",
+    "CREATE TRIGGER witness AFTER UPDATE OF status ON epica_mail_emaillog FOR EACH ROW "
+    f"WHEN old.status <> new.status BEGIN {_NOTE} END",
+)
+_POSTGRESQL = (
+    "CREATE TABLE witness (number serial PRIMARY KEY, email uuid, old text, new text)",
+    "CREATE FUNCTION witness() RETURNS trigger LANGUAGE plpgsql AS "
+    f"$$ BEGIN {_NOTE} RETURN new; END $$",
+    "CREATE TRIGGER witness AFTER UPDATE OF status ON epica_mail_emaillog FOR EACH ROW "
+    "WHEN (old.status <> new.status) EXECUTE FUNCTION witness()",
+)
+_MARIADB = (
+    "CREATE TABLE witness (number integer PRIMARY KEY AUTO_INCREMENT, email uuid, "
+    "old text, new text)",
+    "CREATE TRIGGER witness AFTER UPDATE ON epica_mail_emaillog FOR EACH ROW "
+    f"IF old.status <> new.status THEN {_NOTE} END IF",
+)
+_MAKE = {"sqlite": _SQLITE, "postgresql": _POSTGRESQL, "mysql": _MARIADB}
+_DROP = {
+    "sqlite": ("DROP TRIGGER witness", "DROP TABLE witness"),
+    "postgresql": ("DROP FUNCTION witness CASCADE", "DROP TABLE witness"),
+    "mysql": ("DROP TRIGGER witness", "DROP TABLE witness"),
+}
+
+
+@contextmanager
+def witness() -> Iterator[None]:
+    """Let the database note every change of a status."""
+    with connection.cursor() as cursor:
+        for statement in _MAKE[connection.vendor]:
+            cursor.execute(statement)
+        try:
+            yield
+        finally:
+            for statement in _DROP[connection.vendor]:
+                cursor.execute(statement)
+
+
+def changes() -> list[tuple[UUID, str, str]]:
+    """Return, and forget, the changes noted: mail, old status, new status."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT email, old, new FROM witness ORDER BY number")
+        noted = [(UUID(str(mail)), old, new) for mail, old, new in cursor.fetchall()]
+        if noted:
+            cursor.execute("DELETE FROM witness")
+    return noted
+
+
+class Model:
+    """What the server was handed and what it accepted, and who gave leave for another copy.
+
+    A mail has one permission more each time the policy resends it and each time a person requeues
+    it; under one permission a recipient is sent the mail once.
+    """
+
+    def __init__(self) -> None:
+        self.accepted: set[tuple[UUID, int]] = set()
+        self.permissions = Counter[UUID]()
+        self.extra_tries = Counter[UUID]()
+        self.resent = Counter[UUID]()
+        self.late = defaultdict[UUID, set[UUID]](set)
+        self._noted: set[tuple[UUID, int]] = set()
+        self._taken: set[tuple[UUID, int, int]] = set()
+        self._handed: dict[Worker, dict[int, tuple[UUID, int, int]]] = {}
+
+    def note(self, noted: Iterable[tuple[UUID, str, str]], *, by: str = "") -> None:
+        """Check changes of status; ``by`` is who may wake final mail: a person, or a retry."""
+        for mail, old, new in noted:
+            assert (old, new) in LEGAL
+            assert old != Status.SENT
+            assert by or old not in lifecycle.FINAL
+            if by == "person":
+                self.permissions[mail] += 1
+                self.extra_tries[mail] = self.resent[mail] = 0
+            elif by == "retry":
+                assert (old, new) == (Status.FAILED, Status.QUEUED)
+                self.extra_tries[mail] += 1
+            elif (old, new) == (Status.UNKNOWN, Status.RETRYING):
+                assert EmailLog.objects.get(pk=mail).on_unknown == "resend"
+                self.permissions[mail] += 1
+                self.resent[mail] += 1
+
+    def hand_over(self, worker: Worker, dialogue: Dialogue, begun_by: datetime) -> None:
+        """Check that a mail may be with the server: by its lease, its time and its past."""
+        assert not connection.in_atomic_block
+        assert worker.batch is not None
+        log = EmailLog.objects.get(pk=dialogue.mail)
+        assert (log.status, log.lease_token) == (Status.SENDING, worker.batch.token)
+        assert log.lease_until is not None
+        assert log.lease_until > begun_by, "its lease may end before the dialogue does"
+        assert log.due_at < worker.batch_sought_at
+        assert log.expires_at is None or log.expires_at > worker.batch_sought_at
+        assert dialogue.positions
+        done = log.recipients.exclude(outcome="").values_list("position", flat=True)
+        assert not set(done) & set(dialogue.positions), "done with before"
+        assert self._noted.isdisjoint((log.pk, position) for position in dialogue.positions)
+        keys = {p: (log.pk, p, self.permissions[log.pk]) for p in dialogue.positions}
+        assert not self._taken.intersection(keys.values()), "handed over again without leave"
+        self._taken.update(keys.values())
+        self._handed[worker] = keys
+        worker.holds_until = log.lease_until
+
+    def answer(
+        self, worker: Worker, taken: set[int], *, in_doubt: bool, late: bool = False
+    ) -> None:
+        """Note whom the server took a mail for; unless in doubt, the others may be tried again.
+
+        ``late`` is the answer to a worker that may have been given up meanwhile.
+        """
+        keys = self._handed.pop(worker)
+        self.accepted |= {keys[position][:2] for position in taken}
+        if not in_doubt:
+            self._taken -= {key for position, key in keys.items() if position not in taken}
+        if late and worker.batch is not None:
+            for mail in worker.batch.mails:
+                self.late[mail.pk].add(worker.batch.token)
+
+    def check_claims(self, present: datetime) -> None:
+        """Check that while a lease lasts, nobody takes away what a worker is or may be sending."""
+        for worker, keys in self._handed.items():
+            assert worker.batch is not None
+            held = [mail.pk for mail in worker.batch.mails]
+            (mail,) = {mail for mail, *_ in keys.values()}
+            mine = held[held.index(mail) :]
+            logs = EmailLog.objects.filter(pk__in=mine, lease_token=worker.batch.token)
+            if worker.holds_until > present:
+                assert logs.filter(status=Status.SENDING).count() == len(mine)
+
+    def check_rows(self) -> None:
+        """Check that every row is consistent in itself, and with what the server accepted."""
+        numbers, outcomes = defaultdict[UUID, list[int]](list), defaultdict[UUID, dict](dict)
+        attempts = DeliveryAttempt.objects.order_by("number")
+        for mail, number in attempts.values_list("email_id", "number"):
+            numbers[mail].append(number)
+        for row in EmailRecipient.objects.only("email_id", "position", "outcome"):
+            outcomes[row.email_id][row.position] = row.outcome
+        for log in EmailLog.objects.defer("envelope"):
+            claimable = log.status in lifecycle.CLAIMABLE
+            assert log.pending == (log.priority if claimable else None)
+            assert (log.lease_until is not None) == (log.status == Status.SENDING)
+            assert (log.finished_at is not None) == (log.status in lifecycle.FINAL)
+            # A late answer, to a try that the rescue has noted, counts that try once more.
+            late = log.attempts - len(numbers[log.pk])
+            assert 0 <= late <= len(self.late[log.pk])
+            assert not numbers[log.pk] or max(numbers[log.pk]) <= log.attempts
+            allowed = log.max_retries + self.extra_tries[log.pk]
+            assert log.tries <= allowed + 1 + late
+            assert self.resent[log.pk] <= allowed
+            self._check_outcomes(log, outcomes[log.pk])
+
+    def _check_outcomes(self, log: EmailLog, outcomes: dict[int, str]) -> None:
+        noted = {position for position, outcome in outcomes.items() if outcome == "accepted"}
+        refused = {position for position, outcome in outcomes.items() if outcome == "refused"}
+        accepted = {position for position in outcomes if (log.pk, position) in self.accepted}
+        assert noted <= accepted
+        self._noted |= {(log.pk, position) for position in noted}
+        if log.status == Status.SENT:
+            assert accepted, "sent, and the server never accepted it"
+            assert set(outcomes) == accepted | refused, "sent, and a recipient was forgotten"
+        if log.status == Status.FAILED and log.failure_kind != Kind.OVERDUE:
+            assert not noted

@@ -1,0 +1,385 @@
+"""The life of e-mails under random orders of events, against a model of what the server took."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import django
+import pytest
+from django.apps import apps
+from django.core.mail import EmailMessage
+from django.db import DEFAULT_DB_ALIAS, connection, connections
+from django.db.models import Q
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from django_epica_mail import clock, lifecycle, maintenance, outbox, retry
+from django_epica_mail.delivery import claim, db_retry, settle
+from django_epica_mail.delivery import worker as delivery_worker
+from django_epica_mail.lifecycle import Status
+from django_epica_mail.models import EmailLog
+from django_epica_mail.retry import Failure, Kind, Result
+from django_epica_mail.transports import connection as transport_connection
+from tests.integration.whole import workers
+from tests.integration.whole.lifecycle_model import Model, changes, witness
+from tests.integration.whole.workers import Time, Worker
+
+QUEUE, TRANSPORTS = "emails", ("ses", "smtp")
+PERMITS = 2
+SEND_TIMEOUT = 60
+LEASE = 5 + 2 * SEND_TIMEOUT
+EPICA_MAIL = {
+    "BATCH_SIZE": 4,
+    "BATCH_SECONDS": 5,
+    "SEND_TIMEOUT": SEND_TIMEOUT,
+    "MAX_RETRIES": 1,
+    "RETRY_DELAY": 300,
+    "GIVE_UP_AFTER": 3600,
+    "SETTLE_DELAY": 3600,  # outcomes wait until the permits are out, or the batch ends
+    "RUN_SECONDS": 1e6,
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """Some mails alike."""
+
+    count: int
+    recipients: int
+    priority: int
+    transport: str
+    on_unknown: str
+    wait: float
+    """Seconds until they may be sent."""
+    life: float
+    """Seconds until they are not worth sending any more, or 0 for ever."""
+
+
+orders = st.builds(
+    Order,
+    count=st.integers(1, 3),
+    recipients=st.integers(1, 3),
+    priority=st.sampled_from([9, 9, 0]),
+    transport=st.sampled_from(TRANSPORTS),
+    on_unknown=st.sampled_from(["resend", "resend", "hold", "fail"]),
+    wait=st.sampled_from([0, 0, 0, 60]),
+    life=st.sampled_from([0, 0, 0, 500]),
+)
+which = st.integers(0, 1)
+refusals = st.dictionaries(
+    st.integers(0, 2),
+    st.sampled_from([Kind.PERMANENT, Kind.TRANSIENT, Kind.THROTTLED]),
+    max_size=2,
+)
+
+
+def movable(move: lifecycle.Move) -> st.SearchStrategy[Status]:
+    """Return the statuses that a move starts from, in an order that lasts."""
+    return st.sampled_from(sorted(move.sources))
+
+
+class Lifecycle(RuleBasedStateMachine):
+    """Drives the queue with two workers, and checks after each step what must hold.
+
+    Hypothesis leaves out some of the rules in each run, so none depends on another: where a rule
+    needs a worker, it starts one.
+    """
+
+    mails = Bundle("mails")
+
+    def __init__(self, time: Time) -> None:
+        super().__init__()
+        self.time, self.model = time, Model()
+        self.workers: dict[int, Worker] = {}
+
+    # Users, and people who look after the queue
+
+    @initialize(target=mails, orders=st.lists(orders, min_size=1, max_size=3))
+    def begin(self, orders: list[Order]) -> MultipleResults[UUID]:
+        return multiple(*(pk for order in orders for pk in self._enqueue(order)))
+
+    @rule(target=mails, order=orders)
+    def enqueue(self, order: Order) -> MultipleResults[UUID]:
+        return multiple(*self._enqueue(order))
+
+    @rule(mail=mails, status=movable(lifecycle.CANCEL), regret=st.booleans())
+    def cancel(self, mail: UUID, status: Status, regret: bool) -> None:
+        before = self._statuses(mail, status)
+        done = outbox.cancel(before)
+        assert done.cancelled == [pk for pk in before if before[pk] in lifecycle.CANCEL.sources]
+        assert {*done.cancelled, *done.too_late} == before.keys()
+        if regret:
+            self.requeue(mail, Status.CANCELLED)
+
+    @rule(mail=mails, status=movable(lifecycle.REQUEUE))
+    def requeue(self, mail: UUID, status: Status) -> None:
+        self.model.note(changes())
+        before = self._statuses(mail, status)
+        moved = [pk for pk in before if before[pk] in lifecycle.REQUEUE.sources]
+        assert outbox.requeue(before) == len(moved)
+        self.model.note(changes(), by="person")
+
+    @rule(
+        what=st.sampled_from([{"queue": QUEUE}, *({"transport": name} for name in TRANSPORTS)]),
+        change=st.sampled_from([outbox.resume, outbox.resume, outbox.pause]),
+    )
+    def pause_or_resume(self, what: dict[str, str], change: Callable[..., None]) -> None:
+        change(**what)
+
+    # Workers and the server
+
+    @rule(which=which, times=st.integers(1, 4))
+    def accept(self, which: int, times: int) -> None:
+        for _ in range(times):
+            if worker := self._worker_in_dialogue(which):
+                self._answer(worker, Result(code=250, seconds=0.1))
+
+    @rule(which=which, refused=refusals)
+    def refuse_some(self, which: int, refused: dict[int, Kind]) -> None:
+        if worker := self._worker_in_dialogue(which):
+            count = len(worker.positions)
+            failures = {n: Failure(kind=kind) for n, kind in refused.items() if n < count}
+            failure = retry.mildest(failures.values()) if len(failures) == count else None
+            self._answer(worker, Result(failure=failure, refused=failures, seconds=0.1))
+
+    @rule(
+        which=which,
+        kind=st.sampled_from([Kind.PERMANENT, Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE]),
+    )
+    def refuse_all(self, which: int, kind: Kind) -> None:
+        if worker := self._worker_in_dialogue(which):
+            self._answer(worker, Result(failure=Failure(kind=kind), seconds=0.1))
+
+    @rule(which=which, was_accepted=st.booleans())
+    def lose_the_reply(self, which: int, was_accepted: bool) -> None:
+        if worker := self._worker_in_dialogue(which):
+            lost = Result(failure=Failure(kind=Kind.UNKNOWN), seconds=0.1)
+            self._answer(worker, lost, was_accepted=was_accepted)
+
+    @rule(which=which, was_accepted=st.booleans())
+    def kill(self, which: int, was_accepted: bool) -> None:
+        self._worker_in_dialogue(which)
+        if worker := self.workers.pop(which, None):
+            if worker.dialogue is not None:
+                taken = set(worker.positions) if was_accepted else set()
+                self.model.answer(worker, taken, in_doubt=True)
+            worker.kill()
+
+    # Time and the caretakers
+
+    @rule(seconds=st.sampled_from([3, 31, 61, 301, 3601]))
+    def let_time_pass(self, seconds: float) -> None:
+        self.time.sleep(seconds)
+
+    @rule(which=which)
+    def stall(self, which: int) -> None:
+        """Let the lease of a worker that waits for an answer end, and another take its mail."""
+        self._worker_in_dialogue(which)
+        self.time.sleep(LEASE)
+        self.rescue()
+        self._worker_in_dialogue(1 - which)
+
+    @rule()
+    def rescue(self) -> None:
+        sending = EmailLog.objects.filter(status=Status.SENDING)
+        claims = dict(sending.values_list("pk", "lease_token"))
+        count = maintenance.rescue()
+        noted = changes()
+        self.model.note(noted)
+        assert count == len({mail for mail, *_ in noted})
+        lost = Counter(claims[mail] for mail, _, new in noted if new == Status.UNKNOWN)
+        assert all(count <= PERMITS for count in lost.values()), "more than may have been begun"
+
+    @rule(clean_up=st.booleans())
+    def take_care(self, clean_up: bool) -> None:
+        maintenance.dispatch()
+        self.model.note(changes())
+        count = maintenance.retry_failed()
+        noted = changes()
+        self.model.note(noted, by="retry")
+        assert count == len(noted)
+        if clean_up and not self.workers:
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        self.time.sleep(24 * 3600)
+        before = dict(EmailLog.objects.values_list("pk", "status"))
+        count = maintenance.cleanup(days=1)
+        gone = before.keys() - set(EmailLog.objects.values_list("pk", flat=True))
+        assert len(gone) == count
+        assert {before[mail] for mail in gone} <= lifecycle.FINAL
+
+    # What must hold
+
+    @invariant()
+    def what_the_rows_say_holds(self) -> None:
+        self.model.note(changes())
+        self.model.check_claims(self.time.present())
+        self.model.check_rows()
+
+    def teardown(self) -> None:
+        """Check that all mail comes to an end once all is well; leave nothing behind."""
+        try:
+            if sys.exc_info()[0] is None:
+                self._finish()
+        finally:
+            for worker in self.workers.values():
+                worker.kill()
+            _empty_tables()
+
+    def _finish(self) -> None:
+        for which in list(self.workers):
+            self.kill(which, was_accepted=False)
+        outbox.resume(queue=QUEUE)
+        for alias in TRANSPORTS:
+            outbox.resume(transport=alias)
+        for _ in range(10):
+            self.time.sleep(400)
+            maintenance.dispatch()
+            self._worker_in_dialogue(0)
+            while self.workers:
+                self.accept(0, times=1)
+            self.what_the_rows_say_holds()
+            left = EmailLog.objects.exclude(status__in=lifecycle.FINAL)
+            if set(left.values_list("status", "on_unknown")) <= {(Status.UNKNOWN, "hold")}:
+                return
+        pytest.fail(f"Mail is stuck: {list(left.values())}")
+
+    # How it is done
+
+    def _enqueue(self, order: Order) -> list[UUID]:
+        to = [f"{position}@example.com" for position in range(order.recipients)]
+        now = self.time.present()
+        return [
+            outbox.enqueue(
+                EmailMessage("Subject", "Body", None, to),
+                priority=order.priority,
+                transport=order.transport,
+                on_unknown=order.on_unknown,
+                send_at=now + timedelta(seconds=order.wait) if order.wait else None,
+                expires_at=now + timedelta(seconds=order.life) if order.life else None,
+            ).pk
+            for _ in range(order.count)
+        ]
+
+    def _statuses(self, mail: UUID, status: Status) -> dict[UUID, str | None]:
+        """Return the status of a mail, whatever it is, and of the first that has ``status``."""
+        first = EmailLog.objects.filter(status=status).order_by("pk")[:1]
+        rows = EmailLog.objects.filter(Q(pk=mail) | Q(pk__in=[log.pk for log in first]))
+        return {mail: None, **dict(rows.values_list("pk", "status"))}
+
+    def _worker_in_dialogue(self, which: int) -> Worker | None:
+        """Return a worker that awaits the server's answer; start it, or bring it there."""
+        worker = self.workers.get(which)
+        if worker is None:
+            self.workers[which] = Worker(connections[DEFAULT_DB_ALIAS], QUEUE, self.time)
+        if worker is None or worker.dialogue is None:
+            self._go_on(self.workers[which])
+        worker = self.workers.get(which)
+        return worker if worker is not None and worker.dialogue is not None else None
+
+    def _answer(self, worker: Worker, answer: Result, *, was_accepted: bool | None = None) -> None:
+        in_doubt = was_accepted is not None
+        if was_accepted if in_doubt else answer.failure is None:
+            taken = {p for n, p in enumerate(worker.positions) if n not in answer.refused}
+        else:
+            taken = set()
+        late = worker.holds_until <= self.time.present()
+        self.model.answer(worker, taken, in_doubt=in_doubt, late=late)
+        self._go_on(worker, answer)
+
+    def _go_on(self, worker: Worker, answer: Result | None = None) -> None:
+        worker.go_on(answer)
+        self.model.note(changes())
+        if worker.is_over:
+            self.workers = {n: other for n, other in self.workers.items() if other is not worker}
+        elif worker.dialogue is not None:
+            surely_done_by = self.time.present(timedelta(seconds=SEND_TIMEOUT))
+            self.model.hand_over(worker, worker.dialogue, surely_done_by)
+
+
+def _empty_tables() -> None:
+    with connection.cursor() as cursor:
+        for table in ("witness", *_tables()):
+            cursor.execute(f"DELETE FROM {table}")
+
+
+def _tables() -> list[str]:
+    """Return the package's tables, those that refer to others first."""
+    models = reversed(list(apps.get_app_config("epica_mail").get_models(include_auto_created=True)))
+    return sorted(
+        (model._meta.db_table for model in models), key=lambda name: name == "epica_mail_emaillog"
+    )
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    """Let time pass, for rows and workers alike, only when told to."""
+    time = Time()
+    monkeypatch.setattr(clock, "now", time.now)
+    for module in (claim, delivery_worker, settle, db_retry):
+        monkeypatch.setattr(
+            module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=time.sleep)
+        )
+    return time
+
+
+@pytest.fixture
+def site(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configure two transports, small numbers, and workers that stop at each word."""
+    spec = {"BACKEND": "django.core.mail.backends.smtp.EmailBackend"}
+    transports = dict.fromkeys(TRANSPORTS, spec)
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = transports
+        settings.EPICA_MAIL = EPICA_MAIL
+    else:
+        settings.EPICA_MAIL = {**EPICA_MAIL, "TRANSPORTS": transports}
+    # With the true number it would take hundreds of mails to get past it.
+    monkeypatch.setattr(lifecycle, "PERMITS", PERMITS)
+    monkeypatch.setattr(maintenance, "PERMITS", PERMITS)
+    monkeypatch.setattr(transport_connection, "connection", workers.connection)
+    monkeypatch.setattr(claim, "claim", workers.claim)
+    monkeypatch.setattr(claim, "_mark", workers.mark)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_order_of_events_loses_a_mail_or_sends_it_twice_without_leave(
+    site: None, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start() -> Lifecycle:
+        # A failing run must repeat exactly, and its claims are found in the order of their tokens.
+        time.begin_anew()
+        numbers = itertools.count()
+        monkeypatch.setattr(uuid, "uuid4", lambda: UUID(int=next(numbers), version=4))
+        return Lifecycle(time)
+
+    connection.inc_thread_sharing()
+    try:
+        with witness():
+            run_state_machine_as_test(
+                start,
+                settings=hypothesis_settings(
+                    max_examples=40, stateful_step_count=40, deadline=None, print_blob=True
+                ),
+            )
+    finally:
+        connection.dec_thread_sharing()

@@ -1,0 +1,200 @@
+"""Workers that stop at every word with the server, and a time that passes only when told to.
+
+A worker is a thread that runs the real ``delivery.deliver``. Only one thread runs at a time: a
+worker runs until it waits for the server's answer, and goes on when the test gives one. All share
+the test's connection, so it would show if one held a transaction while it waits.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID
+
+from django.core.mail import EmailMessage
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import DateTimeField, Value
+
+from django_epica_mail.delivery import claim as claims
+from django_epica_mail.delivery import worker as delivery_worker
+from django_epica_mail.delivery.claim import Batch
+from django_epica_mail.models import EmailLog
+from django_epica_mail.retry import Result
+
+_BEGINNING = datetime(2030, 1, 1, tzinfo=timezone.utc)
+_TICK = 0.001
+
+
+class _Moment(Value):
+    """A time. That a bare text is one MariaDB would not know where it is selected."""
+
+    def as_mysql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
+        """Compile to a time with microseconds."""
+        sql, params = self.as_sql(compiler, connection)
+        return f"CAST({sql} AS datetime(6))", params
+
+
+class Time:
+    """The present, the same for the database and for all workers: a replay repeats it exactly."""
+
+    def __init__(self) -> None:
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Go back to the beginning."""
+        self._seconds = 0.0
+
+    def now(self, delay: timedelta | float = 0) -> Value:
+        """Stand for ``clock.now``."""
+        if not isinstance(delay, timedelta):
+            delay = timedelta(seconds=delay)
+        return _Moment(self.present(delay), output_field=DateTimeField())
+
+    def present(self, delay: timedelta = timedelta()) -> datetime:
+        """Return a time that no earlier call returned, as no two statements run at one time."""
+        return _BEGINNING + timedelta(seconds=self.monotonic()) + delay
+
+    def monotonic(self) -> float:
+        """Stand for ``time.monotonic``."""
+        self._seconds += _TICK
+        return self._seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass; stands for ``time.sleep``."""
+        self._seconds += seconds
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A mail handed to the server, which has not answered yet."""
+
+    mail: UUID
+    positions: tuple[int, ...]
+    """The recipients it is for, by their place among all of the mail."""
+
+
+class Killed(BaseException):
+    """The worker's process was killed; nothing of it may run on."""
+
+
+class _NoDatabase:
+    """Stands for the connection of a killed worker, whose ``finally`` must not write either."""
+
+    def __getattr__(self, name: str) -> object:
+        raise Killed
+
+
+class Worker(threading.Thread):
+    """One run of a worker's task."""
+
+    def __init__(self, connection: BaseDatabaseWrapper, queue: str, time: Time) -> None:
+        super().__init__(daemon=True)
+        self._connection, self._queue, self._time = connection, queue, time
+        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self._answer: Result | None = None
+        self._killed = False
+        self._error: BaseException | None = None
+        self.batch: Batch | None = None
+        self.batch_sought_at = self.holds_until = _BEGINNING
+        self.dialogue: Dialogue | None = None
+        self.is_over = False
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The recipients of the mail that is with the server."""
+        assert self.dialogue is not None
+        return self.dialogue.positions
+
+    def seek(self, queue: str) -> Batch | None:
+        """Claim a batch, and remember it and the time."""
+        self.batch_sought_at = self._time.present()
+        self.batch = _claim(queue)
+        return self.batch
+
+    def run(self) -> None:
+        """Deliver, once and as long as told to go on."""
+        connections["default"] = self._connection
+        self._go.acquire()
+        try:
+            delivery_worker.deliver(self._queue)
+        except Killed:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised where the worker is told to go on
+            self._error = error
+        finally:
+            self.is_over = True
+            self._stopped.release()
+
+    def go_on(self, answer: Result | None = None) -> None:
+        """Let it run until its next stop; raise what it raised."""
+        self._answer, self.dialogue = answer, None
+        if not self.is_alive():
+            self.start()
+        self._go.release()
+        self._stopped.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def kill(self) -> None:
+        """End it where it stands, as SIGKILL would."""
+        self._killed = True
+        if not self.is_over:
+            self.go_on()
+        self.join()
+
+    def stop(self, dialogue: Dialogue | None = None) -> Result | None:
+        """Wait, in the worker's own thread, until told to go on; return the server's answer."""
+        self.dialogue = dialogue
+        self._stopped.release()
+        self._go.acquire()
+        if self._killed:
+            connections["default"] = _NoDatabase()
+            raise Killed
+        return self._answer
+
+
+def _current() -> Worker:
+    worker = threading.current_thread()
+    assert isinstance(worker, Worker)
+    return worker
+
+
+class _Connection:
+    """What ``transport.connection`` lends: its words go to the test."""
+
+    mails = 1  # so that the time it takes says nothing of its speed
+
+    def send(self, message: EmailMessage) -> Result:
+        """Hand a message over and wait for the answer."""
+        mail = UUID(re.findall(r"<([0-9a-f-]{36})@", message.extra_headers["Message-ID"])[0])
+        positions = tuple(int(address.partition("@")[0]) for address in message.recipients())
+        answer = _current().stop(Dialogue(mail, positions))
+        assert answer is not None
+        return answer
+
+
+@contextmanager
+def connection(alias: str) -> Iterator[_Connection]:
+    """Stand for ``transport.connection``."""
+    yield _Connection()
+
+
+_claim, _mark = claims.claim, claims._mark
+
+
+def claim(queue: str) -> Batch | None:
+    """Stand for ``claiming.claim``: the same, and the worker's batch is known to the test."""
+    return _current().seek(queue)
+
+
+def mark(candidates: list[EmailLog], token: UUID, using: str) -> tuple[bool, list[EmailLog]]:
+    """Stand for ``claiming._mark``: where nothing is locked meanwhile, others may come between."""
+    if candidates and not connections[using].in_atomic_block:
+        _current().stop()
+    return _mark(candidates, token, using)

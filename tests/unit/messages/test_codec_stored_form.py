@@ -1,0 +1,92 @@
+"""The stored form: readable anywhere, and never less than the message."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from django.core.mail import EmailMessage
+from django.utils.translation import gettext_lazy, override
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_epica_mail.exceptions import EpicaMailError, UnstorableMessage
+from django_epica_mail.messages import dump, load
+
+
+def message(**fields) -> EmailMessage:
+    return EmailMessage("Subject", "Body", "from@example.com", ["to@example.com"], **fields)
+
+
+def there_and_back(mail: EmailMessage) -> EmailMessage:
+    stored = dump(mail)
+    return load(stored.envelope, {blob.digest: blob.content for blob in stored.blobs})
+
+
+def test_the_envelope_is_ascii_json_with_a_version() -> None:
+    mail = message()
+    mail.subject = "ğ\0🎉"
+    envelope = dump(mail).envelope
+    assert envelope.isascii()
+    assert json.loads(envelope)["v"] == 1
+
+
+def test_lazy_text_is_frozen_in_the_callers_language() -> None:
+    mail = message()
+    mail.subject = gettext_lazy("Yes")
+    with override("tr"):
+        stored = dump(mail)
+    with override("en"):
+        assert load(stored.envelope, {}).subject == "Evet"
+
+
+def test_what_cannot_be_kept_is_refused_by_name() -> None:
+    mail = message()
+    mail.callback = print  # type: ignore[attr-defined]
+    with pytest.raises(UnstorableMessage, match="callback") as caught:
+        dump(mail)
+    assert isinstance(caught.value, EpicaMailError)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_version_of_the_future_is_told_from_a_broken_one() -> None:
+    form = json.loads(dump(message()).envelope)
+    with pytest.raises(EpicaMailError, match="99"):
+        load(json.dumps({**form, "v": 99}), {})
+
+
+def test_a_class_that_is_gone_costs_no_mail() -> None:
+    envelope = dump(message()).envelope.replace("django.core.mail.message", "gone.module")
+    assert load(envelope, {}).body == "Body"
+
+
+def test_content_is_kept_out_of_line_and_once() -> None:
+    mail = message()
+    mail.attach("a.bin", b"same", "application/zip")
+    mail.attach("b.bin", b"same", "application/zip")
+    stored = dump(mail)
+    assert [blob.content for blob in stored.blobs] == [b"same"]
+    assert len(there_and_back(mail).attachments) == 2
+
+
+json_like = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.binary()
+    | st.decimals(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=10,
+)
+
+
+@given(st.text(), st.text(), json_like)
+def test_any_text_and_any_attribute_survive(subject: str, body: str, value: object) -> None:
+    mail = message()
+    mail.subject, mail.body = subject, body
+    mail.esp_extra = value  # type: ignore[attr-defined]
+    back = there_and_back(mail)
+    assert (back.subject, back.body) == (subject, body)
+    assert back.esp_extra == value  # type: ignore[attr-defined]
+    assert type(back.esp_extra) is type(value)  # type: ignore[attr-defined]

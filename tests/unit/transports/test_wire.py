@@ -1,0 +1,176 @@
+"""A mail built with less ado has the bytes that Django's own backend sends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from django.core.mail import EmailAlternative, EmailAttachment, EmailMessage, EmailMultiAlternatives
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from django_epica_mail.messages import addresses, raw
+from django_epica_mail.tracking import instrument
+from django_epica_mail.transports import wire
+from tests import corpus
+
+BUILT_BY_DJANGO = {name: make for name, make in corpus.CORPUS if not raw.builds_itself(make())}
+
+ID = "<1.2@example.com>"
+
+# Around the length at which lines are folded, and with what only looks plain.
+words = st.text("aZ09 ,;:<>@=?\"()[]._-\\'", max_size=90)
+line = words | st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=90)
+address = (
+    st.from_regex(addresses._PLAIN, fullmatch=True)
+    | st.emails()
+    | st.builds("{} <{}>".format, words, st.emails())
+)
+message_id = st.from_regex(r"<[a-z0-9.-]{1,40}@[a-z0-9.-]{1,40}>", fullmatch=True) | line
+header = st.tuples(st.sampled_from(["X-Order", "x-b", "List-Id", "Reply-To", "Message-ID"]), line)
+# With all that ends lines somewhere, and around the lengths at which lines are encoded.
+text = st.lists(
+    st.sampled_from(
+        ["\n", "\r", "\r\n", "\v", "\x1c", "\u2028", ".", "From ", " ", "\t", "\0", "="]
+    )
+    | st.text(max_size=20)
+    | st.builds("".ljust, st.sampled_from([76, 77, 78, 79, 996, 998, 999]), st.sampled_from("aé")),
+    max_size=8,
+).map("".join)
+subtype = st.sampled_from(["plain", "html", "calendar", "x-amp-html"])
+
+
+def outcome(build: Callable[[EmailMessage], bytes], message: EmailMessage) -> bytes | str:
+    """Return what is built, or the kind of the error."""
+    try:
+        return corpus.normalise(build(message))
+    except Exception as error:  # noqa: BLE001 - both must raise it
+        return type(error).__name__
+
+
+@pytest.mark.parametrize("make", BUILT_BY_DJANGO.values(), ids=BUILT_BY_DJANGO)
+def test_every_kind_of_message_is_built_as_by_django(make: Callable[[], EmailMessage]) -> None:
+    assert corpus.normalise(wire.build(make())) == corpus.normalise(corpus.wire_bytes(make()))
+
+
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(
+    subject=line,
+    sender=address,
+    to=st.lists(address, min_size=1, max_size=3),
+    reply_to=st.lists(address, max_size=1),
+    headers=st.lists(header, max_size=2).map(dict),
+    own_id=st.none() | message_id,
+    html=st.none() | st.just("<p>ğ</p>"),
+)
+def test_every_header_is_written_as_by_django(
+    subject: str,
+    sender: str,
+    to: list[str],
+    reply_to: list[str],
+    headers: dict[str, Any],
+    own_id: str | None,
+    html: str | None,
+) -> None:
+    if own_id is not None:
+        headers["Message-ID"] = own_id
+
+    def make() -> EmailMessage:
+        made = EmailMultiAlternatives(
+            subject, "Body", sender, to, reply_to=reply_to, headers=dict(headers)
+        )
+        if html is not None:
+            made.attach_alternative(html, "text/html")
+        return made
+
+    assert outcome(wire.build, make()) == outcome(raw.render, make())
+
+
+@hypothesis_settings(max_examples=300, deadline=None)
+@given(
+    body=text,
+    content_subtype=subtype,
+    alternatives=st.lists(st.tuples(text, subtype.map("text/{}".format)), max_size=2),
+)
+def test_every_text_is_written_as_by_django(
+    body: str, content_subtype: str, alternatives: list[tuple[str, str]]
+) -> None:
+    def make() -> EmailMessage:
+        made = EmailMultiAlternatives("S", body, to=["to@example.com"], headers={"Message-ID": ID})
+        made.content_subtype = content_subtype
+        for alternative in alternatives:
+            made.attach_alternative(*alternative)
+        return made
+
+    assert outcome(wire.build, make()) == outcome(raw.render, make())
+
+
+def ordinary_mail(**changes: Any) -> EmailMultiAlternatives:
+    made = EmailMultiAlternatives(
+        "Siparişiniz yolda", "Çay yolda.\n", "Çaycı <shop@example.com>", ["to@example.com"]
+    )
+    made.attach_alternative("<p>Çay yolda.</p>", "text/html")
+    made.extra_headers = {"Message-ID": ID, "List-Unsubscribe": "<https://example.com/u/1>"}
+    vars(made).update(changes)
+    return made
+
+
+def test_an_ordinary_mail_is_written_outright() -> None:
+    assert wire._writes_as_django()
+    assert wire.write_simple(ordinary_mail(), "b") is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"body": ""},
+        {"encoding": "iso-8859-9"},
+        {"attachments": [EmailAttachment("a.txt", "a", "text/plain")]},
+        {"alternatives": [EmailAlternative(b"\0", "application/x-own")]},
+        {"alternatives": [EmailAlternative("\ud800", "text/html")]},
+        {"extra_headers": {}},
+        {"extra_headers": {"Message-ID": ID, "X-Order": 7}},
+        {"extra_headers": {"Message-ID": ID, "message-id": ID}},
+        {"extra_headers": {"Message-ID": ID, "Content-Language": "tr", "MIME-Version": "1.0"}},
+        {"extra_headers": {"Message-ID": ID, "X Order": "7"}},
+        {"subject": "One\nTwo"},
+    ],
+    ids=str,
+)
+def test_what_is_not_ordinary_is_left_to_django(changes: dict[str, Any]) -> None:
+    assert wire.write_simple(ordinary_mail(**changes), "b") is None
+
+
+def test_a_domain_that_is_not_ascii_is_written_as_by_django() -> None:
+    made = partial(ordinary_mail, to=["Ayşe <ayse@bücher.example>"])
+    assert outcome(wire.build, made()) == outcome(raw.render, made())
+
+
+def test_a_header_that_folds_itself_does() -> None:
+    link = f"<https://example.com/{'a' * 90}>"
+    headers = {"Message-ID": ID, "List-Unsubscribe": instrument._OneLine(link)}
+    for value in (link, headers["List-Unsubscribe"]):  # the same text, and not the same header
+        made = partial(ordinary_mail, extra_headers={**headers, "List-Unsubscribe": value})
+        assert outcome(wire.build, made()) == outcome(raw.render, made())
+        assert wire.write_simple(made(), "b") is not None
+
+
+def test_a_django_that_builds_otherwise_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "_VERSION", "MIME-Version: 1.1\r\n")
+    wire._writes_as_django.cache_clear()
+    try:
+        assert b"MIME-Version: 1.0\r\n" in wire.build(ordinary_mail())
+    finally:
+        wire._writes_as_django.cache_clear()
+
+
+def test_parts_of_one_message_do_not_leak_into_the_next() -> None:
+    first = EmailMultiAlternatives("One", "Text", "from@example.com", ["to@example.com"])
+    first.attach("a.txt", "content", "text/plain")
+    second = EmailMessage("Two", "Text", "from@example.com", ["to@example.com"])
+    before = corpus.normalise(wire.build(second))
+    wire.build(first)
+    assert corpus.normalise(wire.build(second)) == before
