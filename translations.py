@@ -1,10 +1,10 @@
-"""Brings the translations into step with the sources, and tells what is left to translate.
+"""Update the translations from the sources, and list what is not translated.
 
-    python translations.py       # after strings were added or changed: update, list, compile
-    python translations.py de    # the same, and begin German
+    python translations.py       # after adding or changing strings: update, compile, list
+    python translations.py de    # the same, and start German
 
-Needs gettext (``xgettext``, ``msgmerge``, ``msgfmt``), Django and polib, as ``tox run -e messages``
-has them.
+Needs gettext (``xgettext``, ``msgmerge``, ``msgfmt``), Django and polib; ``tox run -e messages``
+installs the latter two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).parent / "src" / "django_epica_mail"
 
 
 class _Messages(makemessages.Command):
-    """Django's own, but that no new string gets the translation of one that looks like it."""
+    """Django's ``makemessages``, without guessing translations from similar strings."""
 
     msgmerge_options: Sequence[str] = [
         *makemessages.Command.msgmerge_options,
@@ -42,7 +42,7 @@ def catalogue(language: str, package: Path = PACKAGE) -> Path:
 
 
 def update(names: Sequence[str], package: Path = PACKAGE) -> None:
-    """Write the strings of the sources into the catalogues of languages; drop what is gone.
+    """Write the strings of the sources to the catalogues of ``names``; drop obsolete ones.
 
     Raises ``CommandError`` if gettext is not installed.
     """
@@ -50,7 +50,7 @@ def update(names: Sequence[str], package: Path = PACKAGE) -> None:
     for name in names:
         path = catalogue(name, package)
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # The hour of each run would make a difference where there is none.
+        # The creation date would differ after each run, even if no string changed.
         kept = (line for line in lines if not line.startswith('"POT-Creation-Date:'))
         path.write_text("".join(kept), encoding="utf-8")
 
@@ -59,7 +59,7 @@ def _run(
     command: str | BaseCommand, names: Sequence[str], package: Path = PACKAGE, **options: Any
 ) -> None:
     before = Path.cwd()
-    os.chdir(package)  # which both commands take for the place of the sources
+    os.chdir(package)  # both commands look for the sources in the current folder
     try:
         call_command(command, locale=list(names), verbosity=0, **options)
     finally:
@@ -67,13 +67,13 @@ def _run(
 
 
 def unfinished(entries: polib.POFile) -> Iterator[polib.POEntry]:
-    """Yield the entries that are not translated, or by a guess."""
+    """Yield the entries that are untranslated or fuzzy."""
     yield from (entry for entry in entries if not entry.translated())
 
 
-def main(begun: Sequence[str]) -> int:
-    """Update and compile every language, those ``begun`` too; return 1 if anything is missing."""
-    names = sorted({*languages(), *begun})
+def main(new: Sequence[str]) -> int:
+    """Update and compile all languages, including ``new`` ones; return 1 if a string is missing."""
+    names = sorted({*languages(), *new})
     update(names)
     _run("compilemessages", names)
     missing = 0
@@ -90,5 +90,5 @@ def main(begun: Sequence[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except CommandError as error:  # such as a translation that lacks a placeholder
+    except CommandError as error:  # for instance if a translation lacks a placeholder
         sys.exit(str(error))

@@ -1,1 +1,1 @@
-"""What the queue costs, measured; never part of the tests' time."""
+"""Measure what the queue costs; not part of the tests."""

@@ -1,9 +1,9 @@
-"""Measure this package and its peers in one run, in turns, and print medians and ratios.
+"""Measure this package and its peers alternately in one run, and print medians and ratios.
 
     python -m benchmarks --rounds 5 --out docs/explanation
 
-Each subject has an environment of its own, made on first use from PyPI. What counts are ratios
-within one run: the machine is the same for all, and so is what else it does.
+Each subject has its own environment, created from PyPI on first use. Compare ratios within one
+run only: there the hardware and its other load are the same for all subjects.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.machine import Machine
 from benchmarks.peers import SUBJECTS
 from benchmarks.scenarios import SCENARIOS, Figures
+from benchmarks.testbed import Testbed
 
 
 def main() -> None:
-    """Measure, print the tables, and write them with the figures and the chart."""
+    """Measure and print the tables; on request, write tables, figures and chart to a folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of mails")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for the number of mails")
     parser.add_argument("--scenarios", default="".join(SCENARIOS))
-    parser.add_argument("--subjects", help="names, separated by commas (default: all)")
+    parser.add_argument("--subjects", help="names separated by commas (default: all)")
     parser.add_argument("--out", type=Path, help="folder for benchmarks.json, .md and .svg")
     arguments = parser.parse_args()
     wanted = arguments.subjects.split(",") if arguments.subjects else None
     subjects = [it for it in SUBJECTS if wanted is None or it.name in wanted]
     rounds: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
     with ExitStack() as stack:
-        machine = Machine(stack)
+        testbed = Testbed(stack)
         for subject in subjects:
             print(f"preparing {subject.name}", flush=True)
-            machine.prepare(subject)
+            testbed.prepare(subject)
         for number in range(arguments.rounds):
             for scenario in arguments.scenarios:
                 for subject in (it for it in subjects if scenario in it.scenarios):
-                    found = SCENARIOS[scenario](machine, subject, arguments.scale)
+                    found = SCENARIOS[scenario](testbed, subject, arguments.scale)
                     rounds[scenario][subject.name].append(found)
                     shown = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
                     print(f"round {number + 1} {scenario} {subject.name}: {shown}", flush=True)

@@ -1,10 +1,10 @@
-"""What sweep, claim, clean-up and a look cost among a million rows, and among ten thousand.
+"""Measure sweep, claim, clean-up and monitoring among a million rows and among ten thousand.
 
     python -m benchmarks.backlog --database postgresql --rows 1000000
 
-Two worlds are built, small and large: finished mail with a tenth as much due; and as much mail
-scheduled for tomorrow at priority 9, with one due at priority 0. Printed are medians of
-milliseconds, and the memory that the process gained.
+For each number of rows, two data sets are measured: finished mail with a tenth as much due mail,
+and mail scheduled for tomorrow at priority 9 with one mail due at priority 0. Prints the medians
+in milliseconds and the memory that the process gained.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import psutil
+
+from devservers.databases import DATABASES
 
 ROUNDS = 7
 
 
 def main() -> None:
-    """Build both worlds on the database asked for, measure, and print a table in Markdown."""
+    """Measure few and many rows on the chosen database, and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--database", choices=["postgresql", "mariadb"], default="postgresql")
+    parser.add_argument("--database", choices=DATABASES, default="postgresql")
     parser.add_argument("--rows", type=int, default=1_000_000)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, _server(arguments.database, folder) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        DATABASES[arguments.database](Path(folder)) as server,
+    ):
         server.create_database("epica_mail")
         os.environ["EPICA_TEST_DATABASE_URL"] = server.url("epica_mail")
         os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
@@ -48,18 +52,8 @@ def main() -> None:
         print(f"| {name} | {value:.1f} | {large[name]:.1f} |")
 
 
-def _server(kind: str, folder: str) -> Any:
-    if kind == "mariadb":
-        from devservers.mariadb import MariaDBServer
-
-        return MariaDBServer(Path(folder))
-    from devservers.postgres import PostgresServer
-
-    return PostgresServer(Path(folder))
-
-
 def measure(rows: int) -> dict[str, float]:
-    """Return milliseconds, and megabytes gained, by what was done."""
+    """Return the milliseconds, or megabytes gained, of each operation."""
     from benchmarks import pages
     from django_epica_mail import maintenance
     from django_epica_mail.delivery import claim as claims
@@ -69,7 +63,7 @@ def measure(rows: int) -> dict[str, float]:
     def claim() -> None:
         batch = claims.claim("emails")
         assert batch is not None
-        settle.Settler(batch).release(batch.mails)
+        settle.Settler(batch).release([mail.row for mail in batch.mails])
 
     def sweep() -> None:
         assert list(claims.queues("default"))
@@ -81,7 +75,7 @@ def measure(rows: int) -> dict[str, float]:
     empty()
     build_finished_and_due(rows)
     found = {"sweep, ms": median(sweep), "claim of 100 and release, ms": median(claim)}
-    found |= looks(rows) | pages.measure()
+    found |= measure_monitoring(rows) | pages.measure()
     memory = psutil.Process().memory_info().rss
     started = time.perf_counter()
     deleted = maintenance.cleanup()
@@ -95,8 +89,8 @@ def measure(rows: int) -> dict[str, float]:
     return found
 
 
-def looks(rows: int) -> dict[str, float]:
-    """Return what it costs to count, and then to look in each of the ways there are."""
+def measure_monitoring(rows: int) -> dict[str, float]:
+    """Return the milliseconds that counting takes, and then each way to monitor."""
     from django.conf import settings
     from django.contrib import admin
     from django.contrib.auth.models import User
@@ -135,7 +129,7 @@ def looks(rows: int) -> dict[str, float]:
 
 
 def build_totals() -> None:
-    """Store the totals of a month in which two queues used two transports each."""
+    """Store the totals of a month in which each of two queues used two transports."""
     from itertools import product
 
     from django.utils import timezone
@@ -144,7 +138,7 @@ def build_totals() -> None:
     from django_epica_mail.monitoring import totals
 
     hour = totals.hour_of(timezone.now())
-    lanes = product(range(720), ("newsletters", "receipts"), ("a", "b"), EmailTotal.Event)
+    dimensions = product(range(720), ("newsletters", "receipts"), ("a", "b"), EmailTotal.Event)
     EmailTotal.objects.bulk_create(
         [
             EmailTotal(
@@ -155,14 +149,14 @@ def build_totals() -> None:
                 count=1000,
                 buckets=[70] * 14,
             )
-            for number, queue, transport, event in lanes
+            for number, queue, transport, event in dimensions
         ],
         batch_size=1000,
     )
 
 
 def median(work: Callable[[], None]) -> float:
-    """Return the milliseconds of the middle one of several rounds."""
+    """Return the median of several rounds in milliseconds."""
     times = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -172,14 +166,14 @@ def median(work: Callable[[], None]) -> float:
 
 
 def empty() -> None:
-    """Delete everything, quicker than row by row."""
+    """Delete everything, faster than row by row."""
     from django.core.management import call_command
 
     call_command("flush", interactive=False, verbosity=0)
 
 
 def build_finished_and_due(rows: int) -> None:
-    """Store so many sent mails, a tenth of them old enough to delete, and a tenth as many due."""
+    """Store ``rows`` sent mails, a tenth of them old enough to delete, and a tenth as many due."""
     from benchmarks.rows import analyze, multiply, template
     from django_epica_mail.lifecycle import Status
 
@@ -187,24 +181,24 @@ def build_finished_and_due(rows: int) -> None:
     failed = template(Status.FAILED, finished=-2 * day, kind="permanent")
     failed.recipients.update(address="rare@example.com")
     multiply(failed, 99)
-    multiply(template(Status.SENT, finished=-2 * day), rows * 9 // 10, advance=show)
-    multiply(template(Status.SENT, finished=-40 * day), rows // 10, advance=show)
-    multiply(template(Status.QUEUED), rows // 10, advance=show)
+    multiply(template(Status.SENT, finished=-2 * day), rows * 9 // 10, advance=show_progress)
+    multiply(template(Status.SENT, finished=-40 * day), rows // 10, advance=show_progress)
+    multiply(template(Status.QUEUED), rows // 10, advance=show_progress)
     analyze()
 
 
 def build_tomorrow(rows: int) -> None:
-    """Store so many mails for tomorrow, most urgent, and one that is due and least urgent."""
+    """Store ``rows`` mails for tomorrow at the highest priority, and a due one at the lowest."""
     from benchmarks.rows import analyze, multiply, template
     from django_epica_mail.lifecycle import Status
 
-    multiply(template(Status.QUEUED, due=timedelta(days=1)), rows, advance=show)
+    multiply(template(Status.QUEUED, due=timedelta(days=1)), rows, advance=show_progress)
     template(Status.QUEUED, priority=0)
     analyze()
 
 
-def show(rows: int) -> None:
-    """Show that something is going on."""
+def show_progress(rows: int) -> None:
+    """Print a dot."""
     print(".", end="", file=sys.stderr, flush=True)
 
 

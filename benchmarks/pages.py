@@ -1,4 +1,4 @@
-"""What pages of the admin cost the database among very many mails."""
+"""Measure what pages of the admin cost the database among very many mails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DASHBOARD = "admin:epica_mail_emailtotal_changelist"
 
 
 def measure() -> dict[str, float]:
-    """Return, by page, the milliseconds that the database takes for it; there must be mail."""
+    """Return the milliseconds that the database takes for each page; mail must be stored."""
     from django.contrib import admin
     from django.contrib.auth.models import User
     from django.test import Client, override_settings
@@ -24,15 +24,15 @@ def measure() -> dict[str, float]:
     client = Client()
     client.force_login(User.objects.create_superuser("benchmark"))
     mail = EmailLog.objects.order_by("pk")[1000]
-    looks: dict[str, dict[str, str]] = {
+    queries: dict[str, dict[str, str]] = {
         "list": {},
         "list, page 200": {"p": "200"},
         "list, queued": {"status": "queued"},
         "list, sent": {"status": "sent"},
-        "list, failed, of which there are few and old": {"status": "failed"},
-        "list, cancelled, of which there are none": {"status": "cancelled"},
+        "list, failed (few and old)": {"status": "failed"},
+        "list, cancelled (none)": {"status": "cancelled"},
         "list, one queue": {"queue": "emails"},
-        "list, a category that there is not": {"category": "nothing"},
+        "list, an unused category": {"category": "nothing"},
         "list, the last hour": {"since": "hour"},
         "search, an id": {"q": str(mail.pk)},
         "search, a Message-ID": {"q": mail.message_id},
@@ -40,11 +40,13 @@ def measure() -> dict[str, float]:
         "search, the beginning of an address": {"q": "rar*"},
         "search, an address that all mail goes to": {"q": "to@example.com"},
         "search, a domain": {"q": "@example.org"},
-        "search, a word of no subject": {"q": "nothing"},
+        "search, a word in no subject": {"q": "nothing"},
     }
     urlconf = (path("admin/", admin.site.urls),)
     with override_settings(ROOT_URLCONF=urlconf, ALLOWED_HOSTS=["testserver"]):
-        found = {name: _milliseconds(client, reverse(LIST), query) for name, query in looks.items()}
+        found = {
+            name: _milliseconds(client, reverse(LIST), query) for name, query in queries.items()
+        }
         page = reverse("admin:epica_mail_emaillog_change", args=[mail.pk])
         found["one mail"] = _milliseconds(client, page, {})
         found["dashboard"] = _milliseconds(client, reverse(DASHBOARD), {})
@@ -56,14 +58,16 @@ def _milliseconds(client: Any, address: str, query: dict[str, str]) -> float:
 
     spent: list[float] = []
 
-    def stop(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
+    def measured(
+        execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any
+    ) -> Any:
         started = time.perf_counter()
         try:
             return execute(sql, params, many, context)
         finally:
             spent[-1] += (time.perf_counter() - started) * 1000
 
-    with connection.execute_wrapper(stop):
+    with connection.execute_wrapper(measured):
         for _ in range(ROUNDS):
             spent.append(0.0)
             answer = client.get(address, query)

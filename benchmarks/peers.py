@@ -1,4 +1,4 @@
-"""What is measured: this package, its peers, and each one's settings as its documents advise."""
+"""Define the subjects: this package and its peers, each set up as its documentation advises."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DJANGO = "Django~=5.2.0"
 
 @dataclass(frozen=True)
 class Subject:
-    """One way to send mail. ``worker`` are arguments of Python; without any, nothing runs."""
+    """One way to send mail. ``worker`` holds Python's arguments; if empty, no worker runs."""
 
     name: str
     packages: Sequence[str]
@@ -22,10 +22,10 @@ class Subject:
     worker: Sequence[str] = ()
     apps: Sequence[str] = ()
     calls: str = "django"
-    """How mail is sent: which functions of ``benchmarks.site.calls``."""
+    """Which functions of ``benchmarks.site.calls`` send mail."""
     django: str = _DJANGO
     ready: str = " ready."
-    """What the worker's log says once it works."""
+    """What the worker logs once it is ready."""
     scenarios: str = "ABCDP"
 
 

@@ -1,4 +1,4 @@
-"""What was measured, as a table in Markdown and as a chart."""
+"""Render the figures as a table in Markdown and as a chart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BAR, _GAP, _LABEL, _WIDTH = 16, 6, 170, 720
 
 
 def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the median of each figure; what was lost or came twice is added up."""
+    """Return the median of each figure; mails lost or accepted twice are added up."""
     names = dict.fromkeys(name for run in runs for name in run)
     found = {}
     for name in names:
@@ -31,7 +31,7 @@ def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def table(rounds: Rounds) -> str:
-    """Return a table for each scenario; in brackets how many times ours the figure is."""
+    """Return a table for each scenario, with each figure's ratio to ours in brackets."""
     parts = []
     for scenario, subjects in rounds.items():
         figures = {subject: medians(runs) for subject, runs in subjects.items()}
@@ -54,7 +54,7 @@ def _cell(value: float | None, ours: float | None) -> str:
 
 
 def chart(rounds: Rounds) -> str:
-    """Return an SVG of mails a second, a bar for each subject, longer is better."""
+    """Return an SVG with a bar of mails a second for each subject; longer is better."""
     parts: list[str] = []
     y = 10
     for scenario in (it for it in _FASTER if it in rounds):

@@ -1,4 +1,4 @@
-"""Mails by the million: copies of one, made by the database itself."""
+"""Create mails by the million: copies of one, made inside the database."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUMBERS = {
     "sqlite": "(WITH RECURSIVE up(n) AS (VALUES({first}) UNION ALL SELECT n + 1 FROM up "
     "WHERE n < {last}) SELECT n FROM up) AS numbers",
 }
-# Ascending, as those of a real queue nearly are: what is new lies together in the index.
+# Nearly ascending, as in a real queue: new rows are next to each other in the index.
 _IDS = {
     "postgresql": "CAST('{series}-7000-8000-' || lpad(to_hex(n), 12, '0') AS uuid)",
     "mysql": "CONCAT('{series}-7000-8000-', LPAD(LOWER(HEX(n)), 12, '0'))",
@@ -47,7 +47,7 @@ def template(
     leased: timedelta | None = None,
     kind: str = "",
 ) -> EmailLog:
-    """Store a mail as it stands at some point of its life, times counted from now."""
+    """Store a mail in the given state; times are relative to now."""
     now = timezone.now()
     log = outbox.enqueue(EmailMessage("S", "B", None, ["to@example.com"]), transport=transport)
     log.status, log.priority = status, priority
@@ -72,29 +72,29 @@ def multiply(
     copies: int,
     *,
     using: str = "default",
-    portion: int = 50_000,
+    chunk: int = 50_000,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> None:
     """Insert ``copies`` more mails like ``log``, with recipients and attempts.
 
-    Each has ids of its own, and times a millisecond after those of the one before. ``advance`` is
-    told how many were made after each ``portion``, which is one statement per table.
+    Each copy has its own ids, and times a millisecond after those of the previous one. After each
+    ``chunk``, which takes one statement per table, ``advance`` is called with the number made.
     """
-    make = [
+    copiers = [
         _Copier(using, EmailLog, "id", log.pk),
         _Copier(using, EmailRecipient, "email", log.pk),
         _Copier(using, DeliveryAttempt, "email", log.pk),
     ]
-    series = [_new_series() for _ in make]
-    for first in range(1, copies + 1, portion):
-        last = min(copies, first + portion - 1)
-        for copier, own in zip(make, series, strict=True):
+    series = [_new_series() for _ in copiers]
+    for first in range(1, copies + 1, chunk):
+        last = min(copies, first + chunk - 1)
+        for copier, own in zip(copiers, series, strict=True):
             copier.copy(first, last, own=own, parent=series[0])
         advance(last - first + 1)
 
 
 def analyze(using: str = "default") -> None:
-    """Let the database count its rows, so that it can choose a plan."""
+    """Update the database's statistics, from which it chooses query plans."""
     connection = connections[using]
     tables = [model._meta.db_table for model in (EmailLog, EmailRecipient, DeliveryAttempt)]
     with connection.cursor() as cursor:
@@ -127,14 +127,14 @@ class _Copier:
         columns = dict(self._columns(own, parent))
         with self._connection.cursor() as cursor:
             cursor.execute(
-                f"INSERT INTO {table} ({', '.join(columns)}) "  # noqa: S608 - names of our own
+                f"INSERT INTO {table} ({', '.join(columns)}) "  # noqa: S608 - our own names
                 f"SELECT {', '.join(columns.values())} FROM {table}, "
                 f"{_NUMBERS[vendor].format(first=first, last=last)} WHERE {self._where} = %s",
                 [self._value],
             )
 
     def _columns(self, own: str, parent: str) -> Iterator[tuple[str, str]]:
-        """Yield each column with what a copy has in it."""
+        """Yield each column with the SQL of its value in a copy."""
         vendor = self._connection.vendor
         for field in self._model._meta.local_concrete_fields:
             column = field.column

@@ -1,4 +1,4 @@
-"""What is measured of a subject: each scenario returns named figures."""
+"""Define the scenarios: each measures one subject and returns named figures."""
 
 from __future__ import annotations
 
@@ -7,38 +7,34 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from benchmarks.machine import Machine, SinkProcess, memory
 from benchmarks.peers import Subject
+from benchmarks.testbed import SinkProcess, Testbed, memory
 
 Figures = dict[str, float]
 
 _SILENCE = 20.0
-"""Seconds without a further mail after which no more are waited for."""
+"""Stop waiting after this many seconds without another mail."""
 
 
-def single_calls(machine: Machine, subject: Subject, scale: float) -> Figures:
-    """Measure what a request pays: mails sent one after the other, with no worker running.
+def single_calls(testbed: Testbed, subject: Subject, scale: float) -> Figures:
+    """Measure what a request pays to send mails one after the other, with no worker running.
 
-    Of this package also while Redis refuses connections, and while it takes them and is silent;
-    its peers raise errors or wait then.
+    This package is also measured while Redis refuses connections, and while it accepts them but
+    does not answer; its peers then raise errors or wait.
     """
     number = str(int(1000 * scale))
-    sink = SinkProcess()
-    found: Figures = {}
-    try:
-        said = machine.run(subject, sink.port, machine.fresh_database(subject), "single", number)
-        found = {"p50 ms": said["p50"], "p99 ms": said["p99"]}
-        for state, broker in _lost_brokers() if subject.calls == "epica" else ():
-            database = machine.fresh_database(subject)
-            said = machine.run(subject, sink.port, database, "single", number, broker=broker)
-            found[f"p50 ms, Redis {state}"] = said["p50"]
-    finally:
-        sink.close()
-    return found
+    with testbed.sink() as sink:
+        found = testbed.run(subject, sink.port, testbed.fresh_database(subject), "single", number)
+        figures = {"p50 ms": found["p50"], "p99 ms": found["p99"]}
+        for state, broker in _broken_brokers() if subject.calls == "epica" else ():
+            database = testbed.fresh_database(subject)
+            found = testbed.run(subject, sink.port, database, "single", number, broker=broker)
+            figures[f"p50 ms, Redis {state}"] = found["p50"]
+    return figures
 
 
-def _lost_brokers() -> Iterator[tuple[str, str]]:
-    """Yield what has become of Redis, and an address at which it is so."""
+def _broken_brokers() -> Iterator[tuple[str, str]]:
+    """Yield how a broker fails, and the URL of one that fails in this way."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
@@ -47,12 +43,12 @@ def _lost_brokers() -> Iterator[tuple[str, str]]:
         yield "hangs", address
 
 
-def steady(machine: Machine, subject: Subject, scale: float) -> Figures:
-    """Measure single mails while workers of 2, then 4 processes send them."""
+def steady(testbed: Testbed, subject: Subject, scale: float) -> Figures:
+    """Measure single mails while a worker of 2, then of 4 processes sends them."""
     number = int(5000 * scale)
     found: Figures = {}
     for processes in (2, 4):
-        run = _through(machine, subject, "single", number, processes)
+        run = _send_through(testbed, subject, "single", number, processes)
         found[f"mails/s -c{processes}"] = run["rate"]
         if processes == 2:
             found["CPU s per 1000"] = run["cpu"]
@@ -61,25 +57,25 @@ def steady(machine: Machine, subject: Subject, scale: float) -> Figures:
     return found
 
 
-def bulk(machine: Machine, subject: Subject, scale: float) -> Figures:
-    """Measure one call with many mails, until all have arrived."""
-    run = _through(machine, subject, "bulk", int(10_000 * scale), 2)
+def bulk(testbed: Testbed, subject: Subject, scale: float) -> Figures:
+    """Measure one call with many mails until all have arrived."""
+    run = _send_through(testbed, subject, "bulk", int(10_000 * scale), 2)
     return _add_faults({"mails/s": run["rate"], "call returns s": run["returned"]}, run)
 
 
-def slow_server(machine: Machine, subject: Subject, scale: float) -> Figures:
-    """Measure mails over a network whose round trip is 20 ms."""
-    run = _through(machine, subject, "single", int(500 * scale), 2, delay=0.02)
+def slow_server(testbed: Testbed, subject: Subject, scale: float) -> Figures:
+    """Measure single mails over a network with a round trip of 20 ms."""
+    run = _send_through(testbed, subject, "single", int(500 * scale), 2, delay=0.02)
     return _add_faults({"mails/s": run["rate"]}, run)
 
 
-def backlog(machine: Machine, subject: Subject, scale: float) -> Figures:
-    """Measure how a worker drains what was queued before it started."""
-    run = _through(machine, subject, "single", int(5000 * scale), 2, before=True)
+def backlog(testbed: Testbed, subject: Subject, scale: float) -> Figures:
+    """Measure how fast a worker drains a backlog that was queued before it started."""
+    run = _send_through(testbed, subject, "single", int(5000 * scale), 2, before=True)
     return _add_faults({"mails/s": run["rate"]}, run)
 
 
-SCENARIOS: dict[str, Callable[[Machine, Subject, float], Figures]] = {
+SCENARIOS: dict[str, Callable[[Testbed, Subject, float], Figures]] = {
     "A": single_calls,
     "B": steady,
     "C": bulk,
@@ -88,8 +84,8 @@ SCENARIOS: dict[str, Callable[[Machine, Subject, float], Figures]] = {
 }
 
 
-def _through(
-    machine: Machine,
+def _send_through(
+    testbed: Testbed,
     subject: Subject,
     action: str,
     number: int,
@@ -98,29 +94,27 @@ def _through(
     delay: float = 0.0,
     before: bool = False,
 ) -> dict[str, Any]:
-    """Send mails through a subject's worker, and return rate, CPU, memory and what went wrong.
+    """Send mails through a subject's worker; return rate, CPU, memory, and mails lost or doubled.
 
-    ``before`` queues them before the worker starts; then the rate counts from the first arrival.
+    ``before`` queues the mails before the worker starts; the rate then counts from the first
+    arrival.
     """
-    sink = SinkProcess(delay)
-    database = machine.fresh_database(subject)
-    try:
+    database = testbed.fresh_database(subject)
+    with testbed.sink(delay) as sink:
         if before:
-            machine.run(subject, sink.port, database, action, str(number))
-        with machine.worker(subject, sink.port, database, processes) as worker:
-            used = machine.cpu_seconds(worker)
-            said: dict[str, Any] = {}
+            testbed.run(subject, sink.port, database, action, str(number))
+        with testbed.worker(subject, sink.port, database, processes) as worker:
+            used = testbed.cpu_seconds(worker)
+            measured: dict[str, Any] = {}
             if not before:
-                said = machine.run(subject, sink.port, database, action, str(number))
+                measured = testbed.run(subject, sink.port, database, action, str(number))
             counts = _wait_for(sink, number)
-            used = machine.cpu_seconds(worker) - used + said.get("cpu", 0.0)
+            used = testbed.cpu_seconds(worker) - used + measured.get("cpu", 0.0)
             held = memory(worker) if worker else 0.0
-    finally:
-        sink.close()
-    since = counts["first"] if before else said["started"]
+    since = counts["first"] if before else measured["started"]
     return {
         "rate": counts["distinct"] / (counts["last"] - since),
-        "returned": said.get("returned", 0.0),
+        "returned": measured.get("returned", 0.0),
         "cpu": used * 1000 / number,
         "memory": held,
         "lost": number - counts["distinct"],
@@ -137,7 +131,7 @@ def _add_faults(found: Figures, run: dict[str, Any]) -> Figures:
 
 def _wait_for(sink: SinkProcess, number: int) -> dict[str, Any]:
     seen, since = 0, time.monotonic()
-    while (counts := sink.ask())["distinct"] < number:
+    while (counts := sink.counts())["distinct"] < number:
         if counts["distinct"] > seen:
             seen, since = counts["distinct"], time.monotonic()
         if time.monotonic() - since > _SILENCE:

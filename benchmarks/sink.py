@@ -1,10 +1,9 @@
-"""An SMTP server that throws mail away and counts what it accepted, for measuring.
+"""An SMTP server for benchmarks: it counts accepted mail and throws it away.
 
     python -m benchmarks.sink DELAY
 
-It prints two ports. On the first it speaks SMTP, each reply ``DELAY`` seconds late, as over a
-network with that round trip; who connects to the second is told the counts as JSON, and then they
-start again.
+It prints two ports. On the first it speaks SMTP and sends each reply ``DELAY`` seconds late, as
+over a network with that round-trip time. A client of the second receives the counts as JSON.
 """
 
 from __future__ import annotations
@@ -22,20 +21,16 @@ _GREETING = b"250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n"
 
 
 class Sink:
-    """What was accepted since the counts were read last."""
+    """The counts of accepted mail, and the handlers of both ports."""
 
     def __init__(self, delay: float) -> None:
         self.delay = delay
-        self.forget()
-
-    def forget(self) -> None:
-        """Start to count again."""
         self.arrived: Counter[int] = Counter()
         self.first = self.last = 0.0
         self.connections = 0
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Hold one SMTP dialogue."""
+        """Conduct one SMTP dialogue."""
         self.connections += 1
         loop = asyncio.get_running_loop()
 
@@ -72,9 +67,7 @@ class Sink:
         self.arrived[int(match[1]) if match else -1] += 1
 
     async def report(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer a line: ``look`` tells the counts, ``forget`` starts them again."""
-        if (await reader.readline()).strip() == b"forget":
-            self.forget()
+        """Write the counts."""
         counts: dict[str, Any] = {
             "distinct": len(self.arrived),
             "total": self.arrived.total(),

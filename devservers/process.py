@@ -1,4 +1,4 @@
-"""Run a program in a process that can be stopped, killed and paused, and never stays behind."""
+"""Run a program in a process that can be stopped, killed and paused, and never outlives us."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from devservers import process_tree
 from devservers.reaper import Reaper
+from devservers.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     import psutil
-    from typing_extensions import Self
 
 T = TypeVar("T")
 
-# Below the ranges from which Linux (32768 on) and macOS (49152 on) take the ports of outgoing
-# connections: while a server is down nobody else gets its port, and a client that tries to reach
+# Below the ranges from which Linux (from 32768) and macOS (from 49152) take the ports of outgoing
+# connections: while a server is down nothing else gets its port, and a client that tries to reach
 # it cannot connect to itself (TCP simultaneous open).
 _PORTS = range(20_000, 32_000)
 _handed_out: set[int] = set()
@@ -35,10 +34,10 @@ _owner = os.getpid()
 
 
 def free_port() -> int:
-    """Return a TCP port on which nothing listens on 127.0.0.1, never the same one twice.
+    """Return a TCP port of 127.0.0.1 that is not in use, never the same one twice.
 
     Raises:
-        RuntimeError: when a hundred random ports between 20000 and 32000 are all taken.
+        RuntimeError: if a hundred random ports between 20000 and 32000 are all taken.
     """
     for port in random.sample(_PORTS, 100):
         if port in _handed_out:
@@ -52,7 +51,7 @@ def free_port() -> int:
         return port
     raise RuntimeError(
         f"No free port among 100 tried between {_PORTS.start} and {_PORTS.stop}: "
-        "stop servers left over from earlier runs."
+        "stop the servers left over from earlier runs."
     )
 
 
@@ -66,29 +65,30 @@ def wait_until(
 ) -> T:
     """Poll ``condition`` every ``interval`` seconds until it is true, and return its value.
 
-    ``what`` names what is waited for, as in "the worker to be ready"; ``details`` is asked only
-    on failure, for instance for the end of a log.
+    The error message is "Timed out after 5 s waiting for {what}." and what ``details`` returns, for
+    instance the end of a log.
 
     Raises:
-        TimeoutError: when ``condition`` is still false after ``timeout`` seconds.
+        TimeoutError: if ``condition`` is still false after ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() >= deadline:
             explanation = f"\n{details()}" if details else ""
-            raise TimeoutError(f"Waited {timeout:g} s in vain for {what}.{explanation}")
+            raise TimeoutError(f"Timed out after {timeout:g} s waiting for {what}.{explanation}")
         time.sleep(interval)
     return value
 
 
-class ManagedProcess:
-    """Run ``command`` in a session of its own, its output appended to the file ``log``.
+class ManagedProcess(Service):
+    """A process that runs ``command`` in its own session and appends its output to ``log``.
 
-    Used as a context manager it is started on entry and stopped on exit. It can be started again
-    after it ended. Whatever is running when this Python process ends, even by SIGKILL, is killed.
+    After it has ended it can be started again. Whatever is still running when this Python process
+    ends, even by SIGKILL, is killed.
 
-    ``env`` is the whole environment (default: this process's own). ``user`` is the name of the
-    user to run as, which only root may choose.
+    ``env`` is the whole environment (default: this process's). ``user`` is the name of the user
+    to run as; only root may choose one. The process is ready once its log contains
+    ``ready_line``; subclasses may override ``is_ready`` instead.
     """
 
     stop_signal: ClassVar[Signals] = SIGTERM
@@ -102,43 +102,34 @@ class ManagedProcess:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
+        ready_line: str = "",
     ) -> None:
         self.command = [str(part) for part in command]
         self.log = log
         self.cwd = cwd
         self.env = env
         self.user = user
+        self.ready_line = ready_line
         self._popen: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.log.stem}>"
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     def is_ready(self) -> bool:
-        """Tell whether the started process can do its work; a server overrides this."""
-        return True
+        """Return whether the started process can do its work."""
+        return self.ready_line in self.log_text(since_start=True)
 
     def start(self, timeout: float = 30.0) -> None:
         """Start the process and wait at most ``timeout`` seconds until it is ready.
 
         Raises:
-            RuntimeError: when it is running already, or died at its start (with its log's end).
-            TimeoutError: when it is not ready in time; it is killed then.
+            RuntimeError: if it is already running, or ends before it is ready (the message
+                contains the end of its log).
+            TimeoutError: if it is not ready in time; it is then killed.
         """
         if self.is_alive():
-            raise RuntimeError(f"{self!r} is running already: stop it before starting it again.")
+            raise RuntimeError(f"{self!r} is already running: stop it before starting it again.")
         self.kill()
         self._spawn()
         try:
@@ -159,19 +150,19 @@ class ManagedProcess:
             raise
 
     def stop(self, signal: Signals | None = None, timeout: float = 15.0) -> int | None:
-        """Ask the process to end, with ``signal`` (default: ``stop_signal``), and wait for it.
+        """Ask the process to end with ``signal`` (default: ``stop_signal``), and wait for it.
 
         Returns its exit code (negative: the signal that ended it), or None if it was not started.
 
         Raises:
-            TimeoutError: when it did not end within ``timeout`` seconds; it is killed then.
+            TimeoutError: if it does not end within ``timeout`` seconds; it is then killed.
         """
         popen = self._popen
         if popen is None:
             return None
         family = _family(popen)
         if popen.poll() is None:
-            # A paused process would hear the signal only once it goes on.
+            # A paused process would not act on the signal until it is resumed.
             process_tree.send(SIGCONT, group=popen.pid, processes=family)
             popen.send_signal(signal or self.stop_signal)
             try:
@@ -189,31 +180,35 @@ class ManagedProcess:
         popen = self._popen
         return None if popen is None else self._clear_up(popen, _family(popen))
 
+    def close(self) -> None:
+        """Kill the process if it is running."""
+        self.kill()
+
     def pause(self) -> None:
         """Freeze the process and all its descendants with SIGSTOP: it neither works nor ends."""
         self._signal(SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused process and all its descendants go on."""
+        """Resume a paused process and all its descendants."""
         self._signal(SIGCONT)
 
     def is_alive(self) -> bool:
-        """Tell whether the process was started and has not ended (a paused one is alive)."""
+        """Return whether the process was started and has not ended (a paused one is alive)."""
         return self._popen is not None and self._popen.poll() is None
 
     @property
     def pid(self) -> int:
-        """Return the process id; raise RuntimeError when it is not running."""
+        """Return the process id; raise ``RuntimeError`` if it is not running."""
         if self._popen is None or self._popen.poll() is not None:
             raise RuntimeError(f"{self!r} is not running: start it first.")
         return self._popen.pid
 
     def children(self) -> list[int]:
-        """Return the process ids of its living direct children, in ascending order."""
+        """Return the process ids of its live direct children, in ascending order."""
         return process_tree.children(self.pid)
 
     def log_text(self, *, since_start: bool = False) -> str:
-        """Return what it wrote, to stdout and stderr, in all its runs or in the last one."""
+        """Return what it wrote to stdout and stderr, in all runs or since the last start."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as file:
@@ -221,7 +216,7 @@ class ManagedProcess:
             return file.read().decode(errors="replace")
 
     def log_tail(self, lines: int = 40) -> str:
-        """Return the last ``lines`` of the log under a heading, for an error message."""
+        """Return the last ``lines`` lines of the log under a heading, for an error message."""
         tail = "\n".join(self.log_text(since_start=True).splitlines()[-lines:])
         return f"--- end of {self.log} ---\n{tail or '(empty)'}"
 
@@ -248,7 +243,7 @@ class ManagedProcess:
         process_tree.send(number, group=self.pid, processes=process_tree.tree(self.pid))
 
     def _clear_up(self, popen: subprocess.Popen[bytes], family: list[psutil.Process]) -> int:
-        """Kill what is left of the process and its ``family``, and let go of it."""
+        """Kill what is left of the process and its ``family``; return its exit code."""
         process_tree.send(SIGKILL, group=popen.pid, processes=family)
         code = popen.wait()
         wait_until(
@@ -257,7 +252,7 @@ class ManagedProcess:
             what=f"the processes of {self!r} to be gone",
         )
         _reaper.forget(popen.pid)
-        # Another thread may have killed it meanwhile, and started it again.
+        # Another thread may have killed it in the meantime and started it again.
         if self._popen is popen:
             self._popen = None
             self.running.discard(self)
@@ -265,13 +260,13 @@ class ManagedProcess:
 
 
 def _family(popen: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    # Once it has ended, its process id may be another's.
+    # Once it has ended, its process id may belong to another process.
     return process_tree.tree(popen.pid) if popen.poll() is None else []
 
 
 @atexit.register
 def _kill_everything() -> None:
-    # A forked child that exits has inherited the list, but not the right to act on it.
+    # A forked child inherits the list but must not act on it when it exits.
     if os.getpid() == _owner:
         for process in list(ManagedProcess.running):
             process.kill()

@@ -1,4 +1,4 @@
-"""Look at and signal a process together with all its descendants."""
+"""Inspect and signal a process together with all its descendants."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """Return the process and its descendants, those in process groups of their own included."""
+    """Return the process and its descendants, including those in other process groups."""
     with contextlib.suppress(psutil.NoSuchProcess):
         leader = psutil.Process(pid)
         return [leader, *leader.children(recursive=True)]
@@ -22,19 +22,19 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def children(pid: int) -> list[int]:
-    """Return the process ids of the living direct children, in ascending order."""
+    """Return the process ids of the live direct children, in ascending order."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return sorted(child.pid for child in psutil.Process(pid).children() if not is_gone(child))
     return []
 
 
 def send(number: Signals, *, group: int, processes: Iterable[psutil.Process]) -> None:
-    """Signal a process group and the given processes, as far as they still exist.
+    """Signal a process group and the given processes, if they still exist.
 
-    The group catches children forked in the meantime; the list catches those that left the group,
-    as the backends of PostgreSQL do.
+    The group includes children forked in the meantime; ``processes`` includes those that have left
+    the group, as PostgreSQL's backends do.
     """
-    # macOS answers "not permitted" for a group of which only zombies are left.
+    # macOS answers "not permitted" for a group that contains only zombies.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
     for process in processes:
@@ -43,7 +43,7 @@ def send(number: Signals, *, group: int, processes: Iterable[psutil.Process]) ->
 
 
 def is_gone(process: psutil.Process) -> bool:
-    """Tell whether the process has ended, be it not yet collected by its parent."""
+    """Return whether the process has ended, even if its parent has not collected it yet."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

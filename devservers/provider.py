@@ -1,4 +1,4 @@
-"""Run a provider that speaks the HTTP APIs of SendGrid and Amazon SES, and fails on demand."""
+"""Run a provider with the HTTP APIs of SendGrid and Amazon SES that fails on demand."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ import uuid
 from collections import deque
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
+
+from devservers.http_service import HTTPService
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
-
-    from typing_extensions import Self
 
 KEY = "the-key"
-"""The API key of SendGrid that is let in."""
+"""The only SendGrid API key that is accepted."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """One mail that the provider took."""
+    """One mail that the provider accepted."""
 
     api: str
     id: str
@@ -37,16 +36,17 @@ class Taken:
 @dataclass(frozen=True)
 class _Fault:
     status: int | None
-    """The status it answers with; ``None``: it takes the mail and says nothing."""
+    """The status of the answer; ``None`` accepts the mail and sends no answer."""
     headers: Mapping[str, str]
     error: str
 
 
-class Provider:
-    """A server on 127.0.0.1, in threads of this process.
+class Provider(HTTPService):
+    """A provider on 127.0.0.1, in threads of this process.
 
-    SendGrid's ``POST /v3/mail/send`` is at ``sendgrid_url``, Amazon SES's version 2 ``SendEmail``
-    at ``amazon_url``. Requests that those would refuse are refused in their words.
+    SendGrid's ``POST /v3/mail/send`` is at ``sendgrid_url``, version 2 of Amazon SES's
+    ``SendEmail`` at ``amazon_url``. Requests that these would refuse are refused with their error
+    messages.
     """
 
     def __init__(self) -> None:
@@ -59,40 +59,27 @@ class Provider:
         class Handler(_Handler):
             server_of = provider
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.05], daemon=True)
-        port = self._server.server_address[1]
-        self.sendgrid_url = f"http://127.0.0.1:{port}/v3/"
-        self.amazon_url = f"http://127.0.0.1:{port}"
+        super().__init__(Handler)
+        self.sendgrid_url = f"http://127.0.0.1:{self.port}/v3/"
+        self.amazon_url = f"http://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
+        """Release clients that wait for an answer, and stop."""
         self._released.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().stop()
 
     def fail(
         self, status: int, *, error: str = "", times: int = 1, headers: Mapping[str, str] = {}
     ) -> None:
-        """Answer the next requests with an error; ``error`` names Amazon's."""
+        """Answer the next ``times`` requests with ``status``; ``error`` is Amazon's error type."""
         self._faults.extend([_Fault(status, dict(headers), error)] * times)
 
     def lose_answer(self, *, times: int = 1) -> None:
-        """Take the next mails, and say nothing until the client has gone."""
+        """Accept the next ``times`` mails without answering before the client gives up."""
         self._faults.extend([_Fault(None, {}, "")] * times)
 
     def forget(self) -> None:
-        """Forget faults, and what was taken."""
+        """Forget faults and accepted mails."""
         self._released.set()
         self._released = threading.Event()
         self._faults.clear()
@@ -100,21 +87,21 @@ class Provider:
         self.requests = 0
 
     def next_fault(self) -> _Fault | None:
-        """Return what goes wrong with the next request."""
+        """Return the fault of the next request, if any, and count the request."""
         self.requests += 1
         return self._faults.popleft() if self._faults else None
 
-    def say_nothing(self) -> None:
-        """Wait as long as there is a client that waits, or a test."""
+    def withhold_answer(self) -> None:
+        """Wait until the test ends or forgets faults, or for longer than any client waits."""
         self._released.wait(30)
 
 
 class _RefusedError(Exception):
-    """A request is one that the provider does not take."""
+    """The provider refuses the request."""
 
-    def __init__(self, status: int, error: str, words: str) -> None:
-        super().__init__(words)
-        self.status, self.error, self.words = status, error, words
+    def __init__(self, status: int, error: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.error, self.message = status, error, message
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -128,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = provider.next_fault()
         try:
             if fault is not None and fault.status is not None:
-                raise _RefusedError(fault.status, fault.error, "as the test wants it")
+                raise _RefusedError(fault.status, fault.error, "requested by the test")
             if not is_sendgrid and self.path != "/v2/email/outbound-emails":
                 raise _RefusedError(404, "NotFoundException", self.path)
             taken = self._sendgrid(body) if is_sendgrid else self._amazon(body)
@@ -138,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         provider.taken.append(taken)
         if fault is not None:
-            provider.say_nothing()
+            provider.withhold_answer()
             self.close_connection = True
         elif is_sendgrid:
             self._answer(202, b"", {"X-Message-Id": taken.id})
@@ -146,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, json.dumps({"MessageId": taken.id}).encode(), {})
 
     def _sendgrid(self, body: bytes) -> Taken:
-        """Return the mail that a request to SendGrid's v3 API is."""
+        """Return the mail in a request to SendGrid's v3 API."""
         if self.headers.get("Authorization") != f"Bearer {KEY}":
             raise _RefusedError(401, "", "The provided authorization grant is invalid")
         request = json.loads(body)
@@ -171,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         return Taken("sendgrid", uuid.uuid4().hex, tuple(recipients), metadata, request)
 
     def _amazon(self, body: bytes) -> Taken:
-        """Return the mail that a request to Amazon SES's v2 API is."""
+        """Return the mail in a request to Amazon SES's v2 API."""
         if not self.headers.get("Authorization", "").startswith("AWS4-HMAC-SHA256 Credential="):
             raise _RefusedError(403, "MissingAuthenticationTokenException", "Missing token")
         request = json.loads(body)
@@ -190,14 +177,14 @@ class _Handler(BaseHTTPRequestHandler):
         self, is_sendgrid: bool, refused: _RefusedError, headers: Mapping[str, str]
     ) -> None:
         if is_sendgrid:
-            said: dict[str, Any] = {"errors": [{"message": refused.words, "field": refused.error}]}
-            self._answer(refused.status, json.dumps(said).encode(), headers)
+            error = {"message": refused.message, "field": refused.error}
+            self._answer(refused.status, json.dumps({"errors": [error]}).encode(), headers)
         else:
-            body = json.dumps({"message": refused.words}).encode()
+            body = json.dumps({"message": refused.message}).encode()
             self._answer(refused.status, body, {"x-amzn-ErrorType": refused.error, **headers})
 
     def _answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        with contextlib.suppress(OSError):  # the client may have gone
+        with contextlib.suppress(OSError):  # the client may have disconnected
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -207,4 +194,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Say nothing."""
+        """Log nothing."""

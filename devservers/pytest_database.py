@@ -1,9 +1,9 @@
-"""Start the database that the tests run on, before pytest-django sets Django up.
+"""Start the database for the tests before pytest-django sets up Django.
 
 A pytest plugin, loaded with ``-p devservers.pytest_database``. The environment variable
-``EPICA_TEST_DATABASE`` names the database: ``sqlite`` (the default, nothing to start),
-``postgresql`` or ``mariadb``. For the latter two ``EPICA_TEST_DATABASE_URL`` is set to a server
-that lives as long as the test run; if it is set already, that server is used.
+``EPICA_TEST_DATABASE`` names the database: ``sqlite`` (the default; nothing is started),
+``postgresql`` or ``mariadb``. For the latter two, ``EPICA_TEST_DATABASE_URL`` is set to the URL of
+a server that runs until the end of the test run; if it is already set, that server is used.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from devservers.databases import DATABASES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from devservers.mariadb import MariaDBServer
-    from devservers.postgres import PostgresServer
+    from devservers.database_server import DatabaseServer
 
 KIND = "EPICA_TEST_DATABASE"
 URL = "EPICA_TEST_DATABASE_URL"
@@ -28,38 +29,20 @@ URL = "EPICA_TEST_DATABASE_URL"
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
-    """Start the server that ``EPICA_TEST_DATABASE`` asks for, and stop it with the test run.
+    """Start the server that ``EPICA_TEST_DATABASE`` names; it stops at the end of the test run.
 
-    A wrapper, because it runs before every plain hook, that of pytest-django included.
+    A wrapper, because wrappers run before all plain hooks, including pytest-django's.
     """
     kind = os.environ.get(KIND, "sqlite")
-    if kind not in ("sqlite", *_SERVERS):
-        known = ", ".join(("sqlite", *_SERVERS))
-        raise pytest.UsageError(f"{KIND}={kind} is not known: use one of {known}.")
-    if kind in _SERVERS and URL not in os.environ:
-        _start(_SERVERS[kind], early_config)
+    if kind not in ("sqlite", *DATABASES):
+        known = ", ".join(("sqlite", *DATABASES))
+        raise pytest.UsageError(f"{KIND}={kind} is unknown: use one of {known}.")
+    if kind in DATABASES and URL not in os.environ:
+        _start(DATABASES[kind], early_config)
     return (yield)
 
 
-def _postgresql(folder: Path) -> PostgresServer:
-    from devservers.postgres import PostgresServer
-
-    return PostgresServer(folder)
-
-
-def _mariadb(folder: Path) -> MariaDBServer:
-    from devservers.mariadb import MariaDBServer
-
-    return MariaDBServer(folder)
-
-
-_SERVERS: dict[str, Callable[[Path], PostgresServer | MariaDBServer]] = {
-    "postgresql": _postgresql,
-    "mariadb": _mariadb,
-}
-
-
-def _start(make: Callable[[Path], PostgresServer | MariaDBServer], config: pytest.Config) -> None:
+def _start(make: Callable[[Path], DatabaseServer], config: pytest.Config) -> None:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="epica-mail-tests-"))
         server = make(Path(folder))

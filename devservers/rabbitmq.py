@@ -1,4 +1,4 @@
-"""Run a real RabbitMQ server of one's own."""
+"""Run a private RabbitMQ server."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ import subprocess
 from pathlib import Path
 
 from devservers.process import ManagedProcess, free_port
+from devservers.programs import find_program
 
 _FOLDERS = ("/usr/lib/rabbitmq/bin", "/usr/local/lib/rabbitmq/bin", "/usr/local/sbin")
 
 
 def find_rabbitmq_folder() -> Path:
-    """Return the folder that holds RabbitMQ's programs themselves, not wrappers that change user.
+    """Return the folder of RabbitMQ's own programs, as opposed to wrappers that change the user.
 
     Raises:
-        RuntimeError: when there is none, naming what to install.
+        RuntimeError: if none is found; the message says what to install.
     """
     for folder in _FOLDERS:
         if (Path(folder) / "rabbitmq-server").exists():
             return Path(folder)
     raise RuntimeError(
-        "No RabbitMQ found. Install it, for instance by `apt-get install rabbitmq-server`."
+        "No RabbitMQ found. Install it, for instance with `apt-get install rabbitmq-server`."
     )
 
 
 class RabbitMQServer(ManagedProcess):
-    """A RabbitMQ server on 127.0.0.1, user and password "guest".
+    """A RabbitMQ server on 127.0.0.1; user and password are "guest".
 
-    Its data survives ``stop`` and ``kill``; :meth:`forget` throws it away while it is down.
+    Its data survives ``stop`` and ``kill``; :meth:`forget` deletes it while the server is down.
     """
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.home = folder / f"rabbitmq-{self.port}"
         self.home.mkdir(parents=True)
-        # Erlang's port mapper: one of our own, for a node would leave one behind.
+        # Our own Erlang port mapper, because the one a node starts would outlive it.
         self._mapper = _PortMapper(self.home)
         config = self.home / "rabbitmq.conf"
         config.write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n")
@@ -56,29 +57,28 @@ class RabbitMQServer(ManagedProcess):
             "RABBITMQ_PID_FILE": str(self.home / "pid"),
         }
         super().__init__(
-            [self._programs / "rabbitmq-server"], log=folder / f"rabbitmq-{self.port}.log", env=env
+            [self._programs / "rabbitmq-server"],
+            log=folder / f"rabbitmq-{self.port}.log",
+            env=env,
+            ready_line="Server startup complete",
         )
 
     def url(self) -> str:
-        """Return the URL of its default virtual host, for Celery and kombu."""
+        """Return the URL of the default virtual host, for Celery and kombu."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
 
     def start(self, timeout: float = 60.0) -> None:
-        """Start the server and wait until it takes connections."""
+        """Start the server and wait until it accepts connections."""
         if not self._mapper.is_alive():
             self._mapper.start()
         super().start(timeout)
 
-    def is_ready(self) -> bool:
-        """Tell whether the server has started to the end."""
-        return "Server startup complete" in self.log_text(since_start=True)
-
     def forget(self) -> None:
-        """Delete all its data; the server must be down."""
+        """Delete all data; the server must be down."""
         shutil.rmtree(self.home / "mnesia", ignore_errors=True)
 
     def control(self, *arguments: str) -> None:
-        """Run ``rabbitmqctl``; raise ``CalledProcessError`` when it fails."""
+        """Run ``rabbitmqctl``; raise ``CalledProcessError`` if it fails."""
         subprocess.run(
             [self._programs / "rabbitmqctl", *arguments],
             env=self.env,
@@ -88,16 +88,16 @@ class RabbitMQServer(ManagedProcess):
 
     def close(self) -> None:
         """Kill the server and its port mapper."""
-        self.kill()
-        self._mapper.kill()
+        super().close()
+        self._mapper.close()
 
 
 class _PortMapper(ManagedProcess):
-    """Erlang's ``epmd``, on a port of its own."""
+    """Erlang's ``epmd`` on a private port."""
 
     def __init__(self, folder: Path) -> None:
         self.settings = {"ERL_EPMD_PORT": str(free_port()), "ERL_EPMD_ADDRESS": "127.0.0.1"}
-        program = shutil.which("epmd")
+        program = find_program("epmd")
         if program is None:
-            raise RuntimeError("No epmd found on PATH: it belongs to Erlang, which RabbitMQ needs.")
+            raise RuntimeError("No epmd found on PATH: it is part of Erlang, which RabbitMQ needs.")
         super().__init__([program], log=folder / "epmd.log", env={**os.environ, **self.settings})

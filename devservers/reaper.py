@@ -1,9 +1,9 @@
-"""Kill started processes when the process that started them is gone, however it ended.
+"""Kill started processes once the process that started them has ended, even by SIGKILL.
 
-``PR_SET_PDEATHSIG`` is no way to do it: it is bound to the thread that started the child, it is
-lost when the child changes its user, and it would need code between fork and exec. So one small
-process holds the reading end of a pipe: when the writing end closes, its owner has ended (even by
-SIGKILL), and every process group still on the list is killed.
+``PR_SET_PDEATHSIG`` cannot do this: it is bound to the thread that started the child, it is lost
+when the child changes its user, and it needs code between fork and exec. Instead, one small
+process reads from a pipe: when the write end closes, its owner has ended, and the reader kills
+every process group still on its list.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ for group in groups:
 
 
 class Reaper:
-    """Watch over process groups on behalf of this process."""
+    """The list of process groups to kill once this process has ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -36,22 +36,22 @@ class Reaper:
         self._popen: subprocess.Popen[str] | None = None
 
     def watch(self, group: int) -> None:
-        """Have the process group with this id killed once this process is gone."""
-        self._tell(f"+{group}\n")
+        """Add a process group to the list."""
+        self._write(f"+{group}\n")
 
     def forget(self, group: int) -> None:
-        """Take the process group with this id off the list."""
-        self._tell(f"-{group}\n")
+        """Remove a process group from the list."""
+        self._write(f"-{group}\n")
 
     def close(self) -> None:
-        """End the watching process; what is still on its list is killed."""
+        """End the reading process, which kills what is still on its list."""
         with self._lock:
             if self._popen is not None and self._owner == os.getpid():
                 self._pipe(self._popen).close()
                 self._popen.wait()
             self._popen = None
 
-    def _tell(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         with self._lock:
             if self._popen is None or self._owner != os.getpid():
                 self._owner = os.getpid()

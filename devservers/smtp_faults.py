@@ -1,71 +1,46 @@
-"""Say what the SMTP server does wrong, at which stage of the dialogue, and how often."""
+"""Make rules for the SMTP server: what it does wrong, at which stage of the dialogue, how often."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from devservers.process import wait_until
+from devservers.smtp_actions import Action, Delay, Drop, Hang, Reply, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from devservers.smtp_session import Session
 
-# The moments at which the server asks its rules. "connect" is before the greeting, "body" after
-# the reply 354 and before the content is read, "content" after the final dot and before its reply;
-# the others are before the reply to the command of that name.
-Stage: TypeAlias = Literal[
-    "connect", "ehlo", "auth", "mail", "rcpt", "data", "body", "content", "rset", "noop", "quit"
+__all__ = [
+    "Action",
+    "Behaviour",
+    "Delay",
+    "Drop",
+    "Hang",
+    "Hold",
+    "Reply",
+    "Rule",
+    "Stage",
+    "delay",
+    "drop",
+    "hang",
+    "refuse",
+    "throttle",
 ]
 
-
-@dataclass(frozen=True)
-class Reply:
-    """Answer with this code and text; 4xx and 5xx refuse, others let the dialogue go on.
-
-    The connection is closed after a 421 (RFC 5321, section 3.8) and after a refusal at "connect".
-    """
-
-    code: int
-    text: str
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Close the connection without a reply.
-
-    At "content", ``accepted`` says whether the server keeps the message all the same.
-    ``reset`` sends RST instead of FIN.
-    """
-
-    accepted: bool = False
-    reset: bool = False
-
-
-@dataclass(frozen=True)
-class Hang:
-    """Never speak again on this connection; it stays open until the client or the server ends."""
-
-
-@dataclass(frozen=True)
-class Delay:
-    """Wait so many seconds, then ask the rules that follow."""
-
-    seconds: float
-
-
-Action: TypeAlias = Reply | Drop | Hang | Delay
-# Asked at each stage of each connection, from that connection's thread; None: nothing to object.
+# Called at each stage of each connection, in that connection's thread; None: no objection.
 Behaviour: TypeAlias = "Callable[[Stage, Session], Action | None]"
 
 
 @dataclass(eq=False)
 class Rule:
-    """Take ``action`` at ``stage`` (None: at every one) when ``when`` holds, ``times`` times.
+    """A :data:`Behaviour` that takes ``action`` at ``stage`` (None: at every stage).
 
-    ``hits`` counts how often it was taken. A rule is a :data:`Behaviour`.
+    It applies if ``when`` is true of the session, at most ``times`` times. ``hits`` counts how
+    often it has applied.
     """
 
     stage: Stage | None
@@ -76,7 +51,7 @@ class Rule:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, stage: Stage, session: Session) -> Action | None:
-        """Return the action if the rule applies now, and count it."""
+        """Return the action and count it if the rule applies now."""
         with self._lock:
             if self.stage not in (None, stage) or self.hits == self.times:
                 return None
@@ -87,7 +62,7 @@ class Rule:
 
 
 class Hold:
-    """Keep clients waiting at ``stage`` until released, then let them go on, or take ``then``."""
+    """A behaviour that holds clients at ``stage`` until released, then takes ``then``, if given."""
 
     def __init__(
         self,
@@ -102,7 +77,7 @@ class Hold:
         self._released = threading.Event()
 
     def __call__(self, stage: Stage, session: Session) -> Action | None:
-        """Wait if the rule applies now and is not yet released."""
+        """Wait for the release if the rule applies now."""
         if self._released.is_set() or self._rule(stage, session) is None:
             return None
         self._released.wait()
@@ -110,24 +85,24 @@ class Hold:
 
     @property
     def held(self) -> int:
-        """Return how many times a client has reached the stage before the release."""
+        """How many times a client has reached the stage before the release."""
         return self._rule.hits
 
     def wait_until_held(self, timeout: float = 10.0, *, count: int = 1) -> None:
         """Wait until ``count`` clients have reached the stage.
 
         Raises:
-            TimeoutError: when they have not after ``timeout`` seconds.
+            TimeoutError: if fewer have after ``timeout`` seconds.
         """
         wait_until(
             lambda: self.held >= count,
             timeout=timeout,
-            what=f"{count} SMTP client(s) held at {self._rule.stage!r}",
-            details=lambda: f"{self.held} got there.",
+            what=f"{count} SMTP client(s) to be held at {self._rule.stage!r}",
+            details=lambda: f"Held so far: {self.held}.",
         )
 
     def release(self) -> None:
-        """Let all waiting clients go on; from now on nobody is held."""
+        """Release all waiting clients; from now on no client is held."""
         self._released.set()
 
 
@@ -139,17 +114,17 @@ def refuse(
     recipient: Callable[[str], bool] | None = None,
     times: int | None = None,
 ) -> Rule:
-    """Make a rule that refuses at ``stage``; with ``recipient``, only the addresses it is true of.
+    """Make a rule that refuses at ``stage``; with ``recipient``, only if it is true of an address.
 
-    At "rcpt" the address is the one of the command; at later stages any accepted one will do.
+    At "rcpt" that is the address of the command; at later stages, any accepted address.
     """
 
-    def concerned(session: Session) -> bool:
-        assert recipient is not None  # noqa: S101 - only used with one
+    def applies(session: Session) -> bool:
+        assert recipient is not None  # noqa: S101 - only used with a recipient
         addresses = [session.recipient] if stage == "rcpt" else session.recipients
         return any(recipient(address) for address in addresses)
 
-    return Rule(stage, Reply(code, text), concerned if recipient else None, times)
+    return Rule(stage, Reply(code, text), applies if recipient else None, times)
 
 
 def drop(
@@ -160,15 +135,15 @@ def drop(
 
 
 def hang(stage: Stage = "connect", *, times: int | None = None) -> Rule:
-    """Make a rule that never speaks again from ``stage`` on."""
+    """Make a rule that stops replying at ``stage``."""
     return Rule(stage, Hang(), times=times)
 
 
 def delay(seconds: float, stage: Stage | None = None, *, times: int | None = None) -> Rule:
-    """Make a rule that waits before every reply, or before those at ``stage``."""
+    """Make a rule that waits before every reply, or only before those at ``stage``."""
     return Rule(stage, Delay(seconds), times=times)
 
 
 def throttle(after: int, text: str = "4.7.0 Too many messages, slow down") -> Rule:
-    """Make a rule that answers 421 to the next MAIL after so many messages per connection."""
+    """Make a rule that answers MAIL with 421 after ``after`` messages on a connection."""
     return Rule("mail", Reply(421, text), lambda session: session.accepted >= after)

@@ -1,4 +1,4 @@
-"""Hold one SMTP dialogue (RFC 5321) with one client."""
+"""Conduct the server's side of one SMTP dialogue (RFC 5321)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import base64
 import re
 from typing import TYPE_CHECKING, Protocol
 
-from devservers.smtp_faults import Drop, Hang, Reply
+from devservers.smtp_actions import Drop, Hang, Reply
 from devservers.smtp_wire import ConnectionEnded, Wire
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from devservers.smtp_faults import Action, Stage
+    from devservers.smtp_actions import Action, Stage
 
 _PATH = re.compile(r'(?:FROM|TO):\s*<((?:"(?:\\.|[^"\\])*"|[^<>"])*)>(.*)', re.IGNORECASE)
 
 
 class Host(Protocol):
-    """What a session needs of its server."""
+    """What a session needs from its server."""
 
     credentials: dict[str, str]
     max_size: int
@@ -27,21 +27,21 @@ class Host(Protocol):
     pipelining: bool
 
     def judge(self, stage: Stage, session: Session) -> Action | None:
-        """Return what the rules say at this stage; delays are over by then."""
+        """Return the action that the rules demand at this stage, after any delay."""
 
     def count(self, verb: str) -> None:
-        """Take note of a command."""
+        """Count a command."""
 
     def keep(self, session: Session) -> None:
-        """Accept the session's message."""
+        """Record the session's message as accepted."""
 
 
 class Session:
-    """One connection: what rules may look at, and the dialogue itself.
+    """One connection: the dialogue, and the state that rules may read.
 
-    ``number`` counts connections from 1. ``recipient`` is the address of the RCPT command under
-    consideration, ``recipients`` are the accepted ones, ``options`` the parameters of MAIL,
-    ``content`` is the message once its final dot has come, ``accepted`` the number of messages
+    ``number`` counts connections from 1. ``options`` are the parameters of MAIL, ``recipient`` is
+    the address of the current RCPT command, ``recipients`` are the accepted addresses, ``content``
+    is the message once its final dot has arrived, and ``accepted`` is the number of messages
     accepted on this connection so far.
     """
 
@@ -73,7 +73,7 @@ class Session:
         }
 
     def talk(self) -> None:
-        """Hold the dialogue until one side ends it; the caller closes the socket."""
+        """Conduct the dialogue until either side ends it; the caller closes the socket."""
         try:
             if self._agree("connect", 220, "smtp.test ESMTP ready"):
                 while True:
@@ -91,11 +91,11 @@ class Session:
             self._wire.say(500, "5.5.2 Command not known")
 
     def _agree(self, stage: Stage, code: int, *texts: str, keep: bool = False) -> bool:
-        """Reply, unless the rules want it otherwise; tell whether the step was agreed to.
+        """Send this reply, or the one the rules demand; return whether it was positive.
 
-        With ``keep``, a message that is agreed to is accepted before the reply goes out.
+        With ``keep``, the message is recorded as accepted before a positive reply is sent.
         """
-        refusal = self._consider(stage)
+        refusal = self._apply_rules(stage)
         if refusal is not None:
             code, texts = refusal.code, (refusal.text,)
         agreed = code < 400
@@ -106,8 +106,8 @@ class Session:
             raise ConnectionEnded
         return agreed
 
-    def _consider(self, stage: Stage) -> Reply | None:
-        """Ask the server's rules, and return the reply they want instead of ours."""
+    def _apply_rules(self, stage: Stage) -> Reply | None:
+        """Take the action that the rules demand; return the reply that replaces ours, if any."""
         match self._host.judge(stage, self):
             case Drop(accepted=accepted, reset=reset):
                 if accepted and stage == "content":
@@ -220,7 +220,7 @@ class Session:
             return
         if not self._agree("data", 354, "End data with <CR><LF>.<CR><LF>"):
             return
-        self._consider("body")
+        self._apply_rules("body")
         self.content = self._wire.content()
         if len(self.content) > self._host.max_size:
             self._wire.say(552, "5.3.4 Message too big")
@@ -255,5 +255,5 @@ class Session:
 
 
 def _decode(text: str) -> str:
-    """Decode a response of AUTH; raise ValueError when it is none, as "*" (cancel) is."""
+    """Decode a response to AUTH; raise ``ValueError`` if it is invalid, such as "*" (cancel)."""
     return base64.b64decode(text, validate=True).decode()

@@ -1,11 +1,10 @@
-"""What every test has: a Celery app whose broker refuses each ring at once."""
+"""Make a Celery app current whose broker refuses connections immediately."""
 
 from __future__ import annotations
 
 from celery import Celery
 
-# The suite's own current app. Tests that want a broker name one; to the others a ring is lost,
-# as it may be at any time.
+# Tests that need a broker configure one; in all others every ring is lost, as may always happen.
 app = Celery("tests", broker="redis://127.0.0.1:1/0", set_as_current=True)
-# Of every thread too, as the app of a site is that Django's settings module imports first.
+# Current in every thread, as a site's app is.
 app.set_default()

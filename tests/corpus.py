@@ -1,7 +1,7 @@
-"""Every kind of message a site sends, and the bytes each becomes on the wire.
+"""Provide every kind of message that a site sends, and the bytes each becomes on the wire.
 
-``CORPUS`` holds a factory per kind; a kind that only some versions of Django know is there only
-on those. ``wire`` asks Django's own SMTP backend what it would send.
+``CORPUS`` holds a factory per kind, limited to the kinds that the installed Django supports.
+``wire`` returns what Django's own SMTP backend would send.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ PNG = bytes.fromhex(
 ICS = "BEGIN:VCALENDAR\r\nVERSION:2.0\r\nMETHOD:REQUEST\r\nEND:VCALENDAR\r\n"
 
 Wire = tuple[str, list[str], bytes]
-"""Envelope sender, envelope recipients and content, as given to ``smtplib.SMTP.sendmail``."""
+"""Envelope sender, envelope recipients and content, as passed to ``smtplib.SMTP.sendmail``."""
 
 
 class _Recorder:
-    """Stands where an open ``smtplib.SMTP`` stands in Django's backend; keeps what it is given."""
+    """A replacement for the open ``smtplib.SMTP`` of Django's backend that records the mail."""
 
     def sendmail(self, sender: str, recipients: list[str], content: bytes) -> None:
         self.wire: Wire = (sender, recipients, content)
 
 
 def wire(message: EmailMessage) -> Wire:
-    """Return what the SMTP backend of this Django would hand to the server for a message."""
+    """Return what Django's SMTP backend would pass to the server for a message."""
     backend = SMTPBackend.__new__(SMTPBackend)
     recorder = _Recorder()
     vars(backend).update(connection=recorder, fail_silently=False)
@@ -55,14 +55,15 @@ def wire(message: EmailMessage) -> Wire:
 
 
 def wire_bytes(message: EmailMessage) -> bytes:
-    """Return the content the SMTP backend of this Django would put on the wire for a message."""
+    """Return the content that Django's SMTP backend would send for a message."""
     return wire(message)[2]
 
 
 def normalise(content: bytes) -> bytes:
-    """Replace what differs from one building to the next: boundaries, and what Django makes up.
+    """Replace everything that differs each time Django builds a message.
 
-    That is a Date of now and a Message-ID of Python's ``make_msgid``; a message's own ones stay.
+    These are boundaries, the current Date and the Message-ID from Python's ``make_msgid``. A Date
+    or Message-ID set by the message stays.
     """
     for number, boundary in enumerate(re.findall(rb'boundary="(===============\d+==)"', content)):
         content = content.replace(boundary, b"boundary-%d" % number)
@@ -82,7 +83,7 @@ def _date_if_not_now(match: re.Match[bytes]) -> bytes:
 
 
 class Newsletter(EmailMultiAlternatives):
-    """A site's own class, with fields set on the class."""
+    """A site's own class, with attributes set on the class."""
 
     content_subtype = "html"
     encoding = "iso-8859-9"
@@ -94,14 +95,14 @@ class Newsletter(EmailMultiAlternatives):
 
 
 class Archived(EmailMessage):
-    """A class that sends to one address more than the headers show."""
+    """A class that sends to one more address than the headers contain."""
 
     def recipients(self) -> list[str]:
         return [*super().recipients(), "archive@example.com"]
 
 
 class Signed(EmailMultiAlternatives):
-    """A class that changes the MIME Django built; written for every version of Django."""
+    """A class that changes the MIME message Django built, for every version of Django."""
 
     def message(self, **kwargs: Any) -> Any:
         mime = super().message(**kwargs)

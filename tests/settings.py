@@ -1,4 +1,4 @@
-"""Settings of the test suite: one small site, on every supported Django."""
+"""Settings of the test suite: a small site for every supported version of Django."""
 
 from __future__ import annotations
 

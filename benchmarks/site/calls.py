@@ -1,4 +1,4 @@
-"""How a site of each subject sends one mail, and many in one call."""
+"""Send one mail, or many in one call, in the way of each subject."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ HTML = f"<html><body><p>{TEXT}</p></body></html>"
 
 
 def django_single(number: int) -> None:
-    """Send as every Django site does."""
+    """Send with Django's ``send_mail``."""
     from django.core.mail import send_mail
 
     send_mail(f"Mail {number}", TEXT, SENDER, [f"to{number}@example.com"], html_message=HTML)
 
 
 def django_bulk(numbers: range) -> None:
-    """Send many messages over one connection of the site's backend."""
+    """Send many messages with one call of the site's backend."""
     from django.core.mail import EmailMultiAlternatives, get_connection
 
     messages = []
@@ -30,7 +30,7 @@ def django_bulk(numbers: range) -> None:
 
 
 def epica_bulk(numbers: range) -> None:
-    """Give a list of dicts to this package's bulk task."""
+    """Pass a list of dicts to this package's bulk task."""
     from django_epica_mail.tasks import send_bulk_emails_task
 
     send_bulk_emails_task.delay([_entry(number) for number in numbers])
@@ -57,21 +57,21 @@ def _post_office_entry(number: int) -> dict[str, Any]:
 
 
 def post_office_single(number: int) -> None:
-    """Send by post_office's own function."""
+    """Send with post_office's own function."""
     from post_office import mail
 
     mail.send(**_post_office_entry(number))
 
 
 def post_office_bulk(numbers: range) -> None:
-    """Send by post_office's own bulk function."""
+    """Send with post_office's own bulk function."""
     from post_office import mail
 
     mail.send_many([_post_office_entry(number) for number in numbers])
 
 
 def handrolled_single(number: int) -> None:
-    """Store a row, and give its id to a task."""
+    """Store a row, and pass its id to a task."""
     from benchmarks.site.handrolled.models import EmailLog
     from benchmarks.site.handrolled.tasks import send_email
 
@@ -80,7 +80,7 @@ def handrolled_single(number: int) -> None:
 
 
 def handrolled_bulk(numbers: range) -> None:
-    """Store the rows together, and give each id to a task."""
+    """Store all rows at once, and pass each id to a task."""
     from benchmarks.site.handrolled.models import EmailLog
     from benchmarks.site.handrolled.tasks import send_email
 

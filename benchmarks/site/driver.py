@@ -1,6 +1,6 @@
-"""What a site's own process does, in a process of its own: ``python -m benchmarks.site.driver``.
+"""Run one action in a subject's site, and print what it measured as a line of JSON.
 
-``migrate``, ``single N`` or ``bulk N``; what it measured is printed as a line of JSON.
+python -m benchmarks.site.driver migrate | single N | bulk N
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from django.core.management import call_command
 
 
 def single(number: int) -> dict[str, Any]:
-    """Send so many mails one after the other; times are in milliseconds."""
+    """Send ``number`` mails one after the other; return times in milliseconds."""
     from benchmarks.site.calls import SINGLE
 
     send = SINGLE[settings.CALLS]
@@ -27,7 +27,7 @@ def single(number: int) -> dict[str, Any]:
         before = time.perf_counter()
         send(index)
         times.append((time.perf_counter() - before) * 1000)
-    steady = sorted(times[number // 20 :])  # the first ones connect
+    steady = sorted(times[number // 20 :])  # the first calls open connections
     return {
         "started": started,
         "p50": statistics.median(steady),
@@ -37,7 +37,7 @@ def single(number: int) -> dict[str, Any]:
 
 
 def bulk(number: int) -> dict[str, Any]:
-    """Send so many mails in one call; ``returned`` is when it did, in seconds."""
+    """Send ``number`` mails in one call; ``returned`` is how long it took, in seconds."""
     from benchmarks.site.calls import BULK
 
     send = BULK[settings.CALLS]
@@ -47,10 +47,10 @@ def bulk(number: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Do what the arguments say."""
+    """Run the action that the arguments name."""
     django.setup()
     if settings.USES_CELERY:
-        from benchmarks.site import celery  # noqa: F401 - the app that .delay() finds
+        from benchmarks.site import celery  # noqa: F401 - the app that .delay() uses
 
     action, *arguments = sys.argv[1:]
     if action == "migrate":

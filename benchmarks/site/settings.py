@@ -1,4 +1,4 @@
-"""A site as small as can be, for the subject that the environment describes."""
+"""Settings of a minimal site for the subject that ``BENCH_SITE`` describes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Shows the whole package at work on this machine: `python -m demo` in `example_project`."""
+"""Demonstrate the whole package on this computer: `python -m demo` in `example_project`."""
 
 import sys
 from pathlib import Path
 
-# `devservers`, which starts Redis, workers and beat for the tests too, is no installed package.
+# `devservers`, which also starts servers for the tests, is not an installed package.
 sys.path.append(str(Path(__file__).resolve().parents[2]))

@@ -1,4 +1,4 @@
-"""Run the demo: start everything, send, watch it arrive, say what that proved."""
+"""Run the demo: start everything, send mail, wait until it arrives, and check the results."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from functools import partial
 from rich.console import Console
 
 from demo.display import Count, Display
+from demo.redis_monitor import RedisMonitor
 from demo.stack import PASSWORD, USER, Stack, running
-from demo.wiretap import Wiretap
 
 DEADLINE = 60.0
-"""Seconds until everything has to have arrived."""
+"""Seconds within which all mail must arrive."""
 
 
 def main() -> int:
-    """Run the demo; return 0 if everything it promised held, else 1."""
+    """Run the demo; return 0 if all checks passed, else 1."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--once", action="store_true", help="end after the checks")
+    parser.add_argument("--once", action="store_true", help="stop after the checks")
     once = parser.parse_args().once
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
@@ -32,56 +32,56 @@ def main() -> int:
     console = Console(soft_wrap=True, highlight=False)
     try:
         with running(lambda part: console.print(f"[dim]Starting {part} …[/]")) as stack:
-            held = show(console, stack)
-            tell(console, stack)
+            passed = send_and_check(console, stack)
+            print_addresses(console, stack)
             if once:
-                console.print("\nEverything is being stopped: without --once it stays up.")
+                console.print("\nStopping everything; without --once it would keep running.")
             else:
-                stay(console)
+                wait_for_signal(console)
     except (RuntimeError, TimeoutError, OSError) as error:
-        console.print(f"The demo could not go on: {error}", style="red", markup=False)
+        console.print(f"The demo failed: {error}", style="red", markup=False)
         return 1
-    return 0 if held else 1
+    return 0 if passed else 1
 
 
 def end(number: int, frame: object) -> None:
-    """Leave by an exception, so that every `with` cleans up; hear no second signal meanwhile."""
+    """Raise SystemExit, so that every `with` block cleans up, and ignore further signals."""
     for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(other, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
-def show(console: Console, stack: Stack) -> bool:
-    """Send, watch, check; return whether everything held."""
-    from demo import scenario  # needs Django set up
+def send_and_check(console: Console, stack: Stack) -> bool:
+    """Send the mails, wait until they arrive, and return whether all checks passed."""
+    from demo import scenario  # needs django.setup()
 
     counts: list[Count] = [
         ("in the inbox", partial(scenario.count_arrived, stack.inbox)),
         ("sent in the database", scenario.count_sent),
     ]
-    with Wiretap(stack.redis.url()) as wiretap:
+    with RedisMonitor(stack.redis.url()) as monitor:
         began = time.monotonic()
         with Display(console, counts, len(scenario.EXPECTED)) as display:
-            send(display, scenario.steps(stack.site.url))
+            send(display, scenario.steps(stack.site.url("/")))
             watch(display, stack)
         seconds = time.monotonic() - began
-        proofs = scenario.proofs(stack.inbox, wiretap)
+        checks = scenario.checks(stack.inbox, monitor)
 
     console.print(f"\n[bold]What arrived, within {seconds:.1f} s:[/]")
     for line in scenario.summary(stack.inbox):
         console.print(f"  {line}", markup=False)
-    console.print("\n[bold]What that proved:[/]")
-    for proof in proofs:
-        console.print("  [green]✓[/]" if proof.holds else "  [red]✗[/]", end=" ")
-        console.print(proof.claim, markup=False)
-    held = all(proof.holds for proof in proofs)
-    if not held:
-        console.print(f"\nNot everything held.\n{stack.worker.log_tail()}", markup=False)
-    return held
+    console.print("\n[bold]Checks:[/]")
+    for check in checks:
+        console.print("  [green]✓[/]" if check.passed else "  [red]✗[/]", end=" ")
+        console.print(check.claim, markup=False)
+    passed = all(check.passed for check in checks)
+    if not passed:
+        console.print(f"\nNot all checks passed.\n{stack.worker.log_tail()}", markup=False)
+    return passed
 
 
 def send(display: Display, steps: list[tuple[str, Callable[[], None]]]) -> None:
-    """Take each step, and say how long the caller had to wait for it."""
+    """Run each step, and print how long the caller waited for it."""
     display.console.print("\n[bold]Sending, with Django's own calls:[/]")
     for name, act in steps:
         began = time.monotonic()
@@ -92,28 +92,28 @@ def send(display: Display, steps: list[tuple[str, Callable[[], None]]]) -> None:
 
 
 def watch(display: Display, stack: Stack) -> None:
-    """Wait until everything has arrived, or the deadline has passed."""
+    """Wait until all mail has arrived or the deadline has passed."""
     deadline = time.monotonic() + DEADLINE
     while not display.update() and time.monotonic() < deadline:
         stack.check()
         time.sleep(0.1)
 
 
-def tell(console: Console, stack: Stack) -> None:
-    """Say where to look."""
+def print_addresses(console: Console, stack: Stack) -> None:
+    """Print where to look."""
     console.print(
-        f"\n  Site   {stack.site.url}"
-        f"\n  Admin  {stack.site.url}admin/  (user {USER}, password {PASSWORD})"
+        f"\n  Site   {stack.site.url('/')}"
+        f"\n  Admin  {stack.site.url('/admin/')}  (user {USER}, password {PASSWORD})"
         f"\n  Inbox  {stack.inbox.url}"
     )
-    console.print(f"  Queue  {stack.site.url}admin/epica_mail/emailtotal/")
+    console.print(f"  Queue  {stack.site.url('/admin/epica_mail/emailtotal/')}")
     if stack.flower is not None:
-        console.print(f"  Flower {stack.flower.url}  (user {USER}, password {PASSWORD})")
+        console.print(f"  Flower {stack.flower.url('/')}  (user {USER}, password {PASSWORD})")
 
 
-def stay(console: Console) -> None:
-    """Stay up until Ctrl-C or another signal to end."""
-    console.print("\nLook around: what the site sends arrives in the inbox. Ctrl-C ends the demo.")
+def wait_for_signal(console: Console) -> None:
+    """Keep running until Ctrl-C or another signal to stop."""
+    console.print("\nLook around: mail from the site arrives in the inbox. Press Ctrl-C to stop.")
     with contextlib.suppress(SystemExit):
         threading.Event().wait()
     console.print("Stopping everything …", style="dim")

@@ -1,4 +1,4 @@
-"""Shows mail arriving: live bars in a terminal, plain lines anywhere else."""
+"""Show the progress of arriving mail: bars in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Count = tuple[str, "Callable[[], int]"]
 
 
 class Display:
-    """Counts that grow to a total, for a `with` block; what is printed inside stands above them."""
+    """Counts that grow to a total; output printed in the `with` block appears above them."""
 
     def __init__(self, console: Console, counts: list[Count], total: int) -> None:
         self.counts = counts
@@ -31,7 +31,7 @@ class Display:
             disable=not console.is_terminal,
         )
         self._bars = [self._progress.add_task(name, total=total) for name, _ in counts]
-        self._line_at = 0.0
+        self._printed_at = 0.0
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -41,7 +41,7 @@ class Display:
         self._progress.stop()
 
     def update(self) -> bool:
-        """Count anew and show it; return whether all counts have reached the total."""
+        """Update and show the counts; return whether all have reached the total."""
         now = [count() for _, count in self.counts]
         for bar, value in zip(self._bars, now, strict=True):
             self._progress.update(bar, completed=value)
@@ -51,9 +51,9 @@ class Display:
         return complete
 
     def _print_line(self, now: list[int], complete: bool) -> None:
-        """Print the counts, at most one line a second."""
-        if complete or time.monotonic() - self._line_at >= 1:
-            self._line_at = time.monotonic()
+        """Print the counts, at most once a second."""
+        if complete or time.monotonic() - self._printed_at >= 1:
+            self._printed_at = time.monotonic()
             pairs = zip(self.counts, now, strict=True)
-            said = ", ".join(f"{value} of {self.total} {name}" for (name, _), value in pairs)
-            self.console.print(f"  {said}")
+            line = ", ".join(f"{value} of {self.total} {name}" for (name, _), value in pairs)
+            self.console.print(f"  {line}")

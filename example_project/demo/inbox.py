@@ -1,17 +1,17 @@
-"""A mailbox for every address: a small SMTP server, and a web page that lists what it received."""
+"""A mailbox for every address: a small SMTP server and a web page that lists its mails."""
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from datetime import datetime
 from email import message_from_bytes, policy
 from html import escape
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING
 
 from aiosmtpd.controller import Controller
 
+from devservers.http_service import HTTPService
 from devservers.process import free_port
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Received:
-    """One mail as the SMTP server got it."""
+    """One mail as the SMTP server received it."""
 
     at: datetime
     recipients: tuple[str, ...]
@@ -35,34 +35,33 @@ class Received:
         return message_from_bytes(self.content, policy=policy.default)
 
     def body(self, kind: str) -> str:
-        """Return the "plain" or "html" body, or nothing."""
+        """Return the "plain" or "html" body, or "" if there is none."""
         part = self.message().get_body((kind,))
         return part.get_content() if part else ""
 
 
-class Inbox:
-    """Both servers and the mails, for a `with` block."""
+class Inbox(HTTPService):
+    """Both servers, and the mails received."""
 
     def __init__(self) -> None:
         self.received: list[Received] = []
         self.smtp_port = free_port()
         self._smtp = Controller(self, hostname=HOST, port=self.smtp_port)
-        self._http = ThreadingHTTPServer((HOST, 0), page_handler(self))
-        self._http.daemon_threads = True
-        self.url = f"http://{HOST}:{self._http.server_port}/"
+        super().__init__(page_handler(self))
+        self.url = f"http://{HOST}:{self.port}/"
 
-    def __enter__(self) -> Inbox:
+    def start(self) -> None:
+        """Start both servers."""
         self._smtp.start()
-        threading.Thread(target=self._http.serve_forever, name="inbox page", daemon=True).start()
-        return self
+        super().start()
 
-    def __exit__(self, *exc: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+    def stop(self) -> None:
+        """Stop both servers."""
+        super().stop()
         self._smtp.stop()
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
-        """Keep a mail (aiosmtpd calls this with what came after DATA)."""
+        """Keep a mail; aiosmtpd calls this after DATA."""
         content = envelope.content
         raw = content if isinstance(content, bytes) else (content or "").encode()
         self.received.append(Received(datetime.now().astimezone(), (*envelope.rcpt_tos,), raw))
@@ -70,7 +69,7 @@ class Inbox:
 
 
 def page_handler(inbox: Inbox) -> type[BaseHTTPRequestHandler]:
-    """Make the request handler of the inbox's pages: `/` is the list, `/3` the fourth mail."""
+    """Return the request handler of the inbox: `/` is the list, `/3` the fourth mail."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -81,7 +80,7 @@ def page_handler(inbox: Inbox) -> type[BaseHTTPRequestHandler]:
             elif number.isdecimal() and int(number) < len(mails):
                 self.answer(200, mail_page(mails[int(number)]))
             else:
-                self.answer(404, page("Not here", "<p>There is no such mail.</p>"))
+                self.answer(404, page("Not found", "<p>There is no such mail.</p>"))
 
         def answer(self, status: int, html: str) -> None:
             content = html.encode("utf-8", "surrogateescape")
@@ -95,7 +94,7 @@ def page_handler(inbox: Inbox) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(content)
 
         def log_message(self, *args: object) -> None:
-            """Keep the terminal for the demo's own words."""
+            """Log nothing: the terminal is for the demo's output."""
 
     return Handler
 
@@ -114,7 +113,7 @@ def list_page(mails: list[Received]) -> str:
 
 
 def mail_page(mail: Received) -> str:
-    """Render one mail: bodies as text, never as HTML, and the source."""
+    """Render one mail: its bodies as text, never as HTML, and its source."""
     parts = [
         ("Text", mail.body("plain")),
         ("HTML, as text", mail.body("html")),
@@ -126,12 +125,12 @@ def mail_page(mail: Received) -> str:
 
 
 def header(mail: Received, name: str) -> str:
-    """Return a header, decoded."""
+    """Return a decoded header, or "" if it is missing."""
     return str(mail.message()[name] or "")
 
 
 def page(title: str, body: str, head: str = "") -> str:
-    """Wrap a page's body; `title` is text, the others HTML."""
+    """Render a page; `title` is text, `body` and `head` are HTML."""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">{head}

@@ -1,4 +1,4 @@
-"""What the demo sends, with Django's own calls and nothing else, and what it checks afterwards."""
+"""Define what the demo sends, with Django's own calls only, and what it then checks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from demo.inbox import Inbox
-    from demo.wiretap import Wiretap
+    from demo.redis_monitor import RedisMonitor
 
 PLAIN, HTML, RESET = "plain@example.com", "html@example.com", "demo@example.com"
 ROLLED_BACK = "rolled-back@example.com"
@@ -34,12 +34,12 @@ TEXT = "Merhaba! Siparişiniz yolda."
 MARKUP = "<p>Merhaba! <strong>Siparişiniz</strong> yolda.</p>"
 
 
-class ChangeOfMindError(Exception):
-    """What the transaction of `roll_back` ends with."""
+class RollBackError(Exception):
+    """Ends the transaction of `roll_back`."""
 
 
 def steps(site: str) -> list[tuple[str, Callable[[], None]]]:
-    """Return what the demo does, in order, with a name for each."""
+    """Return the steps of the demo in order, each with a name."""
     return [
         ("send_mail()", send_plain),
         ("an HTML mail", send_html),
@@ -55,14 +55,14 @@ def send_plain() -> None:
 
 
 def send_html() -> None:
-    """Send one mail in text and HTML."""
+    """Send one mail with text and HTML."""
     message = EmailMultiAlternatives("A mail in HTML", TEXT, to=[HTML])
     message.attach_alternative(MARKUP, "text/html")
     message.send()
 
 
 def request_password_reset(site: str) -> None:
-    """Fill in the form of Django's own view, as a browser does."""
+    """Submit the form of Django's own view as a browser does."""
     browser = new_browser()
     address = f"{site}accounts/password_reset/"
     token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', get(browser, address))
@@ -75,14 +75,14 @@ def request_password_reset(site: str) -> None:
 
 
 def roll_back() -> None:
-    """Send a mail in a transaction, and think better of it."""
-    with contextlib.suppress(ChangeOfMindError), transaction.atomic():
+    """Send a mail in a transaction, and roll it back."""
+    with contextlib.suppress(RollBackError), transaction.atomic():
         send_mail("Never to be seen", TEXT, None, [ROLLED_BACK])
-        raise ChangeOfMindError
+        raise RollBackError
 
 
 def send_bulk() -> None:
-    """Send a mail to each of many readers, in one call."""
+    """Send a mail to each of many readers in one call."""
     bulk_mailer().send_messages(
         [EmailMessage(f"News {number}", TEXT, to=[to]) for number, to in enumerate(BULK, 1)]
     )
@@ -94,7 +94,7 @@ def new_browser() -> OpenerDirector:
 
 
 def get(browser: OpenerDirector, address: str) -> str:
-    """Fetch a page; raise `URLError` unless it answers 200."""
+    """Return a page; raise `URLError` if it answers with an error."""
     with browser.open(address, timeout=30) as response:
         return response.read().decode()
 
@@ -110,12 +110,12 @@ def count_arrived(inbox: Inbox) -> int:
 
 
 def count_sent() -> int:
-    """Count the mails that the database knows to be sent."""
+    """Count the sent mails in the database."""
     return EmailLog.objects.filter(status=EmailLog.Status.SENT).count()
 
 
 def summary(inbox: Inbox) -> list[str]:
-    """Describe what was received, the mails to the readers in one line."""
+    """Describe the mails received, with those to the readers in one line."""
     subjects = {mail.recipients: str(mail.message()["Subject"]) for mail in list(inbox.received)}
     bulk = [subject for recipients, subject in subjects.items() if set(recipients) <= set(BULK)]
     single = {to: subject for (to, *_), subject in subjects.items() if to not in BULK}
@@ -126,84 +126,84 @@ def summary(inbox: Inbox) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Proof:
-    """One claim of the package, and whether it was found to hold."""
+class Check:
+    """One claim of the package, and whether it holds."""
 
-    holds: bool
+    passed: bool
     claim: str
 
 
-def proofs(inbox: Inbox, wiretap: Wiretap) -> list[Proof]:
-    """Check what the demo promised, after everything has arrived or the time is over."""
-    wiretap.end()
+def checks(inbox: Inbox, monitor: RedisMonitor) -> list[Check]:
+    """Check all claims, after all mail has arrived or the deadline has passed."""
+    monitor.end()
     return [
         each_arrived_once(inbox),
         html_is_intact(inbox),
         rolled_back_is_absent(inbox),
         reset_link_works(inbox),
-        rows_say_sent(),
-        broker_saw_no_content(wiretap),
+        rows_are_sent(),
+        broker_saw_no_content(monitor),
     ]
 
 
-def each_arrived_once(inbox: Inbox) -> Proof:
-    """Check that the expected mails, and no others, arrived, each exactly once."""
+def each_arrived_once(inbox: Inbox) -> Check:
+    """Check that the expected mails and no others arrived, each exactly once."""
     got, wanted = arrived(inbox), Counter(EXPECTED)
     claim = f"{(got & wanted).total()} of {len(EXPECTED)} mails arrived, each exactly once"
     faults = [
         f"{len(addresses)} {fault} ({', '.join(sorted(addresses)[:3])} …)"
         for fault, addresses in (
             ("missing", wanted - got),
-            ("twice or not asked for", got - wanted),
+            ("duplicate or unexpected", got - wanted),
         )
         if addresses
     ]
-    return Proof(not faults, "; ".join([claim, *faults]) if faults else claim)
+    return Check(not faults, "; ".join([claim, *faults]) if faults else claim)
 
 
-def html_is_intact(inbox: Inbox) -> Proof:
+def html_is_intact(inbox: Inbox) -> Check:
     """Check both bodies of the HTML mail."""
     bodies = [
         (mail.body("plain").strip(), mail.body("html").strip())
         for mail in inbox.received
         if HTML in mail.recipients
     ]
-    return Proof(bodies == [(TEXT, MARKUP)], "the HTML mail has its text and its HTML, as written")
+    return Check(bodies == [(TEXT, MARKUP)], "the HTML mail has its text and its HTML unchanged")
 
 
-def rolled_back_is_absent(inbox: Inbox) -> Proof:
-    """Check that the mail of the undone transaction is neither received nor stored."""
+def rolled_back_is_absent(inbox: Inbox) -> Check:
+    """Check that the mail of the rolled-back transaction is neither received nor stored."""
     stored = EmailRecipient.objects.filter(address=ROLLED_BACK).exists()
-    return Proof(
+    return Check(
         not stored and ROLLED_BACK not in arrived(inbox),
-        "the mail of the rolled-back transaction is absent, from inbox and database",
+        "the mail of the rolled-back transaction is in neither inbox nor database",
     )
 
 
-def reset_link_works(inbox: Inbox) -> Proof:
-    """Open the link of the reset mail: it has to show the form for a new password."""
+def reset_link_works(inbox: Inbox) -> Check:
+    """Check that the link in the reset mail shows the form for a new password."""
     texts = [mail.body("plain") for mail in inbox.received if RESET in mail.recipients]
     link = re.search(r"http://\S+/accounts/reset/\S+", texts[0] if texts else "")
     works = False
     if link:
         with contextlib.suppress(OSError):
             works = 'name="new_password1"' in get(new_browser(), link[0])
-    return Proof(works, "the link in the password-reset mail answers 200 with the form")
+    return Check(works, "the link in the password-reset mail answers 200 with the form")
 
 
-def rows_say_sent() -> Proof:
+def rows_are_sent() -> Check:
     """Check the statuses in the database."""
     rows = EmailLog.objects.values_list("status").annotate(Count("pk")).order_by("status")
     counts = {str(status): count for status, count in rows}
-    said = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return Proof(counts == {"sent": len(EXPECTED)}, f"the database says: {said or 'nothing'}")
+    shown = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return Check(counts == {"sent": len(EXPECTED)}, f"the database contains: {shown or 'nothing'}")
 
 
-def broker_saw_no_content(wiretap: Wiretap) -> Proof:
-    """Check that no address, subject or text went through Redis, and that rings did."""
-    betrayed = wiretap.betrayed({"@example.com", "A plain mail", "Merhaba", "News ", "password"})
-    calls = ", ".join(f"{count} x {call}" for call, count in wiretap.calls.most_common())
-    claim = f"Redis carried no content, only: {calls or 'nothing at all'}"
-    if betrayed:
-        claim = f"Redis carried content: {', '.join(sorted(betrayed))}"
-    return Proof(bool(wiretap.calls) and not betrayed, claim)
+def broker_saw_no_content(monitor: RedisMonitor) -> Check:
+    """Check that rings went through Redis, but no address, subject or text."""
+    leaked = monitor.leaked({"@example.com", "A plain mail", "Merhaba", "News ", "password"})
+    calls = ", ".join(f"{count} x {call}" for call, count in monitor.calls.most_common())
+    claim = f"Redis carried no content, only: {calls or 'nothing'}"
+    if leaked:
+        claim = f"Redis carried content: {', '.join(sorted(leaked))}"
+    return Check(bool(monitor.calls) and not leaked, claim)

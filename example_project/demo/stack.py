@@ -1,23 +1,21 @@
-"""Starts what the demo needs, each part on a free port, and stops and removes all of it."""
+"""Start the servers of the demo on free ports; stop and remove them afterwards."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
-from urllib.request import urlopen
 
 import django
 
 from demo.inbox import HOST, Inbox
-from devservers.process import ManagedProcess, free_port
 from devservers.redis import RedisServer
+from devservers.web import Flower, Web
 from devservers.worker import Beat, Worker
 
 if TYPE_CHECKING:
@@ -27,73 +25,40 @@ PROJECT = Path(__file__).resolve().parent.parent
 USER = PASSWORD = "demo"  # noqa: S105
 
 
-class Site(ManagedProcess):
-    """The shop, served by Django's own server."""
-
-    def __init__(self, folder: Path) -> None:
-        address = f"{HOST}:{free_port()}"
-        self.url = f"http://{address}/"
-        # --insecure serves the admin's CSS although DEBUG is off.
-        command = [sys.executable, "manage.py", "runserver", "--noreload", "--insecure", address]
-        super().__init__(command, log=folder / "site.log", cwd=PROJECT)
-
-    def is_ready(self) -> bool:
-        """Tell whether the home page answers."""
-        with contextlib.suppress(OSError), urlopen(self.url, timeout=5) as response:  # noqa: S310
-            return response.status == 200
-        return False
-
-
-class Flower(ManagedProcess):
-    """Flower: the workers and the tasks, as Celery tells of them."""
-
-    def __init__(self, folder: Path) -> None:
-        port = free_port()
-        self.url = f"http://{HOST}:{port}/"
-        command = [sys.executable, "-m", "celery", "--app=shopsite", "flower"]
-        command += [f"--address={HOST}", f"--port={port}", f"--basic-auth={USER}:{PASSWORD}"]
-        super().__init__(command, log=folder / "flower.log", cwd=PROJECT)
-
-    def is_ready(self) -> bool:
-        """Tell whether it answers."""
-        with contextlib.suppress(OSError), urlopen(f"{self.url}healthcheck", timeout=5) as response:  # noqa: S310
-            return response.status == 200
-        return False
-
-
 @dataclass(frozen=True)
 class Stack:
-    """What runs."""
+    """The running servers."""
 
     inbox: Inbox
     redis: RedisServer
     worker: Worker
     beat: Beat
-    site: Site
+    site: Web
     flower: Flower | None
-    """``None`` where Flower is not installed."""
+    """``None`` if Flower is not installed."""
 
     def check(self) -> None:
-        """Raise `RuntimeError` with the end of the log if one of the processes has died."""
+        """Raise `RuntimeError` with the end of its log if one of the processes has died."""
         for process in (self.redis, self.worker, self.beat, self.site, self.flower):
             if process is not None and not process.is_alive():
                 raise RuntimeError(f"{process!r} has died.\n{process.log_tail()}")
 
 
 @contextlib.contextmanager
-def running(say: Callable[[str], None]) -> Iterator[Stack]:
+def running(report: Callable[[str], None]) -> Iterator[Stack]:
     """
-    Start everything in a temporary folder, telling `say` what; stop and remove it at the end.
+    Start everything in a temporary folder; stop and remove it at the end.
 
-    This process itself becomes one of the site, by environment and `django.setup()`.
+    `report` is called with the name of each part before it starts. The environment and
+    `django.setup()` make this process one of the site's.
     """
     with ExitStack() as parts:
         folder = Path(parts.enter_context(TemporaryDirectory(prefix="epica-mail-demo-")))
-        say("an SMTP inbox")
+        report("an SMTP inbox")
         inbox = parts.enter_context(Inbox())
-        say("Redis")
+        report("Redis")
         redis = parts.enter_context(RedisServer(folder))
-        # Every process started from here on inherits it, and nothing the caller had set.
+        # Inherited by every process started from here on, without the caller's own SHOP_ variables.
         for name in [name for name in os.environ if name.startswith("SHOP_")]:
             del os.environ[name]
         os.environ.update(
@@ -105,30 +70,32 @@ def running(say: Callable[[str], None]) -> Iterator[Stack]:
             SHOP_SWEEP_SECONDS="10",
             SHOP_DEBUG="0",
         )
-        say("a database")
+        report("a database")
         fill_database(parts)
-        say("a Celery worker of two processes")
+        report("a Celery worker with two processes")
         worker = parts.enter_context(
             Worker(
                 *(PROJECT, "shopsite", {}),
                 folder=folder,
                 concurrency=2,
-                extra_args=["--task-events"],  # without them Flower sees no task
+                extra_args=["--task-events"],  # without it Flower sees no tasks
             )
         )
-        say("beat")
+        report("beat")
         beat = parts.enter_context(Beat(PROJECT, "shopsite", {}, folder=folder))
-        say("the site")
-        site = parts.enter_context(Site(folder))
+        report("the site")
+        site = parts.enter_context(Web(PROJECT, {}, folder=folder, name="site", insecure=True))
         flower = None
         if find_spec("flower"):
-            say("Flower")
-            flower = parts.enter_context(Flower(folder))
+            report("Flower")
+            flower = parts.enter_context(
+                Flower(PROJECT, "shopsite", {}, folder=folder, basic_auth=f"{USER}:{PASSWORD}")
+            )
         yield Stack(inbox, redis, worker, beat, site, flower)
 
 
 def fill_database(parts: ExitStack) -> None:
-    """Set Django up in this process, migrate, add the log-in and the sample products."""
+    """Set up Django in this process, migrate, and add a superuser and the sample products."""
     django.setup()
     from django.contrib.auth.models import User
     from django.core.management import call_command

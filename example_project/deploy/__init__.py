@@ -1,1 +1,1 @@
-"""What the shop needs to run in production: settings, systemd units, containers, log rotation."""
+"""Everything the shop needs in production: settings, systemd units, containers, log rotation."""

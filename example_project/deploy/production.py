@@ -1,4 +1,4 @@
-"""Settings of the shop in production: the site's own, and what only the environment knows."""
+"""Production settings of the shop: the site's own, overridden by environment variables."""
 
 import os
 
@@ -11,18 +11,18 @@ SECRET_KEY = os.environ["SHOP_SECRET_KEY"]
 DEBUG = False
 ALLOWED_HOSTS = [*ALLOWED_HOSTS, *os.environ.get("SHOP_HOSTS", "").split()]
 
-# The proxy in front of the site sets this header; it must not pass on a client's own.
+# The proxy in front of the site sets this header; it must not forward one sent by a client.
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 CSRF_TRUSTED_ORIGINS = [f"https://{host}" for host in os.environ.get("SHOP_HOSTS", "").split()]
 SESSION_COOKIE_SECURE = True
 CSRF_COOKIE_SECURE = True
 
-# WhiteNoise serves the admin's style sheets, second in the list as its documentation asks.
+# WhiteNoise serves the admin's style sheets; its documentation asks for the second place.
 STATIC_ROOT = BASE_DIR / "static"
 MIDDLEWARE = [MIDDLEWARE[0], "whitenoise.middleware.WhiteNoiseMiddleware", *MIDDLEWARE[1:]]
 
 DEFAULT_FROM_EMAIL = os.environ.get("SHOP_FROM_EMAIL") or DEFAULT_FROM_EMAIL
-# What Prometheus shows at mail/metrics/, and who asks mail/health/ for details.
+# The token that Prometheus sends to mail/metrics/; mail/health/ requires it for details.
 EPICA_MAIL = {**EPICA_MAIL, "MONITORING_TOKEN": os.environ.get("SHOP_MONITORING_TOKEN") or None}
 SMTP_USER = os.environ.get("SHOP_SMTP_USER", "")
 SMTP_PASSWORD = os.environ.get("SHOP_SMTP_PASSWORD", "")

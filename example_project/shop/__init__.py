@@ -1,1 +1,1 @@
-"""A small shop that sends mail in the ways a Django site does."""
+"""A small shop that sends mail the way Django sites do."""

@@ -34,7 +34,7 @@ class OrderAdmin(admin.ModelAdmin):
 
 @admin.register(NewsletterSubscription)
 class NewsletterSubscriptionAdmin(admin.ModelAdmin):
-    """Who reads the newsletter."""
+    """Newsletter subscriptions."""
 
     list_display = ("email", "language", "created")
     list_filter = ("language",)

@@ -1,4 +1,4 @@
-"""What the shop asks of its visitors."""
+"""The shop's forms."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -39,14 +39,14 @@ class OrderForm(forms.Form):
         return ((product, self[field_name(product)]) for product in self.products)
 
     def clean(self) -> dict[str, Any]:
-        """Refuse an order of nothing."""
+        """Reject an empty order."""
         cleaned = super().clean() or self.cleaned_data
         if not self.errors and not any(cleaned.values()):
             raise forms.ValidationError(_("Choose at least one product."))
         return cleaned
 
     def wanted(self) -> dict[Product, int]:
-        """Return what was chosen, as quantities by product."""
+        """Return the chosen quantities by product."""
         quantities = (
             (product, self.cleaned_data[field_name(product)]) for product in self.products
         )
@@ -64,7 +64,7 @@ class SubscribeForm(forms.ModelForm):
 class NewsletterForm(forms.Form):
     """A newsletter to all subscribers."""
 
-    # A browser's one-line field cannot hold a line break, a forged request can.
+    # A browser's one-line field cannot contain a line break, but a forged request can.
     subject = forms.CharField(
         label=_("Subject"), max_length=150, validators=[RegexValidator(r"\A[^\r\n]*\Z")]
     )
@@ -72,5 +72,5 @@ class NewsletterForm(forms.Form):
 
 
 def field_name(product: Product) -> str:
-    """Name the field that takes the quantity of `product`."""
+    """Return the name of the field for the quantity of `product`."""
     return f"quantity-{product.pk}"

@@ -1,4 +1,4 @@
-"""The mails the shop sends: plain Django calls, that know nothing of a queue."""
+"""The mails the shop sends, with plain Django calls that do not mention a queue."""
 
 from collections.abc import Iterator
 
@@ -44,7 +44,7 @@ def send_newsletter(subject: str, text: str) -> int:
 
 
 def newsletter(subject: str, text: str) -> Iterator[EmailMessage]:
-    """Make the newsletter for each subscriber, its footer in the subscriber's language."""
+    """Yield each subscriber's newsletter, with the footer in their language."""
     for subscription in NewsletterSubscription.objects.all():
         with override(subscription.language):
             body = render_to_string(
@@ -54,7 +54,7 @@ def newsletter(subject: str, text: str) -> Iterator[EmailMessage]:
 
 
 def bulk_mailer() -> BaseEmailBackend:
-    """Return Django's connection for mass mail: it names the queue of its own before Django 6.1."""
+    """Return the connection for bulk mail; before Django 6.1 it names the queue itself."""
     if django.VERSION >= (6, 1):
         return mail.mailers["bulk"]
     return mail.get_connection(queue="bulk_emails")

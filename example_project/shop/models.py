@@ -1,4 +1,4 @@
-"""What the shop sells, who ordered it, who reads the newsletter."""
+"""The shop's products, orders and newsletter subscriptions."""
 
 from decimal import Decimal
 
@@ -27,7 +27,7 @@ class Product(models.Model):
 
 
 class Order(models.Model):
-    """What one customer ordered at one time."""
+    """An order of one customer."""
 
     customer = models.ForeignKey(
         settings.AUTH_USER_MODEL,
@@ -51,7 +51,7 @@ class Order(models.Model):
 
 
 class OrderLine(models.Model):
-    """How many of one product, at the price of that moment."""
+    """A quantity of one product, at its price at the time of the order."""
 
     order = models.ForeignKey(Order, on_delete=models.CASCADE, related_name="lines")
     product = models.ForeignKey(Product, verbose_name=_("product"), on_delete=models.PROTECT)
@@ -71,7 +71,7 @@ class OrderLine(models.Model):
 
 
 class NewsletterSubscription(models.Model):
-    """An address that asked for the newsletter, and the language it reads."""
+    """An address subscribed to the newsletter, and its language."""
 
     email = models.EmailField(_("e-mail address"), unique=True)
     language = models.CharField(_("language"), max_length=7, choices=settings.LANGUAGES)

@@ -1,4 +1,4 @@
-"""Placing an order: the rows and the confirmation, or neither."""
+"""Place an order: store the rows and the confirmation in one transaction."""
 
 from collections.abc import Mapping
 
@@ -11,10 +11,10 @@ from shop.models import Order, OrderLine, Product
 
 
 class OutOfStockError(Exception):
-    """There are fewer of `product` than were ordered."""
+    """Fewer of `product` are in stock than were ordered."""
 
     def __init__(self, product: Product) -> None:
-        super().__init__(f"Fewer than ordered are left of {product.name!r}.")
+        super().__init__(f"Not enough of {product.name!r} is in stock.")
         self.product = product
 
 
@@ -23,7 +23,7 @@ def place_order(customer: User, wanted: Mapping[Product, int]) -> Order:
     """
     Store an order of `wanted` (product: quantity) and send its confirmation, in one transaction.
 
-    Return the order. Raise `OutOfStockError` if too few are left: then order and mail are undone.
+    Return the order. Raise `OutOfStockError`, which rolls back order and mail, if too few are left.
     """
     order = Order.objects.create(customer=customer)
     OrderLine.objects.bulk_create(
@@ -31,7 +31,7 @@ def place_order(customer: User, wanted: Mapping[Product, int]) -> Order:
         for product, quantity in wanted.items()
     )
     mails.send_order_confirmation(order)
-    # Last, because it locks rows that every buyer wants; sorted, so that no two buyers deadlock.
+    # Last, because it locks rows that every buyer needs; sorted, so that buyers cannot deadlock.
     for product in sorted(wanted, key=lambda product: product.pk):
         take_from_stock(product, wanted[product])
     return order

@@ -1,4 +1,4 @@
-"""Sample contexts, with which staff preview the shop's mails in the admin."""
+"""Sample contexts for previews of the shop's mails in the admin."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,7 +11,7 @@ from shop.models import OrderLine, Product
 
 @dataclass
 class SampleOrder:
-    """An order that nobody placed."""
+    """An order that is not in the database."""
 
     customer: User
     total: Decimal
@@ -21,7 +21,7 @@ class SampleOrder:
 
 
 def order_confirmation() -> dict[str, Any]:
-    """Return what the confirmation of an order is made of."""
+    """Return a sample context for the confirmation of an order."""
     cup = Product(name="Çay", price=Decimal("149.90"))
     line = OrderLine(product=cup, quantity=2, price=cup.price)
     return {"order": SampleOrder(User(username="ayse"), line.total()), "lines": [line]}

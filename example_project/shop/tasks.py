@@ -12,7 +12,7 @@ from shop.models import Order
 
 @shared_task(ignore_result=True)
 def send_daily_report() -> str:
-    """Mail yesterday's number of orders to the shop; return the id of the mail."""
+    """Mail yesterday's number of orders to the shop; return the mail's id."""
     today = timezone.localtime().replace(hour=0, minute=0, second=0, microsecond=0)
     orders = Order.objects.filter(created__gte=today - timedelta(days=1), created__lt=today).count()
     result = send_email_async(
@@ -21,7 +21,7 @@ def send_daily_report() -> str:
         from_email=None,
         recipient_list=[settings.DEFAULT_FROM_EMAIL],
         category="report",
-        # Beat may fire twice, after a restart for instance: one report a day all the same.
+        # Beat may fire twice, for instance after a restart; the report is still sent once a day.
         idempotency_key=f"daily-report-{today:%Y-%m-%d}",
     )
     return str(result.id)

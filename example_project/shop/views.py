@@ -22,12 +22,12 @@ from shop.orders import OutOfStockError, place_order
 
 @require_safe
 def home(request: HttpRequest) -> HttpResponse:
-    """Show the products, an order form and the newsletter's."""
+    """Show the products, the order form and the newsletter form."""
     return render_home(request)
 
 
 def render_home(request: HttpRequest, **forms_with_errors: forms.BaseForm) -> HttpResponse:
-    """Render the home page, with the given bound forms in place of empty ones."""
+    """Render the home page with the given bound forms instead of empty ones."""
     context: dict[str, Any] = {
         "order_form": OrderForm(Product.objects.all()),
         "subscribe_form": SubscribeForm(),
@@ -37,7 +37,7 @@ def render_home(request: HttpRequest, **forms_with_errors: forms.BaseForm) -> Ht
 
 
 def sign_up(request: HttpRequest) -> HttpResponse:
-    """Create a customer, greet them by mail, log them in."""
+    """Create a customer, send a welcome mail and log the customer in."""
     form = SignUpForm(request.POST or None)
     if form.is_valid():
         with transaction.atomic():
@@ -76,7 +76,7 @@ def order_detail(request: HttpRequest, pk: int) -> HttpResponse:
 
 @require_POST
 def subscribe(request: HttpRequest) -> HttpResponse:
-    """Note an address for the newsletter, in the visitor's language."""
+    """Subscribe an address to the newsletter in the visitor's language."""
     form = SubscribeForm(
         request.POST, instance=NewsletterSubscription(language=get_language() or "en")
     )

@@ -1,4 +1,4 @@
-"""The example site. Importing it makes the Celery app current, as Celery's Django page asks."""
+"""The example site. Importing it loads the Celery app, as Celery's Django guide requires."""
 
 from shopsite.celery import app as celery_app
 

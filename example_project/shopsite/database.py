@@ -1,4 +1,4 @@
-"""Reads a database address into a Django `DATABASES` entry."""
+"""Convert a database URL to an entry of Django's `DATABASES`."""
 
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -8,10 +8,10 @@ from django.core.exceptions import ImproperlyConfigured
 
 def database_from_url(url: str) -> dict[str, Any]:
     """
-    Translate `sqlite:///abs/path` or `postgres://user:pass@host:port/name` for `DATABASES`.
+    Return the `DATABASES` entry for `sqlite:///abs/path` or `postgres://user:pass@host:port/name`.
 
-    `?host=/socket/dir` names PostgreSQL by its socket folder; other query values become OPTIONS.
-    Raise `ImproperlyConfigured` for any other scheme.
+    `mysql://` works like `postgres://`. `?host=/socket/dir` connects to PostgreSQL over a socket;
+    its other query values become OPTIONS. Raise `ImproperlyConfigured` for any other scheme.
     """
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
@@ -43,10 +43,10 @@ def database_from_url(url: str) -> dict[str, Any]:
 
 def sqlite(path: str) -> dict[str, Any]:
     """
-    Set up SQLite for several processes that write.
+    Return a `DATABASES` entry for SQLite with several writing processes.
 
-    IMMEDIATE takes the write lock at BEGIN, where SQLite waits for it; a lock asked for later, in
-    the middle of a transaction, fails at once (https://docs.djangoproject.com/en/stable/ref/databases/).
+    IMMEDIATE takes the write lock at BEGIN, where SQLite waits for it; a lock taken later in the
+    transaction fails immediately (https://docs.djangoproject.com/en/stable/ref/databases/).
     """
     return {
         "ENGINE": "django.db.backends.sqlite3",

@@ -1,4 +1,4 @@
-"""Settings of the example shop: what a site writes, each overridable by an environment variable."""
+"""Settings of the example shop; environment variables override the ones that tests vary."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from shopsite.database import database_from_url
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
-# A key for the demo only: a real site keeps its own outside the repository.
+# For the demo only: a real site keeps its key outside the repository.
 SECRET_KEY = "demo-key-not-a-secret-never-use-on-a-real-site"  # noqa: S105
 DEBUG = os.environ.get("SHOP_DEBUG", "1") == "1"
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
-# `shop` stands before Django's apps so that its registration/ templates win over the admin's.
+# `shop` is before Django's apps so that its registration/ templates override the admin's.
 INSTALLED_APPS = [
     "shop",
     "django_epica_mail",
@@ -32,7 +32,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
 ]
-# The package's extras: used where they are installed.
+# The package's extras, if installed.
 INSTALLED_APPS += [
     name for name in ("django_celery_results", "django_celery_beat") if find_spec(name)
 ]
@@ -111,14 +111,14 @@ if django.VERSION >= (6, 1):
     }
     DIRECT_MAIL = {"using": "direct"}
 else:
-    EMAIL_BACKEND = "django_epica_mail.backends.EmailBackend"  # the one line that was changed
+    EMAIL_BACKEND = "django_epica_mail.backends.EmailBackend"  # the only line that was changed
     EMAIL_HOST = SMTP_HOST
     EMAIL_PORT = SMTP_PORT
     EMAIL_TIMEOUT = 10
     DIRECT_MAIL = {"email_backend": "django.core.mail.backends.smtp.EmailBackend"}
 
 EPICA_MAIL: dict[str, Any] = {
-    # What staff can preview in the admin: templates, with a sample of what they are given.
+    # Templates that staff can preview in the admin, with sample contexts.
     "PREVIEWS": {
         "shop/mail/order_confirmation": "shop.previews.order_confirmation",
         "emails/welcome": {
@@ -131,7 +131,7 @@ EPICA_MAIL: dict[str, Any] = {
 }
 
 LOG_LEVEL = os.environ.get("SHOP_LOG_LEVEL", "INFO")
-# Mail that reports an error goes out directly: the error may be the queue's own.
+# Error reports are sent directly, because the error may be in the queue itself.
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -161,8 +161,8 @@ CELERY_RESULT_EXTENDED = True
 CELERY_TASK_TRACK_STARTED = True
 
 # Plain beat reads its schedule here. With django-celery-beat, `celery -A shopsite beat -S django`
-# reads it from the admin's tables, where `migrate` has put the same three entries: set SHOP_BEAT to
-# "database" then, for this dictionary would overwrite the times that people edit there.
+# reads it from the database, where `migrate` creates the same three entries. Then set SHOP_BEAT to
+# "database", because this dictionary would overwrite times edited in the admin.
 SWEEP_SECONDS = float(os.environ.get("SHOP_SWEEP_SECONDS", "30"))
 CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     **SCHEDULE,

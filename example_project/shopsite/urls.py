@@ -1,4 +1,4 @@
-"""The site's addresses: the shop, Django's own pages, and those of the mail queue."""
+"""The site's URLs: the shop, Django's own pages, and those of the mail queue."""
 
 from django.contrib import admin
 from django.urls import include, path

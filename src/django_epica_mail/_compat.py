@@ -1,4 +1,4 @@
-"""What newer versions of Python bring, and what platforms lack."""
+"""Substitutes for what older versions of Python and some platforms lack."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 
 
 def run_after_fork(function: Callable[[], object]) -> None:
-    """Call a function in every process that this one forks; on Windows there is none."""
+    """Call a function in every process that this one forks, on platforms that can fork."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=function)
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield lists of ``size`` items, the last one shorter; reads no further ahead.
+    """Yield lists of ``size`` items; the last may be shorter. Reads one list at a time.
 
-    As ``itertools.batched`` does, which Python has from 3.12 on.
+    Like ``itertools.batched``, which is new in Python 3.12.
     """
     iterator = iter(items)
-    while portion := list(islice(iterator, size)):
-        yield portion
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,4 +1,4 @@
-"""The Django app."""
+"""The configuration of the Django app."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class EpicaMailConfig(AppConfig):
-    """Register the app under the label ``epica_mail``."""
+    """The app, with the label ``epica_mail``."""
 
     name = "django_epica_mail"
     label = "epica_mail"
@@ -18,7 +18,7 @@ class EpicaMailConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register checks and logs, and the tasks also in processes that only ring."""
+        """Register checks, logging and signals, and the tasks even in processes that only ring."""
         from django_epica_mail import checks, schedule, signals, tasks  # noqa: F401
         from django_epica_mail.tracking import webhooks
 

@@ -1,4 +1,4 @@
-"""Django's door: the backend a site names in ``EMAIL_BACKEND`` or ``MAILERS``."""
+"""The mail backend that a site names in ``EMAIL_BACKEND`` or ``MAILERS``."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _CONNECTION_OPTIONS = ("host", "port", "username", "password", "use_tls", "use_s
 
 
 class EmailBackend(BaseEmailBackend):
-    """Queue messages instead of sending them; it never opens a connection.
+    """A backend that queues messages instead of sending them. It never opens a connection.
 
-    ``transport``, ``queue``, ``priority`` and ``category`` say what is queued how. They come from
-    OPTIONS in ``MAILERS`` (Django 6.1) or as arguments of ``get_connection()``.
+    ``transport``, ``queue``, ``priority`` and ``category`` apply to every message. They come from
+    OPTIONS in ``MAILERS`` (Django 6.1) or from the arguments of ``get_connection()``.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class EmailBackend(BaseEmailBackend):
         refused = [name for name in _CONNECTION_OPTIONS if kwargs.get(name)]
         if refused:
             raise ImproperlyConfigured(
-                f"The queueing backend takes no {refused[0]!r}: a worker sends the mail later, and "
-                "credentials are never stored. Configure a transport with it (in MAILERS or "
-                "EPICA_MAIL['TRANSPORTS']) and name that by transport=."
+                f"The queueing backend does not accept {refused[0]!r}: a worker sends the mail, "
+                "and credentials are never stored. Configure it on a transport (in MAILERS or "
+                "EPICA_MAIL['TRANSPORTS']) and name that transport with transport=."
             )
         for name in _CONNECTION_OPTIONS:
             kwargs.pop(name, None)
@@ -56,18 +56,18 @@ class EmailBackend(BaseEmailBackend):
         )
 
     def send_messages(self, email_messages: Iterable[EmailMessage]) -> int:
-        """Queue all of the messages or none; return how many were queued.
+        """Queue all of the messages or none, and return how many were queued.
 
-        Raises what Django's SMTP backend raises for a message that cannot be sent, and what the
-        database raises, unless ``fail_silently`` covers the latter.
+        A message that cannot be sent raises the same exception as in Django's SMTP backend, even
+        with ``fail_silently``. Database errors are raised without it.
         """
         if _reporting.get():
-            # AdminEmailHandler is mailing our own report that the outbox does not work.
+            # AdminEmailHandler is mailing our own report that the outbox failed.
             return 0
         if not self.fail_silently:
             return enqueue.enqueue_all(email_messages or (), self.options)
         try:
-            # A failed insert must leave the caller's transaction as usable as it was.
+            # A failed insert must leave the caller's transaction usable.
             with transaction.atomic(using=router.db_for_write(EmailLog)):
                 return enqueue.enqueue_all(email_messages or (), self.options)
         except DatabaseError as error:

@@ -1,4 +1,4 @@
-"""System checks: what can be known at start-up to be wrong."""
+"""System checks: report at start-up what is wrong with the configuration."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _REPLACED_BY_MAILERS = frozenset(
     )
 )
 _MAP_ROUTE: Any = MapRoute
-_TASK_OF_NOBODY = "nobodys.tasks.nothing"
+_UNRELATED_TASK = "unrelated.tasks.task"
 
 
 @checks.register("mail")
 def check_configuration(
     app_configs: Sequence[AppConfig] | None = None, **_: Any
 ) -> list[CheckMessage]:
-    """Check ``EPICA_MAIL``, the transports it names, and what Celery makes of our tasks."""
+    """Check ``EPICA_MAIL``, the transports it names, and how Celery routes our tasks."""
     try:
         conf.get()
     except ImproperlyConfigured as error:
@@ -64,12 +64,12 @@ def check_configuration(
 def check_deployment(
     app_configs: Sequence[AppConfig] | None = None, **_: Any
 ) -> list[CheckMessage]:
-    """Check what is right on a developer's machine and wrong in production."""
+    """Check what is fine on a developer's machine but wrong in production."""
     try:
         conf.get()
     except ImproperlyConfigured:
         return []  # reported by check_configuration
-    return [*_check_development(), *_check_sender(), *_check_guards(), *_check_scheme()]
+    return [*_check_development(), *_check_sender(), *_check_staging(), *_check_scheme()]
 
 
 def _check_backends() -> Iterator[CheckMessage]:
@@ -81,7 +81,7 @@ def _check_backends() -> Iterator[CheckMessage]:
             except ImportError as error:
                 yield Error(
                     f"The transport {alias!r} cannot be loaded: {error}",
-                    hint="Install the package its BACKEND names, or correct the path.",
+                    hint="Install the package that its BACKEND names, or correct the path.",
                     id="epica_mail.E002",
                 )
 
@@ -94,8 +94,8 @@ def _check_default() -> Iterator[CheckMessage]:
         return
     if alias not in transports.specs():
         yield Error(
-            f"Mail goes to the transport {alias!r} by default, which is no real transport.",
-            hint="Name an alias whose BACKEND sends mail, and does not lead back to the queue. "
+            f"The default transport {alias!r} is not a real transport.",
+            hint="Name an alias whose BACKEND sends mail and does not lead back to the queue. "
             f"There are: {', '.join(transports.aliases()) or 'none'}.",
             id="epica_mail.E003",
         )
@@ -105,7 +105,7 @@ def _check_named() -> Iterator[CheckMessage]:
     known, queues = transports.aliases(), queueing()
     for place, alias in _named():
         if alias not in known:
-            wrong = "leads back to the queue" if alias in queues else "there is not"
+            wrong = "leads back to the queue" if alias in queues else "is not configured"
             yield Error(
                 f"{place} names the transport {alias!r}, which {wrong}.",
                 hint=f"Name a real transport. There are: {', '.join(known) or 'none'}.",
@@ -114,7 +114,7 @@ def _check_named() -> Iterator[CheckMessage]:
 
 
 def _named() -> Iterator[tuple[str, str]]:
-    """Yield each transport that is named, but for the default, after the place that names it."""
+    """Yield each place that names a transport, except as the default, with the transport."""
     for number, rule in enumerate(conf.get().routes):
         for alias in rule.transports:
             yield f"Rule {number} of EPICA_MAIL['ROUTES']", alias
@@ -141,13 +141,13 @@ def _check_rates() -> Iterator[CheckMessage]:
         yield Error(
             f"The rates of EPICA_MAIL['RATES'] cannot be counted: {problem}",
             hint="Install django-epica-mail[rates], and set EPICA_MAIL['RATES_STORAGE'] to a store "
-            "of the library limits, redis://... for instance, where the broker is no Redis.",
+            "of the limits library, such as redis://..., if the broker is not Redis.",
             id="epica_mail.E005",
         )
 
 
 def _check_links() -> Iterator[CheckMessage]:
-    """Find rules that ask for links to a site which has no address, or does not serve them."""
+    """Find rules that need links to the site, if none can be made."""
     wanted = [
         f"Rule {number} of EPICA_MAIL['ROUTES'] has {name}"
         for number, rule in enumerate(conf.get().routes)
@@ -166,7 +166,7 @@ def _check_encryption() -> Iterator[CheckMessage]:
     if encryption.is_on():
         if find_spec("cryptography") is None:
             yield Error(
-                "EPICA_MAIL['ENCRYPTION_KEYS'] is set, and cryptography is not installed.",
+                "EPICA_MAIL['ENCRYPTION_KEYS'] is set, but cryptography is not installed.",
                 hint='pip install "django-epica-mail[encryption]".',
                 id="epica_mail.E020",
             )
@@ -180,7 +180,7 @@ def _check_encryption() -> Iterator[CheckMessage]:
         never.append("EPICA_MAIL['KEEP_CONTENT']")
     for place in never:
         yield Error(
-            f"{place} is 'never', which encrypts mail while it waits, and there is no key.",
+            f"{place} is 'never', which encrypts mail while it waits, but there is no key.",
             hint="Set EPICA_MAIL['ENCRYPTION_KEYS'], or choose 'until_sent'.",
             id="epica_mail.E021",
         )
@@ -188,29 +188,29 @@ def _check_encryption() -> Iterator[CheckMessage]:
 
 def _check_loops() -> Iterator[CheckMessage]:
     if transports.uses_mailers():
-        return  # there, an alias that leads to the queue is what makes mail queued
+        return  # in MAILERS, such an alias is how mail gets queued
     for alias, spec in conf.get().transports.items():
-        if transports.is_queue(spec) and alias != _default_alias():  # of that, E003 speaks
+        if transports.is_queue(spec) and alias != _default_alias():  # E003 reports that
             yield Error(
-                f"EPICA_MAIL['TRANSPORTS'][{alias!r}] leads back to the queue: its BACKEND is the "
-                "one that queues mail.",
-                hint="Name a backend that sends mail there.",
+                f"EPICA_MAIL['TRANSPORTS'][{alias!r}] leads back to the queue: its BACKEND queues "
+                "mail.",
+                hint="Name a backend that sends mail.",
                 id="epica_mail.E006",
             )
 
 
 def _check_ignored() -> Iterator[CheckMessage]:
-    """Find settings of the style that is not in use, which have no effect."""
+    """Find settings without effect: those of the configuration style not in use."""
     ignored = {}
     if transports.uses_mailers():
         if conf.get().transports:
             ignored["EPICA_MAIL['TRANSPORTS']"] = "Move its transports to MAILERS."
-        # To read one of these through django.conf.settings raises: their module is looked at.
+        # django.conf.settings raises if one of these is read, so look into the settings module.
         module = sys.modules.get(os.environ.get(ENVIRONMENT_VARIABLE, ""))
         for name in sorted(_REPLACED_BY_MAILERS.intersection(vars(module) if module else ())):
-            ignored[name] = "Say it in the OPTIONS of a transport in MAILERS, and delete it."
+            ignored[name] = "Move it to the OPTIONS of a transport in MAILERS."
     elif hasattr(settings, "MAILERS"):
-        ignored["MAILERS"] = "Django before 6.1 knows none: use EPICA_MAIL['TRANSPORTS']."
+        ignored["MAILERS"] = "It is new in Django 6.1: use EPICA_MAIL['TRANSPORTS']."
     style = "MAILERS" if transports.uses_mailers() else "EMAIL_BACKEND"
     for name, remedy in ignored.items():
         yield checks.Warning(
@@ -227,8 +227,8 @@ def _check_development() -> Iterator[CheckMessage]:
     for alias, spec in transports.specs().items():
         if alias in in_use and spec.get("BACKEND") in _DEVELOPMENT:
             yield checks.Warning(
-                f"The transport {alias!r} sends nothing: {spec['BACKEND']} is for development, and "
-                "DEBUG is off. Its mail is taken for sent.",
+                f"The transport {alias!r} sends nothing: {spec['BACKEND']} is for development, but "
+                "DEBUG is off. Its mail counts as sent.",
                 hint="Name a backend that sends mail.",
                 id="epica_mail.W002",
             )
@@ -237,9 +237,9 @@ def _check_development() -> Iterator[CheckMessage]:
 def _check_sender() -> Iterator[CheckMessage]:
     if settings.DEFAULT_FROM_EMAIL == global_settings.DEFAULT_FROM_EMAIL:
         yield checks.Warning(
-            f"DEFAULT_FROM_EMAIL is Django's own {settings.DEFAULT_FROM_EMAIL}, which servers "
-            "refuse or take for spam.",
-            hint="Set it to an address of a domain that your server may send for.",
+            f"DEFAULT_FROM_EMAIL is Django's default {settings.DEFAULT_FROM_EMAIL}, which servers "
+            "refuse or treat as spam.",
+            hint="Set it to an address in a domain that your server may send for.",
             id="epica_mail.W004",
         )
 
@@ -248,45 +248,45 @@ def _check_scheme() -> Iterator[CheckMessage]:
     url = conf.get().base_url
     if url is not None and not url.startswith("https://") and not settings.DEBUG:
         yield checks.Warning(
-            f"EPICA_MAIL['BASE_URL'] is {url}: mail readers take a link to unsubscribe "
-            "by for none unless it is of https (RFC 8058, section 3.1).",
-            hint="Name the site's address with https.",
+            f"EPICA_MAIL['BASE_URL'] is {url}: mail clients ignore an unsubscribe link "
+            "that is not https (RFC 8058, section 3.1).",
+            hint="Give the site's address with https.",
             id="epica_mail.W030",
         )
 
 
-def _check_guards() -> Iterator[CheckMessage]:
+def _check_staging() -> Iterator[CheckMessage]:
     if settings.DEBUG:
         return
-    guards = {
+    effects = {
         "REDIRECT_ALL_TO": "all mail goes to its addresses",
         "ALLOWED_RECIPIENTS": "mail to anybody else is not sent",
     }
-    for key, effect in guards.items():
+    for key, effect in effects.items():
         if getattr(conf.get(), key.lower()) is not None:
             yield checks.Warning(
-                f"EPICA_MAIL[{key!r}] is set, and DEBUG is off: {effect}.",
-                hint="Remove it where this is the real site; on a staging site, silence this.",
+                f"EPICA_MAIL[{key!r}] is set, but DEBUG is off: {effect}.",
+                hint="Remove it on the real site; silence this warning on a staging site.",
                 id="epica_mail.W020",
             )
 
 
 def _check_task_routes() -> Iterator[CheckMessage]:
     for task in (SINGLE_TASK, BULK_TASK):
-        queue = _swept_along_to(task)
+        queue = _queue_of_catch_all(task)
         if queue is not None:
             yield checks.Warning(
-                f"An entry of CELERY_TASK_ROUTES made for every task sends {task} to {queue!r} "
-                "too, so that this is where mail waits, behind all other tasks.",
-                hint=f"Before it, add an entry for it alone: {{{task!r}: {{'queue': ...}}}}.",
+                f"A catch-all entry of CELERY_TASK_ROUTES sends {task} to {queue!r} too, so mail "
+                "waits there, behind all other tasks.",
+                hint=f"Before it, add an entry for this task: {{{task!r}: {{'queue': ...}}}}.",
                 id="epica_mail.W003",
             )
 
 
-def _swept_along_to(task: str) -> str | None:
-    """Return the queue that a pattern not made for our tasks gives to one of them, if one does.
+def _queue_of_catch_all(task: str) -> str | None:
+    """Return the queue that a pattern for tasks in general gives to ``task``, or ``None``.
 
-    Entries count as in Celery: the first that matches. Functions that route are not called.
+    As in Celery, the first entry that matches counts. Router functions are not called.
     """
     maps: Any = prepare(app_or_default().conf.task_routes)
     for routes in (it for it in maps if isinstance(it, _MAP_ROUTE)):
@@ -295,7 +295,7 @@ def _swept_along_to(task: str) -> str | None:
         for pattern, route in routes.patterns.items():
             if pattern.match(task):
                 queue = route if isinstance(route, str) else dict(route).get("queue")
-                return getattr(queue, "name", queue) if pattern.match(_TASK_OF_NOBODY) else None
+                return getattr(queue, "name", queue) if pattern.match(_UNRELATED_TASK) else None
     return None
 
 
@@ -303,9 +303,9 @@ def _check_database() -> Iterator[CheckMessage]:
     using = router.db_for_write(EmailLog)
     if using != DEFAULT_DB_ALIAS:
         yield checks.Warning(
-            f"Mail is stored in the database {using!r}, not in the transactions of "
-            f"{DEFAULT_DB_ALIAS!r}: what is rolled back there leaves its mail to be sent.",
-            hint="Route epica_mail to the database of the data that mail speaks of.",
+            f"Mail is stored in the database {using!r}, outside the transactions of "
+            f"{DEFAULT_DB_ALIAS!r}: after a rollback there, its mail is still sent.",
+            hint="Route epica_mail to the database that holds the data the mail is about.",
             id="epica_mail.W006",
         )
 
@@ -313,22 +313,22 @@ def _check_database() -> Iterator[CheckMessage]:
 def _check_time_zones() -> Iterator[CheckMessage]:
     if not settings.USE_TZ:
         yield Error(
-            "USE_TZ is False: the times that web processes, workers and the database write down "
-            "could not be compared, and mail would be sent hours early or late.",
-            hint="Set USE_TZ = True (Django's documentation has a guide for running sites).",
+            "USE_TZ is False: times from web processes, workers and the database cannot be "
+            "compared, and mail would be sent hours early or late.",
+            hint="Set USE_TZ = True (Django's documentation has a migration guide).",
             id="epica_mail.E007",
         )
 
 
 def _check_celery_app() -> Iterator[CheckMessage]:
-    """Ask in a new thread, as a web server's are: an app may be current in the first one alone."""
+    """Look in a new thread, like a web server's: an app may be current only in the main thread."""
     with ThreadPoolExecutor(1) as threads:
         app = threads.submit(app_or_default).result()
     if app.main == "default" or not app.conf.broker_url:
         yield checks.Warning(
             "Threads of this process do not find the site's Celery app: their rings go nowhere, "
             "and mail waits for the sweep.",
-            hint="Import the app in proj/__init__.py, as Celery's page on Django shows: "
+            hint="Import the app in proj/__init__.py, as Celery's Django guide shows: "
             "from .celery import app as celery_app.",
             id="epica_mail.W007",
         )

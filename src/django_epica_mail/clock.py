@@ -1,7 +1,7 @@
-"""The one clock of the queue: the database's own.
+"""The queue's clock, which is the database's own.
 
-Web processes, workers and the sweep may run on hosts whose clocks differ; what is written into a
-row and what it is compared with come from the same clock. Tests travel by setting ``offset``.
+Web processes, workers and the sweep may run on hosts whose clocks differ. Times written to a row
+and times they are compared with come from the same clock. Tests travel by setting ``offset``.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ offset = timedelta()
 
 
 class _UtcNow(Now):
-    """Give the time of the statement, in UTC on MySQL and MariaDB too.
+    """The time of the statement, in UTC on every database.
 
-    There ``CURRENT_TIMESTAMP`` follows the server's time zone, while Django stores UTC.
+    On MySQL and MariaDB, ``CURRENT_TIMESTAMP`` is in the server's time zone, but Django stores UTC.
     """
 
     def as_mysql(
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
     ) -> tuple[str, tuple[str | int, ...]]:
-        """Compile to MySQL's clock in UTC, with microseconds."""
+        """Compile to MySQL's function for UTC, with microseconds."""
         return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
 
 
 def now(delay: timedelta | float = 0) -> Expression:
-    """Return the database's present time, ``delay`` seconds (or a timedelta) ahead."""
+    """Return the database's current time plus ``delay`` (seconds or a timedelta)."""
     if not isinstance(delay, timedelta):
         delay = timedelta(seconds=delay)
     return _shifted(offset + delay)
@@ -51,7 +51,7 @@ def _shifted(shift: timedelta) -> Expression:
 
 
 def uuid7() -> uuid.UUID:
-    """Return a UUIDv7 that sorts by its time of creation to a quarter of a microsecond.
+    """Return a UUIDv7 that sorts by creation time, to a quarter of a microsecond.
 
     RFC 9562, section 5.7, with the sub-millisecond fraction of section 6.2, method 3.
     """
@@ -66,9 +66,9 @@ EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def lowest_id_at(moment: datetime) -> uuid.UUID:
-    """Return the lowest id that ``uuid7`` makes in the millisecond of an aware ``moment``.
+    """Return the lowest id that ``uuid7`` can make in the millisecond of an aware ``moment``.
 
-    Rows whose primary key is at least this were made then or later.
+    Rows whose primary key is at least this were created then or later.
     """
     milliseconds = (moment - EPOCH) // timedelta(milliseconds=1)
     return uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | 0b10 << 62)

@@ -1,4 +1,4 @@
-"""Functions as coroutines, named as Django names its own: with an ``a`` before."""
+"""Turns functions into coroutine functions, named with the prefix ``a`` as in Django."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 
 def coroutine_of(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Return a function as a coroutine function, run in the thread that has the request's database.
+    """Return a coroutine function that runs ``function`` in the thread of Django's async queries.
 
-    As Django's own asynchronous queries are: so it takes part in the transaction of that thread.
+    The call therefore takes part in that thread's transaction.
     """
 
     @wraps(function)
@@ -24,5 +24,5 @@ def coroutine_of(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]
 
     call.__name__ = f"a{function.__name__}"
     call.__qualname__ = call.__name__
-    call.__doc__ = f"Await what ``{function.__name__}`` does and returns."
+    call.__doc__ = f"Await ``{function.__name__}`` and return its result."
     return call

@@ -1,43 +1,43 @@
-"""The errors this package raises."""
+"""The exceptions of the package."""
 
 from __future__ import annotations
 
 from django.core.mail import message as django_mail
 
-# Contact forms rely on `except BadHeaderError`: a class on Django 5.2, ValueError itself since.
+# Contact forms catch BadHeaderError: a class of its own in Django 5.2, later ValueError itself.
 _BadHeader: type[ValueError] = getattr(django_mail, "BadHeaderError", ValueError)
 
 
 class EpicaMailError(Exception):
-    """Base class of every error this package raises."""
+    """Base class of the package's exceptions."""
 
 
 class InvalidMessage(EpicaMailError, ValueError):  # noqa: N818
-    """A message cannot be sent as it is: refused in the caller, not found out by the worker."""
+    """A message that cannot be sent. Raised in the caller, before anything is queued."""
 
 
 class InvalidHeader(InvalidMessage, _BadHeader):  # type: ignore[misc, valid-type]
-    """A header of a message would let its writer add others (header injection)."""
+    """A message header that would inject further headers."""
 
 
 class UnstorableMessage(EpicaMailError, ValueError):  # noqa: N818
-    """A message holds something that cannot be kept in the database and come back the same."""
+    """A message with something that cannot be restored unchanged from the database."""
 
 
 class UnreadableEnvelope(EpicaMailError, ValueError):  # noqa: N818
-    """A stored message cannot be read by this version of the package, or is incomplete."""
+    """A stored message that is incomplete, or that this version of the package cannot read."""
 
 
 class MissingKey(UnreadableEnvelope):
-    """A stored message is encrypted, and none of the site's keys decrypts it."""
+    """A stored message that none of the site's keys decrypts."""
 
 
 class DeliveryFailed(EpicaMailError):  # noqa: N818
-    """A mail was accepted for nobody: what ``AsyncResult.get()`` raises.
+    """A mail that was accepted for no recipient. Raised by ``AsyncResult.get()``.
 
-    ``kind`` is a value of ``retry.Kind`` or, of mail not tried, its status; ``code`` the server's
-    reply code, if there was one. It names no address and repeats none of the server's words, for
-    results are kept where logs are read.
+    ``kind`` is a value of ``retry.Kind`` or, if the mail was not tried, its status. ``code`` is the
+    server's reply code, if it gave one. Addresses and the server's text are left out, because
+    results may be read by anyone who can read logs.
     """
 
     def __init__(self, kind: str, code: int | None = None) -> None:
@@ -50,9 +50,9 @@ class DeliveryFailed(EpicaMailError):  # noqa: N818
 
 
 class Veto(EpicaMailError):  # noqa: N818
-    """A mail is not to be sent: what a receiver of ``signals.before_send`` raises to stop it.
+    """A refusal to send a mail, raised by a receiver of ``signals.before_send``.
 
-    ``reason`` is kept in the mail's row, for people who ask.
+    ``reason`` is stored in the mail's row.
     """
 
     def __init__(self, reason: str) -> None:
@@ -61,4 +61,4 @@ class Veto(EpicaMailError):  # noqa: N818
 
 
 class MissingExtra(EpicaMailError, ImportError):  # noqa: N818
-    """A feature needs a package that is not installed; the message names the extra."""
+    """A feature whose package is not installed; the message names the extra to install."""

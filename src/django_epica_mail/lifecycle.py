@@ -1,7 +1,7 @@
-"""The statuses of an e-mail and every legal move between them.
+"""The statuses of an e-mail and the legal moves between them.
 
-This is the only place that knows them: the model's field, the constraint in the database, the
-guarded updates and the diagram in the docs are all made from these values.
+They are defined only here: the model's field, the database constraint, the conditional updates and
+the diagram in the docs are all derived from these values.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from django.utils.translation import gettext_lazy as _
 
 
 class Status(TextChoices):
-    """Where an e-mail stands."""
+    """The status of an e-mail."""
 
     QUEUED = "queued", _("queued")
-    """Stored, waiting for a worker; a worker claims it once it is due."""
+    """Stored. A worker claims it once it is due."""
     SENDING = "sending", _("sending")
-    """Claimed by one worker, which holds a lease on it."""
+    """Claimed by a worker, which holds a lease on it."""
     RETRYING = "retrying", _("retrying")
-    """Not accepted yet; will be tried again when it is due."""
+    """Not accepted yet. It is tried again when it is due."""
     SENT = "sent", _("sent")
-    """Accepted for at least one recipient, with none left to try."""
+    """Accepted for at least one recipient, and none is left to try."""
     FAILED = "failed", _("failed")
-    """Accepted for no recipient, and not tried again by itself."""
+    """Accepted for no recipient, and not tried again automatically."""
     UNKNOWN = "unknown", _("unknown")
-    """Perhaps accepted; the policy ``on_unknown``, a person or a webhook decides."""
+    """Perhaps accepted. The policy ``on_unknown``, a person or a webhook decides."""
     CANCELLED = "cancelled", _("cancelled")
-    """Called back before a worker claimed it."""
+    """Cancelled before a worker claimed it."""
     EXPIRED = "expired", _("expired")
-    """Not sent before its time was over."""
+    """Not sent before it expired."""
     SUPPRESSED = "suppressed", _("suppressed")
     """Not sent, because every recipient is on the suppression list."""
 
 
 CLAIMABLE = frozenset({Status.QUEUED, Status.RETRYING})
-"""What a worker may claim, once due."""
+"""Statuses in which a worker may claim an e-mail once it is due."""
 
 FINAL = frozenset({Status.SENT, Status.FAILED, Status.CANCELLED, Status.EXPIRED, Status.SUPPRESSED})
-"""What no worker touches again."""
+"""Statuses in which no worker touches an e-mail again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Move:
     """One legal change of status."""
 
     name: str
-    """The verb, as in the docs and in the ``email_moved`` signal."""
+    """The verb used in the docs and in the ``email_moved`` signal."""
     sources: frozenset[Status]
     """The statuses it may start from."""
     target: Status
@@ -91,13 +91,13 @@ MOVES = (
     SUPPRESS,
     REQUEUE,
 )
-"""Every move there is, in the order of an e-mail's life."""
+"""All moves, in the order of an e-mail's life."""
 
 PERMITS = 25
-"""How many mails of one claim may be with the server, or answered and not yet settled, at a time.
+"""How many mails of one claim may be begun and not yet settled at a time.
 
-A worker begins mails in claim order and only while it holds a permit, and a permit returns when
-the settle of its mail has committed. So of a dead worker's claim, the first ``PERMITS`` mails not
-yet settled may have been begun, and the others surely were not. Not a setting: the worker that
-died and the sweep that rescues its mail must mean the same number.
+A worker begins mails in claim order, each with a permit, and gets the permit back when the settle
+of the mail has committed. So if it dies, the first ``PERMITS`` unsettled mails of its claim may
+have been begun, and the others cannot have been. This is not a setting, because the worker that
+died and the sweep that rescues its mail must use the same number.
 """

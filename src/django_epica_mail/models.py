@@ -1,12 +1,11 @@
-"""The rows: the queue itself, its content, and what became of each mail."""
+"""The tables: the queue itself, the content of mail, and what became of each mail."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
-from uuid import UUID
 
 from django.core.mail import EmailMessage
 from django.db import connections, models, transaction
@@ -15,26 +14,29 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from django_epica_mail import lifecycle, messages
-from django_epica_mail.clock import uuid7 as uuid7  # where migration 0001 finds it
+from django_epica_mail.clock import uuid7 as uuid7  # migration 0001 imports it from here
 from django_epica_mail.messages import encryption
 from django_epica_mail.retry import PASSING, Kind
 
+RECOVERABLE = (*PASSING, Kind.MESSAGE)
+"""The kinds of failure after which an e-mail can be queued again, automatically or by a person."""
+
 
 class EmailBatch(models.Model):
-    """One bulk call and the mails it made."""
+    """One bulk call and the mails created from it."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     created_at = models.DateTimeField(_("created at"), auto_now_add=True)
-    #: Of a call whose entries wait to be expanded into mails, how many it has; else the mails made.
+    #: The number of entries given to ``bulk``, or of messages given to ``enqueue_many``.
     total = models.PositiveIntegerField(_("entries"), default=0)
     accepted = models.PositiveIntegerField(_("mails"), default=0)
-    #: ``[{"index": 3, "reason": "..."}]``: the entries that are no mail that can be sent.
+    #: ``[{"index": 3, "reason": "..."}]``: the entries that are not valid mail.
     refused = models.JSONField(_("refused entries"), default=list, blank=True)
-    #: The entries, as ``bulk`` wrote them, until all are mails.
+    #: The entries as stored by ``bulk``; empty once all are expanded into mails.
     payload = models.TextField(editable=False, blank=True)
-    #: How many entries are done with.
+    #: The number of entries expanded or refused so far.
     position = models.PositiveIntegerField(default=0, editable=False)
-    #: When all were; NULL while there are some left.
+    #: When the last entry was expanded or refused; NULL before that.
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True, db_index=True)
 
     class Meta:
@@ -46,12 +48,12 @@ class EmailBatch(models.Model):
 
     @property
     def is_finished(self) -> bool:
-        """Whether every entry is a mail or refused."""
+        """Whether every entry has been expanded or refused."""
         return self.finished_at is not None
 
 
 class EmailQuerySet(models.QuerySet["EmailLog"]):
-    """Queries of the queue, and the one way to change a status."""
+    """Queries on the queue, and the only way to change a status."""
 
     def move(
         self,
@@ -61,26 +63,74 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
         token: uuid.UUID | None = None,
         **values: Any,
     ) -> int:
-        """Make a legal move for those of ``ids`` that may make it; return how many did.
+        """Make a move for those of ``ids`` whose status allows it; return how many were moved.
 
         ``token`` restricts it to rows still held by that claim. Whether a row can be claimed
-        afterwards (``pending``) and whether it is leased follow from the move.
+        afterwards (``pending``) and whether it is leased follow from the move. Other column values
+        are set as given.
         """
         rows = self.filter(pk__in=ids, status__in=move.sources)
         if token is not None:
             rows = rows.filter(lease_token=token)
         if move is lifecycle.REQUEUE:
-            rows = rows.exclude(envelope="")  # what is forgotten cannot be sent
+            rows = rows.exclude(envelope="")  # mail whose content was deleted cannot be sent
         values["status"] = move.target
         values["pending"] = models.F("priority") if move.target in lifecycle.CLAIMABLE else None
         if move is not lifecycle.CLAIM:
             values["lease_until"] = None
         return rows.update(**values)
 
-    def skipping_locked(self) -> EmailQuerySet:
-        """Lock the rows that are found, and pass over those that another transaction holds.
+    def move_returning(
+        self,
+        move: lifecycle.Move,
+        ids: Iterable[uuid.UUID],
+        *,
+        only: Sequence[str] = ("pk",),
+        **values: Any,
+    ) -> list[EmailLog]:
+        """Make a move as ``move`` does; return the rows that made it, with the columns ``only``.
 
-        Neither on SQLite, which has one writer at a time.
+        A fresh ``lease_token`` tells the rows moved by this call from rows that had the target
+        status before. Call it inside a transaction: otherwise another process may move a row on
+        between the two statements.
+        """
+        token, ids = uuid.uuid4(), list(ids)
+        self.move(move, ids, lease_token=token, **values)
+        moved = EmailLog.objects.using(self.db).filter(pk__in=ids, lease_token=token)
+        return list(moved.only(*only).order_by())
+
+    def move_returning_ids(
+        self, move: lifecycle.Move, ids: Iterable[uuid.UUID], **values: Any
+    ) -> list[uuid.UUID]:
+        """Make a move as ``move_returning`` does; return the ids that made it, in their order."""
+        ids = list(ids)
+        moved = {row.pk for row in self.move_returning(move, ids, **values)}
+        return [pk for pk in ids if pk in moved]
+
+    def forget_content(self, ids: Iterable[uuid.UUID]) -> None:
+        """Delete the content of e-mails: envelopes, and attachments that no other e-mail uses."""
+        ids = list(ids)
+        if not ids:
+            return
+        links = EmailLog.attachments.through._default_manager.using(self.db)
+        links = links.filter(emaillog_id__in=ids)
+        candidates = list(links.values_list("emailattachment_id", flat=True).distinct())
+        links.delete()
+        attachments = EmailAttachment.objects.using(self.db)
+        attachments.filter(pk__in=candidates, emails__isnull=True).delete()
+        EmailLog.objects.using(self.db).filter(pk__in=ids).update(envelope="")
+
+    def delete_with_content(self, ids: Iterable[uuid.UUID]) -> None:
+        """Delete e-mails, and the attachments that no other e-mail uses."""
+        ids = list(ids)
+        with transaction.atomic(using=self.db):
+            self.forget_content(ids)
+            EmailLog.objects.using(self.db).filter(pk__in=ids).only("pk").delete()
+
+    def skipping_locked(self) -> EmailQuerySet:
+        """Lock the rows found, skipping rows that another transaction has locked.
+
+        SQLite, which has one writer at a time, neither locks nor skips.
         """
         features = connections[self.db].features
         if not features.has_select_for_update_skip_locked:
@@ -97,14 +147,14 @@ class EmailLog(models.Model):
     Status = lifecycle.Status
 
     class IfUnknown(models.TextChoices):
-        """What becomes of a mail if nobody knows whether it was accepted: ``rules.ON_UNKNOWN``."""
+        """What to do with a mail that may or may not have been accepted: ``rules.ON_UNKNOWN``."""
 
         RESEND = "resend", _("send once more")
         HOLD = "hold", _("wait for a decision")
         FAIL = "fail", _("count as failed")
 
     class Keeping(models.TextChoices):
-        """For how long what a mail says is kept: ``rules.KEEP_CONTENT``."""
+        """How long the content of a mail is kept: ``rules.KEEP_CONTENT``."""
 
         ALWAYS = "always", _("always")
         UNTIL_SENT = "until_sent", _("until it is sent")
@@ -126,7 +176,7 @@ class EmailLog(models.Model):
     transport = models.CharField(_("transport"), max_length=64)
     category = models.CharField(_("category"), max_length=64, blank=True)
     priority = models.PositiveSmallIntegerField(_("priority"))
-    #: The priority while a worker may claim the row, NULL otherwise: what the claim's index finds.
+    #: The priority while a worker may claim the row, else NULL; a column of the claim's index.
     pending = models.PositiveSmallIntegerField(null=True, editable=False)
     created_at = models.DateTimeField(_("created at"))
     due_at = models.DateTimeField(_("due at"))
@@ -137,34 +187,34 @@ class EmailLog(models.Model):
     subject = models.TextField(_("subject"), blank=True)
     from_email = models.TextField(pgettext_lazy("sender", "from"))
     message_id = models.CharField(_("Message-ID"), max_length=255)
-    #: The message as ``serialization`` wrote it. Text, not JSON: jsonb refuses NUL.
+    #: The message as stored by ``messages.dump``. Text, not JSON, because jsonb refuses NUL.
     envelope = models.TextField(editable=False)
     attachments: models.ManyToManyField[EmailAttachment, models.Model] = models.ManyToManyField(
         "EmailAttachment", blank=True, related_name="emails", verbose_name=_("attachments")
     )
 
-    #: The transports that take over, one after the other, while the one before is out of order.
+    #: The transports that take over, in this order, while the one before is out of order.
     fallbacks = models.JSONField(_("other transports"), default=list, blank=True)
-    idempotency_key = models.CharField(  # noqa: DJ001 - many rows may have none, and it is unique
+    idempotency_key = models.CharField(  # noqa: DJ001 - unique, so rows without one hold NULL
         _("idempotency key"), max_length=255, null=True, blank=True
     )
-    #: Whether Celery's result backend is told too.
+    #: Whether the result is also stored in Celery's result backend.
     store_result = models.BooleanField(_("result stored"), default=False)
     on_unknown = models.CharField(_("if unknown"), max_length=8, choices=IfUnknown)
-    #: What the worker adds to the message: words of ``additions``, with a space between them.
+    #: What the worker adds to the message: keys of ``routing.ADDITIONS``, separated by spaces.
     additions = models.CharField(_("additions"), max_length=32, blank=True)
-    #: How long the envelope and the attachments are kept; an empty envelope is one forgotten.
+    #: How long the envelope and attachments are kept; a deleted envelope is empty.
     keep_content = models.CharField(
         _("content kept"), max_length=10, choices=Keeping, default=Keeping.ALWAYS
     )
     max_retries = models.PositiveSmallIntegerField(_("retries allowed"))
     retry_delay = models.FloatField(_("seconds between tries"))
-    #: What the retries are counted against; an outage or a throttling uses none up.
+    #: The attempts that count against ``max_retries``: not those ended by outage or throttling.
     tries = models.PositiveSmallIntegerField(_("tries used"), default=0)
-    #: Every attempt there was, and so the number of the next one.
+    #: The number of all attempts.
     attempts = models.PositiveSmallIntegerField(_("attempts"), default=0)
 
-    #: Which claim holds the row, or held it last: a late answer is recognised by it.
+    #: The claim that holds the row or held it last; identifies the claim of a late result.
     lease_token = models.UUIDField(null=True, editable=False)
     lease_until = models.DateTimeField(null=True, editable=False)
     worker = models.CharField(_("worker"), max_length=255, blank=True)
@@ -183,8 +233,8 @@ class EmailLog(models.Model):
                 condition=models.Q(status__in=lifecycle.Status.values),
                 name="epica_mail_known_status",
             ),
-            # Here, and the index below, not at the fields: there PostgreSQL would be given a second
-            # index each, for LIKE, and a request pays for every index of a row.
+            # This constraint and the message_id index are not declared on the fields: PostgreSQL
+            # would get a second index for LIKE on each, and every index slows down enqueueing.
             models.UniqueConstraint(fields=["idempotency_key"], name="epica_mail_one_key"),
         ]
         indexes: ClassVar = [
@@ -195,8 +245,8 @@ class EmailLog(models.Model):
             models.Index(fields=["transport", "pending", "give_up_at"], name="epica_mail_give_up"),
             models.Index(fields=["failure_kind", "finished_at"], name="epica_mail_finished"),
             models.Index(fields=["message_id"], name="epica_mail_message_id"),
-            # None on the status. It guards each move by id, and a database that has not counted
-            # its rows since a backlog came takes such an index to be quicker than the ids.
+            # None on status: moves filter by id and status, and a database whose statistics are
+            # older than a backlog would prefer such an index to the primary key.
         ]
         permissions: ClassVar = [
             ("view_content", _("Can view the content of e-mails")),
@@ -206,25 +256,50 @@ class EmailLog(models.Model):
     def __str__(self) -> str:
         return str(self.id)
 
+    def forgets_content(
+        self, status: str, failure_kind: str = "", *, too_old: bool = False
+    ) -> bool:
+        """Return whether the content is deleted when the e-mail reaches ``status``.
+
+        An e-mail that failed for a recoverable reason keeps its content until it is given up
+        (``too_old``), because it cannot be queued again without it.
+        """
+        if self.keep_content == "always" or status not in lifecycle.FINAL:
+            return False
+        is_recoverable = status == lifecycle.Status.FAILED and failure_kind in RECOVERABLE
+        return too_old or not is_recoverable
+
+    def message(self) -> EmailMessage:
+        """Return the message as the caller gave it, addressed to all of its recipients.
+
+        Raises ``UnreadableEnvelope`` if the content is damaged or has been deleted, and
+        ``MissingKey`` if none of the site's keys decrypts it.
+        """
+        blobs = {row.digest: row.data for row in self.attachments.all()}
+        return messages.load(self.envelope, blobs)
+
     def failover(self, to: str) -> dict[str, Any]:
-        """Return the values by which one of ``fallbacks`` takes over; those before it come last."""
+        """Return the column values that make the fallback ``to`` the transport.
+
+        The transports before it move to the end of the list.
+        """
         names = [self.transport, *self.fallbacks]
         at = names.index(to)
         return {"transport": to, "fallbacks": [*names[at + 1 :], *names[:at]]}
 
 
 class EmailRecipient(models.Model):
-    """One address a mail goes to, in the order of the message's ``recipients()``."""
+    """One recipient of a mail, in the order of the message's ``recipients()``."""
 
     class Kind(models.TextChoices):
-        """The header, or its absence, that names the recipient."""
+        """The field of the message that names the recipient."""
 
         TO = "to", pgettext_lazy("recipient", "To")
         CC = "cc", _("Cc")
         BCC = "bcc", _("Bcc")
 
     class Outcome(models.TextChoices):
-        """What the server said of this recipient, where it differs from the mail's status."""
+        """The recipient's own outcome, where it differs from the mail's status."""
 
         ACCEPTED = "accepted", _("accepted")
         REFUSED = "refused", _("refused")
@@ -236,7 +311,7 @@ class EmailRecipient(models.Model):
     position = models.PositiveIntegerField(editable=False)
     kind = models.CharField(_("kind"), max_length=3, choices=Kind)
     address = models.CharField(_("address"), max_length=320, db_index=True)
-    #: Empty while the recipient shares the mail's own fate, which is nearly always.
+    #: Empty while the mail's status applies to the recipient, as it nearly always does.
     outcome = models.CharField(_("outcome"), max_length=10, choices=Outcome, blank=True)
     code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
     reply = models.TextField(_("server's reply"), blank=True)
@@ -251,14 +326,14 @@ class EmailRecipient(models.Model):
 
 
 class EmailAttachment(models.Model):
-    """Content kept out of the envelope, once per call however many mails of it carry it."""
+    """Content stored outside the envelope, once per call for all mails that share it."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     digest = models.CharField("SHA-256", max_length=64)
     filename = models.TextField(_("file name"), blank=True)
     mimetype = models.CharField(_("type"), max_length=255)
     size = models.PositiveBigIntegerField(_("bytes"))
-    #: As ``encryption`` wrote it; ``data`` is what was attached.
+    #: As stored, encrypted if the site has keys; ``data`` is the original.
     content = models.BinaryField()
 
     class Meta:
@@ -270,12 +345,12 @@ class EmailAttachment(models.Model):
 
     @cached_property
     def data(self) -> bytes:
-        """What was attached. Raises ``MissingKey`` for what no key of the site's decrypts."""
+        """The original bytes. Raises ``MissingKey`` if none of the site's keys decrypts them."""
         return encryption.unseal_bytes(bytes(self.content), self.size)
 
 
 class DeliveryAttempt(models.Model):
-    """One try at handing a mail to its transport, and what came of it."""
+    """One attempt to hand a mail to its transport, and the result."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     email = models.ForeignKey(
@@ -286,11 +361,11 @@ class DeliveryAttempt(models.Model):
     worker = models.CharField(_("worker"), max_length=255)
     created_at = models.DateTimeField(_("recorded at"))
     seconds = models.FloatField(_("seconds"), null=True, blank=True)
-    #: Empty when the server accepted the mail for every recipient tried.
+    #: Empty if the server accepted the mail for every recipient of the attempt.
     failure_kind = models.CharField(_("failure"), max_length=16, choices=Kind, blank=True)
     code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
     reply = models.TextField(_("server's reply"), blank=True)
-    #: What a provider calls the mail, in its answer and in the events it reports later.
+    #: The provider's id for the mail, from its response; later events refer to it.
     provider_id = models.CharField(_("provider's id"), max_length=255, blank=True)
 
     class Meta:
@@ -301,8 +376,8 @@ class DeliveryAttempt(models.Model):
             models.UniqueConstraint(fields=["email", "number"], name="epica_mail_attempt_number")
         ]
         indexes: ClassVar = [
-            # Whole, and not for those that have one: MariaDB has no partial index, and would be
-            # left without any, and its site with a warning (models.W037).
+            # Not a partial index: MariaDB has none, so it would get no index at all, and its sites
+            # a warning (models.W037).
             models.Index(fields=["provider_id"], name="epica_mail_provider_id")
         ]
 
@@ -311,7 +386,7 @@ class DeliveryAttempt(models.Model):
 
 
 class EmailEvent(models.Model):
-    """One thing that happened to a mail after it was sent: told by a provider, or seen by us."""
+    """One event after a mail was sent, reported by a provider or observed by this package."""
 
     class Kind(models.TextChoices):
         """What happened."""
@@ -330,7 +405,7 @@ class EmailEvent(models.Model):
         AUTORESPONDED = "autoresponded", _("answered by a machine")
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    #: NULL of an event that came before its mail was known by the provider's id, or of no mail.
+    #: NULL if no mail matches, or until the attempt with the provider's id is recorded.
     email = models.ForeignKey(
         EmailLog,
         models.CASCADE,
@@ -339,12 +414,12 @@ class EmailEvent(models.Model):
         related_name="events",
         verbose_name=_("e-mail"),
     )
-    #: A digest of all that makes the event what it is: of one that is told twice, one is kept.
+    #: A digest that identifies the event, so that one reported twice is stored once.
     key = models.CharField(max_length=64, editable=False)
     kind = models.CharField(_("kind"), max_length=16, choices=Kind)
     at = models.DateTimeField(pgettext_lazy("time", "at"))
     created_at = models.DateTimeField(_("recorded at"))
-    #: The provider's name, or ``epica_mail`` of what we saw ourselves.
+    #: The provider's name, or ``epica_mail`` for events observed by this package.
     source = models.CharField(_("source"), max_length=64)
     address = models.CharField(_("address"), max_length=320, blank=True)
     provider_id = models.CharField(_("provider's id"), max_length=255, blank=True)
@@ -373,10 +448,10 @@ class EmailEvent(models.Model):
 
 
 class Suppression(models.Model):
-    """An address that is not sent to, for all mail or for one category."""
+    """An address that gets no mail at all, or none of one category."""
 
     class Reason(models.TextChoices):
-        """Why it is not."""
+        """Why the address is suppressed."""
 
         BOUNCE = "bounce", _("bounced for good")
         COMPLAINT = "complaint", _("reported as spam")
@@ -384,9 +459,9 @@ class Suppression(models.Model):
         MANUAL = "manual", _("added by hand")
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    #: Empty of a person whose data was erased; the digest goes on to hold mail back.
+    #: Empty if the person's data was erased; the digest still suppresses their mail.
     address = models.CharField(_("address"), max_length=320, blank=True)
-    #: By what it is found: an HMAC of the address, from which nobody reads it.
+    #: An HMAC of the address for look-ups; it does not reveal the address.
     digest = models.CharField(max_length=64, editable=False)
     scope = models.CharField(
         _("category"), max_length=64, blank=True, help_text=_("Leave empty for all mail.")
@@ -411,12 +486,12 @@ class Suppression(models.Model):
 
 
 class PendingResult(models.Model):
-    """A mail whose end Celery's result backend has not been told of yet."""
+    """A mail whose final result is not in Celery's result backend yet."""
 
     email = models.OneToOneField(
         EmailLog, models.CASCADE, primary_key=True, related_name="pending_result"
     )
-    #: Before this there is nothing to tell.
+    #: No result is expected before this time.
     due_at = models.DateTimeField(db_index=True)
 
     class Meta:
@@ -428,10 +503,10 @@ class PendingResult(models.Model):
 
 
 class DeliveryGate(models.Model):
-    """What holds mail back, per queue or per transport, for every worker alike."""
+    """A pause or an open breaker that holds mail of one queue or transport back for all workers."""
 
     class Scope(models.TextChoices):
-        """What the gate stands before."""
+        """What the gate applies to."""
 
         QUEUE = "queue", _("queue")
         TRANSPORT = "transport", _("transport")
@@ -457,9 +532,9 @@ class DeliveryGate(models.Model):
 
 
 class EmailTotal(models.Model):
-    """How often something happened to mail in one hour, or ever; written by ``totals`` alone.
+    """How often an event happened in one hour, or in total; written only by ``totals``.
 
-    It outlives the mails it counts, so that what is read from it never goes down.
+    Rows outlive the mails they count, so totals never go down.
     """
 
     class Event(models.TextChoices):
@@ -476,24 +551,24 @@ class EmailTotal(models.Model):
         POSTPONED = "postponed", _("postponed")
         UNKNOWN = lifecycle.Status.UNKNOWN.value, _("unknown")
 
-    #: Its beginning; ``totals.EVER`` for the sum over all hours.
+    #: The start of the hour; ``totals.ALL_TIME`` for the sum over all hours.
     hour = models.DateTimeField()
     queue = models.CharField(max_length=64)
     transport = models.CharField(max_length=64)
     event = models.CharField(max_length=16, choices=Event)
-    #: Why, of an event that has a reason.
+    #: The kind of failure, for events that have one.
     failure_kind = models.CharField(max_length=16, choices=Kind, blank=True)
     #: The reply code, or 0.
     failure_code = models.PositiveSmallIntegerField(default=0)
     count = models.PositiveBigIntegerField(default=0)
-    #: How long all of them took together, of an event that takes time.
+    #: The sum of their durations, for events that have one.
     seconds = models.FloatField(default=0)
-    #: How many took at most each of ``totals.BOUNDS``, and not at most the one before.
+    #: How many durations fall into each bucket of ``totals.BOUNDS``.
     buckets = models.JSONField(default=list)
 
     class Meta:
         verbose_name = _("total")
-        # It has one page in the admin, and this is its name in the list.
+        # Its only page in the admin is the dashboard, listed under this name.
         verbose_name_plural = _("dashboard")
         default_permissions = ()
         constraints: ClassVar = [
@@ -508,7 +583,7 @@ class EmailTotal(models.Model):
 
 
 class CountingMark(models.Model):
-    """The one row that says until when the totals are counted, and lets one count at a time."""
+    """The single row with the time up to which totals are counted; it also serialises counting."""
 
     counted_until = models.DateTimeField()
 
@@ -519,48 +594,3 @@ class CountingMark(models.Model):
 
     def __str__(self) -> str:
         return str(self.counted_until)
-
-
-_HOPEFUL = (*PASSING, Kind.MESSAGE)
-"""Why mail fails that can be queued again, by ``retry_failed_emails`` or by a person."""
-
-
-def ends_with(
-    status: str, keep_content: str, failure_kind: str = "", *, too_old: bool = False
-) -> bool:
-    """Tell whether a mail's content is to be forgotten when it comes to a status.
-
-    What failed for a reason that may pass, or that a new version of the site may mend, can still be
-    queued again: until it is given up (``too_old``), only its content makes that possible.
-    """
-    if keep_content == "always" or status not in lifecycle.FINAL:
-        return False
-    return too_old or status != lifecycle.Status.FAILED or failure_kind not in _HOPEFUL
-
-
-def forget(ids: Iterable[UUID], using: str) -> None:
-    """Delete the content of mails: their envelopes, and attachments that no other mail has."""
-    ids = list(ids)
-    links = EmailLog.attachments.through._default_manager.using(using).filter(emaillog_id__in=ids)
-    candidates = list(links.values_list("emailattachment_id", flat=True).distinct())
-    links.delete()
-    EmailAttachment.objects.using(using).filter(pk__in=candidates, emails__isnull=True).delete()
-    EmailLog.objects.using(using).filter(pk__in=ids).update(envelope="")
-
-
-def delete(ids: Iterable[UUID], using: str) -> None:
-    """Delete mails, and the attachments that no other mail has."""
-    ids = list(ids)
-    with transaction.atomic(using=using):
-        forget(ids, using)
-        EmailLog.objects.using(using).filter(pk__in=ids).only("pk").delete()
-
-
-def message_of(mail: EmailLog) -> EmailMessage:
-    """Rebuild a mail's message, for all of its recipients, as its caller gave it.
-
-    Raises ``UnreadableEnvelope`` where it cannot be, as for content that is forgotten, and
-    ``MissingKey`` for what no key of the site's decrypts.
-    """
-    blobs = {row.digest: row.data for row in mail.attachments.all()}
-    return messages.load(mail.envelope, blobs)

@@ -1,7 +1,7 @@
-"""The pytest plugin that comes with the package: the fixture ``epica_outbox``.
+"""The package's pytest plugin: the fixture ``epica_outbox`` and the option against real mail.
 
-Imported at the start of every test run of a project that has the package installed, before Django
-is set up: so it imports nothing of either.
+pytest imports it at the start of every test run where the package is installed, before Django is
+set up. So it imports neither Django nor the package at module level.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class EpicaOutbox:
-    """The queue and the mailbox of one test; its methods are ``django_epica_mail.testing``'s."""
+    """The queue and the mailbox of one test, with the helpers of ``django_epica_mail.testing``."""
 
     def __init__(self) -> None:
         from django_epica_mail import testing
@@ -33,7 +33,7 @@ class EpicaOutbox:
 
     @property
     def queued(self) -> list[EmailLog]:
-        """Return the mail that waits for a worker, in the order it was queued."""
+        """The mail that waits for a worker, in the order it was queued."""
         from django_epica_mail import lifecycle
         from django_epica_mail.models import EmailLog
 
@@ -42,7 +42,7 @@ class EpicaOutbox:
 
     @property
     def delivered(self) -> list[EmailMessage]:
-        """Return the messages that arrived in Django's ``mail.outbox``."""
+        """The messages that arrived in Django's ``mail.outbox``."""
         from django.core import mail
 
         outbox: list[Any] = mail.outbox
@@ -50,7 +50,7 @@ class EpicaOutbox:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare the option of the ini file."""
+    """Declare the ini option."""
     parser.addini(
         "epica_mail_no_real_transports",
         "fail each test that tries to open a real mail transport",
@@ -61,7 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def epica_outbox(db: None) -> Iterator[EpicaOutbox]:
-    """Queue the site's mail in this test, never opening a real transport."""
+    """Queue the site's mail in this test, and refuse to open a real transport."""
     from django_epica_mail import testing
 
     with testing.no_real_transports(), testing.queued_mail():

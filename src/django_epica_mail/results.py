@@ -1,8 +1,8 @@
-"""Celery results: handles that are answered from the rows, and a mirror for everybody else.
+"""Celery results that read a mail's or a batch's row.
 
-The row is the truth. Who called holds an ``EmailResult`` or ``BatchResult``, which reads it: no
-result backend is needed, nor waited for. Celery's result backend is told too, after the settle
-and in bounded time, for those who only know the id: ``AsyncResult(id)``, Flower, the admin.
+The row is authoritative. Callers get an ``EmailResult`` or ``BatchResult``, which reads it; no
+result backend is needed. After the settle, outcomes are also copied to Celery's result backend, in
+bounded time, for code that only knows the id: ``AsyncResult(id)``, Flower, the admin.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from django_epica_mail.models import EmailBatch, EmailLog
 logger = logging.getLogger(__name__)
 
 PROGRESS = "PROGRESS"
-"""The state of a batch that is being expanded; its info is ``{"done": 500, "total": 2000}``."""
+"""State of a batch that is being expanded; its info is like ``{"done": 500, "total": 2000}``."""
 
 _SHOWN = ("status", "message_id", "failure_kind", "failure_code", "finished_at", "worker", "queue")
 _FAILED = frozenset({Status.FAILED, Status.SUPPRESSED, Status.UNKNOWN})
@@ -37,7 +37,7 @@ _REVOKED = frozenset({Status.CANCELLED, Status.EXPIRED})
 
 
 def outcome(log: EmailLog) -> tuple[str, Any]:
-    """Return the Celery state that a mail's status means, and the result that goes with it."""
+    """Return the Celery state and the result for a mail's status."""
     if log.status == Status.SENT:
         return states.SUCCESS, {"status": str(log.status), "message_id": log.message_id}
     if log.status in _FAILED:
@@ -50,10 +50,10 @@ def outcome(log: EmailLog) -> tuple[str, Any]:
 
 
 class RowResult(AsyncResult):  # type: ignore[type-arg] # generic for type checkers alone
-    """An ``AsyncResult`` that is answered by a row, whatever the result backend knows."""
+    """An ``AsyncResult`` that reads a row instead of the result backend."""
 
     def _read(self) -> tuple[str, Any, datetime | None]:
-        """Return state, result and time of the end."""
+        """Return the state, the result and the time of the end."""
         raise NotImplementedError
 
     def _get_task_meta(self) -> dict[str, Any]:
@@ -79,18 +79,18 @@ class RowResult(AsyncResult):  # type: ignore[type-arg] # generic for type check
         disable_sync_subtasks: bool = True,
         **_: Any,
     ) -> Any:
-        """Wait for the end and return the result, looking every ``interval`` seconds.
+        """Wait for the end and return the result, polling every ``interval`` seconds.
 
-        Raises the reason (``DeliveryFailed``, or ``TaskRevokedError`` for mail that was cancelled
-        or expired) unless ``propagate`` is false, and Celery's ``TimeoutError`` after ``timeout``
-        seconds.
+        Unless ``propagate`` is false, raises the reason if the mail was not sent:
+        ``TaskRevokedError`` if it was cancelled or expired, otherwise ``DeliveryFailed``. Raises
+        Celery's ``TimeoutError`` after ``timeout`` seconds.
         """
         if disable_sync_subtasks:
             assert_will_not_block()
         if transaction.get_connection(router.db_for_write(EmailLog)).in_atomic_block:
             warnings.warn(
-                "get() waits for a mail that is sent only after the commit of the transaction it "
-                "is called in: call it after that.",
+                "get() waits for a mail that is sent only after the commit of the current "
+                "transaction: call it after the commit.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -112,7 +112,7 @@ class RowResult(AsyncResult):  # type: ignore[type-arg] # generic for type check
     async def aget(
         self, timeout: float | None = None, propagate: bool = True, interval: float = 0.1
     ) -> Any:
-        """Await the end and return the result, as ``get`` does, holding no thread meanwhile."""
+        """Await the end and return the result, like ``get`` but without holding a thread."""
         give_up_at = None if timeout is None else time.monotonic() + timeout
         read = coroutine_of(self._get_task_meta)
         while (meta := await read())["status"] not in states.READY_STATES:
@@ -124,11 +124,11 @@ class RowResult(AsyncResult):  # type: ignore[type-arg] # generic for type check
         return meta["result"]
 
     async def astatus(self) -> str:
-        """Await what ``status`` says now."""
+        """Await the current ``status``."""
         return str((await coroutine_of(self._get_task_meta)())["status"])
 
     def forget(self) -> None:
-        """Do nothing: the clean-up deletes rows, and Celery's own its mirror."""
+        """Do nothing: our clean-up deletes the row, and Celery's its copy in the result backend."""
 
 
 class EmailResult(RowResult):
@@ -154,7 +154,7 @@ class BatchResult(RowResult):
 
 
 def batch_report(batch: EmailBatch) -> dict[str, Any]:
-    """Return what a bulk call came to: counts, ids of its mails in order, refused entries."""
+    """Return the outcome of a bulk call: counts, mail ids in order, and refused entries."""
     ids = EmailLog.objects.using(batch._state.db).filter(batch=batch).order_by("pk")
     return {
         "batch": str(batch.pk),

@@ -1,4 +1,4 @@
-"""What a try came to, and what follows from it: pure functions, no clock, no database."""
+"""Classifies failures and decides what follows from an attempt. Uses no clock and no database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPLY_LENGTH = 2000
 """How many characters of a server's reply are kept."""
 
 THROTTLE_SECONDS = 60.0
-"""How long a throttled mail waits when the server does not say."""
+"""Seconds a throttled mail waits if the server does not say how long."""
 
 _THROTTLED = re.compile(r"\brate\b|too many|too much|throttl|slow down", re.IGNORECASE)
 
@@ -26,22 +26,22 @@ _ENHANCED = re.compile(r"[45]\.(\d{1,3}\.\d{1,3})\b")
 
 
 class Stage(enum.IntEnum):
-    """How far the dialogue about one mail had come; RFC 5321, section 3."""
+    """How far the dialogue about one mail had come (RFC 5321, section 3)."""
 
     CONNECT = 0
     """No session yet: connecting, greeting, TLS or authentication."""
     ENVELOPE = 1
-    """In session, the content not sent to its end: the mail cannot have been accepted."""
+    """In session, before the end of the content: the mail cannot have been accepted."""
     CONTENT = 2
-    """The end of the content is on its way, or its reply awaited: the mail may be accepted."""
+    """The end of the content is being sent or awaits its reply: the mail may be accepted."""
     ANSWERED = 3
-    """The server has answered to the content."""
+    """The server has replied to the content."""
     UNSEEN = 4
-    """The backend does not tell."""
+    """The backend does not say."""
 
 
 class Kind(TextChoices):
-    """Why a try did not succeed."""
+    """Why an attempt did not succeed."""
 
     PERMANENT = "permanent", _("refused for good")
     TRANSIENT = "transient", _("refused for now")
@@ -56,20 +56,21 @@ class Kind(TextChoices):
 
 
 _BY_ENHANCED_CODE = {
-    "2.2": Kind.TRANSIENT,  # the mailbox is full, and its owner may make room
-    "3.2": Kind.OUTAGE,  # the system accepts no messages
-    "4.5": Kind.THROTTLED,  # it is congested
-    # Credentials or encryption: the transport's configuration is wrong, not the mail.
+    "2.2": Kind.TRANSIENT,  # mailbox full; its owner may make room
+    "3.2": Kind.OUTAGE,  # system not accepting messages
+    "4.5": Kind.THROTTLED,  # system congested
+    # Credentials or encryption: a fault in the transport's configuration, not in the mail.
     **dict.fromkeys(("7.8", "7.9", "7.10", "7.11", "7.12"), Kind.OUTAGE),
 }
-"""Subject and detail of the enhanced status codes (RFC 3463; RFC 5248's registry) that say more."""
+"""Kinds by subject and detail of enhanced status codes (RFC 3463; RFC 5248's registry), for those
+that say more than the reply code."""
 
 PASSING = (Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE)
-"""What may be over by itself; mail that failed of it is tried again until it is given up."""
+"""Kinds that may pass on their own: mail that failed with one is retried until it is given up."""
 
 _BUDGETED = frozenset({Kind.TRANSIENT, Kind.UNKNOWN, Kind.WORKER_LOST})
 _FOR_GOOD = frozenset({Kind.PERMANENT, Kind.MESSAGE, Kind.OVERDUE})
-# What building a message or its addresses raises, and what a server cannot do for it at all.
+# Raised when a message or its addresses cannot be built, or need what the server does not support.
 _UNSENDABLE = (
     ValueError,
     TypeError,
@@ -82,87 +83,88 @@ _MILDEST_FIRST = (Kind.OUTAGE, Kind.THROTTLED, Kind.TRANSIENT, Kind.PERMANENT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """One reason why a mail, or one of its recipients, was not accepted."""
+    """Why a mail, or one of its recipients, was not accepted."""
 
     kind: Kind
-    """What sort of reason it is."""
+    """The sort of reason."""
     code: int | None = None
     """The server's reply code, if it gave one."""
     reply: str = ""
-    """The server's words, or the exception's. May hold addresses: for rows, never for logs."""
+    """The text of the server or the exception. May contain addresses: store it, never log it."""
     retry_after: float | None = None
-    """Seconds the server or provider asks to wait, if it says so."""
+    """Seconds the server or provider asks us to wait, if it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What one try came to."""
+    """The outcome of one attempt."""
 
     failure: Failure | None = None
-    """Why no recipient was accepted, or ``None`` when at least one was."""
+    """Why no recipient was accepted, or ``None`` if at least one was."""
     refused: Mapping[int, Failure] = field(default_factory=dict)
-    """The recipients refused by themselves, by position."""
+    """Recipients that were refused individually, by position."""
     code: int | None = None
     """The code of the server's reply to the content."""
     reply: str = ""
     """The server's reply to the content."""
     seconds: float | None = None
-    """How long the try took, or ``None`` if the transport was never asked."""
+    """How long the attempt took, or ``None`` if the transport was not used."""
     provider_id: str = ""
-    """What the provider calls the mail, if it said so."""
+    """The provider's id of the mail, if it gave one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The part of a mail's row that decides what follows from a try."""
+    """The part of a mail's row that decides what follows from an attempt."""
 
     tries: int
-    """Tries used up before this one."""
+    """Tries used up before this attempt."""
     max_retries: int
     """Tries allowed after the first."""
     retry_delay: float
-    """Seconds between two tries."""
+    """Seconds between two attempts."""
     on_unknown: str
     """``resend``, ``hold`` or ``fail``."""
     too_old: bool
-    """Whether the mail has waited as long as it may."""
+    """Whether the mail has waited as long as it is allowed to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What becomes of a mail after a try."""
+    """What happens to a mail after an attempt."""
 
     moves: tuple[lifecycle.Move, ...]
-    """The moves to make, one after the other."""
+    """The moves to make, in order."""
     failure: Failure | None = None
-    """What the row remembers as the reason."""
+    """The reason to store in the row."""
     delay: float = 0.0
     """Seconds until the mail is due again."""
     uses_try: bool = True
-    """Whether the try counts against the budget."""
+    """Whether the attempt uses up one of the mail's tries."""
     accepted: frozenset[int] = frozenset()
-    """Recipients to note as accepted, since the mail goes on without them."""
+    """Recipients to record as accepted, because the mail goes on without them."""
     refused: Mapping[int, Failure] = field(default_factory=dict)
-    """Recipients to note as refused, since the mail goes on, or ends well, without them."""
+    """Recipients to record as refused, because the mail goes on, or ends well, without them."""
 
 
 def reply_text(words: bytes | str) -> str:
-    """Return a server's or an exception's words as they are kept: bounded, and fit for any column.
+    """Return the text of a server or an exception in a form that any database can store.
 
-    PostgreSQL takes no NUL in text, and no database a lone surrogate.
+    It is cut to ``REPLY_LENGTH``. PostgreSQL accepts no NUL in text, and no database accepts a lone
+    surrogate.
     """
     text = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
     return text[:REPLY_LENGTH].replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def classify_reply(code: int, words: bytes | str) -> Failure:
-    """Return the failure that an SMTP reply to MAIL, RCPT, DATA or the content means.
+    """Classify an SMTP reply to MAIL, RCPT, DATA or the content.
 
-    An enhanced status code in the text (RFC 3463) decides where it says more than the reply code.
-    Otherwise RFC 5321, section 4.2.1: 4yz is transient, 5yz is permanent; 421 closes the whole
-    service. 530 asks for credentials or encryption first (RFC 4954, section 6; RFC 3207, section
-    4): it is the transport's configuration that is wrong, not the mail. smtplib gives a code of 0
-    or less for a line that is no reply.
+    An enhanced status code in the text (RFC 3463) decides if it says more than the reply code.
+    Otherwise RFC 5321, section 4.2.1, applies: 4yz is transient, 5yz is permanent, and 421 closes
+    the whole service. 530 asks for credentials or encryption first (RFC 4954, section 6; RFC 3207,
+    section 4), so the transport's configuration is wrong, not the mail. smtplib returns a code of 0
+    or less for a line that is not a reply.
     """
     text = reply_text(words)
     enhanced = _ENHANCED.match(text)
@@ -178,7 +180,7 @@ def classify_reply(code: int, words: bytes | str) -> Failure:
 
 
 def classify(error: Exception, stage: Stage) -> Failure:
-    """Return what an exception from a transport means, given how far the dialogue had come."""
+    """Classify an exception from a transport, given how far the dialogue had come."""
     if isinstance(error, smtplib.SMTPRecipientsRefused):
         return mildest(classify_reply(*reply) for reply in error.recipients.values())
     if isinstance(error, smtplib.SMTPResponseException) and error.smtp_code > 0:
@@ -195,7 +197,7 @@ def _kind_without_reply(error: Exception, stage: Stage) -> Kind:
     if stage is Stage.CONNECT:
         return Kind.OUTAGE
     if stage is Stage.ENVELOPE:
-        # Anything else, a time limit of the site's for instance, may pass.
+        # Anything else, such as a time limit of the site, may pass.
         return Kind.MESSAGE if isinstance(error, _UNSENDABLE) else Kind.TRANSIENT
     if stage is Stage.UNSEEN and isinstance(error, (ConnectionRefusedError, socket.gaierror)):
         return Kind.OUTAGE
@@ -203,14 +205,15 @@ def _kind_without_reply(error: Exception, stage: Stage) -> Kind:
 
 
 def mildest(failures: Iterable[Failure]) -> Failure:
-    """Return the failure that leaves most hope: one recipient to try again keeps a mail alive."""
+    """Return the most hopeful failure: one recipient to retry keeps the mail alive."""
     return min(failures, key=lambda failure: _MILDEST_FIRST.index(failure.kind))
 
 
 def at_positions(result: Result, tried: Sequence[int]) -> Result:
-    """Return a result whose refusals are counted among all recipients, not among those tried.
+    """Return a result whose refusals are numbered among all recipients, not among those tried.
 
-    A refusal beyond those tried is of a recipient that a site's own backend added: an archive.
+    Refusals beyond those tried are dropped: they concern recipients that a site's own backend
+    added, such as an archive.
     """
     known = ((index, it) for index, it in result.refused.items() if index < len(tried))
     refused = {tried[index]: failure for index, failure in known}
@@ -220,10 +223,10 @@ def at_positions(result: Result, tried: Sequence[int]) -> Result:
 def conclude(
     result: Result, policy: Policy, outstanding: Sequence[int], accepted_before: bool
 ) -> Decision:
-    """Return what becomes of a mail after a try.
+    """Return what happens to a mail after an attempt.
 
-    ``outstanding`` are the positions of the recipients that were tried; ``accepted_before`` says
-    whether an earlier try was accepted for others. An accepted recipient is never tried again.
+    ``outstanding`` holds the positions of the recipients that were tried. ``accepted_before`` is
+    whether an earlier attempt was accepted for others. An accepted recipient is never tried again.
     """
     refused_for_good = {
         position: failure
@@ -258,13 +261,13 @@ def _after_failure(failure: Failure, policy: Policy) -> Decision:
             moves = (lifecycle.LOSE, lifecycle.WRITE_OFF)
         else:
             moves = (lifecycle.LOSE, lifecycle.RESEND)
-            # The lease of a lost worker has been waited for already.
+            # The mail has already waited for the lost worker's lease to end.
             delay = 0.0 if failure.kind is Kind.WORKER_LOST else policy.retry_delay
     elif failure.kind in _FOR_GOOD or over:
         moves = (lifecycle.GIVE_UP,)
     else:
         moves = (lifecycle.POSTPONE,)
-        # In an outage the breaker of the transport holds the mail, and lets go when it is over.
+        # During an outage, the transport's breaker holds the mail and releases it at the end.
         usual = {Kind.OUTAGE: 0.0, Kind.THROTTLED: THROTTLE_SECONDS}
         delay = usual.get(failure.kind, policy.retry_delay)
         if failure.retry_after is not None and failure.kind is not Kind.OUTAGE:

@@ -1,4 +1,4 @@
-"""Where a mail goes and how urgent it is: decided once, when it is queued."""
+"""Decides, when a mail is queued, where it goes and how urgent it is."""
 
 from __future__ import annotations
 
@@ -19,49 +19,49 @@ BULK_QUEUE, BULK_PRIORITY = "bulk_emails", 5
 """Queue and priority of bulk mail."""
 
 ADDITIONS = {"unsubscribe": "unsubscribe", "opens": "track_opens", "clicks": "track_clicks"}
-"""What the worker may add to a mail, by the word of it in the row: the option that asks for it."""
+"""What the worker may add to a mail, by the word stored in its row: the option that asks for it."""
 
 KEY_LENGTH = 255
-"""How many characters an idempotency key may have."""
+"""Maximum length of an idempotency key, in characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a caller may say of a mail beside the message itself; ``None`` leaves it open."""
+    """What a caller may specify in addition to the message; ``None`` means unspecified."""
 
     transport: str | None = None
-    """The alias of the transport that sends it."""
+    """Alias of the transport that sends the mail."""
     queue: str | None = None
-    """The queue it waits in, which is also the Celery queue that is rung."""
+    """The queue the mail waits in, which is also the Celery queue that is rung."""
     priority: int | str | None = None
     """0 (least urgent) to 9 (most), or a name of ``PRIORITIES``."""
     category: str | None = None
-    """What sort of mail it is, in the site's own words."""
+    """What sort of mail it is, by a name of the site's own."""
     send_at: datetime | None = None
-    """When to send it, as an aware datetime."""
+    """When to send the mail, as an aware datetime."""
     expires_at: datetime | None = None
-    """When it is no longer worth sending, as an aware datetime."""
+    """When the mail is no longer worth sending, as an aware datetime."""
     expires_after: float | timedelta | None = None
-    """Seconds, or a timedelta, from ``send_at`` or now until it is no longer worth sending."""
+    """Seconds or a timedelta from ``send_at``, or from now, until it is no longer worth sending."""
     idempotency_key: str | None = None
-    """A name for this mail; of two calls with the same key only the first queues anything."""
+    """A name for this mail. If two calls use the same key, only the first queues anything."""
     on_unknown: str | None = None
-    """``resend``, ``hold`` or ``fail``: what to do when it may have been accepted."""
+    """``resend``, ``hold`` or ``fail``: what to do if the mail may have been accepted."""
     keep_content: str | None = None
     """``always``, ``until_sent`` or ``never``: how long body and attachments are kept."""
     store_result: bool | None = None
-    """Whether its outcome is also stored in Celery's result backend."""
+    """Whether to store the outcome in Celery's result backend too."""
     unsubscribe: bool | None = None
-    """Whether a mail to one recipient offers to unsubscribe by one click."""
+    """Whether a mail to one recipient offers one-click unsubscribe."""
     track_opens: bool | None = None
-    """Whether it is noted when a mail to one recipient is opened."""
+    """Whether to record when a mail to one recipient is opened."""
     track_clicks: bool | None = None
-    """Whether it is noted which links of a mail to one recipient are followed."""
+    """Whether to record which links in a mail to one recipient are followed."""
     template: str | None = None
-    """The template it was rendered from, for the rules of ``ROUTES``."""
+    """The template the mail was rendered from, for the rules of ``ROUTES``."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant, with ``ValueError`` or ``TypeError``."""
+        """Raise ``ValueError`` or ``TypeError`` for invalid options."""
         for name in ("transport", "queue", "category"):
             value = getattr(self, name)
             if value is not None:
@@ -73,9 +73,9 @@ class Options:
         if self.idempotency_key is not None:
             _check_key(self.idempotency_key)
         if self.on_unknown is not None:
-            rules.check_on_unknown(self.on_unknown)
+            rules.check_on_unknown("on_unknown", self.on_unknown)
         if self.keep_content is not None:
-            rules.check_keep_content(self.keep_content)
+            rules.check_keep_content("keep_content", self.keep_content)
         if self.store_result not in (None, True, False):
             raise TypeError(f"store_result must be True or False; it is {self.store_result!r}.")
         if self.priority is not None:
@@ -87,25 +87,25 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """What was decided for one mail."""
+    """The decisions for one mail."""
 
     queue: str
     priority: int
     transports: tuple[str, ...]
-    """In the order they are tried; empty: the site's default."""
+    """Aliases in the order they are used; empty: the site's default."""
     on_unknown: str
     keep_content: str
     max_retries: int
     retry_delay: float
     expires_after: timedelta | None
     additions: tuple[str, ...]
-    """What the worker adds to a mail to one recipient: names of ``ADDITIONS``."""
+    """Keys of ``ADDITIONS``: what the worker adds to a mail to one recipient."""
     rule: int | None
-    """The place of the rule in ``ROUTES`` that took effect."""
+    """Position in ``ROUTES`` of the rule that took effect."""
 
 
 class Defaults(Protocol):
-    """The settings of ``EPICA_MAIL`` that take part in routing."""
+    """The settings of ``EPICA_MAIL`` used for routing."""
 
     @property
     def routes(self) -> Sequence[Rule]: ...
@@ -122,8 +122,10 @@ class Defaults(Protocol):
 def decide(
     options: Options, facts: Facts, settings: Defaults, of_celery: Mapping[str, Any] | None = None
 ) -> Route:
-    """Return the route of a mail: what the call says, then the first rule that matches, then
-    ``of_celery`` (what the site's ``CELERY_TASK_ROUTES`` says of our task), then the defaults.
+    """Return the route of a mail.
+
+    Precedence: the call's options, then the first rule that matches, then ``of_celery`` (the entry
+    for our task in the site's ``CELERY_TASK_ROUTES``), then the defaults.
     """
     number, rule = _first_match(settings.routes, facts)
     celery = of_celery or {}
@@ -148,7 +150,7 @@ def decide(
             word
             for word, name in ADDITIONS.items()
             if _given(getattr(options, name), getattr(rule, name))
-            # A link of a mail whose content is not kept may be a secret, and an event keeps it.
+            # Events store links. A link may be a secret if the mail's content is not kept.
             and (word != "clicks" or keep_content == "always")
         ),
         rule=number,
@@ -156,13 +158,13 @@ def decide(
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:
-    """Return the options of a call; raise ``TypeError`` naming one that does not exist."""
+    """Return the options of a call; raise ``TypeError`` naming an unknown one."""
     check_names(given, sorted(item.name for item in fields(Options)))
     return Options(**given)
 
 
 def check_names(given: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raise ``TypeError`` for a name that is not known, naming it and those that are."""
+    """Raise ``TypeError`` naming an unknown name and all known ones."""
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise TypeError(f"There is no option {unknown[0]!r}. The options are: {', '.join(known)}.")
@@ -207,6 +209,6 @@ def _check_expiry(after: object, at: datetime | None) -> None:
 def _check_key(key: object) -> None:
     if not isinstance(key, str) or not 0 < len(key) <= KEY_LENGTH or not key.isprintable():
         raise ValueError(
-            f"idempotency_key must be text of 1 to {KEY_LENGTH} printable characters; "
+            f"idempotency_key must be a string of 1 to {KEY_LENGTH} printable characters; "
             f"it is {key!r}."
         )

@@ -1,4 +1,4 @@
-"""The rules of ``EPICA_MAIL["ROUTES"]``: which mail they are for, and what they say of it."""
+"""The rules of ``EPICA_MAIL["ROUTES"]``: which mail they match, and what they set for it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeGuard
 
 PRIORITIES = {"urgent": 9, "high": 6, "normal": 3, "low": 0}
-"""The names a priority may be given by; 9 is most urgent, on every broker and database."""
+"""Names of priorities; 9 is most urgent, on every broker and database."""
 
 LEVELS = range(10)
-"""Every priority there is."""
+"""All priorities."""
 
 ON_UNKNOWN = ("resend", "hold", "fail")
-"""What may be done with a mail whose outcome is unknown."""
-
+"""What to do with a mail whose outcome is unknown."""
 
 KEEP_CONTENT = ("always", "until_sent", "never")
-"""How long content is kept: until the clean-up, until it is sent, or until any end."""
+"""How long content is kept: as long as the row, until the mail's end, or encrypted until then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What rules may ask of a mail."""
+    """What rules can match in a mail."""
 
     category: str = ""
     recipients: Sequence[str] = ()
@@ -38,43 +37,43 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One rule; ``None`` leaves a question to what comes after it in precedence."""
+    """One rule. A field that is ``None`` is decided by what comes next in precedence."""
 
     match: Mapping[str, Any] = field(default_factory=dict)
-    """What a mail must be like; all of it must hold, and nothing asked matches every mail."""
+    """Conditions, all of which must hold. Without conditions, the rule matches every mail."""
     transports: tuple[str, ...] = ()
-    """The transport, and after it those that take over while it is out of order."""
+    """The transport, followed by those that take over while it is out of order."""
     queue: str | None = None
     priority: int | None = None
     on_unknown: str | None = None
     max_retries: int | None = None
     retry_delay: float | None = None
-    """Seconds between two tries."""
+    """Seconds between two attempts."""
     expires_after: float | None = None
     """Seconds after which the mail is no longer worth sending."""
     keep_content: str | None = None
     unsubscribe: bool | None = None
-    """Whether a mail offers to unsubscribe by one click."""
+    """Whether a mail offers one-click unsubscribe."""
     track_opens: bool | None = None
     track_clicks: bool | None = None
 
     def matches(self, facts: Facts) -> bool:
-        """Tell whether the rule is for a mail."""
+        """Return whether the rule matches a mail."""
         return all(_MATCHERS[key](wanted, facts) for key, wanted in self.match.items())
 
 
 def parse(value: object) -> tuple[Rule, ...]:
-    """Return the rules that a value of ``ROUTES`` means; raise ``ValueError`` naming what is wrong.
+    """Return a value of ``ROUTES`` as rules; raise ``ValueError`` naming what is wrong with it.
 
     The first rule that matches a mail wins.
     """
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"must be a list of rules; it is {value!r}")
+        raise ValueError(f"must be a list of rules; it is {value!r}.")
     return tuple(_rule(number, form) for number, form in enumerate(value))
 
 
 def priority_number(priority: object) -> int:
-    """Return a priority as 0 to 9; raise ``ValueError`` for what is none."""
+    """Return a priority as 0 to 9; raise ``ValueError`` if it is invalid."""
     number = PRIORITIES.get(priority) if isinstance(priority, str) else priority
     if isinstance(number, bool) or not isinstance(number, int) or number not in LEVELS:
         names = ", ".join(PRIORITIES)
@@ -82,27 +81,21 @@ def priority_number(priority: object) -> int:
     return number
 
 
-def check_on_unknown(on_unknown: object) -> str:
-    """Return a policy for unknown outcomes; raise ``ValueError`` for what is none."""
-    if on_unknown not in ON_UNKNOWN or not isinstance(on_unknown, str):
-        raise ValueError(
-            f"on_unknown must be one of {', '.join(ON_UNKNOWN)}; it is {on_unknown!r}."
-        )
-    return on_unknown
+def check_on_unknown(key: str, value: object) -> str:
+    """Return a policy for unknown outcomes; raise ``ValueError`` if it is invalid."""
+    return _check_choice(key, value, ON_UNKNOWN)
 
 
-def check_keep_content(keep_content: object) -> str:
-    """Return how long content is kept; raise ``ValueError`` for what says nothing of it."""
-    if keep_content not in KEEP_CONTENT or not isinstance(keep_content, str):
-        known = ", ".join(KEEP_CONTENT)
-        raise ValueError(f"keep_content must be one of {known}; it is {keep_content!r}.")
-    return keep_content
+def check_keep_content(key: str, value: object) -> str:
+    """Return how long content is kept; raise ``ValueError`` if it is invalid."""
+    return _check_choice(key, value, KEEP_CONTENT)
 
 
 def check_name(key: str, value: object) -> str:
-    """Return the name of a queue, transport or category; raise ``ValueError`` for what is none.
+    """Return the name of a queue, transport or category; raise ``ValueError`` if it is invalid.
 
-    It stands in a column of 64 characters, and PostgreSQL takes neither NUL nor lone surrogates.
+    Names are stored in columns of 64 characters, and PostgreSQL accepts neither NUL nor lone
+    surrogates.
     """
     if not isinstance(value, str) or not 0 < len(value) <= 64 or not value.isprintable():
         raise ValueError(f"{key} must be a name of 1 to 64 printable characters; it is {value!r}.")
@@ -110,20 +103,43 @@ def check_name(key: str, value: object) -> str:
 
 
 def check_flag(key: str, value: object) -> bool:
-    """Return a yes or no; raise ``TypeError`` for what is neither."""
+    """Return a flag; raise ``TypeError`` if it is not a ``bool``."""
     if not isinstance(value, bool):
         raise TypeError(f"{key} must be True or False; it is {value!r}.")
+    return value
+
+
+def check_seconds(key: str, value: object) -> float:
+    """Return a number of seconds, 0 or more; raise ``ValueError`` if it is invalid."""
+    if not is_number(value) or value < 0:
+        raise ValueError(f"{key} must be a number of seconds, 0 or more; it is {value!r}.")
+    return value
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def are_strings(value: object) -> TypeGuard[Sequence[str]]:
+    """Return whether a value is a list (or tuple) of strings."""
+    return isinstance(value, (list, tuple)) and all(isinstance(it, str) for it in value)
+
+
+def _check_choice(key: str, value: object, choices: Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}; it is {value!r}.")
     return value
 
 
 def _rule(number: int, form: object) -> Rule:
     where = f"rule {number}"
     if not isinstance(form, Mapping):
-        raise ValueError(f"{where} must be a dict; it is {form!r}")
+        raise ValueError(f"{where} must be a dict; it is {form!r}.")
     _check_keys(where, form, ("match", *_VALUES))
     match = form.get("match", {})
     if not isinstance(match, Mapping):
-        raise ValueError(f"{where}: match must be a dict; it is {match!r}")
+        raise ValueError(f"{where}: match must be a dict; it is {match!r}.")
     _check_keys(f"{where}: match", match, _MATCHERS)
     _check_match(where, match)
     values: dict[str, Any] = {}
@@ -141,7 +157,7 @@ def _check_keys(
 ) -> None:
     unknown = [key for key in given if key not in known]
     if unknown:
-        raise ValueError(f"{where} has no key {unknown[0]!r}; there are: {', '.join(known)}")
+        raise ValueError(f"{where} has no key {unknown[0]!r}; its keys are: {', '.join(known)}.")
 
 
 def _check_match(where: str, match: Mapping[str, Any]) -> None:
@@ -155,51 +171,42 @@ def _check_match(where: str, match: Mapping[str, Any]) -> None:
             )
             rule = "a dict of header names and patterns"
         else:
-            fits = isinstance(wanted, str) or (
-                isinstance(wanted, (list, tuple)) and all(isinstance(it, str) for it in wanted)
-            )
-            rule = "a pattern or a list of them, as in '*@example.com'"
+            fits = isinstance(wanted, str) or are_strings(wanted)
+            rule = "a pattern such as '*@example.com', or a list of patterns"
         if not fits:
-            raise ValueError(f"{where}: match {key!r} must be {rule}; it is {wanted!r}")
+            raise ValueError(f"{where}: match {key!r} must be {rule}; it is {wanted!r}.")
 
 
 def _transports(value: object) -> dict[str, Any]:
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not names:
-        raise ValueError(f"transport must be an alias or a list of them; it is {value!r}")
+        raise ValueError(f"transport must be an alias or a list of aliases; it is {value!r}.")
     return {"transports": tuple(check_name("transport", alias) for alias in names)}
 
 
 def _retry(value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"retry must be a dict; it is {value!r}")
+        raise ValueError(f"retry must be a dict; it is {value!r}.")
     _check_keys("retry", value, ("max_retries", "delay"))
     found: dict[str, Any] = {}
     if "max_retries" in value:
         count = value["max_retries"]
         if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= 1000:
-            raise ValueError(f"max_retries must be a whole number, 0 to 1000; it is {count!r}")
+            raise ValueError(f"max_retries must be a whole number, 0 to 1000; it is {count!r}.")
         found["max_retries"] = count
     if "delay" in value:
-        found["retry_delay"] = _seconds("delay", value["delay"])
+        found["retry_delay"] = check_seconds("delay", value["delay"])
     return found
-
-
-def _seconds(key: str, value: object) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < 0:  # type: ignore[arg-type, operator]
-        raise ValueError(f"{key} must be a number of seconds, 0 or more; it is {value!r}")
-    return value  # type: ignore[return-value]
 
 
 _VALUES: dict[str, Callable[[object], dict[str, Any]]] = {
     "queue": lambda value: {"queue": check_name("queue", value)},
     "priority": lambda value: {"priority": priority_number(value)},
     "transport": _transports,
-    "on_unknown": lambda value: {"on_unknown": check_on_unknown(value)},
-    "keep_content": lambda value: {"keep_content": check_keep_content(value)},
+    "on_unknown": lambda value: {"on_unknown": check_on_unknown("on_unknown", value)},
+    "keep_content": lambda value: {"keep_content": check_keep_content("keep_content", value)},
     "retry": _retry,
-    "expires_after": lambda value: {"expires_after": _seconds("expires_after", value)},
+    "expires_after": lambda value: {"expires_after": check_seconds("expires_after", value)},
     "unsubscribe": lambda value: {"unsubscribe": check_flag("unsubscribe", value)},
     "track_opens": lambda value: {"track_opens": check_flag("track_opens", value)},
     "track_clicks": lambda value: {"track_clicks": check_flag("track_clicks", value)},

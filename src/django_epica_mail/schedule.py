@@ -1,12 +1,12 @@
-"""What beat has to do, for a plain ``beat_schedule`` and for django-celery-beat's database.
+"""The periodic tasks, for a plain ``beat_schedule`` and for django-celery-beat's database.
 
-In the settings of a site with plain beat::
+With plain beat, add to the site's settings::
 
     from django_epica_mail.schedule import SCHEDULE
     CELERY_BEAT_SCHEDULE = {**SCHEDULE}
 
-With django-celery-beat, ``migrate`` adds what is missing in its tables and leaves alone what is
-there, so that times edited in the admin stay.
+With django-celery-beat, ``migrate`` adds missing entries to its tables. It leaves existing entries
+unchanged, so times edited in the admin are kept.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SCHEDULE: dict[str, dict[str, Any]] = {
     "dispatch-due-emails": {
         "task": "django_epica_mail.tasks.dispatch_due_emails",
         "schedule": SWEEP_SECONDS,
-        # While no worker runs, sweeps that nobody takes do not pile up without end. Not less: a
-        # worker whose clock is ahead of beat's would find every sweep expired.
+        # Keeps sweeps from piling up while no worker runs. It must not be shorter: a worker whose
+        # clock is ahead of beat's would find every sweep expired.
         "options": {"expires": 600},
     },
     "retry-failed-emails": {
@@ -36,13 +36,13 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "schedule": crontab(minute="0", hour="3"),
     },
 }
-"""The entries by name: the sweep every 30 s, the retry every 30 min, the clean-up at 03:00."""
+"""Entries by name: the sweep every 30 s, the retry every 30 min, the clean-up at 03:00."""
 
 
 def offer(sender: AppConfig, using: str, **_: Any) -> None:
-    """Add what django-celery-beat's tables lack; a receiver of ``post_migrate``.
+    """Add missing entries to django-celery-beat's tables. A receiver of ``post_migrate``.
 
-    An entry that is there under its name is left as it is, whatever a person made of it.
+    An existing entry of the same name is left unchanged, because a person may have edited it.
     """
     if not apps.is_installed("django_celery_beat"):
         return
@@ -51,7 +51,7 @@ def offer(sender: AppConfig, using: str, **_: Any) -> None:
 
     table = PeriodicTask._meta.db_table
     if table not in connections[using].introspection.table_names():
-        return  # its own migrations come later, and after them this is called again
+        return  # its migrations have not run yet; this is called again after them
     for name, entry in SCHEDULE.items():
         if not PeriodicTask.objects.using(using).filter(name=name).exists():
             PeriodicTask.objects.using(using).create(
@@ -63,7 +63,7 @@ def offer(sender: AppConfig, using: str, **_: Any) -> None:
 
 
 def _when(when: crontab | float, using: str) -> dict[str, Any]:
-    """Return the field of a periodic task that says when, with its row."""
+    """Return the schedule of a periodic task as its field's name and value."""
     from django_celery_beat.models import CrontabSchedule, IntervalSchedule
 
     if isinstance(when, crontab):

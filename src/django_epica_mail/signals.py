@@ -1,6 +1,6 @@
-"""Signals a site may listen to.
+"""Signals that a site can connect to.
 
-A receiver that raises is logged and stops nothing, but for those of ``before_send``.
+An error in a receiver is logged and changes nothing, except in receivers of ``before_send``.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from django_epica_mail.lifecycle import Move, Status
 from django_epica_mail.retry import Failure
 
 email_moved = Signal()
-"""An e-mail changed its status, and the change is committed.
+"""Sent after a change of an e-mail's status is committed.
 
 Arguments: ``sender`` (``EmailLog``), ``email_id`` (``uuid.UUID``), ``move`` (``lifecycle.Move``),
 ``failure`` (``retry.Failure`` or ``None``).
 """
 
 before_send = Signal()
-"""An e-mail is about to be handed to its transport, in a worker, for each try anew.
+"""Sent by a worker before each attempt to hand an e-mail to its transport.
 
 Arguments: ``sender`` (``EmailLog``), ``email`` (the ``EmailLog``), ``message`` (the
-``EmailMessage`` as it will be sent; its recipients are not to be changed).
+``EmailMessage`` as it will be sent; do not change its recipients).
 
 A receiver that raises ``exceptions.Veto(reason)`` stops the mail: it becomes ``suppressed``, and
-its row keeps the reason. One that raises anything else postpones it, as a refusal for now does.
+its row stores the reason. Any other exception postpones the mail, like a temporary refusal.
 """
 
 email_event = Signal()
-"""Something happened to an e-mail after it was sent, and it is recorded; told once of each event.
+"""Sent once for each recorded event of an e-mail that was sent, such as a bounce.
 
-Arguments: ``sender`` (``EmailEvent``), ``event`` (the ``EmailEvent``; its ``email_id`` may be
-``None`` where the mail is not known, or not known yet).
+Arguments: ``sender`` (``EmailEvent``), ``event`` (the ``EmailEvent``; its ``email_id`` is ``None``
+if the mail is unknown, or not known yet).
 """
 
 transport_tripped = Signal()
-"""A transport is out of order; no mail is given to it until a probe succeeds.
+"""Sent when a transport is found out of order. It gets no mail until a probe succeeds.
 
 Arguments: ``sender`` (``DeliveryGate``), ``transport`` (its alias), ``failure``
 (``retry.Failure``).
 """
 
 transport_recovered = Signal()
-"""A probe got through; the transport is in use again.
+"""Sent when a probe succeeds and the transport is in use again.
 
 Arguments: ``sender`` (``DeliveryGate``), ``transport`` (its alias).
 """
@@ -58,7 +58,7 @@ _LEVELS = {Status.FAILED: logging.WARNING, Status.UNKNOWN: logging.WARNING}
 
 
 def connect_logging() -> None:
-    """Start listening."""
+    """Connect the receivers that log moves and the state of transports."""
     email_moved.connect(_log_move, dispatch_uid="django_epica_mail.logs")
     transport_tripped.connect(_log_trip, dispatch_uid="django_epica_mail.logs")
     transport_recovered.connect(_log_recovery, dispatch_uid="django_epica_mail.logs")

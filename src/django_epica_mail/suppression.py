@@ -1,4 +1,4 @@
-"""The suppression list: who is not sent to, and whom of a batch it holds back."""
+"""The suppression list: the addresses that mail is not sent to, and its CSV form."""
 
 from __future__ import annotations
 
@@ -21,36 +21,21 @@ from django.utils.dateparse import parse_datetime
 from django.utils.encoding import force_bytes
 from django.utils.timezone import is_naive, make_aware
 
-from django_epica_mail import clock, conf, rules
+from django_epica_mail import clock, conf, rules, spreadsheets
 from django_epica_mail._compat import batched
 from django_epica_mail.messages import addresses
 from django_epica_mail.models import EmailLog, EmailRecipient, Suppression
 
 Reason = Suppression.Reason
 
-_PORTION = 400
-"""How many addresses are looked up, or added, at a time."""
+CSV_COLUMNS = ("address", "scope", "reason", "note", "created_at", "expires_at", "digest")
 
+_CHUNK = 400
+"""How many addresses or CSV lines are looked up, inserted or written at a time."""
 
 _DIGEST_LENGTH = 64
 
-
-def normalise(address: str) -> str:
-    """Return an address as the list knows it: bare, in lower case, its domain in ASCII.
-
-    What is before the @ may by RFC 5321, section 2.4, be case-sensitive, and nowhere is.
-    """
-    bare = addresses.bare(address).strip().lower()
-    local, at, domain = bare.rpartition("@")
-    if not domain.isascii():
-        with contextlib.suppress(UnicodeError):  # no domain, and can be found as it is
-            domain = domain.encode("idna").decode()
-    return f"{local}{at}{domain}"[:320]
-
-
-def digest(address: str) -> str:
-    """Return the HMAC by which an address is found, also when the list no longer holds it."""
-    return _digest(_keys()[0], normalise(address))
+_COLUMN_ALIASES = {"email": "address", "e-mail": "address", "email address": "address"}
 
 
 def add(
@@ -61,13 +46,18 @@ def add(
     note: str = "",
     expires_at: datetime | None = None,
 ) -> bool:
-    """Hold mail to an address back from now on; return whether it was not for this reason before.
+    """Suppress an address from now on; return ``False`` if it had such an entry before.
 
-    ``scope`` is a category, or empty for all mail. Raises ``ValueError`` for what is no address.
+    ``scope`` is a category, or empty for all mail. Raises ``ValueError`` for an invalid address.
     """
     return bool(
         insert([entry(address, reason=reason, scope=scope, note=note, expires_at=expires_at)])
     )
+
+
+def add_digest(found_by: str, *, reason: str, scope: str = "", note: str = "") -> bool:
+    """Suppress an address that is known only by its digest; see ``add``."""
+    return bool(insert([entry("", reason=reason, scope=scope, note=note, found_by=found_by)]))
 
 
 def entry(
@@ -79,15 +69,15 @@ def entry(
     expires_at: datetime | None = None,
     found_by: str = "",
 ) -> Suppression:
-    """Return an entry for ``insert``; without an address, for who is known by a digest alone.
+    """Return an entry for ``insert``; an erased address is given by its digest alone.
 
-    Raises ``ValueError`` for what is no address, reason or category.
+    Raises ``ValueError`` for an invalid address, reason or category.
     """
     bare = normalise(address)
     local, _, domain = bare.rpartition("@")
     is_erased = not bare and len(found_by) == _DIGEST_LENGTH and found_by.isalnum()
     if not is_erased and (not (local and domain) or not bare.isprintable() or " " in bare):
-        raise ValueError(f"{address!r} is no e-mail address.")
+        raise ValueError(f"{address!r} is not an e-mail address.")
     if reason not in Reason.values:
         raise ValueError(f"reason must be one of {', '.join(Reason.values)}; it is {reason!r}.")
     if scope:
@@ -103,24 +93,19 @@ def entry(
 
 
 def insert(rows: Sequence[Suppression]) -> int:
-    """Insert the entries that are not there; return how many. Those that were keep their note."""
+    """Insert the entries that are new; return how many. Existing entries keep their note."""
     entries = Suppression.objects.using(_using())
     count = 0
-    for portion in batched(rows, _PORTION):
-        entries.bulk_create(portion, ignore_conflicts=True)
-        count += entries.filter(pk__in=[row.pk for row in portion]).count()
+    for chunk in batched(rows, _CHUNK):
+        entries.bulk_create(chunk, ignore_conflicts=True)
+        count += entries.filter(pk__in=[row.pk for row in chunk]).count()
     return count
 
 
-def add_digest(found_by: str, *, reason: str, scope: str = "", note: str = "") -> bool:
-    """Hold mail back from an address of which only the digest is known; see ``add``."""
-    return bool(insert([entry("", reason=reason, scope=scope, note=note, found_by=found_by)]))
-
-
 def remove(address: str, *, scope: str | None = None, reason: str | None = None) -> int:
-    """Send to an address again; return how many entries were lifted.
+    """Remove an address from the list; return how many entries were removed.
 
-    ``scope`` and ``reason`` lift those alone; without them all are.
+    With ``scope`` or ``reason``, only matching entries are removed.
     """
     rows = Suppression.objects.using(_using()).filter(match(address))
     if scope is not None:
@@ -132,24 +117,24 @@ def remove(address: str, *, scope: str | None = None, reason: str | None = None)
 
 
 def match(address: str) -> Q:
-    """Return the condition by which the entries of an address are found."""
+    """Return the filter for the entries of an address."""
     wanted = normalise(address)
     return Q(digest__in=[_digest(key, wanted) for key in _keys()]) | Q(address=wanted)
 
 
 def is_suppressed(address: str, category: str = "") -> bool:
-    """Tell whether mail of a category to an address is held back."""
+    """Return whether mail of a category to an address is suppressed."""
     wanted = normalise(address)
     return _reason(_listed([wanted], _using()).get(wanted, ()), category) is not None
 
 
 def exists() -> RawSQL:
-    """Return an expression that tells whether the list has any entry.
+    """Return an expression for whether the list has any entry.
 
-    For a query that is made in any case: so a site without a list pays no query for it.
+    Add it to a query that runs anyway: a site with an empty list then pays no query of its own.
     """
     table = Suppression._meta.db_table
-    # A constant. Built as a subquery of the ORM it would cost as much as the rest of the claim.
+    # A constant string. An ORM subquery would take as long to build as the rest of the claim.
     sql = f"EXISTS(SELECT 1 FROM {table})"  # noqa: S608
     return RawSQL(sql, (), output_field=BooleanField())  # noqa: S611
 
@@ -157,9 +142,9 @@ def exists() -> RawSQL:
 def held_back(
     mails: Iterable[EmailLog], using: str
 ) -> tuple[dict[UUID, dict[int, str]], dict[UUID, int]]:
-    """Return the recipients of mails not to be sent to, and how many each mail has left to try.
+    """Return the suppressed recipients of mails, and how many recipients each mail has left.
 
-    The first is the reason by mail and position; only mails with such recipients are in it.
+    The first dict holds the reasons by mail and position, of mails with suppressed recipients only.
     """
     categories = {mail.pk: mail.category for mail in mails}
     rows = EmailRecipient.objects.using(using).filter(email_id__in=categories, outcome="")
@@ -180,13 +165,13 @@ def held_back(
 
 
 def _listed(wanted: Iterable[str], using: str) -> dict[str, list[tuple[str, str]]]:
-    """Return the entries there are of addresses: scope and reason of each."""
+    """Return the entries of addresses in force: the scope and reason of each."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for portion in batched(wanted, _PORTION):
-        whose = {_digest(key, address): address for address in portion for key in _keys()}
+    for chunk in batched(wanted, _CHUNK):
+        whose = {_digest(key, address): address for address in chunk for key in _keys()}
         rows = (
             Suppression.objects.using(using)
-            .filter(Q(digest__in=whose) | Q(address__in=portion))
+            .filter(Q(digest__in=whose) | Q(address__in=chunk))
             .filter(Q(expires_at=None) | Q(expires_at__gt=clock.now()))
         )
         for address, by, scope, reason in rows.values_list("address", "digest", "scope", "reason"):
@@ -195,7 +180,7 @@ def _listed(wanted: Iterable[str], using: str) -> dict[str, list[tuple[str, str]
 
 
 def _reason(entries: Iterable[tuple[str, str]], category: str) -> str | None:
-    """Return the gravest reason to hold back mail of a category; ``None`` if there is none."""
+    """Return the gravest reason to suppress mail of a category, or ``None``."""
     exempt = category in conf.get().transactional
     reasons = {
         reason
@@ -205,8 +190,26 @@ def _reason(entries: Iterable[tuple[str, str]], category: str) -> str | None:
     return next((reason for reason in Reason.values if reason in reasons), None)
 
 
+def normalise(address: str) -> str:
+    """Return an address as the list stores it: bare, in lower case, with its domain in ASCII.
+
+    The local part may be case-sensitive (RFC 5321, section 2.4), but in practice it never is.
+    """
+    bare = addresses.bare(address).strip().lower()
+    local, at, domain = bare.rpartition("@")
+    if not domain.isascii():
+        with contextlib.suppress(UnicodeError):  # an invalid domain is kept unchanged
+            domain = domain.encode("idna").decode()
+    return f"{local}{at}{domain}"[:320]
+
+
+def digest(address: str) -> str:
+    """Return the HMAC by which an entry is found even after its address was erased."""
+    return _digest(_keys()[0], normalise(address))
+
+
 def _keys() -> Sequence[str | bytes]:
-    """Return the keys of the digests; the first is for new ones."""
+    """Return the keys of the digests; new digests use the first."""
     return conf.get().suppression_keys or (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
 
 
@@ -219,92 +222,77 @@ def _using() -> str:
     return router.db_for_write(Suppression)
 
 
-CSV_COLUMNS = ("address", "scope", "reason", "note", "created_at", "expires_at", "digest")
-
-_CSV_PORTION = 400
-_CALLED_ALSO = {"email": "address", "e-mail": "address", "email address": "address"}
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet would take a cell that begins so for; OWASP, CSV Injection."""
-
-
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What a file came to."""
+    """The result of importing a CSV file."""
 
     added: int
     known: int
     refused: list[dict[str, Any]] = field(default_factory=list)
-    """``{"line": 3, "reason": "..."}``: what is no entry."""
+    """The lines that are no valid entry, as ``{"line": 3, "reason": "..."}``."""
 
 
 def write_csv(
     file: TextIO, rows: QuerySet[Suppression], *, advance: Callable[[int], None] = lambda _: None
 ) -> int:
-    """Write entries as CSV, and return how many; ``advance`` is told after each portion."""
-    count = -1  # the first line names the columns
+    """Write entries as CSV and return how many; calls ``advance`` with the count as it goes."""
+    count = -1  # do not count the header line
     for line in csv_lines(rows):
         file.write(line)
         count += 1
-        if count and count % _CSV_PORTION == 0:
+        if count and count % _CHUNK == 0:
             advance(count)
     return count
 
 
 def csv_lines(rows: QuerySet[Suppression]) -> Iterator[str]:
-    """Yield the lines of a CSV file of entries, reading them in portions."""
-    writer: Any = csv.writer(_Echo())
-    yield writer.writerow(CSV_COLUMNS)
-    for row in rows.order_by("pk").iterator(_CSV_PORTION):
-        yield writer.writerow([_cell(getattr(row, name)) for name in CSV_COLUMNS])
-
-
-class _Echo:
-    """Takes what ``csv`` writes, and gives it back."""
-
-    def write(self, value: str) -> str:
-        return value
+    """Yield the lines of a CSV file of entries, reading them in chunks."""
+    yield spreadsheets.line(CSV_COLUMNS)
+    for row in rows.order_by("pk").iterator(_CHUNK):
+        yield spreadsheets.line(_cell(getattr(row, name)) for name in CSV_COLUMNS)
 
 
 def read_csv(
     file: Iterable[str], *, advance: Callable[[int], None] = lambda _: None
 ) -> ImportReport:
-    """Add the entries of a CSV file, and say of each line that is none why.
+    """Add the entries of a CSV file; the report gives the reason for each line refused.
 
-    Its first line names the columns, of which ``address`` (or ``email``) is enough; of an entry
-    whose address was erased it is ``digest``. Goes in portions, and calls ``advance`` with the
-    number of lines so far. Raises ``ValueError`` for a file without such a column.
+    The first line names the columns. ``address`` (or ``email``) is required, or ``digest`` for
+    entries whose address was erased; without either, ``ValueError`` is raised. Reads in chunks and
+    calls ``advance`` with the number of lines so far.
     """
     done, added, refused = 0, 0, []
-    for portion in batched(_csv_rows(file), _CSV_PORTION):
+    for chunk in batched(_csv_rows(file), _CHUNK):
         entries = []
-        for number, cells in portion:
+        for number, cells in chunk:
             try:
                 entries.append(_csv_entry(cells))
             except ValueError as error:
                 refused.append({"line": number, "reason": str(error)})
         added += insert(entries)
-        done += len(portion)
+        done += len(chunk)
         advance(done)
     return ImportReport(added, done - added - len(refused), refused)
 
 
 def _csv_rows(file: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the number and the named cells of each line that says something."""
-    # Python 3.10 reads no line with a NUL; this is no part of an address either.
+    """Yield the number and the named cells of each line that is not empty."""
+    # Python 3.10 cannot read a NUL; its replacement is not valid in an address either.
     reader = csv.reader(line.replace("\0", "\N{REPLACEMENT CHARACTER}") for line in file)
     names = [name.strip().lower().lstrip("\ufeff") for name in next(reader, [])]
-    names = [_CALLED_ALSO.get(name, name) for name in names]
+    names = [_COLUMN_ALIASES.get(name, name) for name in names]
     if not {"address", "digest"} & set(names):
         raise ValueError(
             f"The first line must name a column 'address'; it names {', '.join(names) or 'none'}."
         )
     for cells in reader:
         if any(cells):
-            yield reader.line_num, dict(zip(names, map(_plain, cells), strict=False))
+            values = (spreadsheets.unescape(cell.strip()) for cell in cells)
+            yield reader.line_num, dict(zip(names, values, strict=False))
 
 
 def _csv_entry(cells: Mapping[str, str]) -> Suppression:
-    """Return the entry that the cells of a line mean; a reason not known to us becomes a note."""
+    """Return the entry of a line; an unknown reason becomes its note."""
     reason, note = cells.get("reason", ""), cells.get("note", "")
     if reason not in Reason.values:
         reason, note = Reason.MANUAL, note or reason
@@ -327,9 +315,4 @@ def _csv_entry(cells: Mapping[str, str]) -> Suppression:
 
 def _cell(value: Any) -> str:
     text = "" if value is None else value.isoformat() if hasattr(value, "isoformat") else str(value)
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-def _plain(cell: str) -> str:
-    text = cell.strip()
-    return text[1:] if text[:1] == "'" and text[1:].startswith(_FORMULA) else text
+    return spreadsheets.escape(text)

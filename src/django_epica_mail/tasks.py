@@ -1,8 +1,8 @@
-"""Celery's door: the functions that return its handles, and the tasks, each a few lines.
+"""The Celery tasks, and the functions that queue mail and return Celery results.
 
-The tasks acknowledge early, keep no result of their own, and are harmless when run twice or not at
-all: the rows are the queue. None uses Celery's own retry, ETA or countdown, for times live in the
-rows too.
+The tasks acknowledge early, store no result of their own, and do no harm if they run twice or not
+at all, because the rows are the queue. None uses Celery's retry, ETA or countdown, because the rows
+hold the times too.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def send_email_async(
     html_message: str | None = None,
     **options: Any,
 ) -> EmailResult:
-    """Queue one mail in the caller's transaction, and return its handle, whose ``id`` is the row's.
+    """Queue one mail in the caller's transaction, and return its handle; ``id`` is the row's.
 
     ``from_email=None`` is the site's ``DEFAULT_FROM_EMAIL``. ``options`` are ``cc``, ``bcc``,
     ``reply_to``, ``headers``, ``attachments``, ``language``, anymail's ``tags``, ``metadata``,
     ``track_opens`` and ``track_clicks``, and the fields of ``routing.Options``.
 
-    Raises ``TypeError`` or ``ValueError`` for arguments that are no mail that can be sent; then
-    nothing has been written.
+    Raises ``TypeError`` or ``ValueError`` for arguments that make no valid mail; nothing is written
+    then.
     """
     named = {
         "subject": subject,
@@ -64,9 +64,9 @@ def send_templated_email_async(
 ) -> EmailResult:
     """Queue one mail rendered from a template, and return its handle.
 
-    Rendered now, in the caller, so that ``context`` may hold any object; in ``language`` if that
-    is given. ``subject=None`` takes the template's own ``_subject.txt``. ``template_name`` is as
-    in ``rendering.render``, the rest as in ``send_email_async``.
+    The mail is rendered at once, in the caller, so ``context`` may hold any object. It is rendered
+    in ``language`` if that is given. ``subject=None`` uses the template's own ``_subject.txt``.
+    ``template_name`` is as in ``queueing.render.render``, the rest as in ``send_email_async``.
     """
     named = {
         "subject": subject,
@@ -85,16 +85,16 @@ def send_bulk_templated_emails(
     from_email: str | None = None,
     **options: Any,
 ) -> EmailBatch:
-    """Queue one mail for each recipient, rendered with a context of its own; return their batch.
+    """Queue one mail per recipient, each rendered with its own context; return their batch.
 
     ``recipients`` yields ``(address, context)`` and may be a generator of any length: it is read,
-    rendered and inserted in bounded portions, all in one transaction. ``options`` are those of
-    ``send_templated_email_async`` but for ``idempotency_key``, and hold for every mail.
+    rendered and inserted in chunks of bounded size, all in one transaction. ``options`` are those
+    of ``send_templated_email_async`` except ``idempotency_key``, and apply to every mail.
     """
     common = {"subject": subject, "template_name": template_name, "from_email": from_email}
     if "idempotency_key" in options:
-        raise TypeError("An idempotency_key names one mail, and this call makes many.")
-    compose.options_of(options)  # a wrong one is refused before the first recipient is asked for
+        raise TypeError("An idempotency_key identifies one mail, but this call queues many.")
+    compose.options_of(options)  # refuse invalid options before reading the first recipient
     return enqueue.enqueue_pairs(
         compose.compose({**options, **common, "context": context, "recipient_list": [address]})
         for address, context in recipients
@@ -112,14 +112,14 @@ def _enqueue(given: Mapping[str, Any]) -> EmailResult:
 
 
 class _BulkTask(Task):  # type: ignore[type-arg] # generic for type checkers alone
-    """Lets ``delay`` and ``apply_async`` store the call as a row of the caller's transaction."""
+    """A task whose ``delay`` and ``apply_async`` store the call in the caller's transaction."""
 
     def apply_async(  # type: ignore[override]
         self, args: Any = None, kwargs: Any = None, **options: Any
     ) -> BatchResult:
-        """Store the call, ring for its expansion after the commit, and return its handle.
+        """Store the call as a batch, ring for it after the commit, and return its handle.
 
-        Of Celery's options only those that say where the task runs have a meaning here.
+        Celery's ``options`` are ignored. ``CELERY_TASK_ROUTES`` decides where the task runs.
         """
         batch = bulk.submit(*(args or ()), **(kwargs or {}))
         bulk.ring_on_commit(batch)
@@ -130,12 +130,12 @@ class _BulkTask(Task):  # type: ignore[type-arg] # generic for type checkers alo
     name="django_epica_mail.tasks.send_bulk_emails_task", base=_BulkTask, bind=True, **_OPTIONS
 )
 def send_bulk_emails_task(self: Any, emails: Sequence[Mapping[str, Any]] | str) -> dict[str, Any]:
-    """Make one mail of each entry; return the batch's id, counts, ids and refused entries.
+    """Queue one mail per entry; return the batch's id, counts, mail ids and refused entries.
 
-    ``emails`` is a list of dicts, the arguments of ``send_email_async`` by name; or the id of a
-    batch, which is what ``delay`` puts into the broker. ``delay`` writes the entries into the
-    caller's transaction and returns a ``BatchResult``; called by name from elsewhere, the entries
-    travel in the broker.
+    ``emails`` is a list of dicts, the arguments of ``send_email_async`` by name; or a batch's id,
+    which is what ``delay`` puts into the broker. ``delay`` writes the entries in the caller's
+    transaction and returns a ``BatchResult``. If another project calls the task by name, the
+    entries travel through the broker.
     """
     _drop_dead_connections()
     batch_id = emails if isinstance(emails, str) else str(bulk.submit(emails).pk)
@@ -148,9 +148,9 @@ def send_bulk_emails_task(self: Any, emails: Sequence[Mapping[str, Any]] | str) 
 
 @shared_task(name="django_epica_mail.tasks.send_email_task", **_OPTIONS)
 def send_email_task(email_id: str) -> int:
-    """Deliver this one mail now, if it may be claimed; return how many mails were settled.
+    """Deliver one mail now, if it may be claimed; return how many mails were settled.
 
-    It is sent before others that are more urgent, and not before it is due.
+    It goes ahead of more urgent mail, but not before it is due.
     """
     _drop_dead_connections()
     return worker.deliver_one(email_id)
@@ -158,7 +158,7 @@ def send_email_task(email_id: str) -> int:
 
 @shared_task(name="django_epica_mail.tasks.deliver_emails", **_OPTIONS)
 def deliver_emails(queue: str, rung_at: float | None = None) -> int:
-    """Send what is due in ``queue``, and return how many mails were settled.
+    """Send the due mail of ``queue``; return how many mails were settled.
 
     ``rung_at`` is when the bell was rung, in seconds since the epoch.
     """
@@ -168,14 +168,14 @@ def deliver_emails(queue: str, rung_at: float | None = None) -> int:
 
 @shared_task(name="django_epica_mail.tasks.dispatch_due_emails", **_OPTIONS)
 def dispatch_due_emails() -> dict[str, int]:
-    """Sweep: rescue what dead workers left, and ring for every queue with something due."""
+    """Sweep: rescue mail of dead workers, and ring for every queue with due mail."""
     _drop_dead_connections()
     return maintenance.dispatch()
 
 
 @shared_task(name="django_epica_mail.tasks.retry_failed_emails", **_OPTIONS)
 def retry_failed_emails() -> int:
-    """Queue again what failed for a passing reason; return how many mails."""
+    """Queue mail again that failed for a passing reason; return how many mails."""
     _drop_dead_connections()
     return maintenance.retry_failed()
 
@@ -188,9 +188,10 @@ def cleanup_old_email_logs(days: int | None = None) -> int:
 
 
 def _drop_dead_connections() -> None:
-    """Close database connections that broke or grew too old since the last task.
+    """Close database connections that broke or became too old since the last task.
 
-    As Django does around a request, but for those in a transaction: a test calls tasks in one.
+    Django does the same around a request. Connections in a transaction are left open, because tests
+    call tasks inside one.
     """
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:

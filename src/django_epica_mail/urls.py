@@ -1,4 +1,4 @@
-"""The addresses of a site's own that the package serves: ``include("django_epica_mail.urls")``."""
+"""The URLs that the package serves on a site: ``include("django_epica_mail.urls")``."""
 
 from __future__ import annotations
 

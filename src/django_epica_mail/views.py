@@ -1,4 +1,4 @@
-"""The pages that the package serves outside the admin."""
+"""The public pages: open pixel, click redirect, unsubscribe, health and metrics."""
 
 from __future__ import annotations
 
@@ -23,36 +23,19 @@ from django_epica_mail.monitoring.metrics import exposition
 from django_epica_mail.tracking import bots, events, links
 from django_epica_mail.tracking.events import Kind, Visit
 
-_SCHEME = "bearer"
-
-
-def may_monitor(request: HttpRequest) -> bool:
-    """Tell whether a request comes from staff, or carries ``EPICA_MAIL["MONITORING_TOKEN"]``.
-
-    The token is read from the header ``Authorization: Bearer ...`` alone (RFC 6750, section 2.1):
-    addresses end up in logs.
-    """
-    token = conf.get().monitoring_token
-    scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
-    if token and scheme.lower() == _SCHEME:
-        return constant_time_compare(shown.strip(), token)
-    user = getattr(request, "user", None)  # without Django's authentication there is none
-    try:
-        return bool(user and user.is_active and user.is_staff)
-    except DatabaseError:
-        return False  # a health check must say that the database is down
-
-
 logger = logging.getLogger(__name__)
 
 _IMAGE = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
-"""A GIF of one transparent dot."""
+"""A GIF of one transparent pixel."""
+
+_UNSUBSCRIBE_TEMPLATE = "epica_mail/unsubscribe.html"
+_SCHEME = "bearer"
 
 
 @never_cache
 @require_safe
 def open_pixel(request: HttpRequest, token: str) -> HttpResponse:
-    """Note that a mail is opened; answer with an image that nobody sees."""
+    """Record that a mail was opened; answer with an invisible image."""
     try:
         email_id = links.read_open(token)
     except BadSignature:
@@ -64,7 +47,7 @@ def open_pixel(request: HttpRequest, token: str) -> HttpResponse:
 @never_cache
 @require_safe
 def click(request: HttpRequest, token: str) -> HttpResponse:
-    """Note that a link is followed; lead to where it was meant to, and nowhere else."""
+    """Record that a link was followed; redirect to its signed target only."""
     try:
         email_id, url = links.read_click(token)
     except BadSignature:
@@ -74,7 +57,7 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
 
 
 def _record_visit(request: HttpRequest, email_id: UUID, kind: Kind, url: str = "") -> None:
-    """Record a visit; the visitor gets what he came for in any case."""
+    """Record a visit; a database error is logged, so that the visitor is served anyway."""
     agent = request.headers.get("User-Agent", "")
     ahead = bots.asks_ahead(request.method or "", request.headers)
     visit = Visit(
@@ -88,7 +71,7 @@ def _record_visit(request: HttpRequest, email_id: UUID, kind: Kind, url: str = "
     try:
         events.observe(visit)
     except DatabaseError:
-        logger.exception("A visit of e-mail %s could not be recorded.", email_id)
+        logger.exception("A visit to e-mail %s could not be recorded.", email_id)
 
 
 def _private(response: HttpResponse) -> HttpResponse:
@@ -97,14 +80,11 @@ def _private(response: HttpResponse) -> HttpResponse:
     return response
 
 
-_TEMPLATE = "epica_mail/unsubscribe.html"
-
-
-@csrf_exempt  # RFC 8058, section 3.2: a mail reader posts without cookies; the link is the proof
+@csrf_exempt  # RFC 8058, section 3.2: mail clients post without cookies; the link is the proof
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def unsubscribe(request: HttpRequest, token: str) -> HttpResponse:
-    """Show a page to confirm it on; by POST, unsubscribe. A GET, which scanners make, does not."""
+    """Unsubscribe on POST; on GET, which scanners make too, show a page that asks to confirm."""
     try:
         wish = links.read_unsubscribe(token)
     except BadSignature:
@@ -118,11 +98,10 @@ def unsubscribe(request: HttpRequest, token: str) -> HttpResponse:
 def _unsubscribe_page(
     request: HttpRequest, state: str, category: str, *, status: int = 200
 ) -> HttpResponse:
-    response = render(request, _TEMPLATE, {"state": state, "category": category}, status=status)
+    context = {"state": state, "category": category}
+    response = render(request, _UNSUBSCRIBE_TEMPLATE, context, status=status)
     response.headers["X-Robots-Tag"] = "noindex"
-    response.headers["Referrer-Policy"] = (
-        "no-referrer"  # the address of the page is the right to it
-    )
+    response.headers["Referrer-Policy"] = "no-referrer"  # the URL is all it takes to unsubscribe
     return response
 
 
@@ -130,7 +109,10 @@ def _unsubscribe_page(
 @never_cache
 @transaction.non_atomic_requests
 def health(request: HttpRequest) -> JsonResponse:
-    """Answer with the verdict, and with what was looked at for those who may see it."""
+    """Answer with the verdict, and with the single checks for those who may see them.
+
+    The status is 200 if all is well, otherwise 503.
+    """
     try:
         verdict = examine()
     except DatabaseError as error:
@@ -157,9 +139,26 @@ def _word(is_well: bool) -> str:
 @require_safe
 @never_cache
 def metrics(request: HttpRequest) -> HttpResponse:
-    """Answer with all metrics in the format asked for; 401 without permission."""
+    """Answer with all metrics in the requested format; with 401 if the request may not see them."""
     if not may_monitor(request):
         # RFC 6750, section 3
         return HttpResponse(status=401, headers={"WWW-Authenticate": 'Bearer realm="epica_mail"'})
     content, content_type = exposition(request.headers.get("Accept", ""))
     return HttpResponse(content, content_type=content_type)
+
+
+def may_monitor(request: HttpRequest) -> bool:
+    """Return whether a request is from staff or carries ``EPICA_MAIL["MONITORING_TOKEN"]``.
+
+    The token is read only from the header ``Authorization: Bearer ...`` (RFC 6750, section 2.1),
+    because URLs end up in logs.
+    """
+    token = conf.get().monitoring_token
+    scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
+    if token and scheme.lower() == _SCHEME:
+        return constant_time_compare(shown.strip(), token)
+    user = getattr(request, "user", None)  # missing without Django's authentication middleware
+    try:
+        return bool(user and user.is_active and user.is_staff)
+    except DatabaseError:
+        return False  # the health check must be able to report that the database is down

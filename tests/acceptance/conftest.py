@@ -1,4 +1,4 @@
-"""What an acceptance test has: the example project, on real servers started for it."""
+"""Provide the example project on real servers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.acceptance.databases import Databases
 from tests.acceptance.site import Site
 
-# A skipped acceptance test has proved nothing: these hooks make it a failed one.
+# A skipped acceptance test proves nothing: these hooks make it fail.
 from tests.acceptance.strictness import (  # noqa: F401
     pytest_make_collect_report,
     pytest_runtest_makereport,
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 class OpenSite(Protocol):
-    """Opens the example project on a new database of a kind: sqlite or postgresql."""
+    """Opens the example project on a new database: sqlite or postgresql."""
 
     def __call__(self, kind: str = "sqlite", **epica_mail: Any) -> Site:
-        """Open it with these keys of ``EPICA_MAIL``; the end of the test closes it."""
+        """Open it with these keys of ``EPICA_MAIL``; it is closed at the end of the test."""
 
 
 @pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
-    """Make databases; a server for them runs as long as the test run."""
+    """Provide databases; their server, if needed, runs until the end of the test run."""
     databases = Databases(tmp_path_factory.mktemp("databases"))
     yield databases
     databases.close()
@@ -37,7 +37,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
 
 @pytest.fixture
 def open_site(databases: Databases, tmp_path: Path) -> Iterator[OpenSite]:
-    """Open the example project; it is closed at the end of the test."""
+    """Open the example project, and close it at the end of the test."""
     opened: list[Site] = []
 
     def open_one(kind: str = "sqlite", **epica_mail: Any) -> Site:

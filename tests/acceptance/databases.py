@@ -1,4 +1,4 @@
-"""Migrated databases for the example project, each a quick copy of one template."""
+"""Create migrated databases for the example project as quick copies of one template."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _TEMPLATE = "template_shop"
 
 
 class Databases:
-    """Makes databases by kind; server and templates are made when first needed."""
+    """A factory of databases; it creates server and templates when first needed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._numbers = count(1)
 
     def fresh(self, kind: str) -> str:
-        """Return the URL of a new, migrated database of the ``kind`` sqlite or postgresql."""
+        """Create a migrated database of the ``kind`` sqlite or postgresql; return its URL."""
         name = f"shop{next(self._numbers)}"
         if kind == "sqlite":
             path = self._folder / f"{name}.sqlite3"
@@ -42,10 +42,10 @@ class Databases:
             with self._postgres.connect() as connection:
                 connection.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
             return self._postgres.url(name)
-        raise ValueError(f"The kind of database must be sqlite or postgresql; it is {kind!r}.")
+        raise ValueError(f"The kind of database must be sqlite or postgresql, not {kind!r}.")
 
     def drop(self, url: str) -> None:
-        """Drop a database made by ``fresh``."""
+        """Drop a database created by ``fresh``."""
         parts = urlsplit(url)
         if parts.scheme == "sqlite":
             for path in self._folder.glob(f"{parts.path.rpartition('/')[2]}*"):
@@ -74,7 +74,7 @@ class Databases:
 
 
 def fetch(url: str, sql: str) -> list[tuple[Any, ...]]:
-    """Return the rows that a query yields, from a connection of its own."""
+    """Return the rows of a query, run over a new connection."""
     if url.startswith("sqlite://"):
         with closing(sqlite3.connect(urlsplit(url).path, timeout=20)) as connection:
             return connection.execute(sql).fetchall()

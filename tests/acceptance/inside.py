@@ -2,8 +2,9 @@
 
     python -m tests.acceptance.inside FUNCTION ARGUMENTS RESULT
 
-calls the function of that dotted path, once Django is set up, with a JSON array of positional and
-a JSON object of keyword arguments, and writes the JSON of what it returned to the file RESULT.
+Sets up Django, calls the function with the dotted path FUNCTION, and writes its result as JSON to
+the file RESULT. ARGUMENTS is a JSON array of an array of positional arguments and an object of
+keyword arguments.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def in_processes(count: int, work: Callable[[int], None]) -> None:
-    """Call ``work`` with 0 to ``count`` - 1, each in a forked process of its own, all at once.
+    """Call ``work`` with 0 to ``count`` - 1, each in its own forked process, all at once.
 
     Raises:
-        RuntimeError: when one of them failed; its traceback is in the log.
+        RuntimeError: if one of them fails; its traceback is in the log.
     """
     connections.close_all()
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=_work_alone, args=(work, number)) for number in range(count)]
+    processes = [fork.Process(target=_run_child, args=(work, number)) for number in range(count)]
     for process in processes:
         process.start()
     for process in processes:
@@ -40,7 +41,7 @@ def in_processes(count: int, work: Callable[[int], None]) -> None:
         raise RuntimeError(f"{failed} of {count} processes failed: see the log.")
 
 
-def _work_alone(work: Callable[[int], None], number: int) -> None:
+def _run_child(work: Callable[[int], None], number: int) -> None:
     try:
         work(number)
     finally:
@@ -48,7 +49,7 @@ def _work_alone(work: Callable[[int], None], number: int) -> None:
 
 
 def main(path: str, arguments: str, result: str) -> None:
-    """Set up Django, call the function, and store what it returned."""
+    """Set up Django, call the function, and store its result."""
     django.setup()
     module, _, name = path.rpartition(".")
     args, kwargs = json.loads(arguments)

@@ -1,4 +1,4 @@
-"""Where things are in this repository."""
+"""Name the folders of this repository."""
 
 from __future__ import annotations
 

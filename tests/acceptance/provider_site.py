@@ -1,4 +1,4 @@
-"""Settings of the example shop where its mail goes to Amazon SES, with anymail's webhooks."""
+"""Settings of the example shop that send its mail to Amazon SES, with anymail's webhooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The addresses of the example shop, and those of anymail's webhooks."""
+"""The URLs of the example shop and of anymail's webhooks."""
 
 from __future__ import annotations
 

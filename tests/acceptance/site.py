@@ -1,4 +1,4 @@
-"""The example project on servers of its own: what the acceptance tests drive and look at."""
+"""Run the example project on its own servers, for the acceptance tests."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Deprecations are errors in the processes of the site too, those of Django for removal included.
-# That one is Celery's and kombu's own, with results and messages given out again.
+# Deprecation warnings are errors in the processes of the site, too. The ignored one is raised by
+# Celery for results and by kombu for redelivered messages.
 WARNINGS = (
     "error::DeprecationWarning,error::PendingDeprecationWarning,ignore:Call to deprecated setex"
 )
 
 
 class Call(Generic[R]):
-    """A function at work in a process of the site, with its descendants a session of its own."""
+    """A function running in a process of the site, in its own session."""
 
     def __init__(self, command: list[str], env: dict[str, str], log: Path, result: Path) -> None:
         self._log, self._result = log, result
@@ -50,15 +50,15 @@ class Call(Generic[R]):
             )
 
     def is_over(self) -> bool:
-        """Tell whether the function has ended, well or badly."""
+        """Return whether the function has ended, successfully or not."""
         return self._popen.poll() is not None
 
     def result(self, timeout: float = 60) -> R:
-        """Wait for the end of the function, and return what it returned.
+        """Wait until the function has ended, and return its result.
 
         Raises:
-            RuntimeError: when it raised; the message holds its traceback.
-            TimeoutError: when it takes longer than ``timeout`` seconds.
+            RuntimeError: if it raised; the message contains its traceback.
+            TimeoutError: if it has not ended after ``timeout`` seconds.
         """
         wait_until(self.is_over, timeout=timeout, what="the call to end", details=self._log_text)
         if self._popen.returncode:
@@ -67,7 +67,7 @@ class Call(Generic[R]):
         return returned
 
     def kill(self) -> None:
-        """End it, and what it started, wherever it is."""
+        """Kill the process and its descendants if it has not ended."""
         if not self.is_over():
             os.killpg(self._popen.pid, signal.SIGKILL)
             self._popen.wait()
@@ -77,10 +77,10 @@ class Call(Generic[R]):
 
 
 class Site:
-    """The example project with a database, a Redis and an SMTP server of its own.
+    """The example project with its own database, Redis and SMTP server.
 
-    ``epica_mail`` are keys of the site's ``EPICA_MAIL``, ``env`` variables that win over ours. A
-    worker or beat runs only once started.
+    ``epica_mail`` holds keys of the site's ``EPICA_MAIL``; ``env`` overrides environment
+    variables. No worker or beat runs until one is started.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Site:
     ) -> None:
         self._databases = databases
         self.folder = folder
-        """Where its processes write their logs."""
+        """The folder of the logs of its processes."""
         self._numbers = count(1)
         self._calls: list[Call[Any]] = []
         self.celery: list[Worker | Beat] = []
-        """Every worker and beat that was started, in this order."""
+        """Every worker and beat started, in order."""
         self.database_url = databases.fresh(kind)
         self.redis = RedisServer(folder)
         self.smtp = SMTPServer()
@@ -111,7 +111,7 @@ class Site:
             "SHOP_EPICA_MAIL": json.dumps(epica_mail),
             "SHOP_SWEEP_SECONDS": "1",
             "SHOP_DEBUG": "0",
-            "SHOP_REPORT": "0",  # at eight in the morning it would be a mail that no test sent
+            "SHOP_REPORT": "0",  # at eight in the morning it would add a mail that no test sent
             **(env or {}),
         }
         self.redis.start()
@@ -125,19 +125,19 @@ class Site:
         self.redis.kill()
         self._databases.drop(self.database_url)
 
-    # -- what the site does
+    # -- run in the site
 
     def start(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Call[R]:
-        """Begin to run a function of a test module inside the site, in a process of its own.
+        """Start a function of a test module in a process of the site.
 
-        Arguments and result are what JSON can hold.
+        Arguments and result must be representable in JSON.
         """
         return self.start_at({}, function, *args, **kwargs)
 
     def start_at(
         self, env: Mapping[str, str], function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> Call[R]:
-        """Begin to run a function as ``start`` does, with more environment variables."""
+        """Start a function as ``start`` does, with additional environment variables."""
         number = next(self._numbers)
         result = self.folder / f"call{number}.json"
         path = f"{function.__module__}.{function.__qualname__}"
@@ -152,15 +152,15 @@ class Site:
         return call
 
     def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a function inside the site, and return what it returned."""
+        """Run a function in a process of the site, and return its result."""
         return self.start(function, *args, **kwargs).result()
 
     def sweep(self) -> dict[str, int]:
-        """Sweep once, by the command for sites without beat; return what it reports."""
+        """Sweep once with the command for sites without beat; return its report."""
         return self.command("dispatch")
 
     def command(self, *action: str, code: int = 0) -> dict[str, Any]:
-        """Run an action of ``manage.py epica_mail`` that ends with ``code``; return its report."""
+        """Run ``manage.py epica_mail``, which must exit with ``code``; return its report."""
         command = [sys.executable, "manage.py", "epica_mail", *action, "--json"]
         done = subprocess.run(
             command,
@@ -176,9 +176,9 @@ class Site:
     def start_workers(
         self, number: int = 1, *, envs: Sequence[Mapping[str, str]] = ({},), **options: Any
     ) -> list[Worker]:
-        """Start so many workers at the same time; ``options`` are those of ``Worker``.
+        """Start ``number`` workers at the same time; ``options`` are those of ``Worker``.
 
-        ``envs`` are more environment variables, given to one worker after the other in turn.
+        ``envs`` are additional environment variables, assigned to the workers in turn.
         """
         workers = [
             Worker(
@@ -207,26 +207,26 @@ class Site:
         beat.start()
         return beat
 
-    # -- what can be seen of it
+    # -- inspect it
 
     def fetch(self, sql: str) -> list[tuple[Any, ...]]:
-        """Return the rows that a query of the site's database yields."""
+        """Return the rows of a query of the site's database."""
         return fetch(self.database_url, sql)
 
     def statuses(self) -> dict[str, int]:
-        """Return how many mails there are, by status."""
+        """Return the number of mails by status."""
         return dict(self.fetch("SELECT status, count(*) FROM epica_mail_emaillog GROUP BY status"))
 
     def wait_for(self, timeout: float = 30, **statuses: int) -> None:
-        """Wait until the site's mails have these statuses, and no mail has another.
+        """Wait until the numbers of the site's mails by status are exactly ``statuses``.
 
         Raises:
-            TimeoutError: when they have not after ``timeout`` seconds.
+            TimeoutError: if they are not after ``timeout`` seconds.
         """
         wait_until(
             lambda: self.statuses() == statuses,
             timeout=timeout,
-            what=f"mails that are {statuses}",
+            what=f"the statuses {statuses}",
             details=lambda: f"They are {self.statuses()}.",
             interval=0.05,
         )
@@ -236,17 +236,17 @@ class Site:
         return Counter(message.message_id for message in self.smtp.accepted)
 
     def message_ids(self) -> list[str]:
-        """Return the Message-IDs of all mails the site has stored, in the order of their claim."""
+        """Return the Message-IDs of all stored mails in the order in which they are claimed."""
         rows = self.fetch("SELECT message_id FROM epica_mail_emaillog ORDER BY due_at, id")
         return [message_id for (message_id,) in rows]
 
     def waiting_rings(self, queue: str = "emails") -> int:
-        """Return how many messages wait in the broker for a worker of a queue."""
+        """Return the number of messages that wait in the broker for a worker of a queue."""
         with self.redis.client() as client:
             return int(client.llen(queue))
 
     def require_each_arrived_once(self, number: int) -> None:
-        """Fail unless the site has stored so many mails, and each has arrived exactly once."""
+        """Fail unless the site has stored ``number`` mails and each has arrived exactly once."""
         arrivals = self.arrivals()
         assert arrivals == Counter(self.message_ids())
         assert set(arrivals.values()) == {1}

@@ -1,4 +1,4 @@
-"""Hooks for pytest: a skipped test fails, and a failed one shows the logs of its processes."""
+"""Make skipped tests fail, and show the logs of a failed test's processes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 _LINES = 60
-_SENTENCE = (
-    "An acceptance test must not be skipped, for then it proves nothing: start or install what "
-    "it needs, or delete it. The reason it gave: "
+_EXPLANATION = (
+    "An acceptance test must not be skipped, because it then proves nothing: start or install "
+    "what it needs, or delete it. Its reason for skipping: "
 )
 
 
@@ -20,7 +20,7 @@ _SENTENCE = (
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a skipped or expectedly failing test into a failed one; add logs to a failed one."""
+    """Make a skipped or expectedly failing test fail, and add logs to the report of a failure."""
     report = yield
     _forbid_skip(report)
     if report.failed:
@@ -35,7 +35,7 @@ def pytest_runtest_makereport(
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Turn a skipped module into a failed one."""
+    """Make a skipped module fail."""
     report = yield
     _forbid_skip(report)
     return report
@@ -45,5 +45,5 @@ def _forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
-        report.longrepr = f"{_SENTENCE}{getattr(report, 'wasxfail', reason)}"
-        vars(report).pop("wasxfail", None)  # with it, a report stays an expected failure
+        report.longrepr = f"{_EXPLANATION}{getattr(report, 'wasxfail', reason)}"
+        vars(report).pop("wasxfail", None)  # it would still mark an expected failure

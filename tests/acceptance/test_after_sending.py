@@ -1,4 +1,4 @@
-"""A mail's way after it was sent: through a worker to a provider, and back by its webhook."""
+"""Test mail that a worker sends to a provider, and the provider's webhooks about it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def provider() -> Iterator[Provider]:
 
 @pytest.fixture
 def site(databases: Databases, tmp_path: Path, provider: Provider) -> Iterator[Site]:
-    """Open the shop, with a worker, where its mail goes to the provider."""
+    """Open the shop with a worker, and with the provider as its transport."""
     settings = "tests.acceptance.provider_site"
     env = {"DJANGO_SETTINGS_MODULE": settings, "SHOP_AMAZON_URL": provider.amazon_url}
     site = Site(databases, "postgresql", tmp_path, {}, env)
@@ -43,11 +43,11 @@ def send(address: str, category: str) -> str:
     return str(result.id)
 
 
-def tell(event: str, message_id: str, email_id: str, to: str) -> int:
-    """Post what Amazon SES publishes of a mail, as SNS does; return the answer's status."""
+def post_event(event: str, message_id: str, email_id: str, to: str) -> int:
+    """Post an event of Amazon SES about a mail as SNS does; return the response's status."""
     from django.test import Client
 
-    what: dict[str, Any] = {
+    details: dict[str, Any] = {
         "Delivery": {"recipients": [to], "smtpResponse": "250 OK"},
         "Bounce": {
             "bounceType": "Permanent",
@@ -57,17 +57,17 @@ def tell(event: str, message_id: str, email_id: str, to: str) -> int:
     }
     header = {"name": "X-Metadata", "value": json.dumps({"epica_mail_id": email_id})}
     mail = {"messageId": message_id, "destination": [to], "headers": [header]}
-    notice = f"{event}-{message_id}"
+    notice_id = f"{event}-{message_id}"
     body = {
         "Type": "Notification",
-        "MessageId": notice,
-        "Message": json.dumps({"eventType": event, "mail": mail, event.lower(): what[event]}),
+        "MessageId": notice_id,
+        "Message": json.dumps({"eventType": event, "mail": mail, event.lower(): details[event]}),
         "Timestamp": "2026-10-01T12:00:01.000Z",
     }
     headers = {
         "Authorization": "Basic " + base64.b64encode(b"user:secret").decode(),
         "X-Amz-Sns-Message-Type": "Notification",
-        "X-Amz-Sns-Message-Id": notice,
+        "X-Amz-Sns-Message-Id": notice_id,
     }
     response = Client(headers=headers).post(
         "/anymail/amazon_ses/tracking/", json.dumps(body), content_type="application/json"
@@ -75,15 +75,15 @@ def tell(event: str, message_id: str, email_id: str, to: str) -> int:
     return response.status_code
 
 
-def follow(page: str) -> int:
-    """Post to a page as a mail reader does; return the answer's status."""
+def unsubscribe(page: str) -> int:
+    """Post to a page as a mail client does; return the response's status."""
     from django.test import Client
 
     client = Client(enforce_csrf_checks=True)
     return client.post(page, {"List-Unsubscribe": "One-Click"}, secure=True).status_code
 
 
-def test_a_bounce_that_the_provider_reports_ends_the_mail_to_an_address(site, provider) -> None:
+def test_a_reported_bounce_suppresses_the_address(site, provider) -> None:
     first = site.call(send, "gone@example.com", "order")
     site.wait_for(sent=1)
     (taken,) = provider.taken
@@ -91,7 +91,7 @@ def test_a_bounce_that_the_provider_reports_ends_the_mail_to_an_address(site, pr
     known = site.fetch("SELECT provider_id FROM epica_mail_deliveryattempt")
     assert known == [(taken.id,)]
     for _ in range(2):
-        assert site.call(tell, "Bounce", taken.id, first, "gone@example.com") == 200
+        assert site.call(post_event, "Bounce", taken.id, first, "gone@example.com") == 200
     assert site.fetch("SELECT kind, address, reason FROM epica_mail_emailevent") == [
         ("bounced", "gone@example.com", "permanent")
     ]
@@ -100,26 +100,26 @@ def test_a_bounce_that_the_provider_reports_ends_the_mail_to_an_address(site, pr
     assert len(provider.taken) == 1
 
 
-def test_a_mail_whose_answer_was_lost_is_known_to_be_sent_by_the_webhook(site, provider) -> None:
+def test_a_webhook_settles_a_mail_whose_response_was_lost(site, provider) -> None:
     provider.lose_answer()
     mail = site.call(send, "to@example.com", "order")
     site.wait_for(unknown=1)
     (taken,) = provider.taken
-    assert site.call(tell, "Delivery", taken.id, mail, "to@example.com") == 200
+    assert site.call(post_event, "Delivery", taken.id, mail, "to@example.com") == 200
     site.wait_for(sent=1)
     assert provider.requests == 1
 
 
-def test_who_unsubscribes_by_one_click_gets_orders_still_and_no_news(site, provider) -> None:
+def test_unsubscribing_stops_newsletters_but_not_orders(site, provider) -> None:
     site.call(send, "to@example.com", "news")
     site.wait_for(sent=1)
     wire = base64.b64decode(provider.taken[0].request["Content"]["Raw"]["Data"])
     message = message_from_bytes(wire, policy=policy.default)
     assert message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
-    header = str(message["List-Unsubscribe"]).strip()  # Django 5.2 folds before so long a word
+    header = str(message["List-Unsubscribe"]).strip()  # Django 5.2 folds before the long URL
     page = re.fullmatch(r"<https://shop\.example\.com(/\S+)>", header)
     assert page is not None
-    assert site.call(follow, page[1]) == 200
+    assert site.call(unsubscribe, page[1]) == 200
     site.call(send, "to@example.com", "news")
     site.call(send, "to@example.com", "order")
     site.wait_for(sent=2, suppressed=1)

@@ -1,4 +1,4 @@
-"""The calls of the user, as they are written, on real servers and a real worker."""
+"""Test the public API on real servers and a real worker."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.acceptance.conftest import OpenSite
 from tests.acceptance.inside import in_processes
 from tests.acceptance.site import Site
 
-# -- inside the site
+# -- run in the site
 
 
 def send_and_wait(to: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def send_and_wait(to: str) -> dict[str, Any]:
 
 
 def what_celery_knows(result_id: str) -> dict[str, Any]:
-    """Ask the result backend, as who knows only the id does."""
+    """Ask the result backend, knowing only the id."""
     result = AsyncResult(result_id)
     value = result.result
     return {
@@ -94,7 +94,7 @@ def send_bulk(count: int) -> dict[str, Any]:
 
 
 def send_bulk_by_name() -> str:
-    """Call the task as a site does that has only its name; the entries travel in the broker."""
+    """Call the task by its name, so that the broker carries the entries."""
     from celery import current_app
 
     entry = newsletter_entry("a")
@@ -105,13 +105,13 @@ def send_bulk_by_name() -> str:
 
 
 def send_with_one_key(count: int) -> list[str]:
-    """Send the same mail from several processes at once, each in a transaction of its own."""
+    """Send the same mail from several processes at once, each in its own transaction."""
 
     def send(number: int) -> None:
         with transaction.atomic():
             EmailLog.objects.count()
             result = send_email_async("S", "M", None, ["a@example.com"], idempotency_key="order-7")
-            # The transaction is as usable as before, and the row is there to be referred to.
+            # The transaction is still usable, and the row exists.
             assert EmailLog.objects.get(pk=result.id).idempotency_key == "order-7"
 
     in_processes(count, send)
@@ -129,17 +129,17 @@ def send_newsletter(count: int, queue: str) -> None:
     )
 
 
-# -- seen from outside
+# -- tests
 
 
 def open_with_results(open_site: OpenSite, kind: str = "sqlite", **keys: Any) -> Site:
-    """Open a site whose result backend is its Redis."""
+    """Open a site that uses its Redis as result backend."""
     site = open_site(kind, **keys)
     site.env["SHOP_RESULT_BACKEND"] = site.redis.url()
     return site
 
 
-def test_a_call_returns_a_handle_that_tells_what_became_of_the_mail(open_site) -> None:
+def test_a_call_returns_a_handle_with_the_outcome(open_site) -> None:
     site = open_with_results(open_site, "postgresql")
     site.smtp.inject(refuse("rcpt", 550, "5.1.1 No such user", recipient=_is_never))
     site.start_worker()
@@ -156,7 +156,7 @@ def test_a_call_returns_a_handle_that_tells_what_became_of_the_mail(open_site) -
     wait_until(
         lambda: site.call(what_celery_knows, refused["id"])["status"] == "FAILURE",
         timeout=15,
-        what="the result backend to be told",
+        what="the result backend to have the outcome",
     )
     assert site.call(what_celery_knows, sent["id"]) == {
         "status": "SUCCESS",
@@ -169,7 +169,7 @@ def test_a_call_returns_a_handle_that_tells_what_became_of_the_mail(open_site) -
     assert "@" not in failure["value"]
 
 
-def test_a_result_backend_that_is_down_or_hangs_stops_no_mail(open_site, tmp_path) -> None:
+def test_a_failing_result_backend_does_not_stop_mail(open_site, tmp_path) -> None:
     site = open_site()
     (tmp_path / "results").mkdir()
     with RedisServer(tmp_path / "results") as results:
@@ -184,7 +184,7 @@ def test_a_result_backend_that_is_down_or_hangs_stops_no_mail(open_site, tmp_pat
     assert len(site.smtp.accepted) == 2
 
 
-def test_the_sweep_tells_a_result_backend_what_it_missed(open_site, tmp_path) -> None:
+def test_the_sweep_stores_results_that_the_backend_missed(open_site, tmp_path) -> None:
     site = open_site(RING_PAUSE=1)
     (tmp_path / "results").mkdir()
     with RedisServer(tmp_path / "results") as results:
@@ -197,11 +197,11 @@ def test_the_sweep_tells_a_result_backend_what_it_missed(open_site, tmp_path) ->
         wait_until(
             lambda: site.call(what_celery_knows, sent["id"])["status"] == "SUCCESS",
             timeout=20,
-            what="the result backend to be told",
+            what="the result backend to have the outcome",
         )
 
 
-def test_a_template_is_sent_in_the_language_asked_for(open_site) -> None:
+def test_a_template_is_sent_in_the_requested_language(open_site) -> None:
     site = open_site()
     site.start_worker()
     message_id = site.call(send_templated)
@@ -216,21 +216,21 @@ def test_a_template_is_sent_in_the_language_asked_for(open_site) -> None:
     assert "Ayşe" in html
 
 
-def test_a_bulk_call_is_a_ring_and_each_entry_a_mail(open_site) -> None:
+def test_a_bulk_call_sends_one_mail_per_entry(open_site) -> None:
     site = open_with_results(open_site, "postgresql")
     site.start_workers(2)
-    came = site.call(send_bulk, 2000)
-    assert came["before"] in ("PENDING", "PROGRESS")
-    assert came["after"] == "SUCCESS"
-    assert came["report"]["accepted"] == len(set(came["report"]["ids"])) == 1999
-    ((index, reason),) = [(x["index"], x["reason"]) for x in came["report"]["refused"]]
+    outcome = site.call(send_bulk, 2000)
+    assert outcome["before"] in ("PENDING", "PROGRESS")
+    assert outcome["after"] == "SUCCESS"
+    assert outcome["report"]["accepted"] == len(set(outcome["report"]["ids"])) == 1999
+    ((index, reason),) = [(x["index"], x["reason"]) for x in outcome["report"]["refused"]]
     assert index == 7
     assert "no recipient" in reason
     site.wait_for(sent=1999)
     site.require_each_arrived_once(1999)
 
 
-def test_a_bulk_call_by_name_carries_its_entries_through_the_broker(open_site) -> None:
+def test_a_bulk_call_by_name_sends_entries_over_the_broker(open_site) -> None:
     site = open_with_results(open_site)
     site.start_worker()
     task_id = site.call(send_bulk_by_name)
@@ -243,7 +243,7 @@ def test_a_bulk_call_by_name_carries_its_entries_through_the_broker(open_site) -
     assert site.call(what_celery_knows, task_id)["value"]["accepted"] == 1
 
 
-def test_of_calls_at_the_same_time_with_one_key_one_mail_comes(open_site) -> None:
+def test_simultaneous_calls_with_one_key_send_one_mail(open_site) -> None:
     site = open_site("postgresql")
     assert len(site.call(send_with_one_key, 8)) == 1
     site.start_worker()
@@ -256,16 +256,14 @@ both_ways = pytest.mark.parametrize("apart", [False, True], ids=["one worker", "
 
 
 @both_ways
-def test_urgent_mail_overtakes_ten_thousand_that_wait_behind_a_slow_server(
-    open_site: OpenSite, apart: bool
-) -> None:
+def test_urgent_mail_overtakes_ten_thousand_mails(open_site: OpenSite, apart: bool) -> None:
     require_urgent_mail_to_overtake(open_site("postgresql"), apart=apart)
 
 
 def require_urgent_mail_to_overtake(site: Site, *, apart: bool) -> None:
-    """Let 10,000 mails wait behind a slow server, send an urgent one, and see it arrive first.
+    """Fail unless an urgent mail overtakes 10,000 mails that wait for a slow server.
 
-    With one worker for all, or ``apart``: with one for each queue.
+    One worker serves all queues or, with ``apart``, one worker serves each queue.
     """
     site.smtp.inject(delay(0.02))
     if apart:
@@ -274,7 +272,7 @@ def require_urgent_mail_to_overtake(site: Site, *, apart: bool) -> None:
     else:
         site.start_worker(concurrency=2)
     site.call(send_newsletter, 10_000, "bulk_emails" if apart else "emails")
-    wait_until(lambda: len(site.smtp.accepted) > 50, timeout=60, what="bulk mail to be under way")
+    wait_until(lambda: len(site.smtp.accepted) > 50, timeout=60, what="bulk mail to arrive")
     urgent = site.call(send_urgent)
     wait_until(
         lambda: any(mail.message_id.startswith(f"<{urgent}@") for mail in site.smtp.accepted),
@@ -284,13 +282,13 @@ def require_urgent_mail_to_overtake(site: Site, *, apart: bool) -> None:
     assert len(site.smtp.accepted) < 5_000
 
 
-def test_a_rate_holds_over_all_workers(open_site) -> None:
+def test_a_rate_applies_to_all_workers_together(open_site) -> None:
     site = open_site("postgresql", RATES={"smtp": "20/s"})
     site.start_workers(2, concurrency=2)
     site.call(send_newsletter, 60, "emails")
     site.wait_for(sent=60)
     times = sorted(mail.time for mail in site.smtp.accepted)
-    # Budgets are used up before a mail begins, so an arrival may come a little later than its turn.
+    # The budget is used before a mail is sent, so it may arrive a little after its turn.
     assert all(late - early > 0.8 for early, late in zip(times, times[20:], strict=False))
     assert times[-1] - times[0] < 15
     site.require_each_arrived_once(60)
@@ -300,7 +298,7 @@ def _is_never(address: str) -> bool:
     return address.startswith("never")
 
 
-def test_the_broker_and_the_results_hold_no_content(open_site) -> None:
+def test_broker_and_results_contain_no_content(open_site) -> None:
     site = open_with_results(open_site)
     site.call(send_bulk_without_worker)
     with site.redis.client() as client:

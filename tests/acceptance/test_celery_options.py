@@ -1,4 +1,4 @@
-"""What Celery's own options mean for the package's tasks, on real workers."""
+"""Test the effect of Celery's own options on the package's tasks, on real workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def send(number: int) -> None:
         send_email_async("S", "M", None, [f"to{index}@example.com"])
 
 
-def test_a_worker_that_scales_itself_sends_each_mail_once(open_site: OpenSite) -> None:
+def test_an_autoscaling_worker_sends_each_mail_once(open_site: OpenSite) -> None:
     site = open_site("postgresql", BATCH_SIZE=10, RUN_SECONDS=1)
     site.env["AUTOSCALE_KEEPALIVE"] = "3"
     site.smtp.inject(delay(0.02))
@@ -22,14 +22,14 @@ def test_a_worker_that_scales_itself_sends_each_mail_once(open_site: OpenSite) -
     site.call(send, 150)
     wait_until(lambda: len(worker.children()) == 3, timeout=30, what="the worker to scale up")
     site.wait_for(sent=150, timeout=60)
-    beat.stop()  # Celery takes processes away only when no task came for a while
+    beat.stop()  # Celery removes processes only after a while without tasks
     wait_until(lambda: len(worker.children()) == 1, timeout=30, what="the worker to scale down")
     site.call(send, 1)
     site.wait_for(sent=151)
     site.require_each_arrived_once(151)
 
 
-def test_a_time_limit_of_the_sites_cuts_no_mail_short(open_site: OpenSite) -> None:
+def test_a_time_limit_of_the_site_interrupts_no_mail(open_site: OpenSite) -> None:
     site = open_site("postgresql")
     site.smtp.inject(delay(0.6))
     site.start_worker(concurrency=1, extra_args=("--time-limit", "1", "--soft-time-limit", "1"))

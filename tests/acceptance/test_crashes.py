@@ -1,4 +1,4 @@
-"""Workers die, servers vanish: what is left of the mail in hand."""
+"""Test what happens to mail being sent when workers die or servers disappear."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def send(number: int, **options: str) -> None:
 @pytest.mark.parametrize(
     ("then", "arrivals"), [(Drop(), 1), (None, 2)], ids=["not accepted", "accepted"]
 )
-def test_a_mail_whose_worker_is_killed_in_the_middle_of_data_is_sent_again(
+def test_mail_is_sent_again_if_its_worker_is_killed_in_data(
     open_site: OpenSite, kind: str, then: Drop | None, arrivals: int
 ) -> None:
     site = open_site(kind, **SHORT)
@@ -45,13 +45,13 @@ def test_a_mail_whose_worker_is_killed_in_the_middle_of_data_is_sent_again(
     site.start_worker()
     site.start_beat()
     site.wait_for(sent=1)
-    # A receiver can tell a second copy by its Message-ID.
+    # A receiver can recognise a second copy by its Message-ID.
     assert site.arrivals() == dict.fromkeys(site.message_ids(), arrivals)
     attempts = site.fetch("SELECT failure_kind FROM epica_mail_deliveryattempt ORDER BY number")
     assert attempts == [("worker_lost",), ("",)]
 
 
-def test_a_mail_that_may_have_been_accepted_is_held_for_a_person_if_so_asked(
+def test_possibly_accepted_mail_is_held_if_requested(
     open_site: OpenSite,
 ) -> None:
     site = open_site(**SHORT)
@@ -69,7 +69,7 @@ def test_a_mail_that_may_have_been_accepted_is_held_for_a_person_if_so_asked(
     site.require_each_arrived_once(1)
 
 
-def test_of_a_killed_workers_batch_no_more_than_its_permits_is_unknown(
+def test_a_killed_worker_leaves_at_most_its_permits_unknown(
     open_site: OpenSite,
 ) -> None:
     site = open_site("postgresql", **SHORT, SETTLE_DELAY=60)
@@ -92,7 +92,7 @@ def test_of_a_killed_workers_batch_no_more_than_its_permits_is_unknown(
     assert len(site.smtp.accepted) >= 80 - PERMITS
 
 
-def test_while_the_server_refuses_connections_mail_waits_and_uses_up_no_try(
+def test_refused_connections_use_up_no_attempts(
     open_site: OpenSite,
 ) -> None:
     site = open_site("postgresql", **SHORT)
@@ -117,7 +117,7 @@ def test_while_the_server_refuses_connections_mail_waits_and_uses_up_no_try(
     assert site.fetch(gate) == [(0,)]
 
 
-def test_a_worker_that_is_asked_to_end_finishes_what_it_has_in_hand(open_site: OpenSite) -> None:
+def test_a_stopping_worker_finishes_its_claimed_mail(open_site: OpenSite) -> None:
     site = open_site("postgresql", **SHORT, RUN_SECONDS=1)
     site.smtp.inject(delay(0.005))
     worker = site.start_worker(concurrency=2)
@@ -133,11 +133,11 @@ def test_a_worker_that_is_asked_to_end_finishes_what_it_has_in_hand(open_site: O
 
 
 @pytest.mark.parametrize(("pool", "concurrency"), [("prefork", 2), ("threads", 3), ("solo", 1)])
-def test_each_pool_sends_over_few_connections_and_leaves_none_open(
+def test_each_pool_uses_few_connections_and_closes_them(
     open_site: OpenSite, pool: str, concurrency: int
 ) -> None:
-    # One for each task: how many more a slow server is given is for the tests of the lanes, and a
-    # busy machine makes any server slow.
+    # One connection for each task: other tests cover additional connections to a slow server, and
+    # under load any server is slow.
     site = open_site("postgresql", BATCH_SIZE=10, CONNECTIONS=1)
     worker = site.start_worker(pool=pool, concurrency=concurrency)
     site.call(send, 60)

@@ -1,4 +1,4 @@
-"""A mail's way from the site to the server, on real parts."""
+"""Test the way of a mail from the site to the mail server, on real servers."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def subjects(messages: list[AcceptedMessage]) -> set[str]:
     return {str(message_from_bytes(message.content)["Subject"]) for message in messages}
 
 
-# -- what the site does
+# -- run in the site
 
 
-def send_every_sort() -> None:
+def send_every_kind() -> None:
     from django.contrib.auth import get_user_model
     from django.contrib.auth.forms import PasswordResetForm
     from django.core.mail import EmailMultiAlternatives, send_mail
@@ -74,7 +74,7 @@ def roll_back() -> None:
 
 
 class UndoError(Exception):
-    """Fails a request."""
+    """Fails a request or ends a transaction."""
 
 
 def view(request: HttpRequest, what: str) -> HttpResponse:
@@ -126,7 +126,7 @@ def queue_backlog(number: int, *, rings: int) -> None:
 
     from django_epica_mail.broker import doorbell
 
-    with transaction.atomic():  # whose commit rings once
+    with transaction.atomic():  # the commit rings once
         for count in range(number):
             EmailMessage(str(count), "Body", None, ["to@example.com"]).send()
     for _ in range(rings - 1):
@@ -151,14 +151,14 @@ def send_by_alias() -> None:
         send_mail(alias, "Body", None, ["to@example.com"], using=alias)
 
 
-# -- what comes of it
+# -- tests
 
 
 @databases
-def test_every_sort_of_mail_arrives_once(open_site: OpenSite, kind: str) -> None:
+def test_every_kind_of_mail_arrives_once(open_site: OpenSite, kind: str) -> None:
     site = open_site(kind)
     site.start_worker()
-    site.call(send_every_sort)
+    site.call(send_every_kind)
     messages = site.smtp.wait_for(3)
     site.wait_for(sent=3)
     site.require_each_arrived_once(3)
@@ -176,10 +176,10 @@ def test_every_sort_of_mail_arrives_once(open_site: OpenSite, kind: str) -> None
 
 def test_the_broker_carries_no_content(open_site: OpenSite) -> None:
     site = open_site()
-    site.call(send_every_sort)
+    site.call(send_every_kind)
     with site.redis.client() as client:
         rings = client.lrange("emails", 0, -1)
-        # Beside the rings, only which list stands for which queue.
+        # In addition to the rings, only the binding of lists to queues.
         keys = {key for key in client.scan_iter() if not key.startswith(b"_kombu.binding")}
         assert keys == {b"emails"}
     assert rings
@@ -193,7 +193,7 @@ def test_the_broker_carries_no_content(open_site: OpenSite) -> None:
 
 
 @databases
-def test_what_is_rolled_back_is_never_sent(open_site: OpenSite, kind: str) -> None:
+def test_rolled_back_mail_is_never_sent(open_site: OpenSite, kind: str) -> None:
     site = open_site(kind)
     site.start_worker()
     site.call(roll_back)
@@ -202,7 +202,7 @@ def test_what_is_rolled_back_is_never_sent(open_site: OpenSite, kind: str) -> No
 
 
 @databases
-def test_a_request_that_fails_sends_nothing(open_site: OpenSite, kind: str) -> None:
+def test_a_failing_request_sends_nothing(open_site: OpenSite, kind: str) -> None:
     site = open_site(kind)
     site.start_worker()
     site.call(answer_requests)
@@ -211,7 +211,7 @@ def test_a_request_that_fails_sends_nothing(open_site: OpenSite, kind: str) -> N
 
 
 @databases
-def test_ten_processes_queue_while_four_deliver_each_mail_once(
+def test_concurrent_producers_and_workers_send_each_mail_once(
     open_site: OpenSite, kind: str
 ) -> None:
     site = open_site(kind)
@@ -225,20 +225,20 @@ def test_ten_processes_queue_while_four_deliver_each_mail_once(
 @databases
 def test_four_workers_rung_at_once_share_a_backlog(open_site: OpenSite, kind: str) -> None:
     site = open_site(kind, BATCH_SIZE=20)
-    site.smtp.inject(delay(0.01, "content"))  # so that nobody is done before the others begin
+    site.smtp.inject(delay(0.01, "content"))  # so that no worker finishes before the others start
     site.start_workers(4, concurrency=1)
     with site.redis.client() as client:
         client.config_resetstat()
     site.call(queue_backlog, 300, rings=4)
     site.wait_for(sent=300, timeout=60)
     site.require_each_arrived_once(300)
-    wait_until(lambda: site.waiting_rings() == 0, timeout=5, what="the last ring to be heard")
+    wait_until(lambda: site.waiting_rings() == 0, timeout=5, what="the last ring to be consumed")
     with site.redis.client() as client:
         assert client.info("commandstats")["cmdstat_lpush"]["calls"] < 20
     assert site.fetch("SELECT count(DISTINCT worker) FROM epica_mail_emaillog") > [(1,)]
 
 
-def test_a_refused_mail_fails_alone_at_once_with_the_reply_kept(open_site: OpenSite) -> None:
+def test_a_refused_mail_fails_alone_and_keeps_the_reply(open_site: OpenSite) -> None:
     site = open_site()
     site.smtp.inject(refuse("rcpt", 550, "5.1.1 Gone", recipient=lambda a: a.startswith("no")))
     site.smtp.inject(refuse("content", 554, "5.7.1 Spam", recipient=lambda a: a.startswith("sp")))
@@ -256,7 +256,7 @@ def test_a_refused_mail_fails_alone_at_once_with_the_reply_kept(open_site: OpenS
     ]
 
 
-def test_a_refused_recipient_is_noted_and_the_others_have_the_mail(open_site: OpenSite) -> None:
+def test_other_recipients_get_mail_that_one_refuses(open_site: OpenSite) -> None:
     site = open_site()
     site.smtp.inject(refuse("rcpt", 550, "5.1.1 Gone", recipient=lambda a: a.startswith("no")))
     site.start_worker()
@@ -268,7 +268,7 @@ def test_a_refused_recipient_is_noted_and_the_others_have_the_mail(open_site: Op
     ) == [("no@example.com", "refused", 550, "5.1.1 Gone"), ("good@example.com", "", None, "")]
 
 
-def test_an_accepted_recipient_gets_one_copy_though_another_is_tried_again(
+def test_a_retry_for_one_recipient_sends_others_no_copy(
     open_site: OpenSite,
 ) -> None:
     site = open_site(RETRY_DELAY=1)
@@ -285,7 +285,7 @@ def test_an_accepted_recipient_gets_one_copy_though_another_is_tried_again(
 
 if django.VERSION >= (6, 1):
 
-    def test_an_alias_decides_the_queue_or_goes_past_it(open_site: OpenSite) -> None:
+    def test_an_alias_selects_the_queue_or_bypasses_it(open_site: OpenSite) -> None:
         site = open_site()
         site.call(send_by_alias)
         assert site.fetch("SELECT subject, queue FROM epica_mail_emaillog") == [

@@ -1,4 +1,4 @@
-"""The doctor on real servers: workers that answer, and a broker that does not."""
+"""Test the doctor with workers that answer and with a broker that hangs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def ids(report: dict[str, list[dict[str, str]]]) -> list[str]:
     return [finding["id"] for finding in report["findings"]]
 
 
-def test_the_doctor_asks_workers_for_the_queues_they_consume(open_site: OpenSite) -> None:
+def test_the_doctor_asks_workers_for_their_queues(open_site: OpenSite) -> None:
     site = open_site("postgresql", ROUTES=[{"match": {"to": "*@gov.tr"}, "queue": "official"}])
     site.env["SHOP_BROKER_OPTIONS"] = '{"socket_timeout": 5, "socket_connect_timeout": 5}'
     assert ids(site.command("doctor", code=1)) == ["no-worker"]
@@ -30,7 +30,7 @@ def test_the_doctor_asks_workers_for_the_queues_they_consume(open_site: OpenSite
     assert ids(site.command("doctor", code=1)) == ["queue-without-worker"] * 2
 
 
-def test_the_doctor_does_not_wait_for_a_broker_that_hangs(open_site: OpenSite) -> None:
+def test_the_doctor_does_not_wait_for_a_hanging_broker(open_site: OpenSite) -> None:
     site = open_site()
     site.redis.pause()
     began = time.monotonic()

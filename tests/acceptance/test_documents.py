@@ -1,4 +1,4 @@
-"""The code in the how-tos runs as it stands there, on real servers and a real worker."""
+"""Run the code of the how-to guides unchanged, on real servers and a real worker."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def blocks(page: str) -> list[str]:
 
 
 def run_page(page: str) -> int:
-    """Run the code of a page from top to bottom, inside the site; return how many blocks."""
+    """Run the code blocks of a page in order inside the site; return their number."""
     names: dict[str, Any] = {"__name__": "page"}
     found = blocks(page)
     for number, block in enumerate(found):
@@ -27,7 +27,7 @@ def run_page(page: str) -> int:
     return len(found)
 
 
-def test_every_call_of_the_page_on_sending_sends_what_it_says(open_site) -> None:
+def test_every_call_in_the_guide_to_sending_works(open_site) -> None:
     site = open_site("postgresql")
     site.start_workers(2)
     assert site.call(run_page, "sending.md") == 11
@@ -35,7 +35,7 @@ def test_every_call_of_the_page_on_sending_sends_what_it_says(open_site) -> None
     assert set(site.arrivals().values()) == {1}
 
 
-def test_the_routes_of_the_page_are_settings_the_site_takes(open_site) -> None:
+def test_the_routes_in_the_guide_to_routing_are_valid(open_site) -> None:
     site = open_site()
     assert site.call(check_routes) == []
 
@@ -57,7 +57,7 @@ def check_routes() -> list[str]:
 
 
 def run_report() -> list[str]:
-    """Fire the page's own periodic task twice, and the shop's."""
+    """Run the periodic task of the page twice and the shop's once."""
     names: dict[str, Any] = {"__name__": "shop.page"}
     for block in blocks("periodic-tasks.md"):
         exec(block, names)
@@ -72,7 +72,7 @@ def run_report() -> list[str]:
     return [names["send_daily_report"](), names["send_daily_report"](), send_daily_report()]
 
 
-def test_a_periodic_report_is_sent_once_however_often_it_is_fired(open_site) -> None:
+def test_a_periodic_report_is_sent_once_if_run_twice(open_site) -> None:
     site = open_site()
     first, again, other = site.call(run_report)
     assert first == again != other
@@ -82,6 +82,6 @@ def test_a_periodic_report_is_sent_once_however_often_it_is_fired(open_site) -> 
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in HOW_TOS.glob("*.md")))
-def test_the_code_of_every_how_to_is_python(page: str) -> None:
+def test_the_code_of_every_how_to_is_valid_python(page: str) -> None:
     for number, block in enumerate(blocks(page)):
         compile(block, f"{page}:{number}", "exec")

@@ -1,4 +1,4 @@
-"""Redis is down, hangs, is full or forgets: nothing is lost, and nobody waits."""
+"""Test that no mail is lost and no caller waits while Redis is down, hung, full or emptied."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def send_timed(number: int) -> list[float]:
-    """Send so many mails; return the seconds that each call took."""
+    """Send ``number`` mails; return the seconds that each call took."""
     from django.core.mail import send_mail
 
     took = []
@@ -31,9 +31,9 @@ def send_timed(number: int) -> list[float]:
 
 
 def send_in_pairs(gaps: list[float]) -> None:
-    """Commit pairs of mails so many seconds apart; fail unless each pair is soon sent.
+    """Commit pairs of mails with these gaps in seconds; fail unless each pair is soon sent.
 
-    One pair after the other, and nobody else rings: a later ring would cover for a missed mail.
+    Each pair waits for the previous one, because a later ring would hide a missed mail.
     """
     from django.core.mail import send_mail
 
@@ -42,18 +42,18 @@ def send_in_pairs(gaps: list[float]) -> None:
 
     for gap in gaps:
         send_mail("first", "Body", None, ["to@example.com"])
-        time.sleep(gap)  # the gap is what is tested
+        time.sleep(gap)  # the gap under test
         send_mail("second", "Body", None, ["to@example.com"])
         wait_until(
             lambda: not EmailLog.objects.exclude(status="sent").exists(),
             timeout=5,
             what=f"two mails, {gap} s apart, to be sent",
         )
-        time.sleep(conf.get().ring_window)  # so that the next pair begins with a ring of its own
+        time.sleep(conf.get().ring_window)  # so that the next pair starts with its own ring
 
 
 def send_timed_once_broken(redis: int, signal_number: int) -> list[float]:
-    """Ring, send the signal to Redis, and time the sending of 20 more mails."""
+    """Ring, send the signal to Redis, and return the seconds of each of 20 more calls."""
     from django_epica_mail import conf
 
     send_timed(1)
@@ -72,7 +72,7 @@ def send_steadily(processes: int, seconds: int) -> float:
             send_mail(f"{number}.{count}", "Body", None, ["to@example.com"])
             time.sleep(1)  # the pace of the load
 
-    send_timed(1)  # here, so that not every process has to import what that takes
+    send_timed(1)  # before forking, so that the processes inherit the imports
     in_processes(processes, work)
     return time.time()
 
@@ -95,7 +95,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_mail_sent_while_the_broker_is_out_of_order_waits_for_the_sweep(
+def test_mail_sent_while_the_broker_fails_waits_for_the_sweep(
     open_site: OpenSite, fault: str
 ) -> None:
     site = open_site()
@@ -103,7 +103,7 @@ def test_mail_sent_while_the_broker_is_out_of_order_waits_for_the_sweep(
     break_it(site)
     first, *others = site.call(send_timed, 21)
     mend_it(site)
-    # The first call also imports what only a first call needs.
+    # The first call includes imports.
     assert first < 2
     assert sum(others) < 1
     assert site.statuses() == {"queued": 21}
@@ -114,7 +114,7 @@ def test_mail_sent_while_the_broker_is_out_of_order_waits_for_the_sweep(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_broker_that_fails_after_it_was_connected_to_holds_nobody_up(
+def test_a_broker_that_fails_once_connected_delays_no_call(
     open_site: OpenSite, number: signal.Signals
 ) -> None:
     site = open_site()
@@ -124,7 +124,7 @@ def test_a_broker_that_fails_after_it_was_connected_to_holds_nobody_up(
     assert site.statuses() == {"queued": 21}
 
 
-def test_a_worker_that_was_running_when_the_broker_died_delivers_once_it_is_back(
+def test_a_worker_recovers_from_a_restarted_broker(
     open_site: OpenSite,
 ) -> None:
     site = open_site()
@@ -137,7 +137,7 @@ def test_a_worker_that_was_running_when_the_broker_died_delivers_once_it_is_back
     site.require_each_arrived_once(5)
 
 
-def test_a_broker_that_forgets_between_commit_and_work_loses_nothing(open_site: OpenSite) -> None:
+def test_an_emptied_broker_loses_no_mail(open_site: OpenSite) -> None:
     site = open_site()
     site.call(send_timed, 20)
     site.redis.flush()
@@ -147,7 +147,7 @@ def test_a_broker_that_forgets_between_commit_and_work_loses_nothing(open_site: 
     site.require_each_arrived_once(20)
 
 
-def test_a_mail_committed_at_any_moment_of_the_window_needs_no_sweep(open_site: OpenSite) -> None:
+def test_mail_committed_within_the_window_needs_no_sweep(open_site: OpenSite) -> None:
     site = open_site("postgresql")
     site.start_worker()
     gaps = [step * 0.005 for step in range(25)]
@@ -155,7 +155,7 @@ def test_a_mail_committed_at_any_moment_of_the_window_needs_no_sweep(open_site: 
     site.require_each_arrived_once(50)
 
 
-def test_rings_do_not_pile_up_under_many_steady_producers(open_site: OpenSite) -> None:
+def test_rings_do_not_pile_up_under_steady_load(open_site: OpenSite) -> None:
     site = open_site("postgresql")
     site.start_worker(concurrency=2)
     call = site.start(send_steadily, 64, 6)
@@ -167,23 +167,25 @@ def test_rings_do_not_pile_up_under_many_steady_producers(open_site: OpenSite) -
     site.wait_for(sent=64 * 6 + 1, timeout=10)
     last = max(message.time for message in site.smtp.accepted)
     assert last - ended < 3
-    # A machine with other work to do may fall behind for a while; 385 would be standing still.
+    # Under other load the worker may fall behind for a while; 385 would mean no progress at all.
     assert most < 64 * 5
-    wait_until(lambda: site.waiting_rings() == 0, timeout=15, what="the last ring to be heard")
+    wait_until(lambda: site.waiting_rings() == 0, timeout=15, what="the last ring to be consumed")
     site.require_each_arrived_once(64 * 6 + 1)
 
 
-def test_rings_that_have_waited_do_not_hold_a_worker_for_a_second_look(open_site: OpenSite) -> None:
+def test_old_rings_do_not_make_a_worker_wait(open_site: OpenSite) -> None:
     site = open_site("postgresql")
     site.call(send_timed, 1)
     with site.redis.client() as client:
         ring = client.lrange("emails", 0, 0)[0]
         client.rpush("emails", *[ring] * 100)
-    # The start of a worker takes longer than the second and a window that make a ring old.
+    # Starting a worker takes longer than the second and the window after which a ring is old.
     worker = site.start_worker(concurrency=2)
-    looks = re.compile(r"deliver_emails\S+ succeeded in (\S+)s: 0$", re.MULTILINE)
+    empty = re.compile(r"deliver_emails\S+ succeeded in (\S+)s: 0$", re.MULTILINE)
     wait_until(
-        lambda: len(looks.findall(worker.log_text())) >= 100, timeout=30, what="100 looks in vain"
+        lambda: len(empty.findall(worker.log_text())) >= 100,
+        timeout=30,
+        what="100 tasks without mail",
     )
-    seconds = sorted(float(took) for took in looks.findall(worker.log_text()))
-    assert seconds[len(seconds) // 4] < 0.05, "a second look comes a window after the first"
+    seconds = sorted(float(took) for took in empty.findall(worker.log_text()))
+    assert seconds[len(seconds) // 4] < 0.05, "a task must not wait for a window to look again"

@@ -1,4 +1,4 @@
-"""Health and metrics of the running site: what its processes do is told, whichever is asked."""
+"""Test health check and metrics of a running site: each process reports for all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def send(number: int) -> None:
 
 
 def ask(page: str) -> tuple[int, str]:
-    """Return the status and the content of one of the package's addresses, shown the token."""
+    """Request one of the package's pages with the token; return its status and content."""
     from django.test import Client
     from django.urls import reverse
 
@@ -29,7 +29,7 @@ def ask(page: str) -> tuple[int, str]:
 
 
 def count_and_scrape() -> dict[str, float]:
-    """Count what has happened, as the sweeps of the next minutes would; return all samples."""
+    """Count as the sweeps of the next minutes would; return all samples of the metrics."""
     from prometheus_client.parser import text_string_to_metric_families
 
     from django_epica_mail import clock
@@ -49,7 +49,7 @@ def forget_everything() -> int:
 
 
 def is_failing(site: Any, *checks: str) -> bool:
-    """Tell whether the health check fails, and for these reasons among others."""
+    """Return whether the health check fails, and these checks are among the failing ones."""
     import json
 
     status, content = site.call(ask, "health")
@@ -58,7 +58,7 @@ def is_failing(site: Any, *checks: str) -> bool:
     return status == 503 and failing >= set(checks)
 
 
-def test_the_health_check_fails_while_no_worker_runs_and_is_well_again_when_one_does(
+def test_the_health_check_fails_while_no_worker_runs(
     open_site: OpenSite,
 ) -> None:
     site = open_site(
@@ -77,19 +77,19 @@ def test_the_health_check_fails_while_no_worker_runs_and_is_well_again_when_one_
     assert site.call(ask, "health")[0] == 200
 
 
-def test_every_process_tells_the_same_metrics_of_many_workers_and_keeps_them(
+def test_metrics_cover_all_workers_and_survive_the_clean_up(
     open_site: OpenSite,
 ) -> None:
     site = open_site("postgresql", MONITORING_TOKEN=TOKEN)
     site.start_workers(2, concurrency=2)
     site.call(send, 250)
     site.wait_for(sent=250)
-    lane = "[('queue', 'emails'), ('transport', 'smtp')]"
+    labels = "[('queue', 'emails'), ('transport', 'smtp')]"
     first = site.call(count_and_scrape)
-    assert first[f"epica_mail_enqueued_total{lane}"] == 250
-    assert first[f"epica_mail_sent_total{lane}"] == 250
-    assert first[f"epica_mail_delivery_seconds_count{lane}"] == 250
-    assert first[f"epica_mail_attempt_seconds_count{lane}"] == 250
+    assert first[f"epica_mail_enqueued_total{labels}"] == 250
+    assert first[f"epica_mail_sent_total{labels}"] == 250
+    assert first[f"epica_mail_delivery_seconds_count{labels}"] == 250
+    assert first[f"epica_mail_attempt_seconds_count{labels}"] == 250
     for worker in site.celery:
         worker.kill()
     assert site.call(forget_everything) == 250

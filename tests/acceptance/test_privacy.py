@@ -1,4 +1,4 @@
-"""Encrypted mail and a staging site, with a real worker and a real database."""
+"""Test encrypted mail and a staging site with a real worker and a real database."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECRET = "the-secret-of-the-mail"
 STAGING = "staging@example.net"
 
 
-# -- inside the site
+# -- run in the site
 
 
 def send() -> None:
@@ -34,11 +34,11 @@ def send() -> None:
     send_bulk_emails_task.delay([entry])
 
 
-# -- what is shown
+# -- tests
 
 
 def database_file(site: Site) -> bytes:
-    """Return the bytes of the site's database, its write-ahead log written into it."""
+    """Return the bytes of the site's database file, including its write-ahead log."""
     path = site.database_url.removeprefix("sqlite://")
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -47,14 +47,14 @@ def database_file(site: Site) -> bytes:
         return file.read()
 
 
-def test_waiting_mail_is_encrypted_its_key_is_changed_and_it_arrives_as_it_was_meant(
+def test_encrypted_mail_survives_a_key_change(
     open_site: OpenSite,
 ) -> None:
     old, new = (Fernet.generate_key().decode() for _ in range(2))
     site = open_site(ENCRYPTION_KEYS=[old])
     site.call(send)
     assert SECRET.encode() not in database_file(site)
-    assert b"ann@example.org" in database_file(site), "it is the file that was written to"
+    assert b"ann@example.org" in database_file(site), "the file contains the mail"
 
     site.env["SHOP_EPICA_MAIL"] = json.dumps({"ENCRYPTION_KEYS": [new, old]})
     assert site.command("reencrypt") == {"renewed": 4, "current": 0, "unreadable": 0}
@@ -70,13 +70,13 @@ def test_waiting_mail_is_encrypted_its_key_is_changed_and_it_arrives_as_it_was_m
     assert SECRET.encode() not in database_file(site)
 
 
-def test_a_staging_site_with_a_copy_of_the_database_writes_to_itself_alone(
+def test_a_staging_site_redirects_all_mail(
     open_site: OpenSite,
 ) -> None:
     site = open_site(KEEP_CONTENT="until_sent", ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
-    site.call(send)  # by the real site, whose rows the copy has
-    real = json.loads(site.env["SHOP_EPICA_MAIL"])
-    site.env["SHOP_EPICA_MAIL"] = json.dumps({**real, "REDIRECT_ALL_TO": [STAGING]})
+    site.call(send)  # as the production site, whose rows staging copies
+    production = json.loads(site.env["SHOP_EPICA_MAIL"])
+    site.env["SHOP_EPICA_MAIL"] = json.dumps({**production, "REDIRECT_ALL_TO": [STAGING]})
     site.start_worker()
     site.wait_for(sent=3)
     assert {it.recipients for it in site.smtp.accepted} == {(STAGING,)}

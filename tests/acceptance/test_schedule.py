@@ -1,4 +1,4 @@
-"""Beat's schedule: as a dictionary for plain beat, as rows for django-celery-beat."""
+"""Test beat with the schedule from settings and with django-celery-beat's rows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from django_epica_mail import outbox
 from django_epica_mail.broker import doorbell
 from django_epica_mail.schedule import SCHEDULE
 
-# django-celery-beat shuts out Django 6.1, where the plain one is all there is to test.
+# django-celery-beat does not support Django 6.1; there, only plain beat is tested.
 KINDS = ["plain", "database"] if find_spec("django_celery_beat") else ["plain"]
 
 
 def edit_the_sweep() -> list[Any]:
-    """Change the time of the sweep as in the admin, migrate again, and return what is there."""
+    """Edit the sweep's interval as in the admin and migrate again; return the tasks' names."""
     from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
     every_second, _ = IntervalSchedule.objects.get_or_create(every=1, period="seconds")
@@ -42,7 +42,7 @@ def queue_and_lose_the_ring() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_beat_sweeps_by_its_own_schedule_or_by_what_people_edit(open_site, kind: str) -> None:
+def test_beat_sweeps_by_settings_or_by_edited_rows(open_site, kind: str) -> None:
     site = open_site()
     options: dict[str, Any] = {}
     if kind == "database":

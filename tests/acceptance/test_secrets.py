@@ -1,4 +1,4 @@
-"""A password-reset link is in the database while its mail waits, and nowhere else; then nowhere."""
+"""Test that a password-reset link is only in the database, and there only until it is sent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VICTIM, CLERK = "victim@example.org", "clerk"
 PASSWORD = "a-password-of-a-test"
 
 
-# -- inside the site
+# -- run in the site
 
 
 def make_users() -> None:
@@ -43,7 +43,7 @@ def make_users() -> None:
 
 
 def waiting_link() -> list[str]:
-    """Return the secret parts of the link in the mail that waits, read from its row."""
+    """Return the secret parts of the link in the waiting mail, read from its row."""
     log = EmailLog.objects.get()
     message = messages.load(log.envelope, {})
     assert log.keep_content == "until_sent"
@@ -53,12 +53,12 @@ def waiting_link() -> list[str]:
 
 
 def send_again_with_a_handle(secrets: list[str]) -> None:
-    """Send the same link by the call whose outcome the result backend is told of."""
+    """Send the same link with the call that stores its outcome in the result backend."""
     send_email_async("Link", f"Your link: {secrets[1]}", None, [VICTIM])
 
 
 def tables_with(needles: list[str]) -> list[str]:
-    """Return every column of every table of the site in which one of the needles stands."""
+    """Return every column of the database that contains one of the needles."""
     found = set()
     with connection.cursor() as cursor:
         for table in connection.introspection.table_names(cursor):
@@ -76,22 +76,22 @@ def tables_with(needles: list[str]) -> list[str]:
     return sorted(found)
 
 
-# -- where to look
+# -- where to search
 
 
 def forms(secrets: list[str]) -> list[str]:
-    """Return the ways a secret may be written: as it is, in a URL, in the Base64 of a message."""
+    """Return the ways to write the secrets: unchanged, in a URL, in the Base64 of a message."""
     written = set()
     for secret in secrets:
         written |= {secret, quote(secret, safe="")}
         for shift in range(3):
             encoded = b64encode(b"." * shift + secret.encode()).decode().rstrip("=")
-            written.add(encoded[4:-4])  # what is before or after it does not reach here
+            written.add(encoded[4:-4])  # the part that does not depend on the text around it
     return sorted(written)
 
 
 class Browser:
-    """A person's browser: it keeps cookies, and sends forms with their CSRF token."""
+    """A browser that keeps cookies and submits forms with their CSRF token."""
 
     def __init__(self, web: Web) -> None:
         self._web = web
@@ -99,7 +99,7 @@ class Browser:
         self._opener: OpenerDirector = build_opener(HTTPCookieProcessor(self._cookies))
 
     def get(self, path: str) -> str:
-        """Return the page at a path; that of an error too."""
+        """Return the page at a path, including an error page."""
         try:
             with self._opener.open(self._web.url(path), timeout=30) as answer:
                 return str(answer.read().decode(errors="replace"))
@@ -114,7 +114,7 @@ class Browser:
             return str(answer.read().decode(errors="replace"))
 
     def crawl(self, start: str, most: int = 100) -> dict[str, str]:
-        """Return the pages under a path that links lead to, by path."""
+        """Follow the links below a path; return the pages by path."""
         pages: dict[str, str] = {}
         waiting = [start]
         while waiting and len(pages) < most:
@@ -128,9 +128,9 @@ class Browser:
 
 
 def redis_dump(site: Site) -> bytes:
-    """Return everything that Redis holds, all databases, as it writes it to disk."""
+    """Return all databases of Redis as it writes them to disk."""
     with site.redis.client() as client:
-        client.config_set("rdbcompression", "no")  # what is compressed cannot be searched
+        client.config_set("rdbcompression", "no")  # compressed data cannot be searched
         client.save()
         name = client.config_get("dbfilename")["dbfilename"]
     return (site.folder / name).read_bytes()
@@ -142,7 +142,7 @@ def hits(text: str | bytes, secrets: list[str]) -> list[str]:
 
 
 def require_search_finds(site: Site, secrets: list[str]) -> None:
-    """Fail unless the search finds what is in Redis as a task's argument would be."""
+    """Fail unless a search of Redis finds secrets stored like a task's arguments."""
     body = json.dumps([[{"message": f"the link {secrets[1]} of a mail"}], {}, {}])
     with site.redis.client() as client:
         for key, value in (("plain", body), ("message", b64encode(body.encode()))):
@@ -152,7 +152,7 @@ def require_search_finds(site: Site, secrets: list[str]) -> None:
 
 
 def flower_pages(flower: Flower) -> dict[str, str]:
-    """Return all that Flower's API and its pages tell of tasks and workers."""
+    """Return what Flower's API and pages show of tasks and workers."""
     tasks: dict[str, Any] = json.loads(read(flower.url("/api/tasks?limit=10000")))
     paths = ["/api/workers?refresh=1", "/api/queues/length", "/api/task/types", "/workers"]
     paths += [f"{start}/{task}" for start in ("/api/task/info", "/task") for task in tasks]
@@ -172,14 +172,14 @@ def require_nowhere(pages: dict[str, str], secrets: list[str]) -> None:
 
 
 def logs(site: Site) -> dict[str, str]:
-    """Return what every process of the site has logged."""
+    """Return the logs of all processes of the site, by file name."""
     return {it.name: it.read_text(errors="replace") for it in site.folder.glob("*.log")}
 
 
-# -- what is shown
+# -- the test
 
 
-def test_a_password_reset_link_is_nowhere_but_in_the_database_and_then_not_even_there(
+def test_a_password_reset_link_is_only_in_the_database(
     open_site: OpenSite,
 ) -> None:
     site = open_site(KEEP_CONTENT="until_sent")
@@ -189,7 +189,7 @@ def test_a_password_reset_link_is_nowhere_but_in_the_database_and_then_not_even_
         Web(EXAMPLE_PROJECT, site.env, folder=site.folder) as web,
         Flower(EXAMPLE_PROJECT, "shopsite", site.env, folder=site.folder) as flower,
     ):
-        # Django's own form and view, in a browser.
+        # Django's own form and view, used with a browser.
         Browser(web).post("/accounts/password_reset/", email=VICTIM)
         secrets = site.call(waiting_link)
         assert site.call(tables_with, forms(secrets)) == ["epica_mail_emaillog.envelope"]
@@ -198,7 +198,7 @@ def test_a_password_reset_link_is_nowhere_but_in_the_database_and_then_not_even_
         clerk = Browser(web)
         assert "Log out" in clerk.post("/admin/login/", username=CLERK, password=PASSWORD)
         pages = clerk.crawl("/admin/epica_mail/")
-        assert sum("/emaillog/" in path for path in pages) > 1, "list and mails were looked at"
+        assert sum("/emaillog/" in path for path in pages) > 1, "the crawl includes mails"
         assert any(VICTIM in page for page in pages.values())
         require_nowhere(pages, secrets)
         require_search_finds(site, secrets)
@@ -216,16 +216,16 @@ def test_a_password_reset_link_is_nowhere_but_in_the_database_and_then_not_even_
                 in read(flower.url("/api/tasks")).replace("django_epica_mail.tasks.", "")
             ),
             timeout=30,
-            what="Flower to know of the delivery",
+            what="Flower to know about the delivery",
         )
         require_nowhere(flower_pages(flower), secrets)
         with site.redis.client(db=1) as results:
             kept = [results.get(key) for key in results.keys("celery-task-meta-*")]
-            assert any(b"SUCCESS" in it for it in kept), "the one with a handle was stored"
+            assert any(b"SUCCESS" in it for it in kept), "the handle's result is stored"
         assert hits(redis_dump(site), secrets) == []
         require_nowhere(clerk.crawl("/admin/epica_mail/"), secrets)
-        said = logs(site)
-        assert {"web.log", "flower.log"} < set(said)
-        assert any("DEBUG" in text for text in said.values())
-        require_nowhere(said, secrets)
+        logged = logs(site)
+        assert {"web.log", "flower.log"} < set(logged)
+        assert any("DEBUG" in text for text in logged.values())
+        require_nowhere(logged, secrets)
     assert site.call(tables_with, forms(secrets)) == []

@@ -1,4 +1,4 @@
-"""A skipped acceptance test fails the test run."""
+"""Test that a skipped acceptance test fails the test run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tutorial, followed to the letter but for what it installs and for free ports."""
+"""Follow the tutorial exactly, except for installing packages and the choice of ports."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from devservers.redis import RedisServer
 from tests.acceptance.places import REPOSITORY
 
 TUTORIAL = REPOSITORY / "docs" / "tutorial.md"
-INSTALLED_ALREADY = ("python -m venv", ". .venv", "python -m pip")
-STAYS = ("python -m aiosmtpd", "celery ")
+INSTALLING = ("python -m venv", ". .venv", "python -m pip")
+KEEPS_RUNNING = ("python -m aiosmtpd", "celery ")
 
 
 def steps(page: str) -> Iterator[tuple[str, str]]:
-    """Yield the page's blocks in order: ``python`` with a file's text, or ``$`` with a command."""
+    """Yield the page's steps in order: ``python`` with a file's text, or ``$`` with a command."""
     for kind, text in re.findall(
         r"^```(python|console)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL
     ):
@@ -42,14 +42,14 @@ def is_for_another_django(block: str) -> bool:
 
 
 def write(block: str, folder: Path) -> None:
-    """Put a block where its first line says; settings are added at the end."""
+    """Append a block to the file that its first line names."""
     name, text = re.fullmatch(r"# (\S+)(?: \(.*?\))?\n(.*)", block, re.DOTALL).groups()
     with (folder / name).open("a", encoding="utf-8") as file:
         file.write(f"\n{text}")
 
 
 class Learner:
-    """Does what the page says, in a folder of its own."""
+    """A reader who follows the page in a new folder."""
 
     def __init__(self, folder: Path, page: str, stack: ExitStack) -> None:
         self.folder, self.stack = folder, stack
@@ -62,17 +62,17 @@ class Learner:
         dropped = ("DJANGO_SETTINGS_MODULE", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONDEVMODE")
         self.env = {k: v for k, v in os.environ.items() if k not in dropped} | site
         self.logs: list[Path] = []
-        self.said: dict[str, str] = {}
+        self.output: dict[str, str] = {}
 
     def follow(self, wait: Callable[[str], None]) -> None:
         for kind, text in steps(self.page):
             if kind == "python":
                 if not is_for_another_django(text):
                     write(text, self.project)
-            elif text.startswith(STAYS):
+            elif text.startswith(KEEPS_RUNNING):
                 self.keep_running(text)
-            elif not text.startswith(INSTALLED_ALREADY):
-                self.said[text] = self.run(text)
+            elif not text.startswith(INSTALLING):
+                self.output[text] = self.run(text)
                 wait(text)
 
     def run(self, command: str) -> str:
@@ -96,7 +96,7 @@ class Learner:
         )
 
     def inbox(self) -> list[str]:
-        """Return the subjects that the inbox has printed."""
+        """Return the subjects printed by the inbox."""
         return re.findall(r"^Subject: (.*)$", self.logs[0].read_text(), re.MULTILINE)
 
 
@@ -106,7 +106,7 @@ def learner(tmp_path: Path) -> Iterator[Learner]:
         yield Learner(tmp_path, TUTORIAL.read_text(encoding="utf-8"), stack)
 
 
-def test_whoever_follows_the_tutorial_gets_to_a_delivered_mail_and_a_green_test(learner) -> None:
+def test_the_tutorial_ends_with_delivered_mail_and_a_passing_test(learner) -> None:
     expected = {"sendtestemail": 1, "shell": 2}
 
     def wait(command: str) -> None:
@@ -122,6 +122,6 @@ def test_whoever_follows_the_tutorial_gets_to_a_delivered_mail_and_a_green_test(
     first, second = learner.inbox()
     assert first.startswith("Test email from")
     assert second == "Kept"
-    assert "emails" in learner.said["python manage.py epica_mail status"]
-    assert "Ran 1 test" in learner.said["python manage.py test shop"]
-    assert "OK" in learner.said["python manage.py test shop"]
+    assert "emails" in learner.output["python manage.py epica_mail status"]
+    assert "Ran 1 test" in learner.output["python manage.py test shop"]
+    assert "OK" in learner.output["python manage.py test shop"]

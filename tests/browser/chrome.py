@@ -1,4 +1,4 @@
-"""Chromium without a window, driven by Selenium: what a browser test does and looks at."""
+"""Headless Chromium, driven by Selenium: what browser tests do and look at."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _FLAGS = (
     "--window-size=1280,900",
 )
 PHONE = (390, 844)
-PATIENCE = 60.0
-"""Seconds, on a machine that does something else besides."""
+TIMEOUT = 60.0
+"""In seconds; generous, because the machine may be busy."""
 
 
 class Chrome:
-    """One Chromium with a profile of its own, at one site.
+    """One Chromium with its own profile, for one site.
 
-    ``folder`` takes its profile, its downloads and its pictures.
+    ``folder`` holds its profile and its downloads; ``pictures`` is where screenshots go, if any.
     """
 
     def __init__(self, folder: Path, site: str, pictures: Path | None) -> None:
@@ -55,20 +55,20 @@ class Chrome:
             raise RuntimeError("Install chromium and chromedriver (Debian: chromium-driver).")
         options.binary_location = binary
         self.driver = webdriver.Chrome(options=options, service=Service(driver))
-        self.driver.set_page_load_timeout(PATIENCE)
+        self.driver.set_page_load_timeout(TIMEOUT)
 
     def quit(self) -> None:
-        """End the browser."""
+        """Close the browser."""
         self.driver.quit()
 
-    # -- going about
+    # -- navigation
 
     def open(self, path: str) -> None:
         """Open a page of the site."""
         self.driver.get(f"{self.site}{path}")
 
     def visit_as(self, user: str, language: str, password: str) -> None:
-        """Begin anew: nobody is known, then a user logs in whose pages are in a language."""
+        """Clear the session, and log in a user whose pages are in a language."""
         self.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
         self.look("light")
         self.open("/admin/login/")
@@ -78,49 +78,49 @@ class Chrome:
         self.one("#id_password").send_keys(password)
         self.press("input[type=submit]")
         assert self.driver.get_cookie("sessionid"), self.text
-        self.console()  # what was said before is not this test's
+        self.console()  # drops what earlier tests caused
 
     def press(self, selector: str) -> None:
-        """Press what leads to another page, and wait until that is there."""
+        """Click an element that leads to another page, and wait for the page to load."""
         self.follow(self.one(selector))
 
     def follow(self, element: WebElement) -> None:
-        """Click what leads to another page, and wait until that is there."""
+        """Click a link or button that leads to another page, and wait for the page to load."""
         script = "window.isLeft = true; arguments[0].scrollIntoView({block: 'center'})"
         self.driver.execute_script(script, element)
         element.click()
         arrived = "return !window.isLeft && document.readyState === 'complete'"
-        # Between two pages there is no document to ask, which the driver has several words for.
-        WebDriverWait(self.driver, PATIENCE, ignored_exceptions=[WebDriverException]).until(
+        # Between two pages there is no document, which the driver reports as various errors.
+        WebDriverWait(self.driver, TIMEOUT, ignored_exceptions=[WebDriverException]).until(
             lambda driver: driver.execute_script(arrived)
         )
 
-    # -- looking
+    # -- inspection
 
     def one(self, selector: str) -> WebElement:
-        """Return the only element that a CSS selector is for, once it is there."""
+        """Wait for the only element that matches a CSS selector, and return it."""
         where = f"one {selector} at {self.driver.current_url}"
-        wait_until(lambda: self.all(selector), timeout=PATIENCE, what=where)
+        wait_until(lambda: self.all(selector), timeout=TIMEOUT, what=where)
         found = self.all(selector)
         assert len(found) == 1, f"{len(found)} instead of {where}"
         return found[0]
 
     def all(self, selector: str) -> list[WebElement]:
-        """Return the elements that a CSS selector is for."""
+        """Return the elements that match a CSS selector."""
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     @property
     def text(self) -> str:
-        """What can be read on the page."""
+        """The visible text of the page."""
         return self.driver.find_element(By.TAG_NAME, "body").text
 
     def console(self) -> list[str]:
-        """Return, once, what the browser has complained about."""
+        """Return the errors in the browser's console since the last call."""
         entries: list[dict[str, Any]] = self.driver.get_log("browser")
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
     def look(self, theme: Literal["light", "dark"], size: tuple[int, int] | None = None) -> None:
-        """Prefer a theme, and have a window of a size; by default that of a desk."""
+        """Prefer a theme, and emulate a window size; the default is the desktop."""
         self.driver.execute_cdp_cmd(
             "Emulation.setEmulatedMedia",
             {"features": [{"name": "prefers-color-scheme", "value": theme}]},
@@ -134,12 +134,12 @@ class Chrome:
             )
 
     def overflow(self) -> int:
-        """Return by how many pixels the page is wider than the window."""
+        """Return how many pixels wider than the window the page is."""
         script = "return document.documentElement.scrollWidth - window.innerWidth"
         return max(0, int(self.driver.execute_script(script)))
 
     def picture(self, name: str) -> None:
-        """Take a picture of the page in the light, in the dark and on a phone, if any is wanted."""
+        """Save screenshots of the page, light, dark and on a phone, if ``pictures`` is set."""
         if self.pictures is None:
             return
         for look, theme, size in (
@@ -158,10 +158,8 @@ class Chrome:
         self.look("light")
 
     def downloaded(self, name: str) -> bytes:
-        """Wait for a download, and return what is in it."""
+        """Wait for a download, and return its bytes."""
         file = self.downloads / name
         there = [entry.name for entry in self.downloads.iterdir()]
-        wait_until(
-            file.exists, timeout=PATIENCE, what=f"{name} to be downloaded; there are {there}"
-        )
+        wait_until(file.exists, timeout=TIMEOUT, what=f"{name} to be downloaded; there are {there}")
         return file.read_bytes()

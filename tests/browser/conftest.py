@@ -1,4 +1,4 @@
-"""What a browser test has: the example project with a web server and a worker, and Chromium."""
+"""Fixtures of the browser tests: the example project with web server and worker, and Chromium."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from typing import Any
 import pytest
 
 from devservers.process import wait_until
+from devservers.web import Web
 from tests.acceptance.databases import Databases
+from tests.acceptance.places import EXAMPLE_PROJECT
 from tests.acceptance.site import Site
 from tests.acceptance.strictness import (  # noqa: F401
     pytest_make_collect_report,
     pytest_runtest_makereport,
 )
 from tests.browser import inside
-from tests.browser.chrome import PATIENCE, Chrome
-from tests.browser.web import Stranger, WebServer
+from tests.browser.chrome import TIMEOUT, Chrome
+from tests.browser.web import Stranger
 
 
 class Shop(Site):
-    """The example project, with what the browser tests ask of it."""
+    """The example project, with helpers for the browser tests."""
 
-    web: WebServer
+    web: Web
 
     def status_of(self, mail: str) -> str:
         """Return the status of a mail."""
@@ -37,13 +39,13 @@ class Shop(Site):
         """Wait until a mail has a status."""
         wait_until(
             lambda: self.status_of(mail) == status,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             what=f"{mail} to be {status}",
             details=lambda: f"It is {self.status_of(mail)}.",
         )
 
     def deliver(self, *arguments: Any, **options: Any) -> str:
-        """Send a mail as ``inside.send`` does, and wait until it is sent."""
+        """Queue a mail as ``inside.send`` does, and wait until it is sent."""
         mail = self.call(inside.send, *arguments, **options)
         self.wait_until_it_is(mail, "sent")
         return mail
@@ -51,13 +53,13 @@ class Shop(Site):
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """Open the example project once for all tests, a worker and a web server with it."""
+    """Run the example project once for all tests, with a worker and a web server."""
     folder = tmp_path_factory.mktemp("shop")
     databases = Databases(folder)
     site = Shop(databases, "sqlite", folder, {}, {"SHOP_RESULT_BACKEND": "django-db"})
     try:
         site.call(inside.set_up)
-        site.web = WebServer(folder, {**os.environ, **site.env})
+        site.web = Web(EXAMPLE_PROJECT, site.env, folder=folder, insecure=True)
         with site.web:
             site.start_worker(concurrency=1)
             yield site
@@ -68,7 +70,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 
 @pytest.fixture(scope="session")
 def pictures() -> Path | None:
-    """Return the folder for pictures of pages, where EPICA_SCREENSHOTS names one."""
+    """Return the folder for screenshots, if EPICA_SCREENSHOTS names one."""
     wanted = os.environ.get("EPICA_SCREENSHOTS")
     if wanted:
         Path(wanted).mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,7 @@ def chromium(
     shop: Shop, tmp_path_factory: pytest.TempPathFactory, pictures: Path | None
 ) -> Iterator[Chrome]:
     """Start the browser once for all tests."""
-    browser = Chrome(tmp_path_factory.mktemp("chromium"), shop.web.url, pictures)
+    browser = Chrome(tmp_path_factory.mktemp("chromium"), shop.web.url(), pictures)
     yield browser
     browser.quit()
 
@@ -93,7 +95,7 @@ def language(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def chrome(chromium: Chrome, language: str) -> Iterator[Chrome]:
-    """Return the browser of the superuser; what it complains about fails the test."""
+    """Log in the superuser; errors in the browser's console fail the test."""
     chromium.visit_as("root", language, inside.PASSWORD)
     yield chromium
     assert chromium.console() == []
@@ -101,14 +103,14 @@ def chrome(chromium: Chrome, language: str) -> Iterator[Chrome]:
 
 @pytest.fixture
 def english(chromium: Chrome) -> Chrome:
-    """Return the browser of the superuser in English, for what no language changes."""
+    """Log in the superuser in English, for tests that depend on no language."""
     chromium.visit_as("root", "en", inside.PASSWORD)
     return chromium
 
 
 @pytest.fixture
 def viewer(chromium: Chrome) -> Iterator[Chrome]:
-    """Return the browser of a person who may look at mails, and neither read nor act."""
+    """Log in a user who may view e-mails, but neither read nor operate on them."""
     chromium.visit_as("viewer", "en", inside.PASSWORD)
     yield chromium
     assert chromium.console() == []
@@ -116,6 +118,6 @@ def viewer(chromium: Chrome) -> Iterator[Chrome]:
 
 @pytest.fixture
 def stranger() -> Iterator[Stranger]:
-    """Start a web server that wants to know who reads mail."""
+    """Start a web server of a third party that wants to know who reads mail."""
     with Stranger() as server:
         yield server

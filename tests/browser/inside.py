@@ -1,4 +1,4 @@
-"""What is done inside the example project, before a browser looks at it."""
+"""Functions that run inside the example project to prepare what a browser test looks at."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PASSWORD = "correct horse battery"
 
 
 def set_up() -> None:
-    """Make the tables, a superuser `root`, and a `viewer` who may look and not read nor act."""
+    """Create the tables, a superuser ``root``, and a ``viewer`` with view permissions only."""
     from django.contrib.auth.models import Permission, User
     from django.core.management import call_command
 
@@ -27,7 +27,7 @@ def send(
     attachments: tuple[tuple[str, str, str], ...] = (),
     **options: Any,
 ) -> str:
-    """Queue one mail, and return its id."""
+    """Queue one mail and return its id."""
     from django.core.mail import EmailMultiAlternatives
 
     from django_epica_mail import outbox
@@ -41,14 +41,14 @@ def send(
 
 
 def send_tomorrow(to: str, subject: str) -> str:
-    """Queue a mail that is due in a day, and return its id."""
+    """Queue a mail that is due in a day and return its id."""
     from django.utils import timezone
 
     return send(to, subject, send_at=timezone.now() + timedelta(days=1))
 
 
 def send_bulk(number: int) -> str:
-    """Make a bulk call of so many mails, and one entry that is none; return its id."""
+    """Make a bulk call of ``number`` mails and one invalid entry; return its id."""
     from django_epica_mail.queueing import bulk
 
     entry = {"message": "B", "from_email": None}
@@ -63,7 +63,7 @@ def send_bulk(number: int) -> str:
 
 
 def lose(mail: str) -> None:
-    """Let it be unknown whether a mail arrived, as after the death of a worker."""
+    """Make the outcome of a mail unknown, as after the death of a worker."""
     from django_epica_mail.models import EmailLog
 
     EmailLog.objects.filter(pk=mail).update(
@@ -72,7 +72,7 @@ def lose(mail: str) -> None:
 
 
 def make_history() -> None:
-    """Count mail of the last day that there was not, as the sweep would have."""
+    """Store totals for the last day, as if the sweep had counted mail."""
     from django.utils import timezone
 
     from django_epica_mail.models import EmailTotal
@@ -81,14 +81,14 @@ def make_history() -> None:
     last = totals.hour_of(timezone.now())
     rows = []
     for index in range(1, 24):
-        lane = {"hour": last - index * totals.HOUR, "queue": "emails", "transport": "smtp"}
+        flow = {"hour": last - index * totals.HOUR, "queue": "emails", "transport": "smtp"}
         sent = 60 + 40 * (index % 7) + 9 * index
         times = [sent // 2, sent // 4, sent - sent // 2 - sent // 4, *([0] * 11)]
         rows += [
-            EmailTotal(**lane, event="sent", count=sent, seconds=sent * 0.2, buckets=times),
-            EmailTotal(**lane, event="retried", count=index % 5),
+            EmailTotal(**flow, event="sent", count=sent, seconds=sent * 0.2, buckets=times),
+            EmailTotal(**flow, event="retried", count=index % 5),
             EmailTotal(
-                **lane,
+                **flow,
                 event="failed",
                 count=index % 3,
                 failure_kind="permanent",

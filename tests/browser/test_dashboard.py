@@ -1,4 +1,4 @@
-"""The dashboard, as an operator looks at it: in a real browser, in English and in Turkish."""
+"""The dashboard in a real browser, in English and in Turkish."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from devservers.process import wait_until
 from tests.browser import inside
-from tests.browser.chrome import PATIENCE, PHONE, Chrome
+from tests.browser.chrome import PHONE, TIMEOUT, Chrome
 from tests.browser.conftest import Shop
 
 DASHBOARD = "/admin/epica_mail/emailtotal/"
@@ -15,18 +15,16 @@ FLOWS = {"en": "Mail flows.", "tr": "E-postalar gidiyor."}
 
 @pytest.fixture(scope="module")
 def past(shop: Shop) -> None:
-    """Give the shop a day in which mail was sent."""
+    """Store totals for a day in which mail was sent."""
     shop.call(inside.make_history)
 
 
-def test_it_says_at_a_glance_that_mail_flows(
-    shop: Shop, chrome: Chrome, language: str, past: None
-) -> None:
+def test_it_shows_that_mail_flows(shop: Shop, chrome: Chrome, language: str, past: None) -> None:
     shop.deliver("ayse@example.com", "Sipariş")
     shop.sweep()
     chrome.open(DASHBOARD)
     assert FLOWS[language] in chrome.one("#em-verdict .em-verdict").text
-    assert "smtp" in chrome.one("#em-lanes").text
+    assert "smtp" in chrome.one("#em-flows").text
     charts = chrome.all("#em-charts figure")
     assert len(charts) == 4
     for chart in charts:
@@ -39,9 +37,7 @@ def test_it_says_at_a_glance_that_mail_flows(
         assert chrome.overflow() == 0
 
 
-def test_a_reason_leads_to_the_mails_that_failed_for_it(
-    shop: Shop, chrome: Chrome, past: None
-) -> None:
+def test_a_failure_reason_links_to_the_failed_mail(shop: Shop, chrome: Chrome, past: None) -> None:
     chrome.open(f"{DASHBOARD}?period=24h&queue=emails")
     chrome.press("#em-reasons tbody a")
     assert "failure_kind=permanent" in chrome.driver.current_url
@@ -49,7 +45,7 @@ def test_a_reason_leads_to_the_mails_that_failed_for_it(
     assert chrome.one("#changelist")
 
 
-def test_a_button_holds_a_queue_and_another_lets_it_go(shop: Shop, chrome: Chrome) -> None:
+def test_buttons_pause_and_resume_a_queue(shop: Shop, chrome: Chrome) -> None:
     chrome.open(f"{DASHBOARD}?period=7d")
     chrome.press("button[value='pause queue emails']")
     assert chrome.driver.current_url.endswith(f"{DASHBOARD}?period=7d")
@@ -63,20 +59,19 @@ def test_a_button_holds_a_queue_and_another_lets_it_go(shop: Shop, chrome: Chrom
     shop.wait_until_it_is(mail, "sent")
 
 
-def test_it_renews_itself_and_leaves_the_keyboard_where_it_was(
-    shop: Shop, english: Chrome, past: None
-) -> None:
+def test_it_refreshes_itself_and_keeps_the_focus(shop: Shop, english: Chrome, past: None) -> None:
     english.open(DASHBOARD)
     button = english.one("button[value='pause queue emails']")
     english.driver.execute_script("arguments[0].focus()", button)
     english.driver.execute_script("document.querySelector('#em-sent-table').open = true")
-    read = "return document.querySelector('#em-time').textContent"  # at once, for it is replaced
+    # Read in one step, because the page replaces the element.
+    read = "return document.querySelector('#em-time').textContent"
     before = english.driver.execute_script(read)
     mail = shop.call(inside.send_tomorrow, "later@example.com", "Yarın")
     wait_until(
         lambda: english.driver.execute_script(read) != before,
-        timeout=PATIENCE,
-        what="it to renew itself",
+        timeout=TIMEOUT,
+        what="it to refresh itself",
     )
     focused = english.driver.switch_to.active_element
     assert focused.get_attribute("value") == "pause queue emails"
@@ -90,7 +85,7 @@ def test_the_numbers_need_no_javascript(shop: Shop, english: Chrome, past: None)
     english.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         english.open(DASHBOARD)
-        waiting = english.all("#em-lanes tbody tr td:nth-of-type(2)")
+        waiting = english.all("#em-flows tbody tr td:nth-of-type(2)")
         assert sum(int(number.text) for number in waiting) >= 1
         assert english.all("#em-charts svg .em-bar")
         assert english.one("#em-reasons tbody a").is_displayed()
@@ -98,13 +93,13 @@ def test_the_numbers_need_no_javascript(shop: Shop, english: Chrome, past: None)
         english.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-def test_the_workers_are_asked_what_they_consume(shop: Shop, english: Chrome) -> None:
+def test_workers_report_the_queues_they_consume(shop: Shop, english: Chrome) -> None:
     english.open(DASHBOARD)
     english.press("#em-workers a")
     assert "emails" in english.one("#em-workers table").text
 
 
-def test_who_may_only_look_has_no_buttons(viewer: Chrome) -> None:
+def test_a_viewer_has_no_buttons(viewer: Chrome) -> None:
     viewer.open(DASHBOARD)
     assert viewer.one("#em-gates table")
     assert not viewer.all("#em-gates button")

@@ -1,4 +1,4 @@
-"""The deployment files and the pages about them name what there is."""
+"""Test that the deployment files and their documentation match the code."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def compose() -> dict[str, Any]:
 
 
 def command_lines() -> list[list[str]]:
-    """Return every command line of Celery in units and in the compose file."""
+    """Return every Celery command line in the units and the compose file."""
     lines = [shlex.split(unit(path)["Service"]["ExecStart"]) for path in UNITS]
     lines += [service.get("command", []) for service in compose()["services"].values()]
     return [line for line in lines if line and line[0].endswith("celery")]
 
 
 @pytest.mark.parametrize("line", command_lines(), ids=" ".join)
-def test_every_option_of_a_command_line_is_celerys(line: list[str]) -> None:
+def test_celery_knows_every_option_of_a_command_line(line: list[str]) -> None:
     (action,) = [word for word in line if word in ACTIONS]
-    if action == "flower":  # a package of its own
+    if action == "flower":  # a separate package
         return
     shown = subprocess.run(
         [sys.executable, "-m", "celery", action, "--help"],
@@ -57,7 +57,7 @@ def test_every_option_of_a_command_line_is_celerys(line: list[str]) -> None:
         assert option.partition("=")[0] in shown
 
 
-def test_the_workers_consume_the_queues_there_are() -> None:
+def test_the_workers_consume_all_queues() -> None:
     queues = {
         queue
         for line in command_lines()
@@ -77,7 +77,7 @@ def test_a_unit_runs_as_deploy_restarts_and_logs(path: Path) -> None:
         assert "--logfile=/var/log/shop/" in service["ExecStart"]
 
 
-def test_a_worker_is_given_the_time_to_finish_its_run() -> None:
+def test_a_stopping_worker_has_time_to_finish_its_run() -> None:
     settings = conf.Settings()
     longest = settings.run_seconds + settings.lease_seconds
     for path in DEPLOY.glob("shop-worker-*.service"):
@@ -89,7 +89,7 @@ def test_a_worker_is_given_the_time_to_finish_its_run() -> None:
             assert int(service["stop_grace_period"].removesuffix("s")) > longest
 
 
-def test_no_secret_stands_in_the_compose_file() -> None:
+def test_the_compose_file_contains_no_secret() -> None:
     text = (DEPLOY / "compose.yaml").read_text()
     for line in text.splitlines():
         if "PASSWORD" in line or "AUTH" in line or "TOKEN" in line:
@@ -97,7 +97,7 @@ def test_no_secret_stands_in_the_compose_file() -> None:
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
-def test_every_action_of_our_command_that_a_page_names_exists(path: Path) -> None:
+def test_every_command_action_in_the_docs_exists(path: Path) -> None:
     parser = Command().create_parser("manage.py", "epica_mail")
     (actions,) = [action for action in parser._actions if action.dest == "action"]
     text = path.read_text(encoding="utf-8")
@@ -105,7 +105,7 @@ def test_every_action_of_our_command_that_a_page_names_exists(path: Path) -> Non
         assert named in (actions.choices or {})
 
 
-def test_the_workflow_runs_what_decides_everywhere_else() -> None:
+def test_the_workflow_runs_the_same_script_as_elsewhere() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     (job,) = workflow["jobs"].values()
     commands = [step["run"] for step in job["steps"] if "run" in step]

@@ -1,4 +1,4 @@
-"""The documents say what the code does."""
+"""Test that the documents match the code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 FRONT = sorted(ROOT.glob("*.md"))
 
 
-def test_the_diagram_of_the_life_of_an_email_shows_every_move_and_no_other() -> None:
+def test_the_life_of_an_email_diagram_shows_exactly_the_moves() -> None:
     page = (ROOT / "docs" / "explanation" / "life-of-an-email.md").read_text(encoding="utf-8")
     drawn = set(re.findall(r"^    (\w+) --> (\w+): ([\w ]+)$", page, re.MULTILINE))
     legal = {
@@ -27,7 +27,7 @@ def test_the_diagram_of_the_life_of_an_email_shows_every_move_and_no_other() -> 
     assert drawn == legal
 
 
-def test_every_setting_is_in_the_reference_and_no_other() -> None:
+def test_the_reference_lists_exactly_the_settings() -> None:
     from dataclasses import fields
 
     page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
@@ -35,14 +35,14 @@ def test_every_setting_is_in_the_reference_and_no_other() -> None:
     assert documented == {field.name.upper() for field in fields(Settings)}
 
 
-def test_every_system_check_is_in_the_reference() -> None:
+def test_the_reference_lists_exactly_the_system_checks() -> None:
     page = (ROOT / "docs" / "reference" / "checks.md").read_text(encoding="utf-8")
     source = (ROOT / "src" / "django_epica_mail" / "checks.py").read_text(encoding="utf-8")
     used = set(re.findall(r'id="(epica_mail\.\w+)"', source))
     assert used == set(re.findall(r"`(epica_mail\.[EW]\d+)`", page))
 
 
-def test_every_test_that_the_threat_model_relies_on_exists() -> None:
+def test_every_test_file_in_the_threat_model_exists() -> None:
     page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(tests/[\w/]+\.py)`", page))
     assert len(named) > 10
@@ -54,8 +54,8 @@ def named(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", FRONT, ids=named)
-def test_every_link_of_a_page_beside_the_docs_leads_somewhere(page: Path) -> None:
-    """Those among the docs are checked where they become a site."""
+def test_every_link_of_a_page_outside_the_docs_works(page: Path) -> None:
+    """Links in the docs are checked when the site is built."""
     for target, anchor in re.findall(
         r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)", page.read_text("utf-8")
     ):
@@ -67,7 +67,7 @@ def test_every_link_of_a_page_beside_the_docs_leads_somewhere(page: Path) -> Non
 
 
 def slug(heading: str) -> str:
-    """Return a heading's anchor, as GitHub makes it."""
+    """Return a heading's anchor on GitHub."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -78,22 +78,22 @@ def settings_in(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if settings_in(page)], ids=named)
-def test_the_settings_of_every_page_are_taken(page: Path) -> None:
+def test_the_settings_of_every_page_are_valid(page: Path) -> None:
     for block in settings_in(page):
         names: dict[str, Any] = {"INSTALLED_APPS": []}
         exec(block, names)
         conf.parse(names["EPICA_MAIL"])
 
 
-def test_troubleshooting_speaks_of_every_status_that_is_no_good_end() -> None:
+def test_troubleshooting_covers_every_problematic_status() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
-    spoken_of = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
+    covered = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
     known = set(lifecycle.Status.values)
-    assert known - {"cancelled", "suppressed"} <= spoken_of & known
+    assert known - {"cancelled", "suppressed"} <= covered & known
 
 
 def outline(page: str) -> dict[str, list[str]]:
-    """Return what two languages of a page share: levels of headings, code, commands, links."""
+    """Return what both languages of a page share, such as heading levels, code and links."""
     text = (ROOT / page).read_text("utf-8")
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
@@ -118,5 +118,5 @@ def outline(page: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("part", ["headings", "code", "diagrams", "commands", "cells", "links"])
-def test_the_turkish_readme_is_in_step_with_the_english_one(part: str) -> None:
+def test_the_turkish_readme_matches_the_english_one(part: str) -> None:
     assert outline("README.tr.md")[part] == outline("README.md")[part]

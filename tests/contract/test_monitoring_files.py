@@ -1,4 +1,4 @@
-"""The alerts and the dashboard for Prometheus and Grafana ask for metrics that there are."""
+"""Test that the Prometheus alerts and the Grafana dashboard use existing metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from django_epica_mail.monitoring.health import Measurements, judge
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "example_project" / "deploy"
-# Compared with the code by the tests of the metrics.
+# The tests of the metrics compare this page with the code.
 REFERENCE = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
 
 
@@ -36,7 +36,7 @@ def expressions() -> list[str]:
 
 
 def metrics() -> dict[str, set[str]]:
-    """Return the labels of every series by name."""
+    """Return the labels of every series, by name."""
     found = {}
     for name, kind, labels in re.findall(
         r"^\| `(\w+)` \| (\w+) \| (.*?) \|", REFERENCE, re.MULTILINE
@@ -50,7 +50,7 @@ def metrics() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("expression", expressions())
-def test_each_expression_asks_for_metrics_and_labels_that_there_are(expression: str) -> None:
+def test_each_expression_uses_existing_metrics_and_labels(expression: str) -> None:
     asked = set(re.findall(r"epica_mail_\w+", expression))
     assert asked
     assert asked <= metrics().keys()
@@ -66,7 +66,7 @@ def test_each_expression_asks_for_metrics_and_labels_that_there_are(expression: 
     assert expression.count("{") == expression.count("}")
 
 
-def test_each_check_of_the_health_check_that_is_named_there_is() -> None:
+def test_the_alerts_name_every_health_check() -> None:
     signs = Measurements(
         due_ages={},
         claimable=(),
@@ -81,10 +81,10 @@ def test_each_check_of_the_health_check_that_is_named_there_is() -> None:
     )
     checks = {check.name for check in judge(signs, Settings()).checks}
     named = set(re.findall(r'check="(\w+)"', " ".join(expressions())))
-    assert named == checks - {"breaker"}, "of which another alert tells the transport"
+    assert named == checks - {"breaker"}, "another alert covers the breaker and names the transport"
 
 
-def test_an_alert_says_what_is_wrong_and_what_to_do_by_labels_it_has() -> None:
+def test_an_alert_has_annotations_that_use_its_own_labels() -> None:
     for rule in rules():
         assert {"summary", "description"} == rule["annotations"].keys()
         assert rule["labels"]["severity"] in ("critical", "warning")
@@ -93,7 +93,7 @@ def test_an_alert_says_what_is_wrong_and_what_to_do_by_labels_it_has() -> None:
         assert used <= {label.strip() for labels in grouped for label in labels.split(",")}
 
 
-def test_the_panels_of_the_dashboard_do_not_cover_one_another() -> None:
+def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in dashboard()["panels"]:
         at = panel["gridPos"]

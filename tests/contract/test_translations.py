@@ -1,4 +1,4 @@
-"""Every string for people is translated into every language that the package speaks."""
+"""Test that every translatable string is translated into every supported language."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import translations
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.monitoring.health import spoken
 
-REMEDY = "Run `tox run -e messages`, translate what it names in {}, and run it again."
+REMEDY = "Run `tox run -e messages`, translate the strings it lists in {}, and run it again."
 FORMATS = re.compile(r"%(?:\(\w+\))?[sdf%]|\{\w*\}")
-"""What is filled in: ``%(name)s``, ``%s``, ``{name}``."""
+"""Placeholders: ``%(name)s``, ``%s``, ``{name}``."""
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,26 +30,26 @@ def language(request: pytest.FixtureRequest) -> str:
 
 
 def entries(language: str, package: Path = translations.PACKAGE) -> polib.POFile:
-    """Return what stands in a language's catalogue."""
+    """Return the catalogue of a language."""
     return polib.pofile(str(translations.catalogue(language, package)))
 
 
 def texts(entry: polib.POEntry) -> list[str]:
-    """Return an entry's translation, in all of its plural forms."""
+    """Return an entry's translations, one for each plural form."""
     return list(entry.msgstr_plural.values()) or [entry.msgstr]
 
 
 def keys(catalogue: polib.POFile) -> set[tuple[str | None, str, str]]:
-    """Return the strings that a catalogue translates."""
+    """Return the strings in a catalogue."""
     return {(entry.msgctxt, entry.msgid, entry.msgid_plural) for entry in catalogue}
 
 
 def remedy(language: str) -> str:
-    """Return what to do about a catalogue."""
+    """Return how to fix a catalogue."""
     return REMEDY.format(translations.catalogue(language).relative_to(ROOT))
 
 
-def test_the_catalogue_has_the_strings_of_the_sources_and_no_other(language, tmp_path) -> None:
+def test_the_catalogue_has_exactly_the_strings_of_the_sources(language, tmp_path) -> None:
     copy = tmp_path / "django_epica_mail"
     shutil.copytree(translations.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     translations.update([language], copy)
@@ -60,21 +60,21 @@ def test_the_catalogue_has_the_strings_of_the_sources_and_no_other(language, tmp
     assert wanted == there, remedy(language)
 
 
-def test_every_string_is_translated_and_none_by_a_guess(language) -> None:
+def test_every_string_is_translated_and_none_is_fuzzy(language) -> None:
     catalogue = entries(language)
     missing = [entry.msgid for entry in translations.unfinished(catalogue)]
     assert not missing, remedy(language)
     assert not [entry.msgid for entry in catalogue.obsolete_entries()], remedy(language)
 
 
-def test_what_is_filled_in_is_the_same_in_both_languages(language) -> None:
+def test_placeholders_are_the_same_in_both_languages(language) -> None:
     for entry in entries(language):
         wanted = sorted(FORMATS.findall(entry.msgid_plural or entry.msgid))
         for text in texts(entry):
             assert sorted(FORMATS.findall(text)) == wanted, entry.msgid
 
 
-def test_a_translation_ends_as_its_source_does(language) -> None:
+def test_a_translation_ends_with_the_same_punctuation(language) -> None:
     for entry in entries(language):
         for text in texts(entry):
             for mark in ".:?!,":
@@ -82,7 +82,7 @@ def test_a_translation_ends_as_its_source_does(language) -> None:
             assert text == text.strip(), entry.msgid
 
 
-def test_what_is_compiled_is_what_is_written(language) -> None:
+def test_the_compiled_catalogue_is_up_to_date(language) -> None:
     path = translations.catalogue(language)
     written = {(entry.msgctxt, entry.msgid): texts(entry) for entry in polib.pofile(str(path))}
     compiled = polib.mofile(str(path.with_suffix(".mo")))
@@ -91,15 +91,15 @@ def test_what_is_compiled_is_what_is_written(language) -> None:
     )
 
 
-def test_what_django_translates_too_is_translated_alike(language) -> None:
-    """All apps share one catalogue: another word of ours would change the admin's own pages."""
+def test_strings_of_django_are_translated_as_by_django(language) -> None:
+    """All apps share one catalogue: a different translation would change the admin's own pages."""
     ours = {(entry.msgctxt, entry.msgid): texts(entry) for entry in entries(language)}
     for key, text in of_django(language):
         assert ours.get(key, text) == text, key
 
 
 def of_django(language: str) -> Iterator[tuple[tuple[str | None, str], list[str]]]:
-    """Yield the translations of Django's own, and of the apps that the package's pages stand in."""
+    """Yield the translations of Django, its admin and its authentication."""
     root = Path(django.__file__).parent
     for place in ("conf", "contrib/admin", "contrib/auth"):
         path = root / place / "locale" / language / "LC_MESSAGES" / "django.po"
@@ -107,12 +107,12 @@ def of_django(language: str) -> Iterator[tuple[tuple[str | None, str], list[str]
             yield (entry.msgctxt, entry.msgid), texts(entry)
 
 
-def test_turkish_words_begin_with_a_capital_where_django_would_make_a_wrong_one() -> None:
-    """``capfirst`` and ``capitalize`` make an I of an i: words that begin with i have İ instead."""
+def test_no_turkish_string_begins_with_a_lower_case_i() -> None:
+    """Django's ``capfirst`` turns i into I, so strings that begin with i must use İ."""
     assert not [text for entry in entries("tr") for text in texts(entry) if text.startswith("i")]
 
 
-def test_a_site_in_turkish_speaks_turkish() -> None:
+def test_a_turkish_site_is_translated() -> None:
     one, more = "%(label)s: %(count)d e-mail.", "%(label)s: %(count)d e-mails."
     with translation.override("tr"):
         assert Status.QUEUED.label == "kuyrukta"

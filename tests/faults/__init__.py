@@ -1,1 +1,1 @@
-"""The fault suite: the real thing under injected faults, and a count of what arrived."""
+"""The fault suite: run a real site under injected faults, and count what arrives."""

@@ -1,9 +1,9 @@
-"""The long form of the fault suite: runs of random seeds, one after the other, and their table.
+"""Run the long form of the fault suite: many runs with random seeds, summed up in a table.
 
     tox run -e faults-long -- --minutes 30
 
-Each line of the report is a run; the table in Markdown at its end sums up each scenario. The exit
-code is 1 if a promise was broken; the seed of that run is printed, and replays it.
+Prints a line for each run and, at the end, a table in Markdown with a row for each scenario. The
+exit code is 1 if an invariant was violated; ``--seed`` with the printed seed repeats that run.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 django.setup()
 
-from tests.faults.run import SCENARIOS, Report, run  # noqa: E402 - models, after the set-up
+from tests.faults.run import SCENARIOS, Report, run  # noqa: E402 - imports models, which need django.setup()
 
 SECONDS = 60
 
 
 def main() -> int:
-    """Run until the time is over, print the table, and return the exit code."""
+    """Run scenarios until the time is over, print the table, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--seed", type=int, help="of the first run (default: a random one)")
-    parser.add_argument("--scenario", choices=SCENARIOS, help="only this one")
+    parser.add_argument("--seed", type=int, help="seed of the first run (default: random)")
+    parser.add_argument("--scenario", choices=SCENARIOS, help="run only this scenario")
     arguments = parser.parse_args()
     end = time.monotonic() + arguments.minutes * 60
     seeds = random.Random(arguments.seed)
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def table(reports: list[Report]) -> str:
-    """Return what the runs came to, by scenario and by fault, in Markdown."""
+    """Return the results by scenario and by fault as tables in Markdown."""
     by_scenario: dict[str, list[Report]] = defaultdict(list)
     for report in reports:
         by_scenario[report.scenario].append(report)

@@ -1,4 +1,4 @@
-"""The broker of a run: what faults do to it, and what may be left in it at the end."""
+"""Control the broker of a run: inject faults, and list what is left in it at the end."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ QUEUES = ("emails", "bulk_emails")
 
 
 class Broker(Protocol):
-    """What every broker of a run can do."""
+    """The operations on a run's broker."""
 
     def url(self) -> str:
         """Return its URL for Celery."""
 
     def start(self) -> None:
-        """Start it."""
+        """Start the broker."""
 
     def lose(self, while_down: Callable[[], None]) -> None:
-        """Kill it, and start it again with nothing in it."""
+        """Kill the broker, and start it again empty."""
 
     def pause(self) -> None:
-        """Let it accept connections and answer nothing."""
+        """Make it accept connections but answer nothing."""
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Resume it after ``pause``."""
 
     def empty(self) -> None:
-        """Drop every message in it."""
+        """Delete all messages."""
 
     def fill(self, while_full: Callable[[], None]) -> None:
-        """Let it take no message for a while."""
+        """Make it refuse messages during ``while_full``."""
 
     def shuffle(self, rng: random.Random) -> None:
-        """Lose, repeat and reorder the rings that wait."""
+        """Lose, duplicate and reorder the waiting rings."""
 
     def leaks(self) -> list[str]:
-        """Name what is in it beside queues and Celery's own book-keeping."""
+        """Return the keys that are neither queues nor Celery's bookkeeping."""
 
     def close(self) -> None:
-        """End it for good."""
+        """Stop the broker and delete what it leaves behind."""
 
 
 class Redis(RedisServer):
-    """Redis, which forgets everything whenever it ends."""
+    """Redis, which is empty after each start."""
 
     def lose(self, while_down: Callable[[], None]) -> None:
-        """Kill it, and start it again with nothing in it."""
+        """Kill the broker, and start it again empty."""
         self.kill()
         while_down()
         self.start()
 
     def empty(self) -> None:
-        """FLUSHALL."""
+        """Delete all messages (FLUSHALL)."""
         self.flush()
 
     def fill(self, while_full: Callable[[], None]) -> None:
-        """Leave it no memory."""
+        """Limit its memory to 1 byte during ``while_full``."""
         with self.client() as client:
             client.config_set("maxmemory", "1")
             while_full()
             client.config_set("maxmemory", "0")
 
     def shuffle(self, rng: random.Random) -> None:
-        """Lose, repeat and reorder the rings that wait."""
+        """Lose, duplicate and reorder the waiting rings."""
         with self.client() as client:
             for queue in QUEUES:
                 rings = list(client.lrange(queue, 0, -1))
@@ -79,22 +79,18 @@ class Redis(RedisServer):
                     client.lpush(queue, *kept)
 
     def leaks(self) -> list[str]:
-        """Name the keys that are neither queues nor Celery's own book-keeping."""
+        """Return the keys that are neither queues nor Celery's bookkeeping."""
         with self.client() as client:
             keys = [key.decode() for key in client.keys("*")]
         strange = [key for key in keys if key not in (*QUEUES, "celery")]
         return [key for key in strange if not key.startswith(("_kombu.", "unacked"))]
-
-    def close(self) -> None:
-        """End it for good."""
-        self.kill()
 
 
 class RabbitMQ(RabbitMQServer):
     """RabbitMQ."""
 
     def lose(self, while_down: Callable[[], None]) -> None:
-        """Kill it, and start it again with nothing in it."""
+        """Kill the broker, and start it again empty."""
         self.kill()
         while_down()
         self.forget()
@@ -107,13 +103,13 @@ class RabbitMQ(RabbitMQServer):
                 connection.SimpleQueue(queue, queue_opts=_AS_CELERY).clear()
 
     def fill(self, while_full: Callable[[], None]) -> None:
-        """Raise its memory alarm: it blocks every connection that publishes."""
+        """Raise its memory alarm, which blocks publishing connections, during ``while_full``."""
         self.control("set_vm_memory_high_watermark", "0")
         while_full()
         self.control("set_vm_memory_high_watermark", "0.4")
 
     def shuffle(self, rng: random.Random) -> None:
-        """Lose, repeat and reorder the rings that wait."""
+        """Lose, duplicate and reorder the waiting rings."""
         with Connection(self.url(), connect_timeout=10) as connection:
             for name in QUEUES:
                 queue = connection.SimpleQueue(name, queue_opts=_AS_CELERY)
@@ -136,7 +132,7 @@ class RabbitMQ(RabbitMQServer):
                 queue.close()
 
     def leaks(self) -> list[str]:
-        """Return nothing: there is no list of RabbitMQ's queues without its management."""
+        """Return nothing: without its management plugin, RabbitMQ cannot list its queues."""
         return []
 
 

@@ -1,7 +1,7 @@
-"""An app of the site that lets its processes live at other times than their neighbours.
+"""An app of the site that gives its processes different clocks.
 
-Two variables of the environment say how: ``CLOCK_AHEAD``, the seconds by which this host's clock
-is wrong, and ``CLOCK_FILE``, a file with the seconds by which the queue's own clock is shifted.
+It reads two environment variables: ``CLOCK_AHEAD`` is the number of seconds by which the host's
+clock is wrong, and ``CLOCK_FILE`` names a file with the offset of the queue's own clock in seconds.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from django.apps import AppConfig
 
 
 class ClocksConfig(AppConfig):
-    """Sets the clocks when the process starts."""
+    """Configuration of the app."""
 
     name = "tests.faults.clocks"
     label = "clocks"
 
     def ready(self) -> None:
-        """Set them."""
+        """Set the clocks of this process."""
         if seconds := float(os.environ.get("CLOCK_AHEAD", 0)):
             time_machine.travel(time.time() + seconds, tick=True).start()
         if "CLOCK_FILE" in os.environ:
@@ -32,12 +32,12 @@ class ClocksConfig(AppConfig):
 
 
 def ahead(seconds: float) -> dict[str, str]:
-    """Return the environment of a process whose host's clock is so much ahead (or behind)."""
+    """Return the environment of a process whose host's clock is ``seconds`` ahead."""
     return {"CLOCK_AHEAD": str(seconds)}
 
 
 class Clock:
-    """The queue's clock of a whole site, put forward by a test; each task looks when it starts."""
+    """The queue's clock of a whole site, which tests can advance; each task reads it on start."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -46,11 +46,11 @@ class Clock:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment of a process that lives by this clock."""
+        """The environment of a process that uses this clock."""
         return {"CLOCK_FILE": str(self._file)}
 
     def travel(self, seconds: float) -> None:
-        """Put the clock forward."""
+        """Advance the clock."""
         self._offset += seconds
         following = self._file.with_suffix(".new")
         following.write_text(str(self._offset))

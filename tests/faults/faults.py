@@ -1,4 +1,4 @@
-"""The faults, each injected and healed again; drawn by the run from its seed."""
+"""Define the faults: each function injects one and ends it again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Stack:
-    """What faults may hit."""
+    """The parts of a run that faults act on."""
 
     site: Site
     database: Database
@@ -34,14 +34,14 @@ class Stack:
     workers: list[Worker]
     lease_seconds: float
     stalls: int = 0
-    """How often a worker stood still for longer than its lease."""
+    """How often a worker was paused for longer than its lease."""
 
 
 Fault = Callable[[Stack, random.Random], None]
 
 
 def _last(rng: random.Random, least: float = 0.2, most: float = 2.0) -> None:
-    """Let a fault last: its length is what is injected, not a wait for anything."""
+    """Sleep for the length of a fault; it is part of the fault, not a wait for an event."""
     time.sleep(rng.uniform(least, most))
 
 
@@ -49,25 +49,25 @@ def _last(rng: random.Random, least: float = 0.2, most: float = 2.0) -> None:
 
 
 def _unless_ended() -> suppress[RuntimeError]:
-    """Pass over a worker that has ended by itself; the run starts it again."""
+    """Ignore a worker that has ended on its own; the run starts it again."""
     return suppress(RuntimeError)
 
 
 def kill_pool_process(stack: Stack, rng: random.Random) -> None:
-    """SIGKILL one process of a worker's pool; the worker forks another."""
+    """Kill one process of a worker's pool (SIGKILL); the worker replaces it."""
     with _unless_ended():
         rng.choice(stack.workers).kill_child()
 
 
 def kill_worker(stack: Stack, rng: random.Random) -> None:
-    """SIGKILL a whole worker, and start it again."""
+    """Kill a whole worker (SIGKILL), and start it again."""
     worker = rng.choice(stack.workers)
     worker.kill()
     worker.start()
 
 
 def stall_worker(stack: Stack, rng: random.Random) -> None:
-    """SIGSTOP a worker for longer than its lease; it wakes up when its mail was taken away."""
+    """Pause a worker (SIGSTOP) until its lease has expired and others have claimed its mail."""
     worker = rng.choice(stack.workers)
     with _unless_ended():
         worker.pause()
@@ -77,16 +77,16 @@ def stall_worker(stack: Stack, rng: random.Random) -> None:
 
 
 def shut_down_warm(stack: Stack, rng: random.Random) -> None:
-    """SIGTERM a worker under load: it finishes what it has in hand."""
+    """Stop a worker under load (SIGTERM): it finishes its claimed mail. Start it again."""
     worker = rng.choice(stack.workers)
     worker.stop(timeout=60)
     worker.start()
 
 
 def shut_down_cold(stack: Stack, rng: random.Random) -> None:
-    """SIGQUIT a worker under load, and SIGKILL it if that fails, as a supervisor does.
+    """Stop a worker under load with SIGQUIT or, if that fails, SIGKILL, as a supervisor does.
 
-    Now and then Celery loses the exception by which its handler of SIGQUIT ends the worker.
+    Celery sometimes loses the exception with which its SIGQUIT handler ends the worker.
     """
     worker = rng.choice(stack.workers)
     with suppress(TimeoutError):
@@ -98,34 +98,34 @@ def shut_down_cold(stack: Stack, rng: random.Random) -> None:
 
 
 def lose_broker(stack: Stack, rng: random.Random) -> None:
-    """Kill the broker for a while; it comes back empty."""
+    """Kill the broker for a while; it is empty afterwards."""
     stack.broker.lose(while_down=lambda: _last(rng))
 
 
 def stall_broker(stack: Stack, rng: random.Random) -> None:
-    """Let the broker accept connections and answer nothing."""
+    """Make the broker accept connections but answer nothing."""
     stack.broker.pause()
     _last(rng)
     stack.broker.resume()
 
 
 def empty_broker(stack: Stack, rng: random.Random) -> None:
-    """Drop every message in the broker; FLUSHALL."""
+    """Delete all messages in the broker."""
     stack.broker.empty()
 
 
 def fill_broker(stack: Stack, rng: random.Random) -> None:
-    """Leave the broker no memory: it refuses every message."""
+    """Leave the broker no memory, so that it refuses messages."""
     stack.broker.fill(while_full=lambda: _last(rng))
 
 
 def shuffle_rings(stack: Stack, rng: random.Random) -> None:
-    """Lose, repeat and reorder the rings that wait."""
+    """Lose, duplicate and reorder the waiting rings."""
     stack.broker.shuffle(rng)
 
 
 def lose_results(stack: Stack, rng: random.Random) -> None:
-    """Kill the result backend for a while, or let it hang."""
+    """Kill or pause the result backend for a while."""
     if rng.random() < 0.5:
         stack.results.kill()
         _last(rng)
@@ -149,47 +149,47 @@ def _rule(stack: Stack, rule: Behaviour) -> Iterator[None]:
 
 
 def refuse_mail(stack: Stack, rng: random.Random) -> None:
-    """Refuse for now, at any stage."""
+    """Refuse mail temporarily, at a random stage."""
     stage = rng.choice(("mail", "rcpt", "data", "content"))
     with _rule(stack, refuse(stage, 451, "4.3.0 Later", times=rng.randint(1, 30))):
         _last(rng)
 
 
 def drop_before_content(stack: Stack, rng: random.Random) -> None:
-    """Hang up before the content is sent."""
+    """Disconnect before the content is sent."""
     stage = rng.choice(("connect", "mail", "rcpt", "data"))
     with _rule(stack, drop(stage, reset=rng.random() < 0.5, times=rng.randint(1, 10))):
         _last(rng)
 
 
 def drop_after_content(stack: Stack, rng: random.Random) -> None:
-    """Hang up after the final dot, having accepted the mail or not."""
+    """Disconnect after the final dot, with or without accepting the mail."""
     accepted = rng.random() < 0.5
     with _rule(stack, drop("content", accepted=accepted, times=rng.randint(1, 5))):
         _last(rng)
 
 
 def hang_server(stack: Stack, rng: random.Random) -> None:
-    """Accept connections and never speak, or fall silent at a stage."""
+    """Stop replying at a random stage, possibly before the greeting."""
     stage = rng.choice(("connect", "mail", "content"))
     with _rule(stack, hang(stage, times=rng.randint(1, 3))):
         _last(rng, 1, 3)
 
 
 def slow_server(stack: Stack, rng: random.Random) -> None:
-    """Answer late."""
+    """Delay replies."""
     with _rule(stack, delay(rng.uniform(0.005, 0.1))):
         _last(rng)
 
 
 def throttle_server(stack: Stack, rng: random.Random) -> None:
-    """Answer 421 after some mails on a connection."""
+    """Reply 421 after some mails on a connection."""
     with _rule(stack, throttle(rng.randint(1, 20), "4.3.2 Closing the connection")):
         _last(rng)
 
 
 def refuse_connections(stack: Stack, rng: random.Random) -> None:
-    """Stop listening for a while."""
+    """Stop listening and end all connections for a while."""
     stack.site.smtp.refuse_connections()
     stack.site.smtp.cut_connections()
     _last(rng, 0.5, 4)
@@ -200,7 +200,7 @@ def refuse_connections(stack: Stack, rng: random.Random) -> None:
 
 
 def restart_database(stack: Stack, rng: random.Random) -> None:
-    """Stop and start the database."""
+    """Restart the database."""
     stack.database.restart()
 
 
@@ -210,28 +210,28 @@ def crash_database(stack: Stack, rng: random.Random) -> None:
 
 
 def cut_database(stack: Stack, rng: random.Random) -> None:
-    """End every connection to the database, again and again."""
+    """Terminate all connections to the database, up to four times."""
     for _ in range(rng.randint(1, 4)):
         stack.database.cut()
         _last(rng, 0.05, 0.3)
 
 
 def stall_database(stack: Stack, rng: random.Random) -> None:
-    """Let the database answer nothing for a while."""
+    """Pause the database for a while."""
     stack.database.pause()
     _last(rng, 0.2, 1.5)
     stack.database.resume()
 
 
 def fill_disk(stack: Stack, rng: random.Random) -> None:
-    """Let each insert of a mail fail, as on a full disk."""
+    """Make every insert of a mail fail for a while, as on a full disk."""
     stack.database.refuse_inserts()
     _last(rng)
     stack.database.accept_inserts()
 
 
 def time_out_statements(stack: Stack, rng: random.Random) -> None:
-    """Let every statement of new connections time out at once (PostgreSQL)."""
+    """Make the statements of new connections time out after 3 ms (PostgreSQL)."""
     assert isinstance(stack.database, Postgres)
     stack.database.execute("ALTER DATABASE shop SET statement_timeout = '3ms'")
     stack.database.cut()
@@ -244,7 +244,7 @@ def time_out_statements(stack: Stack, rng: random.Random) -> None:
 
 
 def spoil_envelopes(stack: Stack, rng: random.Random) -> None:
-    """Make some stored mails unreadable while they wait."""
+    """Make some waiting mails unreadable."""
     stack.database.execute(
         f"UPDATE epica_mail_emaillog SET envelope = '{traffic.SPOILED}' "
         f"WHERE id IN (SELECT id FROM (SELECT id FROM epica_mail_emaillog "

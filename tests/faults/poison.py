@@ -1,4 +1,4 @@
-"""An app of the site whose receivers raise: what listens must never stop what sends."""
+"""An app of the site whose signal receivers raise, which must not stop any mail."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from django.apps import AppConfig
 
 
 class PoisonConfig(AppConfig):
-    """Connects receivers that raise for some mails."""
+    """Configuration of the app."""
 
     name = "tests.faults.poison"
     label = "poison"
 
     def ready(self) -> None:
-        """Connect them."""
+        """Connect the receivers."""
         from django_epica_mail import signals
 
         signals.email_moved.connect(_raise_for_some, dispatch_uid="poison")
@@ -25,8 +25,8 @@ class PoisonConfig(AppConfig):
 
 def _raise_for_some(*, email_id: UUID, **_: Any) -> None:
     if email_id.int % 5 == 0:
-        raise RuntimeError("a receiver of the site's own fails")
+        raise RuntimeError("a receiver of the site fails")
 
 
 def _raise(**_: Any) -> None:
-    raise RuntimeError("a receiver of the site's own fails")
+    raise RuntimeError("a receiver of the site fails")

@@ -1,4 +1,4 @@
-"""One run: a site under load, faults drawn from a seed, and the verdict at the end."""
+"""Run a site under load with faults drawn from a seed, and judge the result."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ EPICA_MAIL = {
     "BATCH_SECONDS": 1,
     "RUN_SECONDS": 3,
     "RETRY_DELAY": 0.5,
-    "MAX_RETRIES": 1000,  # a fault is to be survived, however often it is drawn
+    "MAX_RETRIES": 1000,  # faults must not use up all attempts, however often they occur
     "BREAKER_SECONDS": 1,
     "RING_PAUSE": 1,
 }
 LEASE_SECONDS = 1 + 2 * 1.5
 MOST_FILES = 60
 
-# So short that the broker gives messages out again which a worker has and did not begin.
+# So short that the broker redelivers messages that a worker has reserved but not started.
 REDELIVERY = {"visibility_timeout": 2, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
 
 CLOCKS = (0, 75)
-"""How many seconds the clock of each worker is ahead; that of one producer is behind."""
+"""The seconds by which each worker's clock is ahead; one producer's is behind."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """What a run is made of."""
+    """The database, broker and faults of a run."""
 
     database: Callable[[Path], Database] = Postgres
     broker: str = "redis"
@@ -71,25 +71,25 @@ SCENARIOS = {
 
 @dataclass
 class Report:
-    """What a run did, and what it found."""
+    """The faults and the verdict of a run."""
 
     seed: int
     scenario: str
     injected: Counter[str] = field(default_factory=Counter)
-    revived: int = 0
-    """How often a worker had ended by itself."""
+    restarted: int = 0
+    """How often a worker ended on its own and was restarted."""
     verdict: Verdict = field(default_factory=Verdict)
 
 
 class Greylist:
-    """A rule of the SMTP server: refuse each recipient named "later" the first time."""
+    """A rule of the SMTP server that refuses each recipient named "later" once."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
         self._lock = threading.Lock()
 
     def __call__(self, stage: Stage, session: Session) -> Action | None:
-        """Refuse an address that is seen for the first time."""
+        """Refuse an address seen for the first time."""
         if stage != "rcpt" or not session.recipient.startswith("later"):
             return None
         with self._lock:
@@ -100,7 +100,7 @@ class Greylist:
 
 
 def run(seed: int, name: str, folder: Path, *, seconds: float, producers: int = 3) -> Report:
-    """Put a site under load for so many seconds, inject faults, let it calm down, and judge."""
+    """Inject faults into a site under load for ``seconds``, wait for its mail, and judge."""
     rng = random.Random(seed)
     scenario = SCENARIOS[name]
     with opened(scenario, folder) as stack:
@@ -118,19 +118,19 @@ def run(seed: int, name: str, folder: Path, *, seconds: float, producers: int = 
             for number, journal in enumerate(journals)
         ]
         end = time.monotonic() + seconds
-        deck: list[Fault] = []
+        remaining: list[Fault] = []
         while time.monotonic() < end:
-            # Dealt from a shuffled deck, so that a short run meets many kinds.
-            deck = deck or rng.sample(scenario.faults, len(scenario.faults))
-            fault = deck.pop()
+            # Drawn without replacement, so that a short run has many kinds of faults.
+            remaining = remaining or rng.sample(scenario.faults, len(scenario.faults))
+            fault = remaining.pop()
             report.injected[fault.__name__] += 1
             fault(stack, rng)
-            report.revived += _revive(workers)
+            report.restarted += _restart_ended(workers)
         for call in calls:
             call.result(timeout=120)
-        report.revived += _calm_down(stack)
-        site.call(traffic.retry_failed)  # which must not wake what may have been accepted
-        report.revived += _calm_down(stack)
+        report.restarted += _wait_until_final(stack)
+        site.call(traffic.retry_failed)  # must not retry mail that may have been accepted
+        report.restarted += _wait_until_final(stack)
         rows = site.call(traffic.everything)
         leaks = _leaked_processes(workers)
         for process in site.celery:
@@ -145,7 +145,7 @@ def run(seed: int, name: str, folder: Path, *, seconds: float, producers: int = 
 
 @contextmanager
 def opened(scenario: Scenario, folder: Path) -> Iterator[Stack]:
-    """Start everything a scenario needs, and end it afterwards."""
+    """Start everything a scenario needs, and stop it afterwards."""
     with ExitStack() as ends:
         database = scenario.database(folder)
         broker = BROKERS[scenario.broker](folder)
@@ -160,7 +160,7 @@ def opened(scenario: Scenario, folder: Path) -> Iterator[Stack]:
             "SHOP_RESULT_BACKEND": results.url(),
             "SHOP_MORE_APPS": "tests.faults.poison tests.faults.clocks",
         }
-        # The database is the scenario's own kind, so that there is no kind to name.
+        # The database ignores the kind: it is the scenario's own.
         site = Site(database, "", folder, EPICA_MAIL, env)
         ends.callback(site.close)
         site.smtp.inject(refuse("rcpt", 550, "5.1.1 No such user", recipient=_is_never))
@@ -170,33 +170,33 @@ def opened(scenario: Scenario, folder: Path) -> Iterator[Stack]:
         yield Stack(site, database, broker, results, workers, LEASE_SECONDS)
 
 
-def _calm_down(stack: Stack) -> int:
-    """Wait until every mail has come to its end; return how many workers had to be revived."""
-    site, revived = stack.site, 0
+def _wait_until_final(stack: Stack) -> int:
+    """Wait until every mail is final; return how many workers were restarted."""
+    site, restarted = stack.site, 0
 
     def is_over() -> bool:
-        nonlocal revived
-        revived += _revive(stack.workers)  # a fault may take its time to end a worker
+        nonlocal restarted
+        restarted += _restart_ended(stack.workers)  # a worker may end some time after the fault
         return not site.call(traffic.unfinished)
 
     wait_until(
         is_over,
         timeout=120,
-        what="all mail of the run to come to an end",
+        what="all mail of the run to be final",
         details=lambda: f"{site.call(traffic.unfinished)}\n{stack.workers[0].log_tail()}",
         interval=0.5,
     )
-    return revived
+    return restarted
 
 
 def _is_never(address: str) -> bool:
     return address.startswith("never")
 
 
-def _revive(workers: list[Worker]) -> int:
-    """Start again, as systemd would, each worker that ended by itself; return how many.
+def _restart_ended(workers: list[Worker]) -> int:
+    """Restart workers that ended on their own, as systemd would; return their number.
 
-    Celery's own: a Redis out of memory, for one, answers with an error that kombu does not expect.
+    Celery causes this: for example, kombu does not expect the error of a Redis without memory.
     """
     ended = [worker for worker in workers if not worker.is_alive()]
     for worker in ended:
@@ -205,7 +205,7 @@ def _revive(workers: list[Worker]) -> int:
 
 
 def _leaked_processes(workers: list[Worker]) -> list[str]:
-    """Name what workers have beside their pool, and files that they do not close."""
+    """Report processes of workers outside their pool, and files that they do not close."""
     found = []
     for worker in workers:
         family = psutil.Process(worker.pid).children(recursive=True)
@@ -218,7 +218,7 @@ def _leaked_processes(workers: list[Worker]) -> list[str]:
 
 
 def _leaks(stack: Stack) -> list[str]:
-    """Name what is still held though every worker has ended."""
+    """Report what is still open after every worker has ended."""
     found = stack.broker.leaks()
     if stack.site.smtp.connections.open_now:
         found.append(f"{stack.site.smtp.connections.open_now} connections to the mail server")

@@ -1,10 +1,11 @@
-"""The database of a run, on a server of its own that faults may hit."""
+"""Control the database of a run, on its own server."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Protocol
 
+from devservers.database_server import DatabaseServer
 from devservers.mariadb import MariaDBServer
 from devservers.postgres import PostgresServer
 from tests.acceptance.databases import migrate
@@ -13,76 +14,82 @@ NAME = "shop"
 
 
 class Database(Protocol):
-    """What faults do to a database, and what is asked of it at the end."""
+    """The operations on a run's database."""
 
     def fresh(self, kind: str) -> str:
-        """Make the database, migrated, and return its URL."""
+        """Start the server and create the migrated database; return its URL."""
 
     def drop(self, url: str) -> None:
         """Stop the server."""
 
     def restart(self) -> None:
-        """Stop and start the server; what was committed stays."""
+        """Restart the server; committed data stays."""
 
     def crash(self) -> None:
-        """Kill and start the server; what was committed stays."""
+        """Kill the server and start it again; committed data stays."""
 
     def cut(self) -> None:
-        """End every connection from the server's side."""
+        """Terminate every connection to the site's database."""
 
     def pause(self) -> None:
-        """Let the server answer nothing."""
+        """Pause the server, so that it answers nothing."""
 
     def resume(self) -> None:
-        """Let the server go on."""
+        """Resume the server."""
 
     def connections(self) -> int:
-        """Return how many clients are connected to the site's database."""
+        """Return the number of connections to the site's database."""
 
     def execute(self, statement: str) -> None:
         """Run a statement in the site's database."""
 
     def refuse_inserts(self) -> None:
-        """Let every insert of a mail fail, as on a full disk."""
+        """Make every insert of a mail fail, as on a full disk."""
 
     def accept_inserts(self) -> None:
-        """Let inserts through again."""
+        """Allow inserts again."""
+
+
+def _start_with_tables(server: DatabaseServer) -> str:
+    server.start()
+    server.create_database(NAME)
+    url = server.url(NAME)
+    migrate(url)
+    return url
 
 
 class Postgres(PostgresServer):
-    """PostgreSQL; ``isolation`` is the transactions' default level."""
+    """PostgreSQL; ``isolation`` is the default level of transactions."""
 
     def __init__(self, folder: Path, isolation: str = "read committed") -> None:
-        # Without synchronous_commit a killed server would forget what it said was committed.
+        # Without synchronous_commit a killed server would lose transactions it reported committed.
         super().__init__(folder, config={"synchronous_commit": "on"})
         self.isolation = isolation
 
     def fresh(self, kind: str) -> str:
-        """Make the database, migrated, and return its URL."""
-        self.start()
-        self.create_database(NAME)
-        migrate(self.url(NAME))
+        """Start the server and create the migrated database; return its URL."""
+        url = _start_with_tables(self)
         self.execute(
             f"ALTER DATABASE {NAME} SET default_transaction_isolation = '{self.isolation}'"
         )
-        return self.url(NAME)
+        return url
 
     def drop(self, url: str) -> None:
         """Stop the server."""
         self.close()
 
     def crash(self) -> None:
-        """Kill and start the server; what was committed stays."""
+        """Kill the server and start it again; committed data stays."""
         self.kill()
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         self.start()
 
     def cut(self) -> None:
-        """End every connection from the server's side."""
+        """Terminate every connection to the site's database."""
         self.cut_connections(NAME)
 
     def connections(self) -> int:
-        """Return how many clients are connected to the site's database."""
+        """Return the number of connections to the site's database."""
         with self.connect() as connection:
             query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
             row = connection.execute(query, [NAME]).fetchone()
@@ -94,7 +101,7 @@ class Postgres(PostgresServer):
             connection.execute(statement.encode())
 
     def refuse_inserts(self) -> None:
-        """Let every insert of a mail fail, as on a full disk."""
+        """Make every insert of a mail fail, as on a full disk."""
         self.execute(
             "CREATE OR REPLACE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
             "RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$"
@@ -105,7 +112,7 @@ class Postgres(PostgresServer):
         )
 
     def accept_inserts(self) -> None:
-        """Let inserts through again."""
+        """Allow inserts again."""
         self.execute("DROP TRIGGER full_disk ON epica_mail_emaillog")
 
 
@@ -113,33 +120,25 @@ class MariaDB(MariaDBServer):
     """MariaDB."""
 
     def fresh(self, kind: str) -> str:
-        """Make the database, migrated, and return its URL."""
-        self.start()
-        self.create_database(NAME)
-        migrate(self.url(NAME))
-        return self.url(NAME)
+        """Start the server and create the migrated database; return its URL."""
+        return _start_with_tables(self)
 
     def drop(self, url: str) -> None:
         """Stop the server."""
-        self.kill()
-
-    def restart(self) -> None:
-        """Stop and start the server; what was committed stays."""
-        self.stop()
-        self.start()
+        self.close()
 
     def crash(self) -> None:
-        """Kill and start the server; what was committed stays."""
+        """Kill the server and start it again; committed data stays."""
         self.kill()
         self.start()
 
     def cut(self) -> None:
-        """End every connection from the server's side."""
+        """Terminate every connection to the site's database."""
         for number in self._clients():
             self.query(f"KILL {number}")
 
     def connections(self) -> int:
-        """Return how many clients are connected to the site's database."""
+        """Return the number of connections to the site's database."""
         return len(self._clients())
 
     def execute(self, statement: str) -> None:
@@ -149,14 +148,14 @@ class MariaDB(MariaDBServer):
             raise RuntimeError(f"MariaDB refused {statement!r}: {done.stderr}")
 
     def refuse_inserts(self) -> None:
-        """Let every insert of a mail fail, as on a full disk."""
+        """Make every insert of a mail fail, as on a full disk."""
         self.execute(
             "CREATE TRIGGER full_disk BEFORE INSERT ON epica_mail_emaillog FOR EACH ROW "
             "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1114, MESSAGE_TEXT = 'the table is full'"
         )
 
     def accept_inserts(self) -> None:
-        """Let inserts through again."""
+        """Allow inserts again."""
         self.execute("DROP TRIGGER full_disk")
 
     def _clients(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""The short form of the fault suite: some minutes, several databases, a new seed each time."""
+"""Run the short form of the fault suite: a few minutes with new random seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge of a run catches every breach it is there for: each is planted here, one at a time."""
+"""Test that the checks of a run report every violation of an invariant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY = "key"
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    """What a site knows of one mail with one recipient that went well."""
+    """Return what a site stores of a sent mail with one recipient."""
     return {
         "key": KEY,
         "message_id": f"<{KEY}@example.com>",
@@ -56,7 +56,7 @@ def test_a_mail_that_arrived_once_is_no_breach() -> None:
     assert judged([row()], [arrival()]).breaches == []
 
 
-def test_a_mail_that_may_be_resent_and_passed_through_unknown_may_arrive_twice() -> None:
+def test_a_resent_unknown_mail_may_arrive_twice() -> None:
     verdict = judged([row(kinds=["unknown", ""], workers=["a", "b"])], [arrival(), arrival()])
     assert verdict.breaches == []
     assert verdict.resent == verdict.passed_through_unknown == 1
@@ -64,13 +64,13 @@ def test_a_mail_that_may_be_resent_and_passed_through_unknown_may_arrive_twice()
 
 UNKNOWN = {"kinds": ["unknown"]}
 BREACHES: dict[str, tuple[list[dict[str, Any]], list[AcceptedMessage], str]] = {
-    "its row is lost": ([], [], "committed"),
-    "rolled back, and yet": ([row()], [arrival()], "rolled back"),
+    "its row is missing": ([], [], "committed"),
+    "rolled back, but": ([row()], [arrival()], "rolled back"),
     "has no row": ([], [arrival()], "rolled back"),
     "is stuck: queued": ([row(status="queued", pending=9)], [], "committed"),
     "is stuck: sending": ([row(status="sending", leased=True)], [], "committed"),
     "is stuck: unknown": ([row(status="unknown", **UNKNOWN)], [arrival()], "committed"),
-    "yet to be claimed or leased": ([row(pending=9)], [arrival()], "committed"),
+    "still pending or leased": ([row(pending=9)], [arrival()], "committed"),
     "never arrived": ([row()], [], "committed"),
     "another Message-ID": ([row()], [arrival(message_id="<other@example.com>")], "committed"),
     "another idempotency key": ([row()], [arrival(header="other")], "committed"),
@@ -81,18 +81,18 @@ BREACHES: dict[str, tuple[list[dict[str, Any]], list[AcceptedMessage], str]] = {
     ),
     "with policy hold": ([row(policy="hold", **UNKNOWN)], [arrival(), arrival()], "committed"),
     "with policy fail": ([row(policy="fail", **UNKNOWN)], [arrival(), arrival()], "committed"),
-    "is failed, and arrived": (
+    "is failed, but arrived": (
         [row(status="failed", kinds=["permanent"])],
         [arrival()],
         "committed",
     ),
-    "is cancelled, and arrived": (
+    "is cancelled, but arrived": (
         [row(status="cancelled", kinds=[], workers=[])],
         [arrival()],
         "committed",
     ),
-    "cannot be read, and is sent": ([row(spoiled=True)], [], "committed"),
-    "does not name": ([row()], [arrival(), arrival("stranger@example.com")], "committed"),
+    "is unreadable, but sent": ([row(spoiled=True)], [], "committed"),
+    "not a recipient": ([row()], [arrival(), arrival("stranger@example.com")], "committed"),
     "did not reach": (
         [row(recipients=[("good@example.com", ""), ("good2@example.com", "")])],
         [arrival()],
@@ -102,12 +102,12 @@ BREACHES: dict[str, tuple[list[dict[str, Any]], list[AcceptedMessage], str]] = {
 
 
 @pytest.mark.parametrize("words", BREACHES)
-def test_a_planted_breach_is_named(words: str) -> None:
+def test_each_breach_is_reported(words: str) -> None:
     rows, arrivals, fate = BREACHES[words]
     assert any(words in breach for breach in judged(rows, arrivals, fate).breaches)
 
 
-def test_a_dead_process_that_left_more_unknown_than_it_had_permits_for_is_named() -> None:
+def test_a_worker_beyond_its_permits_is_reported() -> None:
     lost = [
         row(key=str(number), kinds=["worker_lost"], recipients=[]) for number in range(PERMITS + 1)
     ]

@@ -1,4 +1,4 @@
-"""The mail server is out of order for hours: the queue waits, costs nothing, and drains by rank."""
+"""Test that an outage of the mail server costs little and the backlog drains by priority."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROCESSES = 4
 
 
 def queue_in_bulk(number: int) -> None:
-    """Queue so many mails of each level, the least urgent first."""
+    """Queue ``number`` mails of each level, the least urgent first."""
     from django.core.mail import EmailMessage
 
     from django_epica_mail import outbox
@@ -39,7 +39,7 @@ def queue_in_bulk(number: int) -> None:
 
 
 def _rings(workers: list[Worker]) -> int:
-    """Return how many rings the workers have taken from the broker."""
+    """Return the number of rings that the workers have received."""
     return sum(
         len(re.findall(r"deliver_emails\S+ received", worker.log_text())) for worker in workers
     )
@@ -51,12 +51,12 @@ def _outages(site: Site) -> int:
 
 
 def _updates(site: Site) -> int:
-    """Return how many row versions of mails PostgreSQL has written by UPDATE."""
+    """Return the number of mail rows that PostgreSQL has updated."""
     query = "SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'epica_mail_emaillog'"
     return int(site.fetch(query)[0][0])
 
 
-def test_an_outage_of_hours_costs_nothing_and_the_backlog_drains_by_priority(
+def test_an_outage_costs_little_and_drains_by_priority(
     tmp_path: Path,
 ) -> None:
     database, clock = Postgres(tmp_path), Clock(tmp_path / "clock")
@@ -77,13 +77,13 @@ def test_an_outage_of_hours_costs_nothing_and_the_backlog_drains_by_priority(
             )
             probes = _outages(site)
             clock.travel(3600 / STEPS)
-        assert "transport smtp" in site.command("status")["held back"]
+        assert "transport smtp" in site.command("status")["held_back"]
         rings, updates = _rings(workers), _updates(site)
         print(
             f"An hour of outage, {MAILS} mails: {probes} probes, {rings} rings, "
             f"{updates} updates of rows"
         )
-        # One claim is of a whole batch, before anything is known; every probe is of one mail.
+        # Each process claims a whole batch before the outage is known; each probe is one mail.
         assert rings <= 2 * (probes + PROCESSES)
         assert updates <= 2 * (PROCESSES * BATCH + probes)
         assert site.fetch("SELECT count(*) FROM epica_mail_emaillog WHERE tries > 0") == [(0,)]
@@ -95,17 +95,17 @@ def test_an_outage_of_hours_costs_nothing_and_the_backlog_drains_by_priority(
         seconds = site.smtp.accepted[-1].time - site.smtp.accepted[0].time
         rings = _rings(workers) - rings
         print(f"Drained in {seconds:.1f} s ({MAILS / seconds:.0f} mails a second), {rings} rings")
-        # A ring of each sweep, one a second, and two of each run of a process: not one per mail.
+        # One ring per second from the sweep and two per run of a process, not one per mail.
         assert rings <= 4 * PROCESSES + 2 * seconds
         site.require_each_arrived_once(MAILS)
         assert _disorder(drained) <= PROCESSES * BATCH
-        assert "transport smtp" not in site.command("status")["held back"]
+        assert "transport smtp" not in site.command("status")["held_back"]
     finally:
         site.close()
 
 
 def _disorder(drained: list[int]) -> int:
-    """Return the greatest number of mails that came before one more urgent than they."""
+    """Return the largest number of mails of a level sent while more urgent mail was waiting."""
     waiting = Counter(drained)
     before: Counter[int] = Counter()
     worst = 0

@@ -1,4 +1,4 @@
-"""Urgent mail overtakes on RabbitMQ as on Redis: the row decides, and no broker's priority."""
+"""Test that urgent mail overtakes on RabbitMQ, too: rows decide, not the broker."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 @both_ways
-def test_urgent_mail_overtakes_ten_thousand_that_wait_on_rabbitmq(site: Site, apart: bool) -> None:
+def test_urgent_mail_overtakes_on_rabbitmq(site: Site, apart: bool) -> None:
     require_urgent_mail_to_overtake(site, apart=apart)

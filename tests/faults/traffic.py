@@ -1,6 +1,6 @@
-"""What the site does during a run: it queues mail in every way, and keeps a journal of it.
+"""Queue mail in every way during a run, and keep a journal of it.
 
-The functions here run inside the site, in processes of their own.
+These functions run inside the site, in their own processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 POLICIES = ("resend", "resend", "resend", "hold", "fail")
 ADDRESSEES = ("good",) * 8 + ("never", "later")
-"""The local parts of addresses; the SMTP server refuses "never" for good and "later" once."""
+"""The local parts of addresses; the SMTP server always refuses "never", and "later" once."""
 SPOILED = '{"v": 99}'
 """An envelope that no version of the package can read."""
 
@@ -36,13 +36,13 @@ _MANY = ("atomic", "nested", "bulk", "rolled back", "cancelled")
 
 
 class _RollBackError(Exception):
-    """Ends a transaction that must leave nothing behind."""
+    """Rolls back a transaction."""
 
 
 def produce(journal: str, seed: int, seconds: float) -> int:
-    """Queue mail for so many seconds; return how many transactions were tried.
+    """Queue mail for ``seconds``; return the number of transactions.
 
-    Each is a line of the journal: what became of it, and the keys and policies of its mails.
+    Each adds a line to the journal: its outcome, and the keys and policies of its mails.
     """
     rng = random.Random(seed)
     end = time.monotonic() + seconds
@@ -52,7 +52,7 @@ def produce(journal: str, seed: int, seconds: float) -> int:
             fate, mails = _transaction(rng)
             lines.write(json.dumps({"fate": fate, "mails": mails}) + "\n")
             count += 1
-            # The pace of a site with some visitors, not a wait for anything.
+            # The pace of a site with some visitors, not a wait for an event.
             time.sleep(rng.uniform(0.005, 0.05))
     return count
 
@@ -83,7 +83,7 @@ def _transaction(rng: random.Random) -> tuple[str, list[dict[str, str]]]:
     except _RollBackError:
         fate = "rolled back"
     except (DatabaseError, InterfaceError):
-        # The answer to the commit may be what was lost: the database will tell at the end.
+        # Possibly only the reply to the commit was lost; the database shows it at the end.
         fate = "unsure"
         connections.close_all()
     return fate, mails
@@ -101,7 +101,7 @@ def _queue(rng: random.Random, mail: dict[str, str]) -> uuid.UUID:
 def _message(rng: random.Random, mail: dict[str, str]) -> EmailMessage:
     names = rng.sample(range(10), rng.choice((1, 1, 1, 2, 3)))
     to = [f"{rng.choice(ADDRESSEES)}.{mail['key']}.{name}@example.com" for name in names]
-    # As a provider's header against doubles: on every try it must say the same.
+    # Like a provider's header against duplicates: it must be the same on every attempt.
     headers = {"Idempotency-Key": mail["key"]}
     if rng.random() < 0.3:
         headers["Message-ID"] = f"<own.{mail['key']}@example.com>"
@@ -111,8 +111,8 @@ def _message(rng: random.Random, mail: dict[str, str]) -> EmailMessage:
     return message
 
 
-def patient(function: Callable[[], R]) -> Callable[[], R]:
-    """Run a function again while others' transactions make it fail, as serializable ones do."""
+def retried(function: Callable[[], R]) -> Callable[[], R]:
+    """Retry a function while concurrent transactions make it fail, as with serializable."""
 
     @wraps(function)
     def run() -> R:
@@ -123,15 +123,15 @@ def patient(function: Callable[[], R]) -> Callable[[], R]:
     return run
 
 
-@patient
+@retried
 def retry_failed() -> int:
-    """Retry what failed for a passing reason, as beat does every half hour."""
+    """Retry mail that failed temporarily, as beat does every half hour."""
     return maintenance.retry_failed()
 
 
-@patient
+@retried
 def unfinished() -> dict[str, int]:
-    """Return how many mails are on their way still, by status."""
+    """Return the number of mails that are not final, by status."""
     rows = EmailLog.objects.exclude(status__in=lifecycle.FINAL)
     rows = rows.exclude(status=lifecycle.Status.UNKNOWN, on_unknown="hold")
     counts: dict[str, int] = {}
@@ -140,9 +140,9 @@ def unfinished() -> dict[str, int]:
     return counts
 
 
-@patient
+@retried
 def everything() -> list[dict[str, Any]]:
-    """Return what the site knows of every mail."""
+    """Return what the site stores of every mail."""
     kinds: dict[uuid.UUID, list[str]] = {}
     workers: dict[uuid.UUID, list[str]] = {}
     for attempt in DeliveryAttempt.objects.order_by("number"):

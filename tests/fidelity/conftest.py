@@ -1,4 +1,4 @@
-"""What the fidelity suite has in common with the integration tests."""
+"""Share fixtures with the integration tests."""
 
 from tests.integration.conftest import (  # noqa: F401
     deliver,

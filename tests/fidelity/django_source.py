@@ -1,4 +1,4 @@
-"""Django's own tests of mail backends, which only its source distribution holds."""
+"""Fetch Django's own tests of mail backends, which only its source distribution contains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import django
 
 
 def backend_tests() -> ModuleType:
-    """Fetch the source of the Django that is installed, and import its tests of backends."""
+    """Download the source of the installed Django, and import its tests of mail backends."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         version = django.get_version()

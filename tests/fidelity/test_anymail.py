@@ -1,4 +1,4 @@
-"""Whatever can be set on an anymail message reaches the provider's backend through the queue."""
+"""Test that every attribute of an anymail message reaches the provider's backend."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ATTRIBUTES: dict[str, Any] = {
 
 @pytest.fixture
 def anymail(settings: Any, epica_mail: Callable[..., None], db: None) -> None:
-    """Queue for anymail's own test backend."""
+    """Deliver with anymail's own test backend."""
     if django.VERSION >= (6, 1):
         settings.MAILERS = {"provider": {"BACKEND": BACKEND}}
         epica_mail(DEFAULT_TRANSPORT="provider")
@@ -45,7 +45,7 @@ def anymail(settings: Any, epica_mail: Callable[..., None], db: None) -> None:
 
 
 def sent(message: AnymailMessage) -> dict[str, Any]:
-    """Return what anymail's backend makes of a message: the parameters of the provider's API."""
+    """Return the parameters that anymail's backend would send to the provider's API."""
     options = {"alias": "provider"} if django.VERSION >= (6, 1) else {}
     backend = AnymailBackend(**options)
     backend.send_messages([message])
@@ -63,7 +63,7 @@ def comparable(params: dict[str, Any]) -> dict[str, Any]:
         return value if isinstance(value, (int, float, type(None))) else str(value)
 
     headers = dict(params["extra_headers"].items())
-    headers.pop("Message-ID", None)  # the queue makes one, so that every try has the same
+    headers.pop("Message-ID", None)  # the queue sets one, so that every attempt has the same
     metadata = dict(params.get("metadata", {}))
     metadata.pop("epica_mail_id", None)  # which ties the provider's events to the row
     changed = {**params, "extra_headers": headers, "metadata": metadata}
@@ -84,18 +84,18 @@ def message(**attributes: Any) -> AnymailMessage:
 
 @pytest.fixture
 def through_the_queue(anymail: None, deliver: Callable[..., int], monkeypatch: Any) -> Any:
-    """Send a message through the queue, and return what anymail's backend made of it."""
+    """Send a message through the queue, and return the parameters of anymail's backend."""
     made: list[dict[str, Any]] = []
     post = AnymailBackend.post_to_esp
 
-    def note(self: Any, payload: Any, queued: Any) -> Any:
+    def record(self: Any, payload: Any, queued: Any) -> Any:
         response = post(self, payload, queued)
         made.append(comparable(queued.anymail_test_params))
         return response
 
     def send(queued: AnymailMessage) -> dict[str, Any]:
         outbox.enqueue(queued)
-        monkeypatch.setattr(AnymailBackend, "post_to_esp", note)
+        monkeypatch.setattr(AnymailBackend, "post_to_esp", record)
         assert deliver() == 1
         (params,) = made
         return params
@@ -107,11 +107,11 @@ def through_the_queue(anymail: None, deliver: Callable[..., int], monkeypatch: A
 def test_each_attribute_arrives(name: str, through_the_queue: Any) -> None:
     value = ATTRIBUTES[name]
     expected = sent(message(**{name: value}))
-    assert expected != sent(message()), "the attribute changes nothing: the test shows nothing"
+    assert expected != sent(message()), "the attribute changes nothing, so the test proves nothing"
     assert through_the_queue(message(**{name: value})) == expected
 
 
-def test_all_of_them_arrive_together(through_the_queue: Any) -> None:
+def test_all_attributes_arrive_together(through_the_queue: Any) -> None:
     expected = sent(message(**ATTRIBUTES))
     assert through_the_queue(message(**ATTRIBUTES)) == expected
 
@@ -123,7 +123,7 @@ def test_an_inline_image_arrives_with_its_content_id(through_the_queue: Any) -> 
         return made
 
     first, second = with_image(), with_image()
-    # attach_inline_image makes a new Content-ID each time; the rest must be the same.
+    # attach_inline_image makes a new Content-ID each time; everything else must be equal.
     expected, arrived = sent(first), through_the_queue(second)
     assert len(arrived["attachments"]) == len(expected["attachments"]) == 2
     assert [image[:-1] for image in arrived["attachments"]] == [
@@ -132,7 +132,7 @@ def test_an_inline_image_arrives_with_its_content_id(through_the_queue: Any) -> 
     assert arrived["attachments"][1][3] is True
 
 
-def test_no_attribute_of_anymail_is_forgotten_here() -> None:
+def test_every_attribute_of_anymail_is_tested() -> None:
     known = {
         name
         for name in vars(AnymailMessage("S", "B"))

@@ -1,4 +1,4 @@
-"""The tests Django itself has for every mail backend hold for what the queue delivers."""
+"""Run Django's own tests for mail backends on what the queue delivers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ shared: Any = source.SharedEmailBackendTests if MODERN else source.BaseEmailBack
 
 
 class EmailBackend(backends.EmailBackend):
-    """Queues, and delivers what is queued at once, to Django's own memory of sent mail."""
+    """A backend that queues mail and immediately delivers it to ``mail.outbox``."""
 
     def send_messages(self, email_messages: Any) -> int:
         count = super().send_messages(email_messages)
@@ -28,7 +28,7 @@ class EmailBackend(backends.EmailBackend):
 
 
 class QueueBackendTests(shared, TestCase):
-    """Django's tests, on the queue."""
+    """Django's tests, run on the queue."""
 
     backend_class = EmailBackend
     email_backend = f"{__name__}.EmailBackend"
@@ -44,12 +44,12 @@ class QueueBackendTests(shared, TestCase):
     def get_mailbox_content(self) -> list[Any]:
         if django.VERSION >= (6, 0):
             return [message.message() for message in mail.outbox]
-        # As Django's own tests of the locmem backend do: they speak the modern API of email.
+        # Django's own tests of the locmem backend do the same: they use the modern email API.
         return [source.message_from_bytes(sent.message().as_bytes()) for sent in mail.outbox]
 
     if MODERN:
 
         def test_fail_silently_arg_accepted(self) -> None:
-            """As Django's own file and console backends, the queue goes on to know it."""
+            """Like Django's own file and console backends, the queue still accepts it."""
             for value in (True, False):
                 assert self.create_backend(fail_silently=value).fail_silently is value

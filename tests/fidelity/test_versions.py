@@ -1,4 +1,4 @@
-"""Rows that another version of Django wrote are delivered by this one, after an upgrade."""
+"""Test that rows written by another version of Django are delivered after an upgrade."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize("form", WRITTEN)
-def test_a_row_of_another_django_is_delivered(
+def test_a_row_of_another_django_version_is_delivered(
     form: dict[str, Any], smtp: SMTPServer, deliver: Callable[..., int]
 ) -> None:
     envelope = json.dumps(form["envelope"])
@@ -53,6 +53,6 @@ def test_a_row_of_another_django_is_delivered(
 
 
 def comparable(content: bytes, log: EmailLog) -> bytes:
-    """Return content without what is made up for it, its lines ended as SMTP ends them."""
+    """Return normalised content with CRLF line ends."""
     content = corpus.normalise(content).replace(log.message_id.encode(), b"<made>", 1)
     return b"\r\n".join(content.splitlines())

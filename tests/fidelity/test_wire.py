@@ -1,4 +1,4 @@
-"""What arrives through the queue is what arrives without it, byte for byte."""
+"""Test that mail arrives through the queue byte for byte as without it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Deliver = Callable[..., int]
 
 
 def direct(server: SMTPServer) -> BaseEmailBackend:
-    """Return Django's own backend, to the same server."""
+    """Return Django's own backend for the same server."""
     if django.VERSION >= (6, 1):
         return mail.mailers["smtp"]
     path = "django.core.mail.backends.smtp.EmailBackend"
@@ -34,7 +34,7 @@ def direct(server: SMTPServer) -> BaseEmailBackend:
 def both_ways(
     make: Callable[[], EmailMessage], server: SMTPServer, deliver: Deliver
 ) -> tuple[AcceptedMessage, AcceptedMessage]:
-    """Send a message directly and through the queue; return what arrived each time."""
+    """Send a message directly and through the queue; return what arrived in each case."""
     server.forget()
     backend = direct(server)
     assert backend.send_messages([make()]) == 1
@@ -48,7 +48,7 @@ def both_ways(
     return without, through
 
 
-def require_the_same(without: AcceptedMessage, through: AcceptedMessage) -> None:
+def require_equal(without: AcceptedMessage, through: AcceptedMessage) -> None:
     assert through.sender == without.sender
     assert through.recipients == without.recipients
     assert _without_size(through.options) == _without_size(without.options)
@@ -60,18 +60,18 @@ def require_the_same(without: AcceptedMessage, through: AcceptedMessage) -> None
 
 
 def _without_size(options: tuple[str, ...]) -> list[str]:
-    """Return the parameters of MAIL, but for a size that a longer Message-ID changes."""
+    """Return the parameters of MAIL except the size, which a longer Message-ID changes."""
     return [option for option in options if not option.startswith("SIZE=")]
 
 
 @pytest.mark.parametrize("make", dict(corpus.CORPUS).values(), ids=dict(corpus.CORPUS))
-def test_every_kind_of_message_arrives_as_without_the_queue(
+def test_every_kind_of_message_arrives_unchanged(
     make: Callable[[], EmailMessage], smtp: SMTPServer, deliver: Deliver
 ) -> None:
-    require_the_same(*both_ways(make, smtp, deliver))
+    require_equal(*both_ways(make, smtp, deliver))
 
 
-# A header cannot be of anything; a body and an attachment can.
+# Headers cannot contain every character; bodies and attachments can.
 line = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=80)
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=400)
 attachment = st.tuples(
@@ -96,7 +96,7 @@ messages = st.fixed_dictionaries(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(fields=messages, html=st.none() | text)
-def test_whatever_is_sent_arrives_as_without_the_queue(
+def test_arbitrary_messages_arrive_unchanged(
     fields: dict[str, Any], html: str | None, smtp: SMTPServer, deliver: Deliver
 ) -> None:
     def make() -> EmailMessage:
@@ -108,9 +108,9 @@ def test_whatever_is_sent_arrives_as_without_the_queue(
     try:
         corpus.wire(make())
     except (ValueError, UnicodeError):
-        # What Django cannot send is refused in the caller, and leaves nothing behind.
+        # What Django cannot send raises in the caller and is not stored.
         with pytest.raises((ValueError, TypeError)):
             outbox.enqueue(make(), transport="smtp")
         assert not EmailLog.objects.exclude(status="sent").exists()
     else:
-        require_the_same(*both_ways(make, smtp, deliver))
+        require_equal(*both_ways(make, smtp, deliver))

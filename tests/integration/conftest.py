@@ -1,4 +1,4 @@
-"""A database, a mail server, and a clock that tests can move."""
+"""Provide a mail server, a movable clock, and helpers that queue and deliver mail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def smtp_server() -> Iterator[SMTPServer]:
 
 @pytest.fixture
 def epica_mail(settings: Any) -> Callable[..., None]:
-    """Set keys of EPICA_MAIL, on top of those set before."""
+    """Set keys of EPICA_MAIL in addition to those already set."""
 
     def set_keys(**keys: Any) -> None:
         settings.EPICA_MAIL = {**getattr(settings, "EPICA_MAIL", {}), **keys}
@@ -43,7 +43,7 @@ def epica_mail(settings: Any) -> Callable[..., None]:
 def smtp(
     smtp_server: SMTPServer, settings: Any, epica_mail: Callable[..., None], db: None
 ) -> Iterator[SMTPServer]:
-    """Queue by default, and deliver to a real server."""
+    """Queue mail by default, and deliver it to a real server."""
     options = {"host": "127.0.0.1", "port": smtp_server.port}
     if django.VERSION >= (6, 1):
         settings.MAILERS = {
@@ -76,13 +76,13 @@ def travel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def mid_hour(travel: Callable[..., None]) -> None:
-    """Move the queue's clock to the middle of an hour, where a few minutes more begin no other."""
+    """Move the queue's clock to half past, so that a few minutes later it is the same hour."""
     travel(minutes=(30 - (timezone.now() + clock.offset).minute) % 60)
 
 
 @pytest.fixture(autouse=True)
 def rings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note the queues rung for, instead of asking the broker; the bell itself is left as it is."""
+    """Record the queues rung instead of publishing to the broker; start with a new bell."""
     rung: list[str] = []
 
     def publish(app: object, queue: str, **_: object) -> bool:
@@ -108,7 +108,7 @@ def queue_mail(db: None) -> Callable[..., EmailLog]:
 
 @pytest.fixture
 def deliver() -> Callable[..., int]:
-    """Deliver what is due in the queue of single mail."""
+    """Deliver the due mail of a queue; return the number sent."""
 
     def run(queue: str = "emails") -> int:
         return worker.deliver(queue)
@@ -118,5 +118,5 @@ def deliver() -> Callable[..., int]:
 
 @pytest.fixture
 def site(settings: Any, db: None) -> None:
-    """Serve the admin, as most sites do."""
+    """Serve the admin at ``/admin/``."""
     settings.ROOT_URLCONF = (path("admin/", admin.site.urls),)

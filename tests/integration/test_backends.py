@@ -1,4 +1,4 @@
-"""Django's door: what send_mail() and send_messages() of any site meet."""
+"""The mail backend, as send_mail() and send_messages() of a site use it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def backend() -> EmailBackend:
 
 @pytest.fixture
 def broken_database():
-    """Let the insert of a mail fail as a lost connection or a full disk does."""
+    """Make the insert of a mail fail, as with a lost connection or a full disk."""
 
     def fail(*args, **kwargs):
         raise OperationalError("could not extend file")
@@ -40,7 +40,7 @@ def broken_database():
         yield
 
 
-def test_send_mail_queues_by_the_sites_settings_alone(smtp) -> None:
+def test_send_mail_queues_with_no_more_than_settings(smtp) -> None:
     assert send_mail("Subject", "Body", None, ["to@example.com"]) == 1
     log = EmailLog.objects.get()
     assert (log.status, log.queue, log.transport) == ("queued", "emails", "smtp")
@@ -48,7 +48,7 @@ def test_send_mail_queues_by_the_sites_settings_alone(smtp) -> None:
 
 
 @pytest.mark.skipif("django.VERSION < (6, 1)", reason="MAILERS came with Django 6.1")
-def test_an_alias_of_mailers_says_where_mail_goes(smtp, settings) -> None:
+def test_an_alias_in_mailers_sets_transport_queue_and_priority(smtp, settings) -> None:
     settings.MAILERS = {
         **settings.MAILERS,
         "bulk": {
@@ -68,7 +68,7 @@ def test_the_number_of_queued_messages_is_returned(backend) -> None:
 
 
 @pytest.mark.parametrize("nothing", [[], (), None, iter(())])
-def test_nothing_costs_nothing(backend, nothing, django_assert_num_queries) -> None:
+def test_no_messages_cost_no_query(backend, nothing, django_assert_num_queries) -> None:
     with django_assert_num_queries(0):
         assert backend.send_messages(nothing) == 0
 
@@ -85,18 +85,18 @@ def test_all_messages_are_queued_or_none(backend) -> None:
     assert EmailLog.objects.count() == 0
 
 
-def test_a_bad_header_is_the_callers_to_know_even_when_failing_silently() -> None:
+def test_fail_silently_does_not_hide_a_bad_header() -> None:
     backend = EmailBackend(fail_silently=True, transport="smtp")
     with pytest.raises(ValueError, match=r"linefeed|newline"):
         backend.send_messages([EmailMessage("a\nb", "Body", None, ["to@example.com"])])
 
 
-def test_a_broken_database_is_the_callers_to_know(backend, broken_database) -> None:
+def test_a_database_error_reaches_the_caller(backend, broken_database) -> None:
     with pytest.raises(OperationalError), transaction.atomic():
         backend.send_messages([message()])
 
 
-def test_failing_silently_leaves_the_callers_transaction_usable(broken_database, caplog) -> None:
+def test_fail_silently_leaves_the_callers_transaction_usable(broken_database, caplog) -> None:
     backend = EmailBackend(fail_silently=True, transport="smtp")
     with transaction.atomic():
         assert backend.send_messages([message()]) == 0
@@ -106,9 +106,7 @@ def test_failing_silently_leaves_the_callers_transaction_usable(broken_database,
     assert "to@example.com" not in record.getMessage()
 
 
-def test_the_report_of_an_enqueue_error_is_not_queued_in_circles(
-    broken_database, settings, smtp
-) -> None:
+def test_the_report_of_an_enqueue_error_is_not_queued(broken_database, settings, smtp) -> None:
     settings.ADMINS = (
         ["admin@example.com"] if django.VERSION >= (6, 0) else [("Admin", "admin@example.com")]
     )
@@ -128,16 +126,16 @@ def test_the_report_of_an_enqueue_error_is_not_queued_in_circles(
             assert backend.send_messages([message()]) == 0
     finally:
         logger.removeHandler(handler)
-    assert len(calls) == 2, "the mail, and the report, which is not stored"
+    assert len(calls) == 2, "once for the mail and once for the report, which is not stored"
 
 
 @pytest.mark.parametrize("name", ["username", "password", "host", "api_key"])
-def test_credentials_are_refused_with_the_alternative(name) -> None:
+def test_credentials_are_refused_naming_the_alternative(name) -> None:
     with pytest.raises(ImproperlyConfigured, match=rf"'{name}'.*TRANSPORTS"):
         EmailBackend(**{name: "secret"})
 
 
-def test_what_send_mail_passes_for_no_credentials_is_taken() -> None:
+def test_absent_credentials_from_send_mail_are_accepted() -> None:
     if django.VERSION >= (6, 1):
         EmailBackend(alias="default")
     else:
@@ -152,7 +150,7 @@ def test_an_unknown_option_of_an_alias_is_refused() -> None:
         EmailBackend(alias="default", colour="red")
 
 
-def test_an_async_view_queues_by_a_thread(smtp) -> None:
+def test_an_async_view_queues_in_a_thread(smtp) -> None:
     def view() -> int:
         with transaction.atomic():
             return send_mail("Subject", "Body", None, ["to@example.com"])
@@ -169,7 +167,7 @@ def test_a_bcc_header_is_refused_on_every_version(backend) -> None:
         backend.send_messages([message(headers={"Bcc": "hidden@example.com"})])
 
 
-def test_the_callers_object_may_be_used_again(backend) -> None:
+def test_the_callers_message_can_be_reused(backend) -> None:
     same = message()
     backend.send_messages([same])
     same.to = ["second@example.com"]
@@ -178,5 +176,5 @@ def test_the_callers_object_may_be_used_again(backend) -> None:
     assert list(addresses) == ["to@example.com", "second@example.com"]
 
 
-def test_empty_credentials_as_djangos_own_calls_pass_them_are_none() -> None:
+def test_empty_credentials_from_django_are_accepted() -> None:
     assert not EmailBackend(transport="smtp", username="", password="", use_tls=False).fail_silently

@@ -1,4 +1,4 @@
-"""The system checks, each by what makes it speak."""
+"""The system checks, and what triggers each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMTP = {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": {"h
 
 
 def found() -> list[CheckMessage]:
-    """Run the checks of mail as ``manage.py check`` does, and return ours."""
+    """Run the mail checks like ``manage.py check``, and return ours."""
     return [
         message
         for message in run_checks(tags=["mail"])
@@ -37,7 +37,7 @@ def only() -> CheckMessage:
 
 @pytest.fixture
 def transports(smtp: object, settings: Any, epica_mail: Any) -> Callable[..., None]:
-    """Set the transports of the site by alias, in the style of the running Django."""
+    """Set the site's transports by alias, in the style of the installed Django."""
 
     def use(**specs: dict[str, Any]) -> None:
         if django.VERSION >= (6, 1):
@@ -48,11 +48,11 @@ def transports(smtp: object, settings: Any, epica_mail: Any) -> Callable[..., No
     return use
 
 
-def test_a_sound_site_hears_nothing(smtp) -> None:
+def test_a_correct_site_gets_no_message(smtp) -> None:
     assert found() == []
 
 
-def test_sound_transports_are_not_spoken_of(transports) -> None:
+def test_correct_transports_are_not_reported(transports) -> None:
     transports(smtp=SMTP)
     assert found() == []
 
@@ -65,7 +65,7 @@ def test_sound_transports_are_not_spoken_of(transports) -> None:
         ([], "must be a dict"),
     ],
 )
-def test_e001_a_setting_that_cannot_be_meant(settings, value, words) -> None:
+def test_e001_an_invalid_setting(settings, value, words) -> None:
     settings.EPICA_MAIL = value
     message = only()
     assert (message.id, message.level) == ("epica_mail.E001", ERROR)
@@ -107,7 +107,7 @@ def test_w001_a_site_without_a_default_transport(smtp, settings, epica_mail) -> 
     assert "DEFAULT_TRANSPORT" in message.msg
 
 
-def test_a_test_run_is_not_asked_for_its_transports(settings) -> None:
+def test_transports_are_not_checked_in_a_test_run(settings) -> None:
     settings.EPICA_MAIL = {"DEFAULT_TRANSPORT": "missing"}
     assert found() == []
 
@@ -119,7 +119,7 @@ BULK_TASK = "django_epica_mail.tasks.send_bulk_emails_task"
 
 
 def deployment() -> list[CheckMessage]:
-    """Run what ``manage.py check --deploy`` runs beside, and return ours."""
+    """Run the mail checks like ``manage.py check --deploy``, and return ours."""
     return [
         message
         for message in run_checks(tags=["mail"], include_deployment_checks=True)
@@ -148,7 +148,7 @@ def test_e004_a_transport_that_does_not_exist(smtp, epica_mail, keys, place) -> 
     epica_mail(**keys)
     message = only()
     assert (message.id, message.level) == ("epica_mail.E004", ERROR)
-    assert message.msg == f"{place} names the transport 'gone', which there is not."
+    assert message.msg == f"{place} names the transport 'gone', which is not configured."
     assert "There are: smtp." in str(message.hint)
 
 
@@ -162,7 +162,7 @@ def test_e004_an_alias_that_leads_to_itself(smtp, settings) -> None:
     assert "leads back to the queue" in message.msg
 
 
-@pytest.mark.skipif("django.VERSION >= (6, 1)", reason="there, TRANSPORTS is for MAILERS")
+@pytest.mark.skipif("django.VERSION >= (6, 1)", reason="Django 6.1 reads MAILERS instead")
 def test_e006_a_transport_that_leads_back_to_the_queue(smtp, epica_mail) -> None:
     epica_mail(TRANSPORTS={"smtp": SMTP, "again": QUEUED}, DEFAULT_TRANSPORT="smtp")
     message = only()
@@ -170,12 +170,12 @@ def test_e006_a_transport_that_leads_back_to_the_queue(smtp, epica_mail) -> None
     assert "['again']" in message.msg
 
 
-def test_w002_a_backend_for_development_in_production(transports, settings) -> None:
+def test_w002_a_development_backend_in_production(transports, settings) -> None:
     transports(smtp=CONSOLE, screen=CONSOLE)
     assert found() == []
     (message,) = deployment()
     assert (message.id, message.level) == ("epica_mail.W002", WARNING)
-    assert "'smtp' sends nothing" in message.msg  # nobody names the other one
+    assert "'smtp' sends nothing" in message.msg  # no setting names the other transport
     settings.DEBUG = True
     assert deployment() == []
 
@@ -193,7 +193,7 @@ def test_w002_a_backend_for_development_in_production(transports, settings) -> N
         ({"shop.*": "shop", "*": {"priority": 3}}, []),
     ],
 )
-def test_w003_a_route_of_celerys_for_every_task(smtp, task_routes, routes, tasks) -> None:
+def test_w003_a_catch_all_celery_route(smtp, task_routes, routes, tasks) -> None:
     task_routes(routes)
     messages = found()
     assert {message.id for message in messages} <= {"epica_mail.W003"}
@@ -230,13 +230,13 @@ def test_w005_mailers_before_django_6_1(smtp, settings) -> None:
 
 
 class MailElsewhere:
-    """A router that stores mail in another database."""
+    """A database router that stores mail in another database."""
 
     def db_for_write(self, model: type[Model], **_: object) -> str | None:
         return "mail" if model._meta.app_label == "epica_mail" else None
 
 
-def test_w006_mail_outside_the_transactions_of_the_site(smtp, settings) -> None:
+def test_w006_mail_outside_the_sites_transactions(smtp, settings) -> None:
     settings.DATABASE_ROUTERS = [MailElsewhere()]
     message = only()
     assert (message.id, message.level) == ("epica_mail.W006", WARNING)
@@ -286,7 +286,7 @@ def test_e005_rates_that_cannot_be_counted(
     assert 'pip install "django-epica-mail[rates]"' in only().msg
 
 
-def test_content_never_to_be_kept_needs_a_key(smtp, epica_mail) -> None:
+def test_e021_keep_content_never_without_a_key(smtp, epica_mail) -> None:
     epica_mail(KEEP_CONTENT="never", ROUTES=[{"keep_content": "never"}])
     assert [it.id for it in found()] == ["epica_mail.E021"] * 2
     assert "Rule 0" in found()[0].msg
@@ -294,7 +294,7 @@ def test_content_never_to_be_kept_needs_a_key(smtp, epica_mail) -> None:
     assert found() == []
 
 
-def test_keys_need_the_package_that_encrypts(smtp, epica_mail, monkeypatch) -> None:
+def test_e020_keys_without_cryptography(smtp, epica_mail, monkeypatch) -> None:
     epica_mail(ENCRYPTION_KEYS=["MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA="])
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     assert only().id == "epica_mail.E020"

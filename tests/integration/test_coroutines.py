@@ -1,4 +1,4 @@
-"""The coroutines, in an asynchronous site."""
+"""The coroutine functions on an asynchronous site."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ adrain = sync_to_async(drain_email_queue)
 
 
 async def order_view(request: HttpRequest) -> JsonResponse:
-    """Queue the confirmation of an order, and a newsletter."""
+    """Queue an order confirmation and a newsletter."""
     result = await tasks.asend_email_async("Order", "Thank you.", None, ["a@example.com"])
     log = await outbox.aenqueue(message("b@example.com"), priority="high")
     batch = await outbox.aenqueue_many(message(f"{n}@example.com") for n in range(3))
@@ -54,23 +54,23 @@ def message(to: str) -> EmailMessage:
 
 @queued_mail()
 class UnderASGITests(TestCase):
-    """A request through Django's ASGI handler, and what coroutines do in it."""
+    """Coroutine functions in requests through Django's ASGI handler."""
 
     @override_settings(ROOT_URLCONF=__name__)
     async def test_a_view_queues_without_leaving_the_event_loop(self) -> None:
-        answer = await AsyncClient().get("/order/")
-        told: dict[str, Any] = answer.json()
-        assert (told["bulk"], told["status"]) == (3, "PENDING")
+        response = await AsyncClient().get("/order/")
+        data: dict[str, Any] = response.json()
+        assert (data["bulk"], data["status"]) == (3, "PENDING")
         singles = EmailLog.objects.filter(batch=None).order_by("id")
-        assert [str(pk) async for pk in singles.values_list("pk", flat=True)] == told["ids"]
+        assert [str(pk) async for pk in singles.values_list("pk", flat=True)] == data["ids"]
         assert len(await adrain()) == 5
 
-    async def test_without_them_django_refuses_the_call(self) -> None:
+    async def test_django_refuses_the_synchronous_function(self) -> None:
         with pytest.raises(SynchronousOnlyOperation):
             outbox.enqueue(message("a@example.com"))
 
-    async def test_a_mail_shares_the_fate_of_the_transaction_of_its_thread(self) -> None:
-        # What a request with ATOMIC_REQUESTS is: opened and undone in the thread for the database.
+    async def test_a_mail_is_rolled_back_with_its_threads_transaction(self) -> None:
+        # ATOMIC_REQUESTS opens and rolls back a transaction the same way, in the database thread.
         atomic = transaction.atomic()
         await sync_to_async(atomic.__enter__)()
         await outbox.aenqueue(message("a@example.com"))
@@ -79,7 +79,7 @@ class UnderASGITests(TestCase):
         await sync_to_async(atomic.__exit__)(RuntimeError, error, None)
         assert await EmailLog.objects.acount() == 0
 
-    async def test_the_callers_language_is_the_mails(self) -> None:
+    async def test_the_mail_uses_the_callers_language(self) -> None:
         with translation.override("tr"):
             await outbox.aenqueue(EmailMessage(gettext_lazy("Monday"), "", None, ["a@example.com"]))
         await sync_to_async(assert_email_queued)(1, subject="Pazartesi")
@@ -93,7 +93,7 @@ class UnderASGITests(TestCase):
         await outbox.aresume(queue="emails")
         assert len(await adrain()) == 1
 
-    async def test_an_end_is_awaited(self) -> None:
+    async def test_aget_awaits_the_end(self) -> None:
         result = await tasks.asend_email_async("S", "M", None, ["a@example.com"])
         waiting = asyncio.create_task(result.aget(timeout=20, interval=0.01))
         await asyncio.sleep(0)
@@ -101,7 +101,7 @@ class UnderASGITests(TestCase):
         await adrain()
         assert (await waiting)["status"] == "sent"
 
-    async def test_an_end_that_is_a_failure_is_raised_or_returned(self) -> None:
+    async def test_aget_raises_or_returns_a_failure(self) -> None:
         result = await tasks.asend_email_async("S", "M", None, ["a@example.com"])
         with fail_delivery(reply=(550, "5.1.1 No such user")):
             await adrain()
@@ -109,13 +109,13 @@ class UnderASGITests(TestCase):
             await result.aget(timeout=20)
         assert isinstance(await result.aget(propagate=False), DeliveryFailed)
 
-    async def test_awaiting_ends_in_time(self) -> None:
+    async def test_aget_times_out(self) -> None:
         result = await tasks.asend_email_async("S", "M", None, ["a@example.com"])
         with pytest.raises(CeleryTimeoutError):
             await result.aget(timeout=0.01, interval=0.001)
 
     @override_settings(TEMPLATES=TEMPLATES)
-    async def test_templates_are_sent_too(self) -> None:
+    async def test_templated_mail_is_queued(self) -> None:
         context = {"title": "Out now", "body": "Read it."}
         template = "emails/notification"
         result = await tasks.asend_templated_email_async(
@@ -128,7 +128,7 @@ class UnderASGITests(TestCase):
         assert batch.accepted == 1
 
 
-def test_each_is_named_and_typed_as_what_it_awaits() -> None:
+def test_each_has_the_name_and_signature_of_its_function() -> None:
     for module, names in (
         (outbox, ("enqueue", "enqueue_many", "cancel", "requeue", "pause", "resume")),
         (tasks, ("send_email_async", "send_templated_email_async", "send_bulk_templated_emails")),
@@ -142,12 +142,12 @@ def test_each_is_named_and_typed_as_what_it_awaits() -> None:
 
 @queued_mail()
 class PageTests(TestCase):
-    """The page on asynchronous code."""
+    """The documentation page on asynchronous code."""
 
-    async def test_its_code_queues_what_it_says(self) -> None:
+    async def test_its_code_queues_the_mail_it_describes(self) -> None:
         names = page()
-        answer = await names["contact"](HttpRequest())
-        assert json.loads(answer.content)["status"] == "PENDING"
+        response = await names["contact"](HttpRequest())
+        assert json.loads(response.content)["status"] == "PENDING"
         await names["sign_up"]("ali", "ali@example.com")
         await sync_to_async(assert_email_queued)(3)
         await sync_to_async(assert_email_queued)(1, subject="Welcome", to="ali@example.com")

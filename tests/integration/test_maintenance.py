@@ -1,4 +1,4 @@
-"""The caretakers: dispatch, rescue, giving up, trying again, cleaning up."""
+"""Periodic work: dispatch, rescue, giving up, retrying and cleaning up."""
 
 from __future__ import annotations
 
@@ -24,26 +24,24 @@ def statuses() -> Counter[str]:
 @pytest.mark.parametrize(
     ("policy", "status"), [("resend", "retrying"), ("hold", "unknown"), ("fail", "failed")]
 )
-def test_of_a_dead_workers_claim_only_what_may_have_been_begun_is_unknown(
+def test_only_mail_a_dead_worker_may_have_begun_is_unknown(
     smtp, queue_mail, travel, policy, status
 ) -> None:
     for _ in range(lifecycle.PERMITS + 10):
         queue_mail(on_unknown=policy)
     batch = claim.claim("emails")
-    assert maintenance.rescue() == 0, "its lease is not over"
+    assert maintenance.rescue() == 0, "its lease has not ended"
     travel(minutes=5)
     assert maintenance.rescue() == lifecycle.PERMITS + 10
     assert statuses() == {status: lifecycle.PERMITS, "queued": 10}
-    lost = [mail.pk for mail in batch.mails[: lifecycle.PERMITS]]
+    lost = [mail.row.pk for mail in batch.mails[: lifecycle.PERMITS]]
     assert set(EmailLog.objects.filter(status=status).values_list("pk", flat=True)) == set(lost)
     assert set(EmailLog.objects.filter(pk__in=lost).values_list("tries", flat=True)) == {1}
     assert EmailLog.objects.exclude(lease_until=None).count() == 0
     assert maintenance.rescue() == 0
 
 
-def test_the_sweep_rings_once_for_each_queue_with_something_due(
-    smtp, queue_mail, rings, travel
-) -> None:
+def test_the_sweep_rings_once_for_each_queue_with_due_mail(smtp, queue_mail, rings, travel) -> None:
     for _ in range(3):
         queue_mail()
     queue_mail(queue="bulk_emails")
@@ -55,7 +53,7 @@ def test_the_sweep_rings_once_for_each_queue_with_something_due(
     assert DeliveryGate.objects.get(name="emails").last_sweep_at is not None
 
 
-def test_the_sweep_does_not_ring_for_what_cannot_be_sent_now(
+def test_the_sweep_does_not_ring_for_mail_that_cannot_be_sent(
     smtp, queue_mail, deliver, rings, travel
 ) -> None:
     queue_mail()
@@ -67,7 +65,7 @@ def test_the_sweep_does_not_ring_for_what_cannot_be_sent_now(
     assert maintenance.dispatch()["rung"] == 1
 
 
-def test_mail_that_waited_too_long_for_a_broken_transport_is_given_up(
+def test_mail_waiting_too_long_for_a_transport_is_given_up(
     smtp, queue_mail, deliver, travel
 ) -> None:
     queue_mail()
@@ -81,7 +79,7 @@ def test_mail_that_waited_too_long_for_a_broken_transport_is_given_up(
     assert set(EmailLog.objects.values_list("failure_kind", flat=True)) == {"overdue"}
 
 
-def test_what_failed_for_a_passing_reason_gets_one_more_try(
+def test_a_passing_failure_gets_one_more_attempt(
     smtp, queue_mail, deliver, epica_mail, travel
 ) -> None:
     epica_mail(MAX_RETRIES=0)
@@ -97,24 +95,24 @@ def test_what_failed_for_a_passing_reason_gets_one_more_try(
     assert statuses() == {"sent": 1}
 
 
-def test_what_failed_at_a_full_second_gets_it_too(queue_mail) -> None:
+def test_a_failure_at_a_full_second_gets_one_too(queue_mail) -> None:
     queue_mail()
     EmailLog.objects.update(status="failed", pending=None, failure_kind="transient")
     with connection.cursor() as cursor:
-        # As SQLite's own clock writes it, in which the queue's times are written.
+        # The format of SQLite's clock, which writes the queue's times.
         at = f"{timezone.now() - timedelta(minutes=1):%Y-%m-%d %H:%M:%S}.000"
         cursor.execute("UPDATE epica_mail_emaillog SET finished_at = %s", [at])
     assert maintenance.retry_failed() == 1
 
 
 @pytest.mark.parametrize("kind", ["permanent", "unknown", "worker_lost", "message", "overdue"])
-def test_what_failed_for_good_or_may_have_arrived_is_not_tried_again(queue_mail, kind) -> None:
+def test_permanent_and_unknown_failures_are_not_retried(queue_mail, kind) -> None:
     queue_mail()
     EmailLog.objects.update(status="failed", pending=None, failure_kind=kind)
     assert maintenance.retry_failed() == 0
 
 
-def test_clean_up_deletes_old_finished_mail_and_its_attachments(
+def test_cleanup_deletes_old_finished_mail_and_its_attachments(
     smtp, deliver, travel, queue_mail
 ) -> None:
     def with_attachment() -> EmailMessage:
@@ -136,7 +134,7 @@ def test_clean_up_deletes_old_finished_mail_and_its_attachments(
     assert EmailAttachment.objects.get().emails.get() == survivor
 
 
-def test_a_bulk_call_goes_with_the_last_of_its_mails(smtp, deliver, travel) -> None:
+def test_a_batch_is_deleted_with_the_last_of_its_mails(smtp, deliver, travel) -> None:
     entry = {"subject": "S", "message": "M", "recipient_list": ["to@example.com"]}
     done = tasks.send_bulk_emails_task([entry])
     held = tasks.send_bulk_emails_task([{**entry, "send_at": timezone.now() + timedelta(days=90)}])
@@ -165,7 +163,7 @@ def keys(epica_mail) -> None:
     epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
 
 
-def test_content_is_kept_as_long_as_the_call_says(smtp, deliver, keys) -> None:
+def test_content_is_kept_as_long_as_keep_content_says(smtp, deliver, keys) -> None:
     logs = [with_attachment(keep_content=keep) for keep in ("always", "until_sent", "never")]
     assert [has_content(log) for log in logs] == [True, True, True]
     assert deliver() == 3
@@ -173,7 +171,7 @@ def test_content_is_kept_as_long_as_the_call_says(smtp, deliver, keys) -> None:
     assert EmailAttachment.objects.count() == 1
 
 
-def test_content_goes_with_every_end_a_mail_comes_to(smtp, deliver, keys, travel) -> None:
+def test_content_is_deleted_with_every_final_status(smtp, deliver, keys, travel) -> None:
     keeps = ("always", "until_sent", "never")
     smtp.inject(refuse("rcpt", 550, "5.1.1 No such user", times=3))
     refused = [with_attachment(keep_content=keep) for keep in keeps]
@@ -188,9 +186,7 @@ def test_content_goes_with_every_end_a_mail_comes_to(smtp, deliver, keys, travel
         assert [has_content(log) for log in logs] == [True, False, False]
 
 
-def test_what_waited_too_long_for_its_transport_loses_its_content(
-    smtp, deliver, keys, travel
-) -> None:
+def test_overdue_mail_loses_its_content(smtp, deliver, keys, travel) -> None:
     logs = [with_attachment(keep_content=keep) for keep in ("always", "until_sent", "never")]
     smtp.refuse_connections()
     deliver()
@@ -200,7 +196,7 @@ def test_what_waited_too_long_for_its_transport_loses_its_content(
 
 
 @pytest.mark.parametrize("keep", ["until_sent", "never"])
-def test_what_may_be_tried_again_keeps_its_content_until_it_is_given_up(
+def test_retryable_mail_keeps_its_content_until_given_up(
     smtp, deliver, keys, epica_mail, travel, keep
 ) -> None:
     epica_mail(MAX_RETRIES=0)
@@ -219,7 +215,7 @@ def test_what_may_be_tried_again_keeps_its_content_until_it_is_given_up(
     assert not has_content(log)
 
 
-def test_the_clean_up_forgets_what_was_given_up_and_keeps_what_is_kept_always(
+def test_cleanup_deletes_content_of_given_up_mail_unless_always(
     smtp, deliver, epica_mail, travel
 ) -> None:
     epica_mail(MAX_RETRIES=0)
@@ -231,7 +227,7 @@ def test_the_clean_up_forgets_what_was_given_up_and_keeps_what_is_kept_always(
     assert [has_content(log) for log in logs] == [True, False]
 
 
-def test_a_last_try_after_the_mails_time_ends_its_content(
+def test_a_last_attempt_after_give_up_at_deletes_the_content(
     smtp, deliver, epica_mail, travel
 ) -> None:
     log = with_attachment(keep_content="until_sent")
@@ -242,9 +238,7 @@ def test_a_last_try_after_the_mails_time_ends_its_content(
     assert not has_content(log)
 
 
-def test_a_failed_mail_whose_content_is_forgotten_is_passed_over_by_the_next_retry(
-    smtp, deliver, epica_mail, travel
-) -> None:
+def test_failed_mail_without_content_is_not_retried(smtp, deliver, epica_mail, travel) -> None:
     epica_mail(MAX_RETRIES=0, KEEP_CONTENT_DAYS=1)
     smtp.inject(refuse("content", 451, "4.3.0 Later"))
     log = with_attachment()
@@ -256,7 +250,7 @@ def test_a_failed_mail_whose_content_is_forgotten_is_passed_over_by_the_next_ret
     assert outbox.requeue([log.pk]) == 0
 
 
-def test_the_clean_up_forgets_contents_sooner_than_rows(
+def test_cleanup_deletes_content_sooner_than_rows(
     smtp, deliver, travel, epica_mail, monkeypatch
 ) -> None:
     monkeypatch.setattr(maintenance, "_CHUNK", 2)

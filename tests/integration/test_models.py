@@ -1,44 +1,18 @@
-"""The rows: their keys, what the database refuses, and the one way to change a status."""
+"""The models: constraints of the database, and the only way to change a status."""
 
 from __future__ import annotations
 
-import time
 import uuid
-from types import SimpleNamespace
 
 import pytest
 from django.db import IntegrityError, transaction
 from django.utils import translation
 
-from django_epica_mail import clock, lifecycle, rules
+from django_epica_mail import lifecycle, rules
 from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailEvent, EmailLog
 
 
-def test_a_key_has_the_fields_of_rfc_9562(monkeypatch) -> None:
-    nanoseconds = 0x017F22E279B0 * 1_000_000 + 500_000  # the moment of appendix A.6, and a half ms
-    monkeypatch.setattr(clock, "time", SimpleNamespace(time_ns=lambda: nanoseconds))
-    key = clock.uuid7()
-    assert key.version == 7
-    assert key.variant == uuid.RFC_4122
-    assert key.int >> 80 == 0x017F22E279B0
-    assert key.int >> 64 & 0xFFF == 0x800, "half of a millisecond, in 4096ths"
-
-
-def test_keys_sort_by_the_time_they_were_made(monkeypatch) -> None:
-    start = time.time_ns()
-    ticks = iter(range(start, start + 5_000_000, 250))  # over the bounds of five milliseconds
-    monkeypatch.setattr(clock, "time", SimpleNamespace(time_ns=ticks.__next__))
-    keys = [clock.uuid7() for _ in range(20_000)]
-    assert keys == sorted(keys)
-    assert len(set(keys)) == len(keys)
-
-
-def test_keys_made_at_the_same_moment_differ(monkeypatch) -> None:
-    monkeypatch.setattr(clock, "time", SimpleNamespace(time_ns=lambda: 1))
-    assert len({clock.uuid7() for _ in range(1000)}) == 1000
-
-
-def test_the_database_refuses_a_status_it_does_not_know(queue_mail) -> None:
+def test_the_database_refuses_an_unknown_status(queue_mail) -> None:
     log = queue_mail()
     with pytest.raises(IntegrityError, match="epica_mail_known_status"), transaction.atomic():
         EmailLog.objects.update(status="lost")
@@ -47,12 +21,12 @@ def test_the_database_refuses_a_status_it_does_not_know(queue_mail) -> None:
 
 
 @pytest.mark.parametrize("status", lifecycle.Status.values)
-def test_the_database_knows_every_status(queue_mail, status) -> None:
+def test_the_database_accepts_every_status(queue_mail, status) -> None:
     queue_mail()
     assert EmailLog.objects.update(status=status) == 1
 
 
-def test_an_attempt_of_a_mail_has_a_number_of_its_own(queue_mail) -> None:
+def test_the_attempts_of_a_mail_have_distinct_numbers(queue_mail) -> None:
     log = queue_mail()
     attempt = {"email": log, "number": 1, "created_at": log.created_at}
     DeliveryAttempt.objects.create(**attempt)
@@ -69,7 +43,7 @@ def test_a_queue_or_transport_has_one_gate() -> None:
 
 
 @pytest.mark.parametrize("move", lifecycle.MOVES, ids=lambda move: move.name)
-def test_a_move_is_made_from_its_sources_and_from_nowhere_else(queue_mail, move) -> None:
+def test_a_move_is_made_only_from_its_source_statuses(queue_mail, move) -> None:
     logs = {status: queue_mail(priority=4) for status in lifecycle.Status}
     for status, log in logs.items():
         EmailLog.objects.filter(pk=log.pk).update(status=status)
@@ -83,7 +57,7 @@ def test_a_move_is_made_from_its_sources_and_from_nowhere_else(queue_mail, move)
     assert {log.pending for log in movers} == {4 if claimable else None}
 
 
-def test_a_move_in_the_name_of_another_claim_is_not_made(queue_mail) -> None:
+def test_a_move_with_another_claims_token_is_not_made(queue_mail) -> None:
     log = queue_mail()
     token = uuid.uuid4()
     EmailLog.objects.update(status="sending", lease_token=token)
@@ -91,18 +65,63 @@ def test_a_move_in_the_name_of_another_claim_is_not_made(queue_mail) -> None:
     assert EmailLog.objects.move(lifecycle.SUCCEED, [log.pk], token=token) == 1
 
 
-def test_rows_name_themselves_without_addresses(queue_mail) -> None:
+def test_moved_ids_are_returned_in_the_given_order(queue_mail) -> None:
+    first, second, sent = (queue_mail().pk for _ in range(3))
+    EmailLog.objects.filter(pk=sent).update(status="sent", pending=None)
+    rows = EmailLog.objects.all()
+    moved = rows.move_returning_ids(lifecycle.CANCEL, [second, sent, first], reply="by hand")
+    assert moved == [second, first]
+    assert set(rows.values_list("status", "reply")) == {("cancelled", "by hand"), ("sent", "")}
+    assert rows.move_returning_ids(lifecycle.CANCEL, [second, first]) == []
+
+
+def test_mail_without_content_cannot_be_requeued(queue_mail) -> None:
+    kept, deleted = (queue_mail().pk for _ in range(2))
+    rows = EmailLog.objects.all()
+    rows.update(status="failed", pending=None)
+    rows.forget_content([deleted])
+    assert rows.move_returning_ids(lifecycle.REQUEUE, [kept, deleted]) == [kept]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "too_old", "forgets"),
+    [
+        ("sent", "", False, True),
+        ("cancelled", "", False, True),
+        ("failed", "permanent", False, True),
+        ("failed", "transient", False, False),
+        ("failed", "message", False, False),
+        ("failed", "transient", True, True),
+        ("retrying", "transient", True, False),
+        ("unknown", "unknown", False, False),
+    ],
+)
+def test_content_is_deleted_once_it_is_no_longer_needed(status, kind, too_old, forgets) -> None:
+    for keep in ("until_sent", "never"):
+        log = EmailLog(keep_content=keep)
+        assert log.forgets_content(status, kind, too_old=too_old) is forgets
+    log = EmailLog(keep_content="always")
+    assert not log.forgets_content(status, kind, too_old=too_old)
+
+
+def test_failover_moves_the_earlier_transports_to_the_end() -> None:
+    log = EmailLog(transport="ses", fallbacks=["smtp", "backup"])
+    assert log.failover("smtp") == {"transport": "smtp", "fallbacks": ["backup", "ses"]}
+    assert log.failover("backup") == {"transport": "backup", "fallbacks": ["ses", "smtp"]}
+
+
+def test_the_name_of_a_row_contains_no_address(queue_mail) -> None:
     log = queue_mail("secret@example.com")
     assert str(log) == str(log.pk)
     assert str(log.recipients.get()) == f"{log.pk} #0"
 
 
-def test_the_choices_of_a_mail_are_the_words_of_the_settings() -> None:
+def test_the_choices_match_the_values_of_the_settings() -> None:
     assert tuple(EmailLog.IfUnknown.values) == rules.ON_UNKNOWN
     assert tuple(EmailLog.Keeping.values) == rules.KEEP_CONTENT
 
 
-def test_what_a_row_is_called_is_in_the_language_of_who_reads_it() -> None:
+def test_the_name_of_a_row_is_translated() -> None:
     gate = DeliveryGate(scope="queue", name="emails")
     event = EmailEvent(kind="bounced", email_id=uuid.UUID(int=7))
     assert str(gate) == "queue emails"

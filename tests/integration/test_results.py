@@ -1,4 +1,4 @@
-"""What a handle answers, and what the result backend is told."""
+"""The handles of mails: the states and results that they report from the rows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
 
 from devservers.smtp_faults import refuse
-from django_epica_mail import maintenance, outbox, results
-from django_epica_mail.broker import result_backend
+from django_epica_mail import outbox, results
 from django_epica_mail.exceptions import DeliveryFailed
 from django_epica_mail.models import EmailLog, PendingResult
 from django_epica_mail.tasks import send_email_async, send_email_task
@@ -21,52 +20,27 @@ from django_epica_mail.tasks import send_email_async, send_email_task
 pytestmark = pytest.mark.filterwarnings("ignore:get.. waits for a mail:RuntimeWarning")
 
 
-class Backend:
-    """A result backend that keeps what it is told, or raises."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, str, Any, Any]] = []
-        self.error: Exception | None = None
-
-    def store_result(self, task_id: str, result: Any, state: str, request: Any) -> None:
-        if self.error is not None:
-            raise self.error
-        self.told.append((task_id, state, result, request))
-
-
-@pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch) -> Backend:
-    backend = Backend()
-    monkeypatch.setattr(result_backend, "_mirror", result_backend._Mirror())
-    monkeypatch.setattr(result_backend, "_bounded_backend", lambda: backend)
-    return backend
-
-
 def send(**options: Any) -> results.EmailResult:
     return send_email_async("Subject", "Text", None, ["to@example.com"], **options)
 
 
-def test_a_handle_is_celerys_and_its_id_is_the_row(smtp) -> None:
+def test_a_handle_is_an_async_result_with_the_rows_id(smtp) -> None:
     result = send()
     assert isinstance(result, AsyncResult)
     assert result.id == str(EmailLog.objects.get().pk)
     assert (result.status, result.ready(), result.result) == ("PENDING", False, None)
 
 
-def test_a_mail_that_was_sent_is_a_success_with_its_message_id(smtp, deliver, backend) -> None:
+def test_sent_mail_is_a_success_with_its_message_id(smtp, deliver) -> None:
     result = send()
     deliver()
     log = EmailLog.objects.get()
     assert result.get(timeout=1) == {"status": "sent", "message_id": log.message_id}
     assert (result.status, result.successful()) == ("SUCCESS", True)
     assert result.date_done == log.finished_at
-    ((told, state, value, request),) = backend.told
-    assert (told, state, value) == (result.id, "SUCCESS", result.result)
-    assert (request.task, request.args) == (send_email_task.name, [result.id])
-    assert not PendingResult.objects.exists()
 
 
-def test_a_mail_that_was_refused_raises_the_reason_and_no_address(smtp, deliver, backend) -> None:
+def test_refused_mail_raises_the_reason_without_an_address(smtp, deliver) -> None:
     smtp.inject(refuse("rcpt", 550, "5.1.1 no to@example.com here"))
     result = send()
     deliver()
@@ -75,12 +49,9 @@ def test_a_mail_that_was_refused_raises_the_reason_and_no_address(smtp, deliver,
     assert (caught.value.kind, caught.value.code) == ("permanent", 550)
     assert "@" not in str(caught.value) + repr(caught.value)
     assert isinstance(result.get(propagate=False), DeliveryFailed)
-    assert backend.told[0][1] == "FAILURE"
 
 
-def test_a_mail_that_is_tried_again_is_in_retry_until_it_is_sent(
-    smtp, deliver, travel, backend
-) -> None:
+def test_mail_to_be_retried_is_in_state_retry_until_sent(smtp, deliver, travel) -> None:
     smtp.inject(refuse("rcpt", 451, "4.7.1 later", times=1))
     result = send()
     deliver()
@@ -91,21 +62,17 @@ def test_a_mail_that_is_tried_again_is_in_retry_until_it_is_sent(
     travel(seconds=301)
     deliver()
     assert result.status == "SUCCESS"
-    assert [state for _, state, *_ in backend.told] == ["RETRY", "SUCCESS"]
 
 
-def test_a_cancelled_mail_is_revoked_and_the_sweep_tells_so(smtp, backend) -> None:
+def test_cancelled_mail_is_revoked(smtp) -> None:
     result = send()
     outbox.cancel([EmailLog.objects.get().pk])
     assert result.status == "REVOKED"
     with pytest.raises(TaskRevokedError):
         result.get(timeout=1)
-    maintenance.dispatch()
-    assert [state for _, state, *_ in backend.told] == ["REVOKED"]
-    assert not PendingResult.objects.exists()
 
 
-def test_a_mail_held_in_doubt_is_a_failure_until_a_person_decides(smtp, deliver, backend) -> None:
+def test_mail_on_hold_is_a_failure_until_a_person_decides(smtp, deliver) -> None:
     from devservers.smtp_faults import drop
 
     smtp.inject(drop("content", times=1))
@@ -121,24 +88,7 @@ def test_a_mail_held_in_doubt_is_a_failure_until_a_person_decides(smtp, deliver,
     assert result.status == "SUCCESS"
 
 
-def test_a_result_backend_that_is_down_stops_no_mail_and_is_told_later(
-    smtp, deliver, backend, caplog
-) -> None:
-    backend.error = ConnectionError("refused")
-    one, two = send(), send()
-    assert deliver() == 2
-    assert (one.status, two.status) == ("SUCCESS", "SUCCESS")
-    assert "The result backend took no result (ConnectionError)" in caplog.text
-    assert PendingResult.objects.count() == 2
-    backend.error = None
-    assert maintenance.mirror_results() == 0  # left alone for a while
-    result_backend._mirror.silent_until = 0
-    assert maintenance.mirror_results() == 2
-    assert {told for told, *_ in backend.told} == {one.id, two.id}
-    assert not PendingResult.objects.exists()
-
-
-def test_without_a_result_backend_handles_tell_the_truth_all_the_same(smtp, deliver) -> None:
+def test_handles_work_without_a_result_backend(smtp, deliver) -> None:
     assert isinstance(current_app.backend, DisabledBackend)
     result = send()
     deliver()
@@ -146,24 +96,15 @@ def test_without_a_result_backend_handles_tell_the_truth_all_the_same(smtp, deli
     assert not PendingResult.objects.exists()
 
 
-def test_plain_mail_and_mail_that_says_so_is_not_told_of(
-    smtp, deliver, backend, queue_mail
-) -> None:
-    queue_mail()
-    send(store_result=False)
-    assert deliver() == 2
-    assert backend.told == []
-
-
 @pytest.mark.filterwarnings("default")
-def test_waiting_for_ones_own_commit_warns(smtp, deliver) -> None:
+def test_waiting_inside_the_callers_transaction_warns(smtp, deliver) -> None:
     result = send()
     deliver()
     with pytest.warns(RuntimeWarning, match="sent only after the commit"):
         result.get(timeout=1)
 
 
-def test_this_one_mail_is_delivered_now(smtp, queue_mail, travel) -> None:
+def test_send_email_task_delivers_only_its_mail(smtp, queue_mail, travel) -> None:
     other, wanted = queue_mail(), queue_mail(priority=0)
     assert send_email_task(str(wanted.pk)) == 1
     assert send_email_task(str(wanted.pk)) == 0

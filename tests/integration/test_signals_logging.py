@@ -1,4 +1,4 @@
-"""What is logged: every move by the mail's id, and never an address."""
+"""The log: moves and transport states, by id and alias, never with an address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _all_levels(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def _of(log, caplog):
-    """Return level, move and failure of what was logged of a mail."""
+    """Return the level, move and failure of each log record of a mail."""
     return [
         (record.levelno, record.move, record.failure)
         for record in caplog.records
@@ -24,7 +24,7 @@ def _of(log, caplog):
     ]
 
 
-def test_a_sent_mail_is_logged_quietly(smtp, queue_mail, deliver, caplog) -> None:
+def test_a_sent_mail_is_logged_at_debug(smtp, queue_mail, deliver, caplog) -> None:
     log = queue_mail()
     deliver()
     assert _of(log, caplog) == [(logging.DEBUG, "succeed", "")]
@@ -67,9 +67,7 @@ def test_an_outage_and_its_end_are_logged_once(smtp, queue_mail, deliver, travel
     ]
 
 
-def test_no_record_holds_an_address_even_if_the_servers_reply_does(
-    smtp, queue_mail, deliver, travel, caplog
-) -> None:
+def test_addresses_in_replies_are_never_logged(smtp, queue_mail, deliver, travel, caplog) -> None:
     smtp.inject(refuse("rcpt", 450, "4.2.0 <secret@example.com> is greylisted", times=1))
     smtp.inject(refuse("rcpt", 550, "5.1.1 <secret@example.com> unknown", times=1))
     log = queue_mail("secret@example.com")
@@ -79,5 +77,5 @@ def test_no_record_holds_an_address_even_if_the_servers_reply_does(
     outbox.requeue([log.pk])
     deliver()
     assert len(_of(log, caplog)) == 3
-    said = [f"{record.getMessage()} {vars(record)}" for record in caplog.records]
-    assert not [text for text in said if "secret" in text]
+    texts = [f"{record.getMessage()} {vars(record)}" for record in caplog.records]
+    assert not [text for text in texts if "secret" in text]

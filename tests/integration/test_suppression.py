@@ -1,4 +1,4 @@
-"""The suppression list: whom it keeps mail from, and what becomes of the mail."""
+"""The suppression list: the addresses it matches, and what becomes of their mail."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_suppressed_address_is_not_sent_to(smtp, queue_mail, deliver) -> None:
     assert results.EmailResult(str(log.pk)).status == "FAILURE"
 
 
-def test_the_others_of_a_mail_are_sent_to(smtp, deliver) -> None:
+def test_other_recipients_of_a_mail_are_sent_to(smtp, deliver) -> None:
     suppression.add("gone@example.com")
     to, cc, bcc = ["a@example.com", "gone@example.com"], ["b@example.com"], ["GONE@example.com"]
     log = outbox.enqueue(EmailMessage("S", "B", None, to, bcc=bcc, cc=cc))
@@ -51,7 +51,7 @@ def test_the_others_of_a_mail_are_sent_to(smtp, deliver) -> None:
     assert mail.recipients == ("a@example.com", "b@example.com")
 
 
-def test_what_is_tried_again_for_some_stays_held_back_for_others(
+def test_suppressed_recipients_stay_so_while_others_are_retried(
     smtp, queue_mail, deliver, travel
 ) -> None:
     suppression.add("gone@example.com")
@@ -69,7 +69,7 @@ def test_what_is_tried_again_for_some_stays_held_back_for_others(
     ]
 
 
-def test_a_mail_accepted_by_some_is_sent_though_the_rest_is_suppressed_meanwhile(
+def test_a_mail_is_sent_if_the_rest_is_suppressed_before_a_retry(
     smtp, queue_mail, deliver, travel
 ) -> None:
     smtp.inject(refuse("rcpt", 451, "4.3.0 Later", times=1))
@@ -93,13 +93,13 @@ def test_a_mail_accepted_by_some_is_sent_though_the_rest_is_suppressed_meanwhile
         ("news", "order", False),
     ],
 )
-def test_an_entry_is_for_all_mail_or_for_one_category(scope, category, is_held_back) -> None:
+def test_an_entry_applies_to_all_mail_or_to_one_category(scope, category, is_held_back) -> None:
     suppression.add("a@example.com", scope=scope, reason=Reason.UNSUBSCRIBE)
     assert suppression.is_suppressed("a@example.com", category) is is_held_back
 
 
 @pytest.mark.parametrize("reason", Reason.values)
-def test_transactional_mail_is_exempt_from_unsubscribes_and_nothing_else(
+def test_transactional_mail_is_exempt_from_unsubscribes_only(
     smtp, queue_mail, deliver, epica_mail, reason
 ) -> None:
     epica_mail(TRANSACTIONAL=["password-reset"])
@@ -110,7 +110,7 @@ def test_transactional_mail_is_exempt_from_unsubscribes_and_nothing_else(
     assert log.status == ("sent" if reason == Reason.UNSUBSCRIBE else "suppressed")
 
 
-def test_an_entry_holds_until_it_expires(travel) -> None:
+def test_an_entry_is_in_force_until_it_expires(travel) -> None:
     at = timezone.now() + timedelta(hours=1)
     suppression.add("a@example.com", expires_at=at)
     assert suppression.is_suppressed("a@example.com")
@@ -122,7 +122,7 @@ def test_an_entry_holds_until_it_expires(travel) -> None:
     "written",
     ["Ayşe <A.b@EXAMPLE.com>", " a.b@example.com ", "a.B@example.com"],
 )
-def test_an_address_is_known_however_it_is_written(written) -> None:
+def test_an_address_is_found_however_it_is_written(written) -> None:
     suppression.add("a.b@example.com")
     assert suppression.is_suppressed(written)
     assert not suppression.add(written)
@@ -133,7 +133,7 @@ def test_a_domain_is_the_same_in_unicode_and_in_ascii() -> None:
     assert suppression.is_suppressed("a@xn--rnek-4qa.example")
 
 
-def test_a_person_who_was_erased_stays_suppressed(smtp, queue_mail, deliver) -> None:
+def test_an_erased_address_stays_suppressed(smtp, queue_mail, deliver) -> None:
     suppression.add("erased@example.com")
     Suppression.objects.update(address="")
     log = queue_mail("erased@example.com")
@@ -142,7 +142,7 @@ def test_a_person_who_was_erased_stays_suppressed(smtp, queue_mail, deliver) -> 
     assert log.status == "suppressed"
 
 
-def test_digests_are_found_by_old_keys_too_and_not_by_others(epica_mail) -> None:
+def test_digests_are_found_by_old_keys_too_while_they_are_set(epica_mail) -> None:
     epica_mail(SUPPRESSION_KEYS=["old"])
     suppression.add("a@example.com")
     Suppression.objects.update(address="")
@@ -152,20 +152,20 @@ def test_digests_are_found_by_old_keys_too_and_not_by_others(epica_mail) -> None
     assert not suppression.is_suppressed("a@example.com")
 
 
-def test_by_default_digests_outlive_a_change_of_the_secret_key(settings) -> None:
+def test_by_default_digests_survive_a_change_of_secret_key(settings) -> None:
     suppression.add("a@example.com")
     Suppression.objects.update(address="")
     settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "another", [settings.SECRET_KEY]
     assert suppression.is_suppressed("a@example.com")
 
 
-def test_an_address_in_the_list_is_found_whatever_became_of_the_keys(settings) -> None:
+def test_an_address_that_is_listed_is_found_without_its_key(settings) -> None:
     suppression.add("a@example.com")
     settings.SECRET_KEY = "another"
     assert suppression.is_suppressed("a@example.com")
 
 
-def test_entries_are_lifted_by_scope_and_reason_or_all_at_once() -> None:
+def test_entries_are_removed_by_scope_and_reason_or_all_at_once() -> None:
     for scope in ("", "news"):
         for reason in (Reason.UNSUBSCRIBE, Reason.BOUNCE):
             assert suppression.add("a@example.com", scope=scope, reason=reason)
@@ -176,14 +176,12 @@ def test_entries_are_lifted_by_scope_and_reason_or_all_at_once() -> None:
 
 
 @pytest.mark.parametrize("address", ["", "nobody", "@example.com", "a b@example.com"])
-def test_what_is_no_address_is_refused(address) -> None:
-    with pytest.raises(ValueError, match="is no e-mail address"):
+def test_an_invalid_address_is_refused(address) -> None:
+    with pytest.raises(ValueError, match="is not an e-mail address"):
         suppression.add(address)
 
 
-def test_a_mail_that_was_held_back_is_tried_for_all_when_a_person_queues_it_again(
-    smtp, queue_mail, deliver
-) -> None:
+def test_a_requeued_mail_is_sent_to_all_its_recipients(smtp, queue_mail, deliver) -> None:
     suppression.add("a@example.com")
     smtp.inject(refuse("rcpt", 550, "5.1.1 No", times=1))
     log = queue_mail("a@example.com", "b@example.com")
@@ -197,7 +195,7 @@ def test_a_mail_that_was_held_back_is_tried_for_all_when_a_person_queues_it_agai
     assert mail.recipients == ("a@example.com", "b@example.com")
 
 
-def test_an_empty_list_costs_no_query_and_another_two_for_a_batch(
+def test_an_empty_list_costs_no_query_and_any_other_two_a_batch(
     smtp, queue_mail, deliver, epica_mail
 ) -> None:
     epica_mail(SETTLE_DELAY=60)
@@ -205,19 +203,16 @@ def test_an_empty_list_costs_no_query_and_another_two_for_a_batch(
     def queries() -> int:
         for number in range(20):
             queue_mail(f"{number}@example.com")
-        with CaptureQueriesContext(
-            connection,
-        ) as seen:
+        with CaptureQueriesContext(connection) as seen:
             assert deliver() == 20
         return len(seen)
 
-    with_none = queries()
+    with_empty_list = queries()
     suppression.add("other@example.com")
-    assert queries() == with_none + 2
+    assert queries() == with_empty_list + 2
 
 
-def test_mail_in_the_admins_hands_is_held_back_whatever_sends_it(smtp, queue_mail) -> None:
-
+def test_a_suppressed_mail_delivered_on_its_own_is_held_back(smtp, queue_mail) -> None:
     suppression.add("a@example.com")
     log = queue_mail("a@example.com")
     assert worker.deliver_one(log.pk) == 1
@@ -226,7 +221,7 @@ def test_mail_in_the_admins_hands_is_held_back_whatever_sends_it(smtp, queue_mai
 
 
 @pytest.mark.parametrize("key", ["TRANSACTIONAL", "SUPPRESSION_KEYS"])
-def test_a_setting_that_is_no_list_of_texts_is_refused(key: Any) -> None:
+def test_a_setting_that_is_no_list_of_strings_is_refused(key: Any) -> None:
     for value in ("news", [1], None):
-        with pytest.raises(ImproperlyConfigured, match=f"{key}.*list of texts"):
+        with pytest.raises(ImproperlyConfigured, match=f"{key}.*list of strings"):
             conf.parse({key: value})

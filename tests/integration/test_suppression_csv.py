@@ -1,4 +1,4 @@
-"""The suppression list as CSV."""
+"""The suppression list as CSV: written, read back, and read from other providers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from django_epica_mail.suppression import Reason
 pytestmark = pytest.mark.django_db
 
 
-def written() -> str:
+def exported() -> str:
     file = StringIO(newline="")
     suppression.write_csv(file, Suppression.objects.all())
     return file.getvalue()
 
 
-def test_what_is_written_is_read_back_the_same() -> None:
+def test_an_exported_list_is_imported_unchanged() -> None:
     suppression.add("a@example.com", reason=Reason.BOUNCE, note="said 'no',\nand \"no\"")
     suppression.add("b@example.com", reason=Reason.UNSUBSCRIBE, scope="news")
     suppression.add("erased@example.com")
     Suppression.objects.filter(address="erased@example.com").update(address="")
     fields = ("address", "digest", "scope", "reason", "note", "expires_at")
     before = set(Suppression.objects.values_list(*fields))
-    text = written()
+    text = exported()
     Suppression.objects.all().delete()
     done = suppression.read_csv(StringIO(text, newline=""))
     assert (done.added, done.known, done.refused) == (3, 0, [])
@@ -39,9 +39,9 @@ def test_what_is_written_is_read_back_the_same() -> None:
     assert (again.added, again.known) == (0, 3)
 
 
-def test_a_cell_that_a_spreadsheet_would_calculate_is_text_and_comes_back() -> None:
+def test_a_formula_is_written_as_text_and_read_back() -> None:
     suppression.add("=1+1@example.com", note="@SUM(A1)")
-    text = written()
+    text = exported()
     assert "'=1+1@example.com" in text
     assert "'@SUM(A1)" in text
     Suppression.objects.all().delete()
@@ -50,7 +50,7 @@ def test_a_cell_that_a_spreadsheet_would_calculate_is_text_and_comes_back() -> N
     assert (row.address, row.note) == ("=1+1@example.com", "@SUM(A1)")
 
 
-def test_a_providers_file_is_read_and_what_is_no_entry_named() -> None:
+def test_a_providers_file_is_read_and_its_invalid_lines_named() -> None:
     lines = "\ufeffEmail,Reason\nA@example.com,550 no such user\n\nnobody,x\n\x00,x\n"
     done = suppression.read_csv(StringIO(lines))
     assert (done.added, done.known) == (1, 0)
@@ -60,18 +60,18 @@ def test_a_providers_file_is_read_and_what_is_no_entry_named() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "name,reason\n", "a@example.com\n"])
-def test_a_file_that_names_no_address_is_refused(text) -> None:
+def test_a_file_without_an_address_column_is_refused(text) -> None:
     with pytest.raises(ValueError, match="must name a column 'address'"):
         suppression.read_csv(StringIO(text))
 
 
 @pytest.mark.parametrize("line", ["a@example.com,soon,", f"a@example.com,,{'x' * 65}"])
-def test_a_time_or_category_that_is_none_is_refused(line) -> None:
+def test_an_invalid_time_or_category_is_refused(line) -> None:
     done = suppression.read_csv(StringIO(f"address,expires_at,scope\n{line}\n"))
     assert (done.added, len(done.refused)) == (0, 1)
 
 
-def test_a_long_file_is_read_in_portions() -> None:
+def test_a_long_file_is_read_in_chunks() -> None:
     lines = ["address\n", *(f"{number}@example.com\n" for number in range(1000))]
     seen: list[int] = []
     done = suppression.read_csv(lines, advance=seen.append)
@@ -80,9 +80,9 @@ def test_a_long_file_is_read_in_portions() -> None:
 
 
 def run(*arguments: str) -> str:
-    said = StringIO()
-    call_command("epica_mail", "suppressions", *arguments, stdout=said)
-    return said.getvalue()
+    output = StringIO()
+    call_command("epica_mail", "suppressions", *arguments, stdout=output)
+    return output.getvalue()
 
 
 def test_the_command_writes_a_file_and_reads_it(tmp_path: Path) -> None:
@@ -94,13 +94,13 @@ def test_the_command_writes_a_file_and_reads_it(tmp_path: Path) -> None:
     assert report == {"added": 1, "known": 0, "refused": []}
 
 
-def test_the_command_writes_to_its_output_and_nothing_else_there() -> None:
+def test_an_export_to_standard_output_is_nothing_but_csv() -> None:
     suppression.add("a@example.com")
     assert run("export", "-").splitlines()[1].startswith("a@example.com,")
     assert len(run("export", "-", "--json").splitlines()) == 2
 
 
-def test_the_command_ends_with_1_for_a_bad_line_and_says_what_file_is_not_there(tmp_path) -> None:
+def test_the_command_fails_for_a_bad_line_or_a_missing_file(tmp_path) -> None:
     path = tmp_path / "list.csv"
     path.write_text("address\nnobody\na@example.com\n")
     with pytest.raises(SystemExit, match="1"):

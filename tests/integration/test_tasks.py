@@ -1,4 +1,4 @@
-"""Celery's door: what each task is called, how it is run, and what it does."""
+"""The Celery tasks: their names, their options and what they do."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ TASKS = (
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
-def test_a_task_is_named_by_its_path_and_keeps_no_result(task) -> None:
+def test_a_task_is_named_by_its_path_and_stores_no_result(task) -> None:
     assert task.name == f"django_epica_mail.tasks.{task.__name__}"
     assert current_app.tasks[task.name].name == task.name
     assert task.ignore_result is True
-    assert task.acks_late is False, "a row is the queue; a task repeated by the broker helps nobody"
+    assert task.acks_late is False, "the row is the queue, so redelivery by the broker is useless"
     assert task.max_retries == 0
 
 
-def test_the_bell_wakes_the_delivery() -> None:
+def test_the_doorbell_rings_the_delivery_task() -> None:
     assert tasks.deliver_emails.name == celery_config.TASK
 
 
-def test_a_ring_delivers_what_is_due_in_its_queue_alone(smtp, queue_mail) -> None:
+def test_a_ring_delivers_only_the_due_mail_of_its_queue(smtp, queue_mail) -> None:
     queue_mail()
     queue_mail(queue="bulk_emails")
     assert tasks.deliver_emails("emails") == 1
-    assert tasks.deliver_emails("emails") == 0, "a repeated ring finds nothing"
+    assert tasks.deliver_emails("emails") == 0, "a repeated ring finds nothing to send"
     assert tasks.deliver_emails("bulk_emails", rung_at=0.0) == 1
     assert len(smtp.accepted) == 2
 

@@ -1,4 +1,4 @@
-"""The health check: a verdict for everybody, and details for those who may see them."""
+"""The health page: a verdict for everybody, and details for those who may see them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN = "a-token-of-the-tests"
 
 @pytest.fixture(autouse=True)
 def site(settings: Any, epica_mail: Any, db: None) -> None:
-    """Put the package's addresses into a site with log-ins."""
+    """Serve the package's pages on a site with log-ins."""
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
     settings.MIDDLEWARE = [
         "django.contrib.sessions.middleware.SessionMiddleware",
@@ -35,20 +35,18 @@ def ask(token: str | None = None, client: Client | None = None, **given: Any) ->
 
 
 def found(token: str = TOKEN) -> dict[str, str]:
-    """Return the checks by name, with what came of each."""
+    """Return the status of each check by name."""
     checks = ask(token).json()["checks"]
     return {name: check["status"] for name, check in checks.items()}
 
 
-def test_a_site_without_mail_is_well() -> None:
+def test_a_site_without_mail_is_healthy() -> None:
     response = ask()
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
     assert "no-store" in response.headers["Cache-Control"]
 
 
-def test_mail_that_is_not_sent_fails_the_check_and_sending_it_mends_it(
-    smtp, queue_mail, deliver, travel
-) -> None:
+def test_overdue_mail_fails_the_check_until_it_is_sent(smtp, queue_mail, deliver, travel) -> None:
     queue_mail()
     travel(minutes=6)
     maintenance.dispatch()
@@ -73,7 +71,7 @@ def test_a_pause_is_no_failure(smtp, queue_mail, travel) -> None:
     assert ask().status_code == 200
 
 
-def test_a_transport_out_of_order_fails_the_check(smtp, queue_mail, deliver) -> None:
+def test_an_open_breaker_fails_the_check(smtp, queue_mail, deliver) -> None:
     queue_mail()
     smtp.refuse_connections()
     deliver()
@@ -91,7 +89,7 @@ def test_many_failures_fail_the_check(smtp, queue_mail, deliver, travel) -> None
     assert found()["failures"] == "failing"
 
 
-def test_sweeps_that_stopped_fail_the_check(smtp, queue_mail, deliver, travel) -> None:
+def test_missing_sweeps_fail_the_check(smtp, queue_mail, deliver, travel) -> None:
     queue_mail()
     deliver()
     maintenance.dispatch()
@@ -105,11 +103,11 @@ def test_without_the_right_token_there_are_no_details(shown) -> None:
     assert ask(shown).json() == {"status": "ok"}
 
 
-def test_a_token_in_the_address_counts_for_nothing() -> None:
+def test_a_token_in_the_url_is_ignored() -> None:
     assert ask(token=None, MONITORING_TOKEN=TOKEN).json() == {"status": "ok"}
 
 
-def test_no_token_opens_where_none_is_set(epica_mail) -> None:
+def test_no_token_is_valid_if_none_is_set(epica_mail) -> None:
     epica_mail(MONITORING_TOKEN=None)
     assert ask("None").json() == {"status": "ok"}
 
@@ -118,19 +116,19 @@ def test_no_token_opens_where_none_is_set(epica_mail) -> None:
     ("is_staff", "is_active", "sees"),
     [(True, True, True), (False, True, False), (True, False, False)],
 )
-def test_of_people_staff_alone_sees_details(is_staff, is_active, sees) -> None:
+def test_of_logged_in_users_only_active_staff_see_details(is_staff, is_active, sees) -> None:
     client = Client()
     client.force_login(User.objects.create_user("she", is_staff=is_staff, is_active=is_active))
     assert ("checks" in ask(client=client).json()) is sees
 
 
-def test_a_site_without_log_ins_has_its_health_checked_too(settings) -> None:
+def test_a_site_without_log_ins_is_checked_too(settings) -> None:
     settings.MIDDLEWARE = []
     assert ask().json() == {"status": "ok"}
     assert "checks" in ask(TOKEN).json()
 
 
-def test_a_database_that_is_down_is_said(monkeypatch) -> None:
+def test_a_database_that_is_down_is_reported(monkeypatch) -> None:
     def fail() -> None:
         raise DatabaseError("secret host name")
 
@@ -142,18 +140,18 @@ def test_a_database_that_is_down_is_said(monkeypatch) -> None:
     assert "secret" not in response.content.decode()
 
 
-def test_it_is_only_looked_at() -> None:
+def test_the_page_is_read_only() -> None:
     assert Client().post(reverse("epica_mail:health")).status_code == 405
 
 
-def test_no_detail_names_a_person_or_repeats_a_servers_words(smtp, queue_mail, deliver) -> None:
+def test_details_contain_no_address_and_no_servers_reply(smtp, queue_mail, deliver) -> None:
     smtp.inject(refuse("mail", 535, "5.7.8 no such user secret@example.com"))
     queue_mail("secret@example.com", subject="secret")
     deliver()
     assert "secret" not in ask(TOKEN).content.decode()
 
 
-def test_a_check_costs_few_queries_however_much_mail_there_is(
+def test_the_number_of_queries_does_not_depend_on_the_mail(
     smtp, queue_mail, django_assert_num_queries
 ) -> None:
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""The distributions hold all that is needed, and the wheel does the demo's job by itself."""
+"""Test that the distributions are complete, and that the wheel alone can run the demo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 DIST = Path(os.environ["EPICA_DIST"])
 PACKAGE = "django_epica_mail"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-LEFT_BEHIND = {"__pycache__", ".pytest_cache", ".hypothesis", "_build"}
+GENERATED = {"__pycache__", ".pytest_cache", ".hypothesis", "_build"}
 
 
 def only(pattern: str) -> Path:
@@ -27,12 +27,12 @@ def only(pattern: str) -> Path:
 
 
 def files(folder: Path, base: Path) -> set[str]:
-    """Return what a folder holds, but for what running things in it leaves behind."""
+    """Return the files of a folder, except those that running code in it creates."""
     return {
         path.relative_to(base).as_posix()
         for path in folder.rglob("*")
         if path.is_file()
-        and not LEFT_BEHIND & set(path.parts)
+        and not GENERATED & set(path.parts)
         and ".sqlite3" not in path.name
         and path.suffix != ".pyc"
     }
@@ -53,24 +53,22 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpacked
 
 
-def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert held == files(ROOT / "src" / PACKAGE, ROOT / "src")
+def test_the_wheel_contains_exactly_the_package(wheel: zipfile.ZipFile) -> None:
+    contained = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert contained == files(ROOT / "src" / PACKAGE, ROOT / "src")
     for kind in ("py.typed", ".mo", "_initial.py", ".html", "_subject.txt"):
-        assert any(name.endswith(kind) for name in held), kind
+        assert any(name.endswith(kind) for name in contained), kind
 
 
 @pytest.mark.parametrize(
     "folder", ["src", "tests", "devservers", "example_project", "docs", "benchmarks", ".ci"]
 )
-def test_the_source_distribution_holds_what_testing_and_building_need(
-    source: Path, folder: str
-) -> None:
+def test_the_source_distribution_is_complete(source: Path, folder: str) -> None:
     assert files(source / folder, source) == files(ROOT / folder, ROOT)
     assert {path.name for path in ROOT.glob("*.md")} <= {path.name for path in source.iterdir()}
 
 
-def test_the_metadata_say_what_it_is_and_runs_on(wheel: zipfile.ZipFile) -> None:
+def test_the_metadata_are_complete(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = message_from_bytes(wheel.read(name))
     assert (metadata["Name"], metadata["License-Expression"]) == ("django-epica-mail", "MIT")
@@ -91,8 +89,8 @@ def test_the_metadata_say_what_it_is_and_runs_on(wheel: zipfile.ZipFile) -> None
     ]
 
 
-def test_the_wheel_alone_does_the_job_of_the_demo(source: Path, tmp_path: Path) -> None:
-    """Without extras, and with the example project of the source distribution."""
+def test_the_wheel_alone_runs_the_demo(source: Path, tmp_path: Path) -> None:
+    """The wheel has no extras; the example project is that of the source distribution."""
     venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
     python = str(tmp_path / "venv" / "bin" / "python")
     needed = PROJECT["dependency-groups"]["demo"]
@@ -103,21 +101,21 @@ def test_the_wheel_alone_does_the_job_of_the_demo(source: Path, tmp_path: Path) 
         "PYTHONPATH": os.pathsep.join(map(str, (source, source / "example_project"))),
     }
     project = source / "example_project"
-    asked = "import django_epica_mail, importlib.util as it; print(django_epica_mail.__file__)"
-    asked += "; assert not any(map(it.find_spec, ('limits', 'css_inline', 'django_celery_beat')))"
-    where = subprocess.run([python, "-c", asked], env=env, cwd=project, capture_output=True)
-    assert where.returncode == 0, where.stderr.decode()
-    assert "site-packages" in where.stdout.decode()
+    code = "import django_epica_mail, importlib.util as it; print(django_epica_mail.__file__)"
+    code += "; assert not any(map(it.find_spec, ('limits', 'css_inline', 'django_celery_beat')))"
+    location = subprocess.run([python, "-c", code], env=env, cwd=project, capture_output=True)
+    assert location.returncode == 0, location.stderr.decode()
+    assert "site-packages" in location.stdout.decode()
     demo = subprocess.run(
         [python, "-m", "demo", "--once"], env=env, cwd=project, capture_output=True, timeout=240
     )
     assert demo.returncode == 0, (demo.stdout + demo.stderr).decode()
 
 
-def test_this_interpreter_is_none_that_has_the_package() -> None:
-    """The environment must not lend what the wheel lacks."""
-    ask = f"import importlib.util; print(importlib.util.find_spec('{PACKAGE}'))"
-    asked = subprocess.run(
-        [sys.executable, "-P", "-c", ask], capture_output=True, text=True, check=True
+def test_this_interpreter_does_not_have_the_package() -> None:
+    """Otherwise the environment could supply what the wheel lacks."""
+    code = f"import importlib.util; print(importlib.util.find_spec('{PACKAGE}'))"
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     )
-    assert asked.stdout.strip() == "None"
+    assert found.stdout.strip() == "None"

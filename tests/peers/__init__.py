@@ -1,1 +1,1 @@
-"""Moving mail out of other packages' tables, with those packages as they are on PyPI."""
+"""Test importing mail from other packages' tables, with those packages from PyPI."""

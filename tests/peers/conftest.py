@@ -1,4 +1,4 @@
-"""Sending by the other packages, and moving."""
+"""Provide sending with the other packages, and importing from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _queue(
     db: None, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     settings.MEDIA_ROOT = tmp_path
-    # By default one file for the whole machine, which a sender of another site may hold.
+    # The default is one file per host, which a sender of another site may have locked.
     monkeypatch.setattr("post_office.lockfile.default_lockfile", str(tmp_path / "post_office"))
     with no_real_transports(), queued_mail():
         yield
@@ -29,13 +29,15 @@ def _queue(
 
 @pytest.fixture
 def import_from() -> Callable[..., dict[str, Any]]:
-    """Run the command for one package, and return its report."""
+    """Run the import from one package, and return its report."""
 
     def run(name: str, *arguments: str) -> dict[str, Any]:
-        said = StringIO()
-        with suppress(SystemExit):  # rows that are refused end it with 1
-            call_command("epica_mail", "import", "--json", "--from", name, *arguments, stdout=said)
-        report: dict[str, Any] = json.loads(said.getvalue())
+        output = StringIO()
+        with suppress(SystemExit):  # it exits with 1 if rows were refused
+            call_command(
+                "epica_mail", "import", "--json", "--from", name, *arguments, stdout=output
+            )
+        report: dict[str, Any] = json.loads(output.getvalue())
         return report
 
     return run
@@ -43,7 +45,7 @@ def import_from() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def full_message() -> EmailMultiAlternatives:
-    """Return a mail with all that may go wrong on the way."""
+    """Return a mail with every feature that an import could lose."""
     message = EmailMultiAlternatives(
         "Siparişiniz: çay",
         "Teşekkürler.\nÇay yolda.",
@@ -62,7 +64,7 @@ def full_message() -> EmailMultiAlternatives:
 
 @pytest.fixture
 def send() -> Callable[..., None]:
-    """Send a small mail by the backend of a package."""
+    """Send a small mail with the backend of a package."""
 
     def send(backend: Any, subject: str = "Order", to: str = "a@example.com") -> None:
         backend().send_messages([EmailMessage(subject, "Thank you.", "shop@example.com", [to])])

@@ -1,4 +1,4 @@
-"""The suite's site, with the packages whose mail is moved."""
+"""Settings of the test suite, with the packages whose mail is imported."""
 
 from tests.settings import *  # noqa: F403
 from tests.settings import INSTALLED_APPS as OURS
@@ -8,7 +8,7 @@ TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP
 EPICA_MAIL = {"TRANSPORTS": {"smtp": {}, "ses": {}}, "DEFAULT_TRANSPORT": "smtp"}
 POST_OFFICE = {"BACKENDS": {"default": "x.Backend", "ses": "x.Backend", "other": "x.Backend"}}
 
-# How each of them sends; what arrives is noted. Two senders stand for two machines, which share no
-# file that one of them could lock.
+# All packages send with a backend that records mail. Two senders represent two hosts, which share
+# no file that one of them could lock.
 MAILER_EMAIL_BACKEND = MAILER_USE_BACKEND = CELERY_EMAIL_BACKEND = "tests.peers.wire.Backend"
 MAILER_USE_FILE_LOCK = False

@@ -1,7 +1,6 @@
-"""The table in the README: each cell is found out, by the packages themselves, as installed.
+"""Test every cell of the comparison in the README against the installed packages.
 
-A row is a question with a function that answers it for one package; the words of the table must be
-the answers.
+Each row has a function that answers its question for one package; the cells must be the answers.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ def order(body: str = "Thank you.") -> EmailMessage:
 def arrives(package: Package, message: EmailMessage) -> EmailMessage | None:
     try:
         package.send(message)
-    except Exception:  # noqa: BLE001 - a refusal in the caller is an answer too
+    except Exception:  # noqa: BLE001 - an exception in the caller is an answer, too
         return None
     package.deliver()
     return wire.arrived[0] if wire.arrived else None
@@ -122,7 +121,7 @@ def broker_down(package: Package) -> bool:
     try:
         with TestCase.captureOnCommitCallbacks(execute=True):
             package.send(order())
-    except Exception:  # noqa: BLE001 - whatever fails the request
+    except Exception:  # noqa: BLE001 - any exception fails the request
         return False
     return time.monotonic() - started < 2
 
@@ -156,8 +155,8 @@ def inline_image(package: Package) -> bool:
     return part["Content-ID"] == "<logo>" and part.get_payload(decode=True) == IMAGE
 
 
-def elsewhere(function: Callable[[], Any]) -> threading.Thread:
-    """Run a function in another process's stead, with a connection of its own."""
+def in_thread(function: Callable[[], Any]) -> threading.Thread:
+    """Run a function in a thread with its own connection, like another process."""
 
     def run() -> None:
         try:
@@ -174,8 +173,8 @@ def two_senders(package: Package) -> bool:
     others: list[threading.Thread] = []
 
     def also_send() -> None:
-        others.append(elsewhere(package.deliver))
-        others[0].join(2)  # one that waits for a lock goes on afterwards
+        others.append(in_thread(package.deliver))
+        others[0].join(2)  # if it waits for a lock, it continues afterwards
 
     package.send(order())
     wire.while_sending.append(also_send)
@@ -187,7 +186,7 @@ def two_senders(package: Package) -> bool:
 def no_lock(package: Package) -> bool:
     free: list[bool] = []
 
-    def look() -> None:
+    def try_to_lock() -> None:
         rows = apps.get_model(package.app, str(package.table)).objects
         try:
             with transaction.atomic():
@@ -196,7 +195,7 @@ def no_lock(package: Package) -> bool:
             free.append(False)
 
     package.send(order())
-    wire.while_sending.append(lambda: elsewhere(look).join(20))
+    wire.while_sending.append(lambda: in_thread(try_to_lock).join(20))
     package.deliver()
     (answer,) = free
     return answer
@@ -247,7 +246,7 @@ ROWS: dict[str, Callable[[Package], bool]] = {
 
 @pytest.fixture(autouse=True)
 def _queue(request: pytest.FixtureRequest, settings: Any, tmp_path: Path) -> Iterator[None]:
-    """Let every package send by the wire, with a broker that takes what it is given."""
+    """Make every package send with the recording backend, and with a broker that accepts tasks."""
     settings.MEDIA_ROOT = tmp_path
     settings.POST_OFFICE = {"BACKENDS": {"default": "tests.peers.wire.Backend"}}
     settings.EPICA_MAIL = {
@@ -293,10 +292,10 @@ def cases(transactional: bool) -> list[Any]:
     return found
 
 
-def test_the_table_asks_every_question_of_every_package() -> None:
+def test_the_table_has_a_cell_for_every_row_and_package() -> None:
     assert set(CELLS) == {(row, package.name) for row in ROWS for package in PACKAGES}
-    beside = {cell for cell in CELLS.items() if cell[1] == "–"}
-    assert {key for key, _ in beside} == {
+    unanswered = {cell for cell in CELLS.items() if cell[1] == "–"}
+    assert {key for key, _ in unanswered} == {
         (row, package.name)
         for row, probe in ROWS.items()
         for package in PACKAGES
@@ -306,13 +305,11 @@ def test_the_table_asks_every_question_of_every_package() -> None:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(("probe", "package", "cell"), cases(transactional=False))
-def test_a_cell_says_what_is_so(probe: Any, package: Package, cell: str) -> None:
+def test_a_cell_is_true(probe: Any, package: Package, cell: str) -> None:
     assert ("yes" if probe(package) else "no") == cell
 
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(("probe", "package", "cell"), cases(transactional=True))
-def test_a_cell_about_two_processes_says_what_is_so(
-    probe: Any, package: Package, cell: str
-) -> None:
+def test_a_cell_about_two_processes_is_true(probe: Any, package: Package, cell: str) -> None:
     assert ("yes" if probe(package) else "no") == cell

@@ -1,4 +1,4 @@
-"""django-mailer."""
+"""Test importing from django-mailer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from django_epica_mail.models import EmailLog
 from django_epica_mail.testing import assert_email_queued, drain_email_queue
 
 
-def test_pickles_are_read_only_if_they_are_trusted(send) -> None:
+def test_pickles_are_read_only_if_trusted(send) -> None:
     send(DbBackend)
     with pytest.raises(CommandError, match="--trust-pickles"):
         call_command("epica_mail", "import", "--from", "mailer", "--yes")
     assert EmailLog.objects.count() == 0
 
 
-def test_what_waits_is_moved_whole_and_its_row_is_gone(import_from, full_message) -> None:
+def test_waiting_mail_is_moved_completely_and_deleted(import_from, full_message) -> None:
     DbBackend().send_messages([full_message])
     assert import_from("mailer", "--yes", "--trust-pickles")["queued"] == 1
     assert Message.objects.count() == 0
@@ -32,9 +32,7 @@ def test_what_waits_is_moved_whole_and_its_row_is_gone(import_from, full_message
     assert message.reply_to == ["help@example.com"]
 
 
-def test_what_was_put_off_after_a_failure_is_moved_too_and_priorities_are_kept(
-    import_from, send
-) -> None:
+def test_deferred_mail_is_moved_and_priorities_are_kept(import_from, send) -> None:
     for number, subject in enumerate(("High", "Medium", "Low", "Deferred"), 1):
         send(DbBackend, subject)
         Message.objects.filter(pk=Message.objects.latest("pk").pk).update(priority=number)
@@ -43,7 +41,7 @@ def test_what_was_put_off_after_a_failure_is_moved_too_and_priorities_are_kept(
         assert_email_queued(1, subject=subject, priority=priority)
 
 
-def test_what_was_sent_is_kept_as_a_record(import_from, send) -> None:
+def test_sent_mail_becomes_a_record(import_from, send) -> None:
     for subject in ("Sent", "Listed", "Tried"):
         send(DbBackend, subject)
     for message, result in zip(Message.objects.order_by("pk"), "123", strict=True):
@@ -55,18 +53,18 @@ def test_what_was_sent_is_kept_as_a_record(import_from, send) -> None:
     assert drain_email_queue() == []
 
 
-def test_a_message_that_was_not_kept_is_reported(import_from, send) -> None:
+def test_an_unreadable_message_is_reported(import_from, send) -> None:
     send(DbBackend)
     log = MessageLog.objects.log(Message.objects.get(), "1")
     MessageLog.objects.filter(pk=log.pk).update(message_data="")
     Message.objects.update(message_data="gAAAA")
     report = import_from("mailer", "--yes", "--trust-pickles")
     assert len(report["refused"]) == 2
-    assert "no message that can be read" in report["refused"][0]["reason"]
+    assert "no readable message" in report["refused"][0]["reason"]
     assert Message.objects.count() == 1
 
 
-def test_its_list_of_addresses_is_kept_and_holds_back_what_is_moved(import_from, send) -> None:
+def test_its_list_of_addresses_suppresses_moved_mail(import_from, send) -> None:
     DontSendEntry.objects.create(to_address="A@example.com", when_added=timezone.now())
     send(DbBackend, "Listed", "a@example.com")
     send(DbBackend, "Not listed", "b@example.com")
@@ -78,4 +76,4 @@ def test_its_list_of_addresses_is_kept_and_holds_back_what_is_moved(import_from,
     DontSendEntry.objects.create(to_address="nobody", when_added=timezone.now())
     again = import_from("mailer", "--yes", "--trust-pickles")
     assert again["listed"] == 0
-    assert [it["reason"] for it in again["refused"]] == ["'nobody' is no e-mail address."]
+    assert [it["reason"] for it in again["refused"]] == ["'nobody' is not an e-mail address."]

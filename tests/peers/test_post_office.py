@@ -1,7 +1,8 @@
-"""django-post_office."""
+"""Test importing from django-post_office."""
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from email.mime.image import MIMEImage
 
@@ -16,12 +17,11 @@ from post_office.mail import get_queued
 from post_office.models import STATUS, Email, EmailTemplate
 
 from django_epica_mail.management import importers
-from django_epica_mail.management.importers import move
 from django_epica_mail.models import EmailLog
 from django_epica_mail.testing import assert_email_queued, drain_email_queue, travel_to
 
 
-def test_what_waits_is_moved_whole_and_is_sent_by_us_alone(import_from, full_message) -> None:
+def test_waiting_mail_is_moved_completely_and_sent_once(import_from, full_message) -> None:
     EmailBackend().send_messages([full_message])
     assert get_queued().count() == 1
     assert import_from("post_office", "--yes")["queued"] == 1
@@ -38,7 +38,7 @@ def test_what_waits_is_moved_whole_and_is_sent_by_us_alone(import_from, full_mes
     assert contents["logo.png"] == b"\x89PNG\r\n\x1a\n\0\xff"
 
 
-def test_an_inline_image_stays_one(import_from) -> None:
+def test_an_inline_image_stays_inline(import_from) -> None:
     image = MIMEImage(b"\x89PNG\r\n\x1a\n\0\xff", "png")
     image.add_header("Content-ID", "<logo>")
     image.add_header("Content-Disposition", "inline", filename="logo.png")
@@ -52,7 +52,7 @@ def test_an_inline_image_stays_one(import_from) -> None:
     assert part.get_payload(decode=True) == b"\x89PNG\r\n\x1a\n\0\xff"
 
 
-def test_the_source_row_says_where_its_mail_went(import_from, send) -> None:
+def test_the_source_row_names_the_new_id(import_from, send) -> None:
     send(EmailBackend)
     import_from("post_office", "--yes")
     email = Email.objects.get()
@@ -83,7 +83,7 @@ def test_priority_times_and_transport_are_kept(import_from) -> None:
     assert_email_queued(1, subject="Later", status="sent")
 
 
-def test_a_mail_rendered_on_delivery_is_rendered(import_from) -> None:
+def test_mail_rendered_on_delivery_is_rendered(import_from) -> None:
     template = EmailTemplate.objects.create(
         name="hello", subject="Hello {{ name }}", content="Dear {{ name }}", html_content=""
     )
@@ -98,7 +98,7 @@ def test_a_mail_rendered_on_delivery_is_rendered(import_from) -> None:
     assert_email_queued(1, subject="Hello Ayşe", body="Dear Ayşe")
 
 
-def test_what_is_finished_is_kept_as_a_record_and_never_sent(import_from, send) -> None:
+def test_finished_mail_becomes_a_record_and_is_never_sent(import_from, send) -> None:
     for subject in ("Sent", "Failed", "Old"):
         send(EmailBackend, subject)
     Email.objects.filter(subject="Sent").update(status=STATUS.sent)
@@ -116,7 +116,7 @@ def test_what_is_finished_is_kept_as_a_record_and_never_sent(import_from, send) 
     assert import_from("post_office", "--yes", "--days", "40")["finished"] == 1
 
 
-def test_a_dry_run_is_first_and_changes_nothing(import_from, send) -> None:
+def test_the_default_is_a_dry_run_that_changes_nothing(import_from, send) -> None:
     send(EmailBackend)
     report = import_from("post_office")
     counts = {"queued": 1, "finished": 0, "listed": 0, "already": 0}
@@ -125,7 +125,7 @@ def test_a_dry_run_is_first_and_changes_nothing(import_from, send) -> None:
     assert get_queued().count() == 1
 
 
-def test_a_second_run_moves_only_what_came_since(import_from, send) -> None:
+def test_a_second_run_moves_only_new_mail(import_from, send) -> None:
     send(EmailBackend, "One")
     first = import_from("post_office", "--yes")
     assert (first["queued"], first["finished"], first["already"]) == (1, 0, 0)
@@ -135,7 +135,7 @@ def test_a_second_run_moves_only_what_came_since(import_from, send) -> None:
     assert sorted(message.subject for message in drain_email_queue()) == ["One", "Two"]
 
 
-def test_a_row_that_is_no_mail_is_left_and_reported(import_from, send) -> None:
+def test_an_invalid_row_is_left_and_reported(import_from, send) -> None:
     send(EmailBackend, "Bad")
     send(EmailBackend, "Good")
     bad = Email.objects.get(subject="Bad")
@@ -148,8 +148,8 @@ def test_a_row_that_is_no_mail_is_left_and_reported(import_from, send) -> None:
     assert get_queued().get() == bad
 
 
-def test_an_interruption_leaves_each_mail_in_one_place(import_from, send, monkeypatch) -> None:
-    monkeypatch.setattr(move, "CHUNK", 2)
+def test_after_an_interruption_each_mail_is_in_one_place(import_from, send, monkeypatch) -> None:
+    monkeypatch.setattr(sys.modules[importers.move.__module__], "CHUNK", 2)
     for number in range(5):
         send(EmailBackend, f"Mail {number}")
     done: list[int] = []
@@ -166,7 +166,7 @@ def test_an_interruption_leaves_each_mail_in_one_place(import_from, send, monkey
     assert (EmailLog.objects.count(), get_queued().count()) == (5, 0)
 
 
-def test_a_failure_while_marking_leaves_the_portion_where_it_was(send, monkeypatch) -> None:
+def test_a_failure_while_marking_moves_nothing(send, monkeypatch) -> None:
     send(EmailBackend)
     source = importers.find("post_office")
 
@@ -179,9 +179,9 @@ def test_a_failure_while_marking_leaves_the_portion_where_it_was(send, monkeypat
     assert (EmailLog.objects.count(), get_queued().count()) == (0, 1)
 
 
-# It opens the file to read it, and leaves it open.
+# post_office opens the lock file and never closes it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_sender_under_way_on_this_machine_stops_it(send) -> None:
+def test_a_running_sender_on_this_host_stops_the_import(send) -> None:
     with (
         lockfile.FileLock(lockfile.default_lockfile),
         pytest.raises(CommandError, match="sending on this machine"),
@@ -189,11 +189,11 @@ def test_a_sender_under_way_on_this_machine_stops_it(send) -> None:
         call_command("epica_mail", "import", "--from", "post_office")
 
 
-def test_a_person_sees_counts_and_a_bar(send, capsys, monkeypatch) -> None:
+def test_a_terminal_shows_counts_and_a_progress_bar(send, capsys, monkeypatch) -> None:
     send(EmailBackend)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     call_command("epica_mail", "import", "--from", "post_office", no_color=True)
-    said = capsys.readouterr()
-    assert "Nothing is changed: a dry run. With --yes it is done." in said.out
-    assert ["queued", "1"] in [line.split() for line in said.out.splitlines()]
-    assert f"[{'#' * 40}] 1 of 1" in said.err
+    output = capsys.readouterr()
+    assert "This was a dry run: nothing has changed. Add --yes to move the mail." in output.out
+    assert ["queued", "1"] in [line.split() for line in output.out.splitlines()]
+    assert f"moving [{'#' * 30}] 100 % of 1" in output.err

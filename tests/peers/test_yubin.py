@@ -1,4 +1,4 @@
-"""django-yubin."""
+"""Test importing from django-yubin."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from django_epica_mail.models import EmailLog
 from django_epica_mail.testing import assert_email_queued, drain_email_queue
 
 
-def test_what_waits_is_moved_as_it_was_built_and_is_sent_by_us_alone(
-    import_from, full_message
-) -> None:
+def test_waiting_mail_is_moved_unchanged_and_sent_once(import_from, full_message) -> None:
     QueuedEmailBackend().send_messages([full_message])
     report = import_from("yubin", "--yes")
     assert report["queued"] == 1, report
@@ -52,7 +50,7 @@ def test_what_waits_is_moved_as_it_was_built_and_is_sent_by_us_alone(
     assert row.log_set.filter(log_message=f"Moved to django-epica-mail: {log.pk}").exists()
 
 
-def test_what_is_finished_is_kept_as_a_record_and_never_sent(import_from, send) -> None:
+def test_finished_mail_becomes_a_record_and_is_never_sent(import_from, send) -> None:
     ends = {"Sent": 3, "Failed": 4, "Blacklisted": 5, "Discarded": 6}
     for subject, status in ends.items():
         send(QueuedEmailBackend, subject)
@@ -64,13 +62,13 @@ def test_what_is_finished_is_kept_as_a_record_and_never_sent(import_from, send) 
     assert drain_email_queue() == []
 
 
-def test_what_is_in_process_is_left_alone(import_from, send) -> None:
+def test_mail_in_process_is_not_moved(import_from, send) -> None:
     send(QueuedEmailBackend)
     Message.objects.update(status=Message.STATUS_IN_PROCESS)
     assert import_from("yubin", "--yes")["queued"] == 0
 
 
-def test_its_blacklist_holds_back_what_is_moved(import_from, send) -> None:
+def test_its_blacklist_suppresses_moved_mail(import_from, send) -> None:
     Blacklist.objects.create(email="a@example.com")
     send(QueuedEmailBackend, "Listed", "a@example.com")
     assert import_from("yubin", "--yes")["listed"] == 1
@@ -79,7 +77,7 @@ def test_its_blacklist_holds_back_what_is_moved(import_from, send) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_row_that_is_being_sent_is_passed_over(send, monkeypatch) -> None:
+def test_a_row_that_is_being_sent_is_skipped(send, monkeypatch) -> None:
     monkeypatch.setattr("django_yubin.tasks.send_email.delay", lambda **_: None)  # no broker
     send(QueuedEmailBackend, "Under way")
     send(QueuedEmailBackend, "Waits")

@@ -1,4 +1,4 @@
-"""The mail backend that every package sends by here: it notes what arrives."""
+"""The mail backend that every package sends with in these tests: it records what arrives."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from django.core.mail.backends.base import BaseEmailBackend
 
 arrived: list[EmailMessage] = []
 while_sending: list[Callable[[], None]] = []
-"""What happens, once, while the next mail is being handed over."""
+"""Functions to call while the next mail is being sent, each once."""
 
 
 class Backend(BaseEmailBackend):
-    """A server that takes every mail."""
+    """A backend that accepts every mail."""
 
     def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
-        """Note the mails, built as for a server."""
+        """Build each mail as for a server, and record it."""
         for message in email_messages:
             if while_sending:
                 while_sending.pop()()
             message.message()
-            noted = copy.copy(message)
-            noted.connection = None
-            arrived.append(noted)
+            recorded = copy.copy(message)
+            recorded.connection = None
+            arrived.append(recorded)
         return len(email_messages)

@@ -1,4 +1,4 @@
-"""The setting EPICA_MAIL is checked whole, and its errors help."""
+"""The checks of the setting EPICA_MAIL, and their error messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_every_default_passes_its_own_check() -> None:
 
 
 @pytest.mark.parametrize(("key", "near"), [("MAX_RETRYS", "MAX_RETRIES"), ("transports", "TRANS")])
-def test_an_unknown_key_is_refused_with_the_nearest_one(key: str, near: str) -> None:
+def test_an_unknown_key_is_refused_naming_the_nearest_one(key: str, near: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=rf"{key}.*{near}"):
         conf.parse({key: 1})
 
@@ -46,19 +46,21 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(key: str, near: str) -> 
         ("TRANSPORTS", []),
         ("TRANSPORTS", {"a": {"HOST": "h"}}),
         ("TRANSPORTS", {1: {}}),
+        ("REDIRECT_ALL_TO", [7]),
+        ("BASE_URL", "https://[example.com"),
     ],
 )
-def test_a_value_that_cannot_be_meant_is_refused_with_key_and_value(key, value) -> None:
+def test_an_invalid_value_is_refused_naming_the_key(key, value) -> None:
     with pytest.raises(ImproperlyConfigured, match=key):
         conf.parse({key: value})
 
 
-def test_a_refusal_names_the_value_and_the_rule() -> None:
-    with pytest.raises(ImproperlyConfigured, match=r"\['ON_UNKNOWN'\] .*'hold'.*it is 'shrug'"):
+def test_an_error_names_the_key_the_rule_and_the_value() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"\['ON_UNKNOWN'\] .* hold, .*it is 'shrug'"):
         conf.parse({"ON_UNKNOWN": "shrug"})
 
 
-def test_the_whole_must_be_a_dict() -> None:
+def test_the_setting_must_be_a_dict() -> None:
     with pytest.raises(ImproperlyConfigured, match="dict"):
         conf.parse(["MAX_RETRIES"])
 
@@ -87,7 +89,7 @@ def test_a_lease_outlasts_a_batch_and_its_last_mail() -> None:
     ],
     ids=lambda value: next(iter(value)),
 )
-def test_what_is_refused_is_not_told_where_it_may_be_a_secret(value: dict[str, object]) -> None:
+def test_an_error_never_shows_a_value_that_may_be_a_secret(value: dict[str, object]) -> None:
     with pytest.raises(ImproperlyConfigured) as refused:
         conf.parse(value)
     assert "a secret" not in str(refused.value)

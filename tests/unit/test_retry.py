@@ -1,4 +1,4 @@
-"""What a failure means, and what follows from it."""
+"""How failures are classified, and what follows from them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def policy(**fields) -> Policy:
         (550, "The words 5.2.2 within", Kind.PERMANENT),
     ],
 )
-def test_a_reply_means(code: int, text: str, kind: Kind) -> None:
+def test_a_reply_is_classified(code: int, text: str, kind: Kind) -> None:
     failure = retry.classify_reply(code, text.encode())
     assert (failure.kind, failure.code, failure.reply) == (kind, code, text)
 
@@ -76,11 +76,11 @@ def test_a_reply_means(code: int, text: str, kind: Kind) -> None:
         (TimeoutError(), Stage.UNSEEN, Kind.UNKNOWN),
     ],
 )
-def test_an_exception_at_a_stage_means(error: Exception, stage: Stage, kind: Kind) -> None:
+def test_an_exception_is_classified_by_stage(error: Exception, stage: Stage, kind: Kind) -> None:
     assert retry.classify(error, stage).kind is kind
 
 
-def test_one_recipient_to_try_again_keeps_the_mail_alive() -> None:
+def test_one_recipient_to_retry_keeps_the_mail_alive() -> None:
     error = smtplib.SMTPRecipientsRefused({"a": (550, b"Gone"), "b": (451, b"Later")})
     assert retry.classify(error, Stage.ENVELOPE).kind is Kind.TRANSIENT
 
@@ -107,24 +107,24 @@ def decide(kind: Kind, **fields) -> Decision:
         (Kind.WORKER_LOST, {}, Status.RETRYING, 0, True),
     ],
 )
-def test_after_a_failure(kind, fields, end, delay, uses_try) -> None:
+def test_a_failure_decides_status_delay_and_budget(kind, fields, end, delay, uses_try) -> None:
     decision = decide(kind, **fields)
     assert decision.moves[-1].target is end
     assert (decision.delay, decision.uses_try) == (delay, uses_try)
 
 
-def test_the_unknown_is_always_passed_through_visibly() -> None:
+def test_an_unknown_outcome_always_passes_through_that_status() -> None:
     for on_unknown in ("resend", "hold", "fail"):
         assert decide(Kind.UNKNOWN, on_unknown=on_unknown).moves[0] is lifecycle.LOSE
 
 
-def test_a_failure_for_the_rest_ends_well_for_those_accepted_before() -> None:
+def test_a_mail_accepted_before_is_sent_if_the_rest_fails() -> None:
     result = Result(failure=Failure(kind=Kind.PERMANENT, code=554))
     decision = retry.conclude(result, policy(), [1], accepted_before=True)
     assert decision.moves == (lifecycle.SUCCEED,)
     assert set(decision.refused) == {1}
 
 
-def test_refusals_are_counted_among_all_recipients() -> None:
+def test_refusals_are_numbered_among_all_recipients() -> None:
     result = Result(refused={0: Failure(kind=Kind.PERMANENT)})
     assert set(retry.at_positions(result, [4, 7]).refused) == {4}

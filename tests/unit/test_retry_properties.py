@@ -1,4 +1,4 @@
-"""Whatever a server does, decisions are bounded, and bad news never makes them more hopeful."""
+"""Properties of retry decisions, whatever a server does: bounded, legal and monotonic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ refusals = st.builds(
     kind=st.sampled_from([Kind.PERMANENT, Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE]),
     code=st.none() | st.integers(400, 599),
 )
-# Each of these ends the mail or uses up a try, so that none is tried without end.
+# Each of these ends the mail or uses up a try, so no mail is retried forever.
 counted_refusals = st.builds(Failure, kind=st.sampled_from([Kind.PERMANENT, Kind.TRANSIENT]))
 counted_failures = st.builds(
     Failure, kind=st.sampled_from([Kind.TRANSIENT, Kind.UNKNOWN, Kind.WORKER_LOST])
@@ -41,7 +41,7 @@ replies = st.tuples(st.integers(-1, 999), st.binary() | st.text())
 
 @st.composite
 def results(draw: st.DrawFn, kinds: set[Kind] | None = None) -> Result:
-    """Return what a try at all of ``RECIPIENTS`` may come to; with ``kinds``, a failure of one."""
+    """Draw the result of an attempt at all ``RECIPIENTS``; with ``kinds``, a failure of these."""
     refused = draw(st.dictionaries(st.sampled_from(RECIPIENTS), refusals))
     if kinds is not None:
         return Result(failure=Failure(kind=draw(st.sampled_from(sorted(kinds)))), refused=refused)
@@ -59,7 +59,7 @@ def is_postponed(result: Result, policy: Policy, *, accepted_before: bool) -> bo
 
 
 @given(results(), policies, st.booleans(), st.integers(1, 9))
-def test_more_tries_used_or_fewer_allowed_never_turn_an_end_into_a_retry(
+def test_a_smaller_retry_budget_never_turns_an_end_into_a_retry(
     result: Result, policy: Policy, accepted_before: bool, more: int
 ) -> None:
     if is_postponed(result, policy, accepted_before=accepted_before):
@@ -71,14 +71,14 @@ def test_more_tries_used_or_fewer_allowed_never_turn_an_end_into_a_retry(
 
 
 @given(results(), policies, st.booleans())
-def test_what_is_too_old_is_never_postponed(
+def test_mail_that_is_too_old_is_never_postponed(
     result: Result, policy: Policy, accepted_before: bool
 ) -> None:
     assert not is_postponed(result, replace(policy, too_old=True), accepted_before=accepted_before)
 
 
 @given(results(FOR_GOOD), policies, st.booleans())
-def test_what_failed_for_good_is_not_tried_again(
+def test_a_permanent_failure_is_not_retried(
     result: Result, policy: Policy, accepted_before: bool
 ) -> None:
     decision = retry.conclude(result, policy, RECIPIENTS, accepted_before)
@@ -86,7 +86,7 @@ def test_what_failed_for_good_is_not_tried_again(
 
 
 @given(results(IN_DOUBT), policies, st.booleans())
-def test_what_may_have_been_accepted_is_sent_again_by_one_policy_only(
+def test_an_unknown_outcome_is_retried_only_by_policy_resend(
     result: Result, policy: Policy, accepted_before: bool
 ) -> None:
     decision = retry.conclude(result, policy, RECIPIENTS, accepted_before)
@@ -100,7 +100,7 @@ def test_what_may_have_been_accepted_is_sent_again_by_one_policy_only(
 
 
 @given(results(), policies, st.booleans())
-def test_what_is_nobodys_fault_uses_up_no_try(
+def test_an_outage_or_throttling_uses_up_no_try(
     result: Result, policy: Policy, accepted_before: bool
 ) -> None:
     decision = retry.conclude(result, policy, RECIPIENTS, accepted_before)
@@ -110,7 +110,7 @@ def test_what_is_nobodys_fault_uses_up_no_try(
 
 
 @given(results(), policies, st.booleans())
-def test_the_delay_is_bounded_and_only_what_is_tried_again_has_one(
+def test_the_delay_is_bounded_and_zero_without_a_retry(
     result: Result, policy: Policy, accepted_before: bool
 ) -> None:
     decision = retry.conclude(result, policy, RECIPIENTS, accepted_before)
@@ -120,7 +120,7 @@ def test_the_delay_is_bounded_and_only_what_is_tried_again_has_one(
 
 
 @given(results(), policies, st.booleans())
-def test_the_moves_are_a_legal_path_out_of_sending(
+def test_the_moves_are_a_legal_path_from_sending(
     result: Result, policy: Policy, accepted_before: bool
 ) -> None:
     status = Status.SENDING
@@ -131,7 +131,7 @@ def test_the_moves_are_a_legal_path_out_of_sending(
 
 
 @given(results(), policies, st.booleans())
-def test_a_recipient_is_noted_once_at_most_and_as_the_server_said(
+def test_a_recipient_is_recorded_at_most_once_and_correctly(
     result: Result, policy: Policy, accepted_before: bool
 ) -> None:
     decision = retry.conclude(result, policy, RECIPIENTS, accepted_before)
@@ -143,12 +143,12 @@ def test_a_recipient_is_noted_once_at_most_and_as_the_server_said(
         kinds = {failure.kind for failure in decision.refused.values()}
         assert kinds <= {Kind.PERMANENT}
         assert set(RECIPIENTS) - decision.accepted - decision.refused.keys(), (
-            "nobody is left to try"
+            "no recipient is left to try"
         )
 
 
 @given(st.data(), st.sampled_from(["resend", "hold", "fail"]), st.integers(0, 3))
-def test_whoever_accepted_is_never_among_those_tried_later(
+def test_an_accepted_recipient_is_never_tried_again(
     data: st.DataObject, on_unknown: str, max_retries: int
 ) -> None:
     outstanding, accepted, tries = list(RECIPIENTS), set[int](), 0
@@ -157,7 +157,7 @@ def test_whoever_accepted_is_never_among_those_tried_later(
         failure = data.draw(st.none() | failures)
         if len(refused) == len(outstanding):
             failure = retry.mildest(refused.values())
-        # As the transport tells it: by place among those tried.
+        # The transport numbers refusals among the recipients tried.
         result = retry.at_positions(Result(failure=failure, refused=refused), outstanding)
         policy = Policy(
             tries=tries,
@@ -182,11 +182,11 @@ def test_whoever_accepted_is_never_among_those_tried_later(
 
 
 @given(st.none() | failures, st.dictionaries(st.integers(0, 4), refusals), policies, st.booleans())
-def test_whatever_happened_the_decision_is_legal_bounded_and_sends_nobody_a_second_copy(
+def test_decisions_are_legal_bounded_and_send_no_second_copy(
     failure: Failure | None, refused: dict[int, Failure], policy: Policy, accepted_before: bool
 ) -> None:
     if failure is None and len(refused) == 5:
-        return  # no recipient accepted is a failure of the mail
+        return  # if no recipient is accepted, the mail has a failure
     result = Result(failure=failure, refused=refused)
     decision = retry.conclude(result, policy, range(5), accepted_before)
     status = Status.SENDING
@@ -208,7 +208,7 @@ def test_whatever_happened_the_decision_is_legal_bounded_and_sends_nobody_a_seco
 
 
 @given(st.data(), st.sampled_from(["resend", "hold", "fail"]), st.integers(0, 4))
-def test_over_all_its_tries_a_mail_goes_to_each_recipient_once_and_ends(
+def test_a_mail_ends_and_reaches_each_recipient_at_most_once(
     data: st.DataObject, on_unknown: str, max_retries: int
 ) -> None:
     outstanding, accepted, tries = list(range(4)), set[int](), 0
@@ -219,14 +219,14 @@ def test_over_all_its_tries_a_mail_goes_to_each_recipient_once_and_ends(
         if len(refused) == len(outstanding):
             failure = retry.mildest(refused.values())
         result = Result(failure=failure, refused=refused)
-        rules = Policy(
+        policy = Policy(
             tries=tries,
             max_retries=max_retries,
             retry_delay=300.0,
             on_unknown=on_unknown,
             too_old=False,
         )
-        decision = retry.conclude(result, rules, outstanding, bool(accepted))
+        decision = retry.conclude(result, policy, outstanding, bool(accepted))
         status = end(decision)
         taken = set(outstanding).difference(refused) if failure is None else set()
         assert not taken & accepted
@@ -237,7 +237,7 @@ def test_over_all_its_tries_a_mail_goes_to_each_recipient_once_and_ends(
                 for position in outstanding
                 if position not in decision.accepted and position not in decision.refused
             ]
-            assert outstanding, "nobody is left to try, so it should have ended"
+            assert outstanding, "no recipient is left to try, so the mail should have ended"
             assert not accepted.intersection(outstanding)
         tries += decision.uses_try
         assert tries <= max_retries + 1
@@ -248,7 +248,7 @@ def test_over_all_its_tries_a_mail_goes_to_each_recipient_once_and_ends(
 
 
 @given(replies)
-def test_a_reply_has_a_kind_by_its_first_digit_and_words_that_any_column_takes(
+def test_a_reply_is_classified_by_code_and_its_text_is_storable(
     reply: tuple[int, bytes | str],
 ) -> None:
     code, _ = reply
@@ -279,9 +279,7 @@ errors = st.one_of(
 
 
 @given(errors, st.sampled_from(Stage))
-def test_an_exception_leaves_doubt_only_when_the_content_may_have_been_taken(
-    error: Exception, stage: Stage
-) -> None:
+def test_doubt_remains_only_if_content_may_have_been_taken(error: Exception, stage: Stage) -> None:
     failure = retry.classify(error, stage)
     has_reply = isinstance(error, smtplib.SMTPRecipientsRefused) or (
         isinstance(error, smtplib.SMTPResponseException) and error.smtp_code > 0
@@ -296,7 +294,7 @@ def test_an_exception_leaves_doubt_only_when_the_content_may_have_been_taken(
 
 
 @given(st.lists(refusals, min_size=1), refusals)
-def test_one_refusal_more_never_makes_the_outlook_worse(
+def test_a_further_refusal_never_makes_the_outlook_worse(
     few: list[Failure], one_more: Failure
 ) -> None:
     hope = [Kind.PERMANENT, Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE]

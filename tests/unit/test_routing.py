@@ -1,4 +1,4 @@
-"""What a caller may say of a mail, and what a mail that says nothing gets."""
+"""The options of a mail, and the route decided from options, rules and defaults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AWARE = datetime(2027, 1, 2, tzinfo=timezone.utc)
 DEFAULTS = conf.Settings()
 
 
-def test_single_mail_waits_apart_from_bulk_mail_and_is_more_urgent() -> None:
+def test_single_mail_has_its_own_queue_and_is_more_urgent() -> None:
     single, bulk = (
         decide(Options(), Facts(is_bulk=is_bulk), DEFAULTS) for is_bulk in (False, True)
     )
@@ -27,7 +27,7 @@ def test_single_mail_waits_apart_from_bulk_mail_and_is_more_urgent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "ruled", "of_celery", "queue", "priority"),
+    ("given", "rule", "of_celery", "queue", "priority"),
     [
         ({"queue": "a", "priority": 1}, {"queue": "b", "priority": 2}, {}, "a", 1),
         ({}, {"queue": "b", "priority": "high"}, {"queue": "c", "priority": 3}, "b", 6),
@@ -36,15 +36,15 @@ def test_single_mail_waits_apart_from_bulk_mail_and_is_more_urgent() -> None:
         ({}, {"priority": 4}, {"queue": None, "priority": None}, "emails", 4),
     ],
 )
-def test_the_call_comes_before_the_rule_and_the_rule_before_celerys_routes(
-    said: Any, ruled: Any, of_celery: Any, queue: str, priority: int
+def test_the_call_precedes_the_rule_which_precedes_celery(
+    given: Any, rule: Any, of_celery: Any, queue: str, priority: int
 ) -> None:
-    settings = conf.parse({"ROUTES": [ruled]})
-    route = decide(parse_options(said), Facts(), settings, of_celery)
+    settings = conf.parse({"ROUTES": [rule]})
+    route = decide(parse_options(given), Facts(), settings, of_celery)
     assert (route.queue, route.priority) == (queue, priority)
 
 
-def test_the_first_rule_that_matches_takes_effect_and_is_named() -> None:
+def test_the_first_matching_rule_takes_effect_and_is_recorded() -> None:
     settings = conf.parse(
         {
             "ROUTES": [
@@ -63,12 +63,12 @@ def test_the_first_rule_that_matches_takes_effect_and_is_named() -> None:
     assert (other.rule, other.expires_after) == (2, timedelta(hours=1))
 
 
-def test_a_transport_named_by_the_call_has_no_other_to_take_over() -> None:
+def test_a_transport_named_by_the_call_has_no_failover() -> None:
     settings = conf.parse({"ROUTES": [{"transport": ["ses", "smtp"]}]})
     assert decide(Options(transport="smtp"), Facts(), settings).transports == ("smtp",)
 
 
-def test_what_is_not_said_is_left_open() -> None:
+def test_options_not_given_are_none() -> None:
     options = parse_options({})
     assert [getattr(options, field.name) for field in fields(Options)] == [None] * len(
         fields(Options)
@@ -93,7 +93,7 @@ def test_what_is_not_said_is_left_open() -> None:
         *(("on_unknown", choice) for choice in ON_UNKNOWN),
     ],
 )
-def test_what_is_said_is_kept(name: str, value: Any) -> None:
+def test_a_valid_option_is_kept(name: str, value: Any) -> None:
     assert getattr(parse_options({name: value}), name) == value
 
 
@@ -120,7 +120,7 @@ def test_what_is_said_is_kept(name: str, value: Any) -> None:
         ("priority", 10, ValueError),
     ],
 )  # fmt: skip
-def test_a_value_that_cannot_be_meant_is_refused_with_name_and_value(
+def test_an_invalid_option_is_refused_naming_it_and_its_value(
     name: str, value: Any, error: type[Exception]
 ) -> None:
     with pytest.raises(error, match=rf"^{name} must be ") as caught:
@@ -128,6 +128,6 @@ def test_a_value_that_cannot_be_meant_is_refused_with_name_and_value(
     assert repr(value) in str(caught.value)
 
 
-def test_an_option_that_does_not_exist_is_refused_and_the_others_are_named() -> None:
+def test_an_unknown_option_is_refused_naming_the_known_ones() -> None:
     with pytest.raises(TypeError, match=r"no option 'prioritty'.*priority, queue, send_at"):
         parse_options({"queue": "emails", "prioritty": 9})

@@ -1,4 +1,4 @@
-"""The rules of ROUTES: which mail each is for, and what is refused in them."""
+"""The rules of ROUTES: which mail they match, and which rules are invalid."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def test_a_number_from_0_to_9_is_a_priority(priority: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "number"), PRIORITIES.items())
-def test_a_priority_may_be_given_by_name(name: str, number: int) -> None:
+def test_a_priority_can_be_given_by_name(name: str, number: int) -> None:
     assert priority_number(name) == number
 
 
-def test_the_names_of_priorities_fall_from_urgent_to_low() -> None:
+def test_priority_names_run_from_urgent_to_low() -> None:
     assert PRIORITIES == {"urgent": 9, "high": 6, "normal": 3, "low": 0}
 
 
 @pytest.mark.parametrize("priority", [-1, 10, True, False, 3.0, "9", "Urgent", "", None, b"low"])
-def test_what_is_no_priority_is_refused_with_value_and_rule(priority: Any) -> None:
+def test_an_invalid_priority_is_refused_naming_value_and_rule(priority: Any) -> None:
     with pytest.raises(ValueError, match="priority must be 0 to 9 or one of urgent") as caught:
         priority_number(priority)
     assert repr(priority) in str(caught.value)
 
 
 @given(st.integers() | st.text())
-def test_whatever_is_taken_as_a_priority_fits_the_row(priority: int | str) -> None:
+def test_every_accepted_priority_fits_the_row(priority: int | str) -> None:
     try:
         number = priority_number(priority)
     except ValueError:
@@ -68,7 +68,7 @@ def test_whatever_is_taken_as_a_priority_fits_the_row(priority: int | str) -> No
         {"category": "order", "to": "b@*", "bulk": False},
     ],
 )
-def test_a_rule_is_for_mail_that_is_all_it_asks(match: Any) -> None:
+def test_a_rule_matches_mail_that_meets_all_conditions(match: Any) -> None:
     (rule,) = rules.parse([{"match": match}])
     assert rule.matches(MAIL)
 
@@ -86,12 +86,12 @@ def test_a_rule_is_for_mail_that_is_all_it_asks(match: Any) -> None:
         {"category": "order", "bulk": True},
     ],
 )
-def test_a_rule_is_not_for_mail_that_misses_one_point(match: Any) -> None:
+def test_a_rule_does_not_match_mail_that_misses_a_condition(match: Any) -> None:
     (rule,) = rules.parse([{"match": match}])
     assert not rule.matches(MAIL)
 
 
-def test_a_rule_says_only_what_is_written() -> None:
+def test_a_rule_sets_only_what_it_contains() -> None:
     assert rules.parse([{}, {"priority": "high", "transport": "ses"}]) == (
         Rule(),
         Rule(priority=6, transports=("ses",)),
@@ -103,24 +103,25 @@ def test_a_rule_says_only_what_is_written() -> None:
     [
         ({}, "must be a list of rules; it is {}"),
         (["x"], "rule 0 must be a dict; it is 'x'"),
-        ([{}, {"que": "a"}], "rule 1 has no key 'que'; there are: match, queue, priority"),
+        ([{}, {"que": "a"}], "rule 1 has no key 'que'; its keys are: match, queue, priority"),
         ([{"match": []}], "match must be a dict"),
-        ([{"match": {"too": "x"}}], "match has no key 'too'; there are: category, to"),
+        ([{"match": {"too": "x"}}], "match has no key 'too'; its keys are: category, to"),
         ([{"match": {"bulk": "yes"}}], "must be True or False; it is 'yes'"),
-        ([{"match": {"to": 7}}], "must be a pattern or a list of them"),
+        (
+            [{"match": {"to": 7}}],
+            "'to' must be a pattern such as '*@example.com', or a list of",
+        ),
         ([{"match": {"header": "X"}}], "must be a dict of header names and patterns"),
         ([{"queue": ""}], "queue must be a name of 1 to 64 printable characters; it is ''"),
         ([{"priority": 11}], "priority must be 0 to 9 or one of urgent"),
-        ([{"transport": []}], "transport must be an alias or a list of them"),
+        ([{"transport": []}], "transport must be an alias or a list of aliases"),
         ([{"on_unknown": "shrug"}], "on_unknown must be one of resend, hold, fail"),
-        ([{"retry": {"tries": 1}}], "retry has no key 'tries'; there are: max_retries, delay"),
+        ([{"retry": {"tries": 1}}], "retry has no key 'tries'; its keys are: max_retries, delay"),
         ([{"retry": {"max_retries": -1}}], "max_retries must be a whole number"),
         ([{"retry": {"delay": "x"}}], "delay must be a number of seconds"),
         ([{"expires_after": -1}], "expires_after must be a number of seconds"),
     ],
 )
-def test_a_rule_that_cannot_be_meant_is_refused_with_its_place_and_the_reason(
-    value: Any, words: str
-) -> None:
+def test_an_invalid_rule_is_refused_naming_place_and_reason(value: Any, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         rules.parse(value)

@@ -1,4 +1,4 @@
-"""The log that many a project writes for itself."""
+"""The log table that many projects write themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from django.db import models
 
 
 class EmailLog(models.Model):
-    """One mail, and whether it was sent."""
+    """One mail and its status."""
 
     subject = models.CharField(max_length=255)
     body = models.TextField()

@@ -1,4 +1,4 @@
-"""The task that many a project writes for itself: one for each mail."""
+"""The task that many projects write themselves, called once for each mail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.site.handrolled.models import EmailLog
 
 @shared_task(bind=True, max_retries=3, default_retry_delay=300, ignore_result=True)
 def send_email(self: Any, pk: int) -> None:
-    """Send one mail and note how it went."""
+    """Send one mail and record the outcome."""
     row = EmailLog.objects.get(pk=pk)
     try:
         send_mail(row.subject, row.body, row.sender, [row.to], html_message=row.html)

@@ -1,5 +1,5 @@
 # ruff: noqa: PT009
-"""Sign-up, log-in and Django's own password reset."""
+"""Test sign-up, login and Django's own password reset."""
 
 import re
 
@@ -22,7 +22,7 @@ class SignUpTests(TestCase):
     """A visitor becomes a customer."""
 
     def sign_up(self, **headers: str) -> None:
-        """Fill the form in, in the language of the headers."""
+        """Submit the form with these headers."""
         form = {
             "username": "ayşe",
             "email": "ayse@example.com",
@@ -32,7 +32,7 @@ class SignUpTests(TestCase):
         response = self.client.post(reverse("sign_up"), form, headers=headers)
         self.assertRedirects(response, reverse("home"))
 
-    def test_sign_up_creates_logs_in_and_greets(self) -> None:
+    def test_sign_up_creates_logs_in_and_welcomes(self) -> None:
         self.sign_up()
         self.assertEqual(self.client.session["_auth_user_id"], str(User.objects.get().pk))
         assert_email_queued(
@@ -42,11 +42,11 @@ class SignUpTests(TestCase):
             body_contains="Hello ayşe,",
         )
 
-    def test_the_welcome_speaks_the_visitors_language(self) -> None:
+    def test_the_welcome_is_in_the_visitors_language(self) -> None:
         self.sign_up(accept_language="tr")
         assert_email_queued(1, subject="Epica Shop’a hoş geldiniz, ayşe")  # noqa: RUF001
 
-    def test_a_refused_form_sends_nothing(self) -> None:
+    def test_an_invalid_form_sends_nothing(self) -> None:
         response = self.client.post(reverse("sign_up"), {"username": "ayşe"})
         self.assertContains(response, "This field is required.")
         self.assertEqual(User.objects.count(), 0)
@@ -55,7 +55,7 @@ class SignUpTests(TestCase):
 
 @queued_mail()
 class PasswordResetTests(TestCase):
-    """A customer who forgot the password chooses a new one."""
+    """A customer resets a forgotten password."""
 
     @classmethod
     def setUpTestData(cls) -> None:
@@ -83,11 +83,11 @@ class PasswordResetTests(TestCase):
         self.assertRedirects(response, reverse("password_reset_done"))
         assert_no_email_queued()
 
-    def test_a_made_up_link_is_refused(self) -> None:
-        made_up = reverse("password_reset_confirm", args=("MQ", "abc-123"))
-        self.assertContains(self.client.get(made_up), "This link no longer works")
+    def test_a_forged_link_is_rejected(self) -> None:
+        forged = reverse("password_reset_confirm", args=("MQ", "abc-123"))
+        self.assertContains(self.client.get(forged), "This link no longer works")
 
-    def test_log_in_and_password_change_pages_are_the_shops_own(self) -> None:
+    def test_login_and_password_change_pages_are_the_shops(self) -> None:
         self.assertContains(self.client.get(reverse("login")), "Forgotten your password?")
         self.client.force_login(self.user)
         page = self.client.get(reverse("password_change"))

@@ -1,5 +1,5 @@
 # ruff: noqa: PT009
-"""The newsletter: subscribing, and sending to all."""
+"""Test subscribing to the newsletter and sending it."""
 
 from django.contrib.auth.models import User
 from django.test import TestCase
@@ -16,16 +16,16 @@ from shop.models import NewsletterSubscription
 
 @queued_mail()
 class NewsletterTests(TestCase):
-    """Visitors subscribe, the staff sends."""
+    """Visitors subscribe; staff send."""
 
-    def test_a_subscription_keeps_the_visitors_language(self) -> None:
+    def test_a_subscription_stores_the_visitors_language(self) -> None:
         form = {"email": "ayse@example.com"}
         response = self.client.post(reverse("subscribe"), form, headers={"accept-language": "tr"})
         self.assertRedirects(response, reverse("home"))
         subscription = NewsletterSubscription.objects.get()
         self.assertEqual((subscription.email, subscription.language), ("ayse@example.com", "tr"))
 
-    def test_an_address_subscribes_once(self) -> None:
+    def test_an_address_can_subscribe_only_once(self) -> None:
         NewsletterSubscription.objects.create(email="ayse@example.com", language="tr")
         response = self.client.post(reverse("subscribe"), {"email": "ayse@example.com"})
         self.assertContains(response, "already exists")
@@ -47,20 +47,20 @@ class NewsletterTests(TestCase):
         self.assertIn("because a@example.com subscribed", first.body)
         self.assertIn("b@example.com adresi", second.body)
 
-    def test_a_newsletter_to_nobody_sends_nothing(self) -> None:
+    def test_a_newsletter_without_subscribers_sends_nothing(self) -> None:
         self.client.force_login(User.objects.create_superuser("staff"))
         form = {"subject": "Yaz", "text": "indirim"}
         response = self.client.post(reverse("newsletter"), form, follow=True)
         self.assertContains(response, "0 mails are on their way.")
         assert_no_email_queued()
 
-    def test_a_subject_of_two_lines_is_refused(self) -> None:
+    def test_a_subject_with_a_line_break_is_rejected(self) -> None:
         self.client.force_login(User.objects.create_superuser("staff"))
         form = {"subject": "Yaz\nBcc: x@example.com", "text": "indirim"}
         self.client.post(reverse("newsletter"), form)
         assert_no_email_queued()
 
-    def test_only_the_staff_may_send(self) -> None:
+    def test_only_staff_may_send(self) -> None:
         self.client.force_login(User.objects.create_user("ali"))
         response = self.client.post(reverse("newsletter"), {"subject": "x", "text": "y"})
         self.assertEqual(response.status_code, 302)

@@ -1,5 +1,5 @@
 # ruff: noqa: PT009, PT027
-"""Orders: the rows and the confirmation, or neither."""
+"""Test orders: rows and confirmation are stored together or not at all."""
 
 from decimal import Decimal
 
@@ -34,7 +34,7 @@ class OrderTests(TestCase):
         self.client.force_login(self.customer)
 
     def field(self, product: Product) -> str:
-        """Name a product's field in the form."""
+        """Return the name of a product's form field."""
         return f"quantity-{product.pk}"
 
     def test_an_order_is_stored_and_confirmed_in_text_and_html(self) -> None:
@@ -56,13 +56,13 @@ class OrderTests(TestCase):
         self.assertIn("Çay &lt;1 kg&gt;", html)
         self.assertIn("511.00 ₺", html)
 
-    def test_the_confirmation_speaks_the_customers_language(self) -> None:
+    def test_the_confirmation_is_in_the_customers_language(self) -> None:
         form = {self.field(self.tea): "1"}
         self.client.post(reverse("order"), form, headers={"accept-language": "tr"})
         expected = f"{Order.objects.get()} numaralı siparişiniz"  # noqa: RUF001
         assert_email_queued(1, subject=expected)
 
-    def test_an_order_of_too_many_is_undone_and_says_so(self) -> None:
+    def test_an_order_beyond_the_stock_is_rolled_back(self) -> None:
         form = {self.field(self.tea): "1", self.field(self.pot): "2"}
         response = self.client.post(reverse("order"), form)
         self.assertContains(response, "Too few are left of “Cezve”.")
@@ -70,36 +70,36 @@ class OrderTests(TestCase):
         self.tea.refresh_from_db()
         self.assertEqual(self.tea.stock, 10)
 
-    def test_too_few_left_is_an_error_that_names_the_product(self) -> None:
+    def test_the_out_of_stock_error_names_the_product(self) -> None:
         with self.assertRaisesMessage(OutOfStockError, "'Cezve'"):
             place_order(self.customer, {self.pot: 2})
 
-    def test_an_order_of_nothing_is_refused(self) -> None:
+    def test_an_empty_order_is_rejected(self) -> None:
         response = self.client.post(reverse("order"), {self.field(self.tea): "0"})
         self.assertContains(response, "Choose at least one product.")
         assert_no_email_queued()
 
-    def test_ordering_needs_a_log_in(self) -> None:
+    def test_ordering_requires_login(self) -> None:
         self.client.logout()
         response = self.client.post(reverse("order"), {self.field(self.tea): "1"})
         self.assertRedirects(response, f"{reverse('login')}?next={reverse('order')}")
         self.assertEqual(Order.objects.count(), 0)
 
-    def test_an_order_is_shown_to_its_own_customer_only(self) -> None:
+    def test_only_the_customer_sees_an_order(self) -> None:
         order = place_order(self.customer, {self.tea: 1})
         page = reverse("order_detail", args=[order.pk])
         self.assertContains(self.client.get(page), "Çay &lt;1 kg&gt;")
         self.client.force_login(User.objects.create_user("veli"))
         self.assertEqual(self.client.get(page).status_code, 404)
 
-    def test_the_stock_can_never_fall_below_zero(self) -> None:
+    def test_the_stock_cannot_become_negative(self) -> None:
         with self.assertRaises(DatabaseError), transaction.atomic():
             Product.objects.filter(pk=self.pot.pk).update(stock=-1)
 
 
 @queued_mail()
 class ConfirmationTests(TestCase):
-    """The confirmation shares the fate of its order, and no other."""
+    """The confirmation is committed or rolled back with its order."""
 
     @classmethod
     def setUpTestData(cls) -> None:
@@ -110,12 +110,12 @@ class ConfirmationTests(TestCase):
         place_order(self.customer, {self.pot: 1})
         assert_email_queued(1, to="ali@example.com", queue="emails", transport="smtp")
 
-    def test_an_order_that_is_undone_leaves_no_confirmation(self) -> None:
+    def test_a_rolled_back_order_queues_no_confirmation(self) -> None:
         with self.assertRaises(OutOfStockError):
             place_order(self.customer, {self.pot: 2})
         assert_no_email_queued()
 
-    def test_a_mail_server_in_trouble_delays_the_confirmation_and_not_the_order(self) -> None:
+    def test_a_failing_mail_server_delays_only_the_confirmation(self) -> None:
         order = place_order(self.customer, {self.pot: 1})
         with fail_delivery(1, error=ConnectionRefusedError()):
             self.assertEqual(drain_email_queue(), [])

@@ -1,5 +1,5 @@
 # ruff: noqa: PT009
-"""The site around the shop: languages, admin, sample data, database addresses."""
+"""Test the site around the shop: languages, admin, sample data, database URLs."""
 
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
@@ -14,7 +14,7 @@ from shopsite.database import database_from_url
 class LanguageTests(TestCase):
     """The site speaks English and Turkish."""
 
-    def test_the_browsers_language_is_followed(self) -> None:
+    def test_pages_are_in_the_browsers_language(self) -> None:
         page = self.client.get(reverse("home"), headers={"accept-language": "tr"})
         self.assertContains(page, '<html lang="tr">')
         self.assertContains(page, "Ürünler")
@@ -46,7 +46,7 @@ class SampleTests(TestCase):
         self.assertContains(self.client.get(reverse("home")), "Türk kahvesi, 250 g")
 
 
-class DatabaseAddressTests(SimpleTestCase):
+class DatabaseURLTests(SimpleTestCase):
     """SHOP_DATABASE_URL becomes a DATABASES entry."""
 
     def test_sqlite_takes_an_absolute_path(self) -> None:
@@ -72,6 +72,6 @@ class DatabaseAddressTests(SimpleTestCase):
         self.assertEqual((entry["USER"], entry["PASSWORD"]), ("shop", "p@ss"))
         self.assertEqual(entry["PORT"], "3307")
 
-    def test_another_scheme_is_refused(self) -> None:
+    def test_another_scheme_is_rejected(self) -> None:
         with self.assertRaisesMessage(ImproperlyConfigured, "'oracle'"):
             database_from_url("oracle://localhost/shop")

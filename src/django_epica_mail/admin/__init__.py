@@ -1,6 +1,6 @@
-"""The admin: for people who ask whether mail flows and what became of one.
+"""The Django admin pages: whether mail is flowing, and what happened to each e-mail.
 
-Each module registers the pages of what it is named for.
+Each module registers the pages it is named after.
 """
 
 from django_epica_mail.admin import batches, dashboard, emails, events, gates, suppressions

@@ -1,4 +1,4 @@
-"""What every page of the admin has in common: rows that no hand changes, and who may operate."""
+"""The common parts of the admin pages: permissions, read-only rows, recent mail and paging."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from django.utils.formats import number_format
 
 from django_epica_mail.models import EmailLog, EmailQuerySet
 
+WINDOW = 50_000
+"""Conditions that no index serves apply to this many of the newest e-mails."""
+MOST = 10_000
+"""A list counts and pages through at most this many rows."""
+
 
 def may_operate(request: HttpRequest) -> bool:
-    """Tell whether a person may move mail, and stop queues and transports and let them go on."""
+    """Return whether the user may act on e-mails, and pause and resume queues and transports."""
     return request.user.has_perm("epica_mail.operate_emaillog")
 
 
 class ReadOnly:
-    """Shows rows and changes none: the queue's rows move by its own rules only."""
+    """A mixin for rows that nobody changes by hand: they follow the queue's own rules."""
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -36,16 +41,16 @@ class ReadOnly:
 
 
 class ReadOnlyPage(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
-    """Shows a row as a page to read, and not as a form."""
+    """A model admin that shows a row as a page to read instead of a form."""
 
     page_template: str
 
     def find(self, request: HttpRequest, object_id: str) -> Any:
-        """Return the row of an address, or ``None``."""
+        """Return the row with this id, or ``None``."""
         return self.get_object(request, object_id)
 
     def page(self, request: HttpRequest, row: Any) -> dict[str, Any]:
-        """Return what the template shows of a row, its ``title`` among it."""
+        """Return the template context of a row, including ``title``."""
         raise NotImplementedError
 
     def change_view(
@@ -55,7 +60,7 @@ class ReadOnlyPage(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """Show a row; nobody changes one."""
+        """Show a row; raises ``PermissionDenied`` for any method except GET and HEAD."""
         if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
             raise PermissionDenied
         row = self.find(request, unquote(object_id))
@@ -72,55 +77,35 @@ class ReadOnlyPage(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         return TemplateResponse(request, self.page_template, context)
 
 
-WINDOW = 50_000
-"""Among how many of the newest mails is looked for what no index has."""
-
-
 def recent(rows: EmailQuerySet) -> EmailQuerySet:
-    """Return those of ``rows`` that are among the newest ``WINDOW`` mails of all."""
+    """Return the ``rows`` that are among the newest ``WINDOW`` e-mails."""
     newest = EmailLog.objects.using(rows.db).order_by("-pk").values_list("pk", flat=True)
     oldest = newest[WINDOW - 1 : WINDOW].first()
     return rows if oldest is None else rows.filter(pk__gte=oldest)
 
 
-MOST = 10_000
-"""How many rows are counted, and can be paged through."""
-
-
-class AtLeast(int):
-    """A number that stands for itself or more, and says so."""
-
-    def __str__(self) -> str:
-        return f"{number_format(int(self), force_grouping=True)}+"
-
-
-def _counted(found: int) -> int:
-    """Return a number of rows, of which at most one more than ``MOST`` were looked for."""
-    return AtLeast(MOST) if found > MOST else found
-
-
 class BoundedPaginator(Paginator):  # type: ignore[type-arg]
-    """Pages through mails, newest first, without counting all that there are.
+    """A paginator for e-mails, newest first, that never counts the whole table.
 
-    ``LIMIT`` invites a database to walk along the ids until it has found enough, through the whole
-    table if what is asked for is rare and old. So ids are asked for in no order, which any index
-    can serve. Few of them are sorted here; for many, the newest are near the end of the table.
+    An ordered ``LIMIT`` invites a database to walk along the ids until it has enough matches: if
+    they are rare and old, that is the whole table. So ids are fetched in no order, which any index
+    can serve. A few are sorted here; if there are many, the newest are near the end of the table.
     """
 
     object_list: EmailQuerySet
 
     @cached_property
     def _ids(self) -> list[UUID]:
-        """One more than are counted, at most."""
+        """The matching ids in no order, at most ``MOST`` and one more."""
         return list(self.object_list.order_by().values_list("pk", flat=True)[: MOST + 1])
 
     @cached_property
     def count(self) -> int:
-        """How many mails there are, or ``AtLeast`` so many."""
+        """The number of e-mails, or ``AtLeast(MOST)``."""
         return _counted(len(self._ids))
 
     def page(self, number: Any) -> Page:  # type: ignore[type-arg]
-        """Return one page; raises ``InvalidPage`` as Django's own does."""
+        """Return one page; raises ``InvalidPage`` as Django's paginator does."""
         number = self.validate_number(number)
         first = (number - 1) * self.per_page
         ids = self._ids_between(first, min(first + self.per_page, self.count))
@@ -139,10 +124,22 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]
 
 
 class CappedPaginator(Paginator):  # type: ignore[type-arg]
-    """Pages through the newest rows of a list by their ids; what is older is found by searching."""
+    """A paginator for the newest ``MOST`` rows of a list; older ones are found by searching."""
 
     @cached_property
     def count(self) -> int:
-        """How many rows there are, or ``AtLeast`` so many."""
+        """The number of rows, or ``AtLeast(MOST)``."""
         rows: Any = self.object_list
         return _counted(rows.order_by()[: MOST + 1].count())
+
+
+class AtLeast(int):
+    """A lower bound, shown with a plus: ``10,000+``."""
+
+    def __str__(self) -> str:
+        return f"{number_format(int(self), force_grouping=True)}+"
+
+
+def _counted(found: int) -> int:
+    """Return the number of rows found, or ``AtLeast(MOST)`` if there are more."""
+    return AtLeast(MOST) if found > MOST else found

@@ -1,4 +1,4 @@
-"""The bulk calls in the admin: how far each has come, and what it refused."""
+"""Bulk calls in the admin: progress, status counts and refused entries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailBatch
 
 _REFUSED = 200
-"""How many refused entries the page of a batch shows."""
+"""The page of a batch shows at most this many refused entries."""
 
 
 @admin.register(EmailBatch)
@@ -36,11 +36,11 @@ class EmailBatchAdmin(ReadOnlyPage):
         css: ClassVar = {"all": ("epica_mail/admin.css",)}
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[EmailBatch]:
-        """Leave out what is long: the entries, and those refused."""
+        """Defer the long columns: the entries and those refused."""
         return super().get_queryset(request).defer("payload", "refused")
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        """Allow none: the payload may not be asked about."""
+        """Refuse every lookup: nobody may query the payload."""
         return False
 
     @admin.display(description=_("progress"))
@@ -52,7 +52,7 @@ class EmailBatchAdmin(ReadOnlyPage):
         return batch.position - batch.accepted
 
     def page(self, request: HttpRequest, row: EmailBatch) -> dict[str, Any]:
-        """Return how far a batch has come, and what it refused."""
+        """Return the progress of a batch, its status counts and its refused entries."""
         return {
             "title": row,
             "batch": row,
@@ -66,7 +66,7 @@ class EmailBatchAdmin(ReadOnlyPage):
 
 
 def progress_bar(batch: EmailBatch) -> SafeString:
-    """Return how many entries of a batch are done with, as a bar and as numbers."""
+    """Return how many entries of a batch are processed, as a bar and as numbers."""
     return format_html(
         '<progress max="{}" value="{}" aria-label="{}"></progress> {}/{}',
         max(batch.total, 1),
@@ -78,7 +78,7 @@ def progress_bar(batch: EmailBatch) -> SafeString:
 
 
 def _statuses(batch: EmailBatch) -> list[tuple[str, Any, int]]:
-    """Return how many of a batch's mails have each status, of as many as are counted at most."""
+    """Return how many of a batch's e-mails have each status, counting at most ``MOST``."""
     mails = batch.emails.order_by().values_list("status", flat=True)[:MOST]
     found = Counter(mails)
     return [(status.value, status.label, found[status]) for status in Status if found[status]]

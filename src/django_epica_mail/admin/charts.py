@@ -1,6 +1,6 @@
-"""Charts of bars, drawn by the server as SVG: geometry only, for a template to write down.
+"""The geometry of bar charts, which a template renders as SVG.
 
-Numbers are strings already, for a template would write 0.5 with the comma of many a language.
+Coordinates are strings, because in many languages a template would write 0.5 with a comma.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 480, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 16, 10, 24
 _GAP = 0.25
-"""What part of a slot is left empty."""
+"""The share of a slot that stays empty."""
 _TIMES = (0.2, 0.4, 1, 2, 4, 10, 20, 40, 120, 240, 600, 1200, 3600, 7200, 14_400, 43_200, 172_800)
 _LABELS = 6
-"""How many slots are labelled at most."""
+"""At most this many slots have a label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One slot of a chart, which shows its value where the pointer rests."""
+    """One slot of a chart; its value is shown while the pointer rests on it."""
 
     x: str
     y: str
@@ -34,7 +34,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A label at an axis."""
+    """A label on an axis."""
 
     at: str
     text: str
@@ -42,21 +42,21 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart, and the same in words for its table."""
+    """One chart, with the labels and values for its table."""
 
     name: str
-    """An id of its own on the page, and the class that gives it its colour."""
+    """Unique on the page; also the CSS class that sets the colour."""
     title: str
     unit: str
-    """What the second column of the table is called."""
+    """The heading of the table's second column."""
     bars: Sequence[Bar]
     lines: Sequence[Mark]
     """The labelled horizontal lines."""
     labels: Sequence[Mark]
-    """The labels below."""
+    """The labels below the bars."""
     is_empty: bool
 
-    #: The frame, the same of every chart.
+    #: The frame, the same for every chart.
     width, height = WIDTH, HEIGHT
     left, right, top, bottom = _LEFT, WIDTH - _RIGHT, _TOP, HEIGHT - _BOTTOM
     label_x, label_y, plot_height = _LEFT - 6, HEIGHT - 7, HEIGHT - _BOTTOM - _TOP
@@ -71,9 +71,10 @@ def draw(
     *,
     is_time: bool = False,
 ) -> Chart:
-    """Return a chart of points: each a short label, a long one, and a value told by ``say``.
+    """Return a chart of points: each has a short label, a long label and a value.
 
-    Of a time, in seconds, the scale ends with what is round in seconds, minutes or hours.
+    ``say`` formats a value. If ``is_time``, values are in seconds, and the scale ends at a round
+    number of seconds, minutes or hours.
     """
     highest = max((value for _, _, value in points), default=0)
     top = next((it for it in _TIMES if it >= highest), highest) if is_time else _ceiling(highest)
@@ -83,7 +84,7 @@ def draw(
     bars, labels = [], []
     for index, (short, long, value) in enumerate(points):
         x = _LEFT + index * step
-        tall = max(height * value / top, 1.5 if value else 0)  # so that one in a thousand is seen
+        tall = max(height * value / top, 1.5 if value else 0)  # one in a thousand stays visible
         bars.append(
             Bar(
                 x=_number(x + step * _GAP / 2),
@@ -106,7 +107,7 @@ def draw(
 
 
 def _ceiling(highest: float) -> float:
-    """Return the round number, 1, 2, 4, 6 or 8 of its power of ten, that tops the highest bar."""
+    """Return the end of the scale: 1, 2, 4, 6 or 8 times a power of ten, at least ``highest``."""
     if highest <= 0:
         return 2
     power = 10.0 ** math.floor(math.log10(highest))

@@ -1,9 +1,8 @@
-"""The message of one mail, for who looks at it or sends it again."""
+"""The content of an e-mail: read from its row, built as it was sent, and shown in a sandbox."""
 
 from __future__ import annotations
 
 import email.policy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from email.header import decode_header, make_header
 from email.message import EmailMessage as MIMEMessage
@@ -17,44 +16,41 @@ from django.http import HttpRequest, HttpResponse, QueryDict
 from django_epica_mail import messages
 from django_epica_mail.messages import RawMessage
 from django_epica_mail.messages.raw import render
-from django_epica_mail.models import EmailLog, message_of
+from django_epica_mail.models import EmailLog
+
+_POLICY = (
+    "sandbox",  # no scripts, forms, pop-ups or navigation of the surrounding page
+    "default-src 'none'",
+    "style-src 'unsafe-inline'",
+    "img-src {images}",
+    "font-src data:",
+    "base-uri 'none'",
+    "form-action 'none'",
+    "frame-ancestors 'self'",
+)
+_OWN_IMAGES, _ALL_IMAGES = "data:", "data: https: http:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadableContent:
-    """What there is to read in a mail."""
+    """The readable parts of an e-mail."""
 
     headers: list[tuple[str, str]]
-    """As they are sent, decoded."""
+    """As sent, decoded."""
     text: str
     html: str
-    """Either is empty if the mail has none."""
-
-
-class _AbsentAttachments(Mapping[str, bytes]):
-    """Stands for contents of attachments that nobody is going to look at."""
-
-    def __getitem__(self, digest: str) -> bytes:
-        return b""
-
-    def __contains__(self, digest: object) -> bool:
-        return True
-
-    def __iter__(self) -> Any:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
+    """Either is empty if the e-mail has none."""
 
 
 def read_content(mail: EmailLog) -> ReadableContent:
-    """Return what a mail says, without reading its attachments.
+    """Return the headers and bodies of an e-mail without loading its attachments.
 
-    Raises ``UnreadableEnvelope`` as ``message_of`` does, and whatever building the message raises.
+    Raises ``UnreadableEnvelope`` and ``MissingKey`` as ``EmailLog.message`` does, and whatever
+    building the message raises.
     """
-    message = messages.load(mail.envelope, _AbsentAttachments())
-    if isinstance(message, RawMessage):  # kept as bytes, which are an attachment to the row
-        wire = render(message_of(mail))
+    message = messages.load(mail.envelope, messages.AbsentAttachments())
+    if isinstance(message, RawMessage):  # stored as bytes, in an attachment of the row
+        wire = render(mail.message())
         mime = BytesParser(policy=email.policy.default).parsebytes(wire)
         headers = [(name, str(value)) for name, value in mime.items()]
         return ReadableContent(headers=headers, text=_part(mime, "plain"), html=_part(mime, "html"))
@@ -70,18 +66,60 @@ def read_content(mail: EmailLog) -> ReadableContent:
 
 
 def as_sent(mail: EmailLog) -> bytes:
-    """Return a mail as it is put on the wire, but for the boundaries between its parts.
+    """Return an e-mail as it goes over the wire, except for the boundaries between its parts.
 
-    The time is that of its end or, before that, of its row. Raises as ``read`` does.
+    Its ``Date`` is when it finished or, before that, when it was queued. Raises as ``read_content``
+    does.
     """
-    message = message_of(mail)
+    message = mail.message()
     if not isinstance(message, RawMessage):
         _complete(message, mail)
     return render(message)
 
 
+def sandboxed(html: str, *, images: bool) -> HttpResponse:
+    """Return an e-mail's HTML as a page that can do nothing; ``images`` allows remote images.
+
+    The policy applies wherever the page is opened, inside its frame or not.
+    """
+    response = HttpResponse(html, content_type="text/html; charset=utf-8")
+    policy = "; ".join(_POLICY).format(images=_ALL_IMAGES if images else _OWN_IMAGES)
+    response["Content-Security-Policy"] = policy
+    response["X-Frame-Options"] = "SAMEORIGIN"
+    response["X-Content-Type-Options"] = "nosniff"
+    response["Referrer-Policy"] = "no-referrer"
+    response["Cache-Control"] = "no-store, private"
+    return response
+
+
+def frame(request: HttpRequest, source: str) -> dict[str, Any]:
+    """Return the context of the preview frame: the display options chosen, and links to others.
+
+    ``source`` is the URL of the sandboxed page. The options are in the query string.
+    """
+    chosen = {
+        "width": "phone" if request.GET.get("width") == "phone" else "desktop",
+        "theme": "dark" if request.GET.get("theme") == "dark" else "light",
+        "images": "1" if request.GET.get("images") == "1" else "0",
+    }
+    mark = "&" if "?" in source else "?"
+    return {
+        **chosen,
+        "source": f"{source}{mark}images={chosen['images']}",
+        "links": {
+            f"{name}_{value}": _link(request.GET, name, value)
+            for name, values in (
+                ("width", ("desktop", "phone")),
+                ("theme", ("light", "dark")),
+                ("images", ("0", "1")),
+            )
+            for value in values
+        },
+    }
+
+
 def _complete(message: EmailMessage, mail: EmailLog) -> None:
-    """Give a message what it is given when it is sent."""
+    """Add the headers that a message gets when it is sent."""
     names = {name.lower() for name in message.extra_headers}
     own = {
         "Message-ID": mail.message_id,
@@ -107,62 +145,8 @@ def _decoded(content: Any) -> str:
 def _decoded_header(value: Any) -> str:
     try:
         return str(make_header(decode_header(str(value))))
-    except (LookupError, UnicodeError):  # a charset that Python does not know
+    except (LookupError, UnicodeError):  # a charset unknown to Python
         return str(value)
-
-
-_POLICY = (
-    "sandbox",  # no scripts, forms, pop-ups or navigation of the page around it
-    "default-src 'none'",
-    "style-src 'unsafe-inline'",
-    "img-src {images}",
-    "font-src data:",
-    "base-uri 'none'",
-    "form-action 'none'",
-    "frame-ancestors 'self'",
-)
-_OWN_IMAGES, _ALL_IMAGES = "data:", "data: https: http:"
-
-
-def sandboxed(html: str, *, images: bool) -> HttpResponse:
-    """Return a mail's HTML as a page that can do nothing; ``images``: it may load remote ones.
-
-    The policy holds wherever the page is opened, in the frame made for it or not.
-    """
-    response = HttpResponse(html, content_type="text/html; charset=utf-8")
-    policy = "; ".join(_POLICY).format(images=_ALL_IMAGES if images else _OWN_IMAGES)
-    response["Content-Security-Policy"] = policy
-    response["X-Frame-Options"] = "SAMEORIGIN"
-    response["X-Content-Type-Options"] = "nosniff"
-    response["Referrer-Policy"] = "no-referrer"
-    response["Cache-Control"] = "no-store, private"
-    return response
-
-
-def frame(request: HttpRequest, source: str) -> dict[str, Any]:
-    """Return what the template of the frame needs: how the mail is looked at, and the ways else.
-
-    ``source`` is the address of the sandboxed page. What is chosen stands in the query.
-    """
-    chosen = {
-        "width": "phone" if request.GET.get("width") == "phone" else "desktop",
-        "theme": "dark" if request.GET.get("theme") == "dark" else "light",
-        "images": "1" if request.GET.get("images") == "1" else "0",
-    }
-    mark = "&" if "?" in source else "?"
-    return {
-        **chosen,
-        "source": f"{source}{mark}images={chosen['images']}",
-        "links": {
-            f"{name}_{value}": _link(request.GET, name, value)
-            for name, values in (
-                ("width", ("desktop", "phone")),
-                ("theme", ("light", "dark")),
-                ("images", ("0", "1")),
-            )
-            for value in values
-        },
-    }
 
 
 def _link(query: QueryDict, name: str, value: str) -> str:

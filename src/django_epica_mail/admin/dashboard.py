@@ -1,4 +1,7 @@
-"""The dashboard: whether mail flows, what waits, what happened; its buttons are those of gates."""
+"""The dashboard: health, backlog, gates, workers and history on one page.
+
+Its buttons post to the admin of the gates.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +34,69 @@ from django_epica_mail.monitoring.health import spoken
 from django_epica_mail.monitoring.history import PERIODS, History
 from django_epica_mail.retry import Kind
 
-_SINCE = {"24h": "day", "7d": "week", "30d": "month"}
-"""The periods that the list of mails knows, too."""
-_SHARES = (0.5, 0.95, 0.99)
+REFRESH_SECONDS = 15
 _Event = EmailTotal.Event
+_SINCE = {"24h": "day", "7d": "week", "30d": "month"}
+"""The periods that the list of e-mails can filter by, and its names for them."""
+_SHARES = (0.5, 0.95, 0.99)
+
+
+@admin.register(EmailTotal)
+class DashboardAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+    """A single page in place of a list of totals, for users who may view e-mails."""
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return request.user.has_perm("epica_mail.view_emaillog")
+
+    def get_urls(self) -> list[URLPattern]:
+        """Return the URL of the page, under the name by which the admin links to a model."""
+        view = self.admin_site.admin_view(self.show)
+        return [path("", view, name="epica_mail_emailtotal_changelist")]
+
+    def show(self, request: HttpRequest) -> HttpResponse:
+        """Return the page."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        return _show(request, self.admin_site)
+
+
+@require_safe
+@never_cache
+def _show(request: HttpRequest, site: admin.AdminSite) -> HttpResponse:
+    using = router.db_for_read(EmailLog)
+    choice = Choice.of(request.GET)
+    period = PERIODS[choice.period]
+    past = history.read(period, using, queue=choice.queue, transport=choice.transport)
+    flows = _flow_rows(using)
+    gates = known_gates([(flow["queue"], flow["transport"]) for flow in flows], using)
+    asks = "workers" in request.GET
+    context = {
+        **site.each_context(request),
+        "title": _("E-mail dashboard"),
+        "opts": EmailTotal._meta,
+        "choice": choice,
+        "periods": PERIODS,
+        "verdict": health.judge(health.measure(), conf.get()),
+        "flows": flows,
+        "gates": gates,
+        "queues": [gate.name for gate in gates if gate.scope == Scope.QUEUE],
+        "transports": [gate.name for gate in gates if gate.scope == Scope.TRANSPORT],
+        "may_operate": may_operate(request),
+        "tiles": [(_Event(event).label, past.counts[event]) for event in history.CHARTED],
+        "charts": _draw_charts(past, is_by_day=period.is_by_day),
+        "times": _time_rows(past),
+        "reasons": _reason_rows(past, choice),
+        "workers": _ask_workers() if asks else None,
+        "asks_workers": asks,
+        "refresh": 0 if asks else REFRESH_SECONDS,
+        "now": timezone.now(),
+    }
+    return TemplateResponse(request, "admin/epica_mail/dashboard.html", context)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What part of the history is looked at, as the address of the page has it."""
+    """The part of the history that the query string asks for."""
 
     period: str
     queue: str
@@ -47,20 +104,20 @@ class Choice:
 
     @classmethod
     def of(cls, given: Mapping[str, str]) -> Choice:
-        """Return what a query string asks for; a period there is not is the shortest."""
+        """Return the choice in a query string; an unknown period becomes the shortest."""
         period = given.get("period", "")
         known = period if period in PERIODS else next(iter(PERIODS))
         return cls(known, given.get("queue", "")[:64], given.get("transport", "")[:64])
 
     @property
     def query(self) -> str:
-        """The query string that asks for it."""
+        """The query string that asks for this choice."""
         pairs = {"period": self.period, "queue": self.queue, "transport": self.transport}
         return urlencode({name: value for name, value in pairs.items() if value})
 
 
-def _queue_rows(using: str) -> list[dict[str, Any]]:
-    """Return what waits and flows, by queue and transport."""
+def _flow_rows(using: str) -> list[dict[str, Any]]:
+    """Return the backlog and the e-mails sent in the last minute, by queue and transport."""
     moment, _first = backlog.clock_and_first_mail(using)
     waiting = {(it.queue, it.transport): it for it in backlog.backlogs(using, moment)}
     rates = history.sent_in_a_minute(using)
@@ -77,12 +134,8 @@ def _queue_rows(using: str) -> list[dict[str, Any]]:
     ]
 
 
-def _age(seconds: float | None) -> str:
-    return "" if seconds is None else spoken(seconds)
-
-
 def _draw_charts(past: History, *, is_by_day: bool) -> list[charts.Chart]:
-    """Return a chart of each event, and one of how long delivery took."""
+    """Return a chart for each event, and one of the time that delivery took."""
     short, long = ("j M", "DATE_FORMAT") if is_by_day else ("H:i", "DATETIME_FORMAT")
     times = [(timezone.localtime(slot.start), slot) for slot in past.slots]
     names = [(date_format(at, short), date_format(at, long), slot) for at, slot in times]
@@ -104,12 +157,8 @@ def _draw_charts(past: History, *, is_by_day: bool) -> list[charts.Chart]:
     return [*counted, charts.draw("took", title, unit, took, spoken, is_time=True)]
 
 
-def _grouped(value: float) -> str:
-    return number_format(value, 0 if value == int(value) else 1, force_grouping=True)
-
-
 def _time_rows(past: History) -> list[dict[str, Any]]:
-    """Return how long delivery took, by queue and transport."""
+    """Return the time that delivery took, by queue and transport."""
     return [
         {
             "queue": queue,
@@ -122,7 +171,7 @@ def _time_rows(past: History) -> list[dict[str, Any]]:
 
 
 def _reason_rows(past: History, choice: Choice) -> list[dict[str, Any]]:
-    """Return why mail failed, each with the filters of the list of what failed for that kind."""
+    """Return why e-mails failed, each reason with the query string that lists those e-mails."""
     shared = {
         "status": Status.FAILED.value,
         "queue": choice.queue,
@@ -142,66 +191,17 @@ def _reason_rows(past: History, choice: Choice) -> list[dict[str, Any]]:
 
 
 def _ask_workers() -> dict[str, Any]:
-    """Ask the workers, which takes two seconds at most with a broker that answers."""
+    """Ask the workers for their queues, which takes at most two seconds if the broker answers."""
     try:
         return {"found": sorted(celery_workers.consumed().items()), "error": ""}
-    except Exception as error:  # noqa: BLE001 - any broker, any error: it is what was asked for
+    except Exception as error:  # noqa: BLE001 - any broker, any error: the page reports it
         text = _("The broker cannot be asked for its workers (%(error)s).")
         return {"found": [], "error": text % {"error": type(error).__name__}}
 
 
-REFRESH_SECONDS = 15
-_Event2 = EmailTotal.Event
+def _age(seconds: float | None) -> str:
+    return "" if seconds is None else spoken(seconds)
 
 
-@admin.register(EmailTotal)
-class DashboardAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
-    """One page instead of a list of totals; seen with the permission to view e-mails."""
-
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return request.user.has_perm("epica_mail.view_emaillog")
-
-    def get_urls(self) -> list[URLPattern]:
-        """Return the page, under the name by which the admin links a model."""
-        view = self.admin_site.admin_view(self.show)
-        return [path("", view, name="epica_mail_emailtotal_changelist")]
-
-    def show(self, request: HttpRequest) -> HttpResponse:
-        """Answer with the page."""
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        return _show(request, self.admin_site)
-
-
-@require_safe
-@never_cache
-def _show(request: HttpRequest, site: admin.AdminSite) -> HttpResponse:
-    using = router.db_for_read(EmailLog)
-    choice = Choice.of(request.GET)
-    period = PERIODS[choice.period]
-    past = history.read(period, using, queue=choice.queue, transport=choice.transport)
-    lanes = _queue_rows(using)
-    gates = known_gates([(lane["queue"], lane["transport"]) for lane in lanes], using)
-    asks = "workers" in request.GET
-    context = {
-        **site.each_context(request),
-        "title": _("E-mail dashboard"),
-        "opts": EmailTotal._meta,
-        "choice": choice,
-        "periods": PERIODS,
-        "verdict": health.judge(health.measure(), conf.get()),
-        "lanes": lanes,
-        "gates": gates,
-        "queues": [gate.name for gate in gates if gate.scope == Scope.QUEUE],
-        "transports": [gate.name for gate in gates if gate.scope == Scope.TRANSPORT],
-        "may_operate": may_operate(request),
-        "tiles": [(_Event2(event).label, past.counts[event]) for event in history.CHARTED],
-        "charts": _draw_charts(past, is_by_day=period.is_by_day),
-        "times": _time_rows(past),
-        "reasons": _reason_rows(past, choice),
-        "workers": _ask_workers() if asks else None,
-        "asks_workers": asks,
-        "refresh": 0 if asks else REFRESH_SECONDS,
-        "now": timezone.now(),
-    }
-    return TemplateResponse(request, "admin/epica_mail/dashboard.html", context)
+def _grouped(value: float) -> str:
+    return number_format(value, 0 if value == int(value) else 1, force_grouping=True)

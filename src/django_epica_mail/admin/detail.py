@@ -1,4 +1,4 @@
-"""The page of one mail: what happened to it, what it waits for, and, to some, what it says."""
+"""The page of an e-mail: its history, what it waits for and, with permission, its content."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from django_epica_mail.exceptions import MissingKey
 from django_epica_mail.models import EmailLog
 
 _RECIPIENTS = 200
-"""How many recipients of a mail its page names."""
+"""The page of an e-mail lists at most this many recipients."""
 
 _FACTS = (
     *("id", "message_id", "from_email", "category", "queue", "transport", "fallbacks", "priority"),
@@ -36,17 +36,17 @@ _FACTS = (
 
 
 def may_see_content(request: HttpRequest) -> bool:
-    """Tell whether a user may read mails, their attachments and previews."""
+    """Return whether the user may read e-mails, their attachments and previews."""
     return request.user.has_perm("epica_mail.view_content")
 
 
 class Detail(ReadOnlyPage):
-    """A model admin of mails with a page for each."""
+    """A model admin with a page for each e-mail."""
 
     page_template = "admin/epica_mail/email.html"
 
     def get_urls(self) -> list[URLPattern]:
-        """Add what the page is made of: HTML, raw message and attachments."""
+        """Add the URLs of an e-mail's HTML, raw message and attachments."""
         view = self.admin_site.admin_view
         own = [
             path("<uuid:pk>/html/", view(self.html_view), name="epica_mail_emaillog_html"),
@@ -60,11 +60,11 @@ class Detail(ReadOnlyPage):
         return [*own, *super().get_urls()]
 
     def find(self, request: HttpRequest, object_id: str) -> EmailLog | None:
-        """Return a mail with all of its row, which the list leaves out in part."""
+        """Return the e-mail with all of its columns, some of which the list defers."""
         return _find(object_id)
 
     def page(self, request: HttpRequest, row: EmailLog) -> dict[str, Any]:
-        """Return what happened to a mail and what may be done with it; to some, what it says."""
+        """Return an e-mail's history, the operations on it and, with permission, its content."""
         recipients = list(row.recipients.order_by("position")[: _RECIPIENTS + 1])
         return {
             "title": row.subject or _("(no subject)"),
@@ -83,14 +83,14 @@ class Detail(ReadOnlyPage):
         }
 
     def html_view(self, request: HttpRequest, pk: UUID) -> HttpResponse:
-        """Return a mail's HTML, harmless."""
+        """Return an e-mail's HTML, sandboxed."""
         html = self._read(request, pk).html
         if not html:
             raise Http404("The e-mail has no HTML.")
         return sandboxed(html, images=request.GET.get("images") == "1")
 
     def raw_view(self, request: HttpRequest, pk: UUID) -> HttpResponseBase:
-        """Return a mail as a file for a mail program."""
+        """Return an e-mail as a file that mail programs can open."""
         mail = self._mail(request, pk)
         try:
             content = admin_content.as_sent(mail)
@@ -99,7 +99,7 @@ class Detail(ReadOnlyPage):
         return _download(content, f"{mail.pk}.eml")
 
     def attachment_view(self, request: HttpRequest, pk: UUID, attachment: UUID) -> HttpResponseBase:
-        """Return what was attached to a mail."""
+        """Return an attachment as a download."""
         row = self._mail(request, pk).attachments.filter(pk=attachment).first()
         if row is None:
             raise Http404("The e-mail has no such attachment.")
@@ -114,7 +114,7 @@ class Detail(ReadOnlyPage):
             raise PermissionDenied
         mail = _find(pk)
         if mail is None or not mail.envelope:
-            raise Http404("There is no such e-mail, or its content is forgotten.")
+            raise Http404("There is no such e-mail, or its content was deleted.")
         return mail
 
     def _read(self, request: HttpRequest, pk: UUID) -> admin_content.ReadableContent:
@@ -130,7 +130,7 @@ class Detail(ReadOnlyPage):
             return {"is_forgotten": True}
         try:
             content = admin_content.read_content(mail)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the page tells it
+        except Exception as error:  # noqa: BLE001 - the page shows any error
             return {"unreadable": f"{type(error).__name__}: {error}"}
         source = reverse("admin:epica_mail_emaillog_html", args=[mail.pk])
         return {
@@ -143,12 +143,12 @@ class Detail(ReadOnlyPage):
 def _find(pk: UUID | str) -> EmailLog | None:
     try:
         return EmailLog.objects.using(router.db_for_read(EmailLog)).filter(pk=pk).first()
-    except ValidationError:  # it is not the form of an id
+    except ValidationError:  # not a valid id
         return None
 
 
 def _facts(mail: EmailLog) -> Iterator[tuple[str, Any]]:
-    """Yield what else a row tells, by its name, leaving out what it leaves open."""
+    """Yield the other values of a row with their labels, leaving out empty ones."""
     for name in _FACTS:
         value = getattr(mail, name)
         if value not in ("", None, []):
@@ -158,7 +158,7 @@ def _facts(mail: EmailLog) -> Iterator[tuple[str, Any]]:
 
 
 def _result_url(request: HttpRequest, mail: EmailLog) -> str:
-    """Return the address of Celery's result of a mail, where it is kept in the admin's reach."""
+    """Return the URL of an e-mail's Celery result in the admin, or ``""`` if it has none."""
     if not apps.is_installed("django_celery_results"):
         return ""
     if not request.user.has_perm("django_celery_results.view_taskresult"):
@@ -172,7 +172,7 @@ def _result_url(request: HttpRequest, mail: EmailLog) -> str:
 
 
 def _download(content: bytes, filename: str) -> HttpResponseBase:
-    """Return bytes as a file to save, which no browser opens in the admin's name."""
+    """Return bytes as a download that no browser opens on the admin's own site."""
     response = FileResponse(
         io.BytesIO(content),
         as_attachment=True,

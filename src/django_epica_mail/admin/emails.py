@@ -1,4 +1,4 @@
-"""The list of mails in the admin: what became of each."""
+"""The list of e-mails in the admin: its columns, its status badges and its search."""
 
 from __future__ import annotations
 
@@ -24,26 +24,102 @@ from django_epica_mail.admin.operations import ACTIONS, Operations
 from django_epica_mail.admin.previews import Previews
 from django_epica_mail.models import EmailLog, EmailQuerySet, EmailRecipient
 
+SEARCH_HELP = _(
+    "An id, a Message-ID in angle brackets, an address or the beginning of one (name@ or name*), "
+    "or words from the subject (of the newest 50,000 e-mails)."
+)
+_RECIPIENTS = 3
+"""The list names this many recipients of an e-mail."""
+_MOST_LOOKED_UP = 1_000
+"""An address with more e-mails than this is searched for only among the newest."""
+_LAST = "\U0010ffff"
+"""Sorts after every other character."""
+
+
+@admin.register(EmailLog)
+class EmailLogAdmin(Operations, Previews, Detail):
+    """The e-mails, newest first, without their content."""
+
+    list_display = (
+        "state",
+        "age",
+        "title",
+        "addressees",
+        "category",
+        "queue",
+        "transport",
+        "attempted",
+    )
+    list_display_links = ("title",)
+    list_filter = FILTERS
+    actions = ACTIONS
+    list_per_page = 50
+    list_max_show_all = 500
+    show_facets = admin.ShowFacets.NEVER  # they count the whole table
+    show_full_result_count = False
+    paginator = BoundedPaginator
+    search_fields = ("id",)  # only shows the search box: ``search`` finds the rows
+    search_help_text = SEARCH_HELP
+    ordering = ("-pk",)
+    sortable_by = ()
+
+    class Media:
+        css: ClassVar = {"all": ("epica_mail/admin.css",)}
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[EmailLog]:
+        """Defer the content, and prefetch the first recipients."""
+        first = EmailRecipient.objects.filter(position__lte=_RECIPIENTS).order_by("position")
+        rows = super().get_queryset(request).defer("envelope")
+        return rows.prefetch_related(Prefetch("recipients", first, to_attr="first_recipients"))
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """Allow only the filters: other lookups could probe columns that nobody may see."""
+        return lookup in {filter_.parameter_name for filter_ in FILTERS}
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Search by what the term looks like; results have no duplicates."""
+        return search(queryset, search_term), False  # type: ignore[arg-type]
+
+    @admin.display(description=_("status"))
+    def state(self, mail: EmailLog) -> SafeString:
+        return status_badge(mail)
+
+    @admin.display(description=_("subject"))
+    def title(self, mail: EmailLog) -> str:
+        return mail.subject or str(_("(no subject)"))
+
+    @admin.display(description=_("recipients"))
+    def addressees(self, mail: EmailLog) -> str:
+        addresses = [recipient.address for recipient in mail.first_recipients]  # type: ignore[attr-defined]
+        more = ", …" if len(addresses) > _RECIPIENTS else ""
+        return ", ".join(addresses[:_RECIPIENTS]) + more
+
+    @admin.display(description=_("attempts"))
+    def attempted(self, mail: EmailLog) -> int:
+        return mail.attempts
+
+    @admin.display(description=_("age"))
+    def age(self, mail: EmailLog) -> SafeString:
+        at = timezone.localtime(mail.created_at)
+        return format_html(
+            '<time datetime="{}" title="{}">{}</time>',
+            at.isoformat(),
+            localize(at),
+            timesince(mail.created_at, depth=1),
+        )
+
 
 def status_badge(mail: EmailLog) -> SafeString:
-    """Return the status of a mail as a badge: a word, and a colour that says the same."""
+    """Return the status of an e-mail as a coloured badge with its name."""
     return format_html(
         '<span class="epica-badge epica-{}">{}</span>', mail.status, mail.get_status_display()
     )
 
 
-SEARCH_HELP = _(
-    "An id, a Message-ID in angle brackets, an address or its beginning (name@ or name*), "
-    "or words of the subject (of the newest 50,000 e-mails)."
-)
-
-_MOST_LOOKED_UP = 1_000
-"""How many mails an address is looked up for by its index alone; of more, the newest are meant."""
-_LAST = "\U0010ffff"
-
-
 def search(rows: EmailQuerySet, term: str) -> EmailQuerySet:
-    """Return those of ``rows`` that a search term means."""
+    """Return the ``rows`` that match a search term; its form decides what is searched."""
     term = term.strip()
     if not term:
         return rows
@@ -76,7 +152,7 @@ def _addressed(rows: EmailQuerySet, beginning: str) -> EmailQuerySet:
 
 
 def _to(rows: EmailQuerySet, condition: Q) -> EmailQuerySet:
-    """Return those of recent ``rows`` that go to certain addresses."""
+    """Return the recent ``rows`` with a recipient that meets a condition."""
     recipients = recent(EmailLog.objects.using(rows.db)).filter(
         pk__in=EmailRecipient.objects.using(rows.db).filter(condition).values("email")
     )
@@ -84,89 +160,10 @@ def _to(rows: EmailQuerySet, condition: Q) -> EmailQuerySet:
 
 
 def _starts_with(text: str, using: str) -> Q:
-    """Return a condition on an address that the index of each database can serve."""
+    """Return a condition on the beginning of an address that the database's index can serve."""
     vendor = connections[using].vendor
-    if vendor == "mysql":  # which compares without case then, and as bytes, past the index, else
+    if vendor == "mysql":  # where ``startswith`` is LIKE BINARY, which cannot use the index
         return Q(address__istartswith=text)
-    if vendor == "sqlite":  # whose LIKE has no use for an index
+    if vendor == "sqlite":  # where LIKE cannot use the index
         return Q(address__gte=text, address__lt=text + _LAST)
     return Q(address__startswith=text)
-
-
-_RECIPIENTS = 3
-"""How many recipients of a mail the list names."""
-
-
-@admin.register(EmailLog)
-class EmailLogAdmin(Operations, Previews, Detail):
-    """The mails, newest first; never their content."""
-
-    list_display = (
-        "state",
-        "age",
-        "title",
-        "addressees",
-        "category",
-        "queue",
-        "transport",
-        "attempted",
-    )
-    list_display_links = ("title",)
-    list_filter = FILTERS
-    actions = ACTIONS
-    list_per_page = 50
-    list_max_show_all = 500
-    show_facets = admin.ShowFacets.NEVER  # they count the whole table
-    show_full_result_count = False
-    paginator = BoundedPaginator
-    search_fields = ("id",)  # shows the box; what is found is decided by ``search``
-    search_help_text = SEARCH_HELP
-    ordering = ("-pk",)
-    sortable_by = ()
-
-    class Media:
-        css: ClassVar = {"all": ("epica_mail/admin.css",)}
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[EmailLog]:
-        """Leave the content out, and fetch the first recipients with the rows."""
-        first = EmailRecipient.objects.filter(position__lte=_RECIPIENTS).order_by("position")
-        rows = super().get_queryset(request).defer("envelope")
-        return rows.prefetch_related(Prefetch("recipients", first, to_attr="first_recipients"))
-
-    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        """Allow the filters only: others would ask of columns that may not be shown."""
-        return lookup in {filter_.parameter_name for filter_ in FILTERS}
-
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
-    ) -> tuple[QuerySet[Any], bool]:
-        """Find by what the term looks like; never twice the same."""
-        return search(queryset, search_term), False  # type: ignore[arg-type]
-
-    @admin.display(description=_("status"))
-    def state(self, mail: EmailLog) -> SafeString:
-        return status_badge(mail)
-
-    @admin.display(description=_("subject"))
-    def title(self, mail: EmailLog) -> str:
-        return mail.subject or str(_("(no subject)"))
-
-    @admin.display(description=_("recipients"))
-    def addressees(self, mail: EmailLog) -> str:
-        addresses = [recipient.address for recipient in mail.first_recipients]  # type: ignore[attr-defined]
-        more = ", …" if len(addresses) > _RECIPIENTS else ""
-        return ", ".join(addresses[:_RECIPIENTS]) + more
-
-    @admin.display(description=_("tries"))
-    def attempted(self, mail: EmailLog) -> int:
-        return mail.attempts
-
-    @admin.display(description=_("age"))
-    def age(self, mail: EmailLog) -> SafeString:
-        at = timezone.localtime(mail.created_at)
-        return format_html(
-            '<time datetime="{}" title="{}">{}</time>',
-            at.isoformat(),
-            localize(at),
-            timesince(mail.created_at, depth=1),
-        )

@@ -1,4 +1,4 @@
-"""What happened to mail after it was sent, in the admin."""
+"""Delivery events in the admin: what happened to e-mails after they were sent."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class EmailEventAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ("at", "kind", "address", "mail", "source", "reason", "is_machine")
     list_filter = ("kind", "is_machine")
     list_select_related = False
-    search_fields = ("id",)  # shows the box; what is found is decided below
-    search_help_text = _("An address, or the id of a mail or of the provider's, as it is.")
+    search_fields = ("id",)  # only shows the search box: see ``get_search_results``
+    search_help_text = _("An address, an e-mail's id or a provider's id, in full.")
     ordering = ("-pk",)
     sortable_by = ()
     paginator = CappedPaginator
@@ -37,7 +37,7 @@ class EmailEventAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """Find by what an index has: addresses and ids, as they are."""
+        """Search for an exact address or id, which are indexed."""
         term = search_term.strip()
         if not term:
             return queryset, False
@@ -48,7 +48,7 @@ class EmailEventAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=_("e-mail"))
     def mail(self, event: EmailEvent) -> SafeString | str:
-        """Link to the mail the event is of."""
+        """Return a link to the event's e-mail."""
         if event.email_id is None:
             return "-"
         page = reverse("admin:epica_mail_emaillog_change", args=[event.email_id])

@@ -1,6 +1,7 @@
-"""The filters of the list of mails, each by a condition that an index has, or on recent mail.
+"""The filters of the list of e-mails.
 
-Their choices are found without reading the table.
+Each uses an indexed condition or searches recent e-mails only, and finds its choices without
+scanning the table.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from django_epica_mail.rules import LEVELS
 
 _LONGEST_LEASE = timedelta(days=365)
 _CATEGORIES_OF = 5_000
-"""Of how many of the newest mails the categories are offered."""
+"""The categories on offer are those of this many of the newest e-mails."""
 _BATCHES = 5
+"""This many of the newest bulk calls are on offer."""
 _PERIODS = {
     "hour": (_("the last hour"), timedelta(hours=1)),
     "day": (_("the last 24 hours"), timedelta(days=1)),
@@ -40,7 +42,7 @@ Choices = list[tuple[str, Any]]
 
 
 class Filter(admin.SimpleListFilter):
-    """One choice of a value, as the parameter of the address that is named for it."""
+    """A choice of one value, given in the query string as ``parameter_name``."""
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Choices:
         rows: EmailQuerySet = model_admin.model._default_manager.all()
@@ -51,18 +53,19 @@ class Filter(admin.SimpleListFilter):
         return queryset if value is None else self.narrow(queryset, value)
 
     def offered(self, rows: EmailQuerySet) -> Iterator[tuple[str, Any]]:
-        """Yield the values to choose from, and what they are called."""
+        """Yield the values to choose from, with their labels."""
         raise NotImplementedError
 
     def narrow(self, rows: EmailQuerySet, value: str) -> EmailQuerySet:
-        """Return those of ``rows`` that a value means; of an unknown value, none."""
+        """Return the ``rows`` that match a value; an unknown value matches none."""
         raise NotImplementedError
 
 
 class StatusFilter(Filter):
-    """Where mails stand.
+    """The status of an e-mail.
 
-    No index has the status, for requests pay for it: asked is what follows from a status, too.
+    No index covers the status, because every write would pay for it. So each condition also names
+    what the status implies about columns that an index does cover.
     """
 
     title = _("status")
@@ -88,7 +91,7 @@ class StatusFilter(Filter):
 
 
 class FailureFilter(Filter):
-    """Why the last try did not succeed."""
+    """Why the last attempt failed."""
 
     title = _("failure")
     parameter_name = "failure_kind"
@@ -101,7 +104,7 @@ class FailureFilter(Filter):
 
 
 class QueueFilter(Filter):
-    """The queue mails wait in, or did."""
+    """The queue that e-mails wait in, or waited in."""
 
     title = _("queue")
     parameter_name = "queue"
@@ -114,7 +117,7 @@ class QueueFilter(Filter):
 
 
 class TransportFilter(Filter):
-    """The transport that mails go by."""
+    """The transport of an e-mail."""
 
     title = _("transport")
     parameter_name = "transport"
@@ -127,7 +130,7 @@ class TransportFilter(Filter):
 
 
 class CategoryFilter(Filter):
-    """What sort of mail it is, in the site's own words."""
+    """The category that the site gave an e-mail."""
 
     title = _("category (of recent e-mails)")
     parameter_name = "category"
@@ -142,7 +145,7 @@ class CategoryFilter(Filter):
 
 
 class BatchFilter(Filter):
-    """The bulk call that made the mails; offered are the newest."""
+    """The bulk call that made an e-mail."""
 
     title = _("batch")
     parameter_name = "batch"
@@ -160,7 +163,7 @@ class BatchFilter(Filter):
 
 
 class PeriodFilter(Filter):
-    """Since when mails were queued."""
+    """How recently an e-mail was queued."""
 
     title = _("queued within")
     parameter_name = "since"
@@ -187,7 +190,7 @@ FILTERS = (
 
 
 def _hop(rows: EmailQuerySet, column: str) -> Iterator[str]:
-    """Yield each value of a column that an index begins with, hopping from one to the next."""
+    """Yield the values of a column that leads an index, by one index lookup for each."""
     name = ""
     every = EmailLog.objects.using(rows.db)
     while True:

@@ -1,4 +1,4 @@
-"""What is paused or out of order, in the admin, with the buttons that hold and let go."""
+"""Queues and transports in the admin: their state, and buttons to pause, resume and probe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Scope = DeliveryGate.Scope
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """One queue or transport, whether or not anything ever held it back."""
+    """One queue or transport, whether or not it was ever held back."""
 
     scope: str
     name: str
@@ -38,22 +38,22 @@ class Gate:
 
     @property
     def kind(self) -> str:
-        """What the scope is called."""
+        """The name of the scope."""
         return str(Scope(self.scope).label)
 
     @property
     def label(self) -> str:
-        """What it is called."""
+        """The scope and the name, as in ``queue emails``."""
         return f"{self.kind} {self.name}"
 
     @property
     def is_paused(self) -> bool:
-        """Whether a person holds it back."""
+        """Whether a person paused it."""
         return self.row is not None and self.row.paused
 
     @property
     def is_out_of_order(self) -> bool:
-        """Whether its breaker is open, or waits for a probe to get through."""
+        """Whether its breaker is open, or waits for a probe to succeed."""
         return self.row is not None and self.row.outages > 0
 
     @property
@@ -63,15 +63,15 @@ class Gate:
 
     @property
     def open_until(self) -> datetime | None:
-        """When one mail tries a transport that is out of order."""
+        """When one e-mail probes a transport that is out of order."""
         return self.row.open_until if self.row is not None else None
 
 
-def known_gates(lanes: Collection[tuple[str, str]], using: str) -> list[Gate]:
-    """Return every queue and transport of ``lanes``, of the settings, and all with a state."""
+def known_gates(flows: Collection[tuple[str, str]], using: str) -> list[Gate]:
+    """Return a gate for each queue and transport in ``flows``, in the settings or with a row."""
     rows = {(row.scope, row.name): row for row in DeliveryGate.objects.using(using)}
-    queues = {routing.QUEUE, routing.BULK_QUEUE, *(queue for queue, _alias in lanes)}
-    aliases = {*transports.aliases(), *(alias for _queue, alias in lanes)}
+    queues = {routing.QUEUE, routing.BULK_QUEUE, *(queue for queue, _alias in flows)}
+    aliases = {*transports.aliases(), *(alias for _queue, alias in flows)}
     keys = {(Scope.QUEUE.value, name) for name in queues}
     keys |= {(Scope.TRANSPORT.value, name) for name in aliases}
     return [
@@ -90,19 +90,19 @@ class DeliveryGateAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     """What is paused or out of order, and when each queue was last swept."""
 
     def get_urls(self) -> list[URLPattern]:
-        """Add the address that the buttons post to."""
+        """Add the URL that the buttons post to."""
         view = self.admin_site.admin_view(self.operate)
         own = path("operate/", view, name="epica_mail_deliverygate_operate")
         return [own, *super().get_urls()]
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        """Allow none: there is nothing to filter."""
+        """Refuse every lookup: there is nothing to filter."""
         return False
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Show all queues and transports, those that never were held back too."""
+        """Show all queues and transports, including those that were never held back."""
         if request.method not in ("GET", "HEAD") or not self.has_view_permission(request):
             raise PermissionDenied
         context = {
@@ -117,9 +117,9 @@ class DeliveryGateAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
 
     @method_decorator(require_POST)
     def operate(self, request: HttpRequest) -> HttpResponse:
-        """Do what a button of this page or of the dashboard says, and return to ``next``.
+        """Carry out a button of this page or of the dashboard, and redirect to ``next``.
 
-        ``do`` is ``pause``, ``resume`` or ``probe``, a scope and a name, with a space between.
+        ``do`` is ``pause``, ``resume`` or ``probe``, then a scope and a name, separated by spaces.
         """
         may_look = self.has_view_permission(request) or request.user.has_perm(
             "epica_mail.view_emaillog"
@@ -140,20 +140,20 @@ class DeliveryGateAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
 
 
 def _do(verb: str, scope: str, name: str) -> str:
-    """Pause, resume or probe, and say so; raises ``Http404`` for what cannot be done."""
+    """Pause, resume or probe, and return a report; raises ``Http404`` if that is impossible."""
     if verb == "pause":
         outbox.pause(**{scope: name})
         return _("%(gate)s is paused: its mail waits.")
     if verb == "resume":
         outbox.resume(**{scope: name})
-        return _("%(gate)s goes on; workers begin with the next ring.")
+        return _("%(gate)s is resumed; workers start with the next ring.")
     if verb == "probe" and scope == Scope.TRANSPORT and outbox.probe(name):
-        return _("%(gate)s is tried with the next mail.")
+        return _("%(gate)s is probed by the next e-mail.")
     raise Http404(f"{verb!r} cannot be done to {scope} {name}.")
 
 
 def _next(request: HttpRequest) -> str:
-    """Return where to go on: an address of this site, or the list."""
+    """Return where to redirect: a URL of this site, or the list."""
     wanted = request.POST.get("next", "")
     is_safe = url_has_allowed_host_and_scheme(
         wanted, {request.get_host()}, require_https=request.is_secure()

@@ -1,4 +1,4 @@
-"""What people do to mails from the admin: each by POST, with permission, confirmed and logged."""
+"""Operations on e-mails in the admin: by POST, with permission, confirmed and logged."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
 
 
 _SHOWN = 10
-"""How many of the chosen mails the confirmation names."""
+"""The confirmation lists at most this many of the chosen e-mails."""
 DETAIL = "from_detail"
-"""The field that says that a mail's own page asked, which is returned to."""
+"""The form field that asks to return to the e-mail's own page."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """One thing that can be done to mails."""
+    """Something that can be done to e-mails."""
 
     name: str
     label: StrOrPromise
-    """What the menu and the button say."""
+    """The text of the menu entry and the button."""
     effect: StrOrPromise
     """What the confirmation says will happen."""
     sources: frozenset[Status]
-    """The statuses of the mails it is for; others are passed over."""
+    """The statuses it applies to; other e-mails are skipped."""
     run: Callable[[list[UUID]], Any]
-    """Does it, and returns to how many mails, or a response."""
+    """Does it; returns the number of e-mails, or a response."""
     needs_content: bool = False
 
 
@@ -64,8 +64,8 @@ OPERATIONS = (
         name="requeue",
         label=_("Queue again"),
         effect=_(
-            "They are queued again, with all their tries. Recipients that accepted the e-mail "
-            "before are not sent to again; where that is unknown, it may arrive a second time."
+            "They are queued again with all of their attempts. Recipients that already accepted "
+            "the e-mail do not get it again; if that is unknown, it may arrive a second time."
         ),
         sources=lifecycle.REQUEUE.sources,
         run=outbox.requeue,
@@ -74,14 +74,14 @@ OPERATIONS = (
     Operation(
         name="cancel",
         label=pgettext_lazy("e-mail", "Cancel"),
-        effect=_("They are called back and not sent, unless a worker is sending them already."),
+        effect=_("They are withdrawn and not sent, unless a worker is already sending them."),
         sources=lifecycle.CANCEL.sources,
         run=_cancel,
     ),
     Operation(
         name="send_now",
         label=_("Send now"),
-        effect=_("They no longer wait for their time, or for the next try."),
+        effect=_("They no longer wait for their time or for the next attempt."),
         sources=lifecycle.CLAIMABLE,
         run=outbox.send_now,
     ),
@@ -98,14 +98,14 @@ OPERATIONS = (
         label=_("Unknown: it arrived"),
         effect=_("They count as sent."),
         sources=frozenset({Status.UNKNOWN}),
-        run=partial(outbox.decide, verdict="arrived"),
+        run=partial(outbox.decide, verdict=outbox.Verdict.ARRIVED),
     ),
     Operation(
         name="decide_resend",
         label=_("Unknown: try once more"),
         effect=_("They are tried once more, and may arrive a second time."),
         sources=frozenset({Status.UNKNOWN}),
-        run=partial(outbox.decide, verdict="resend"),
+        run=partial(outbox.decide, verdict=outbox.Verdict.RESEND),
         needs_content=True,
     ),
     Operation(
@@ -113,12 +113,12 @@ OPERATIONS = (
         label=_("Unknown: write off"),
         effect=_("They count as failed, and are not tried again."),
         sources=frozenset({Status.UNKNOWN}),
-        run=partial(outbox.decide, verdict="write off"),
+        run=partial(outbox.decide, verdict=outbox.Verdict.WRITE_OFF),
     ),
     Operation(
         name="export_csv",
         label=_("Export as CSV"),
-        effect=_("A file with their data is downloaded: no content, but addresses and subjects."),
+        effect=_("A file with their data is downloaded: addresses and subjects, but no content."),
         sources=frozenset(Status),
         run=export,
     ),
@@ -126,7 +126,7 @@ OPERATIONS = (
 
 
 def possible(mail: EmailLog) -> list[Operation]:
-    """Return what can be done to one mail; its content must have been asked for."""
+    """Return the operations that apply to an e-mail; its envelope must not be deferred."""
     return [
         operation
         for operation in OPERATIONS
@@ -135,10 +135,10 @@ def possible(mail: EmailLog) -> list[Operation]:
 
 
 class Operations:
-    """A model admin whose menu has the operations."""
+    """A mixin for a model admin with the operations in its menu."""
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
-        """Tell whether a user may operate the queue."""
+        """Return whether the user may operate the queue."""
         return may_operate(request)
 
 
@@ -162,7 +162,7 @@ def _operate(
     request: HttpRequest,
     rows: EmailQuerySet,
 ) -> HttpResponseBase | None:
-    """Ask, or having asked, do; return the page or file, or nothing for the list again."""
+    """Ask for confirmation or, once confirmed, act; ``None`` returns to the list."""
     plain = rows.order_by("-pk").prefetch_related(None)
     if operation.needs_content:
         chosen = list(plain.exclude(envelope="").values_list("pk", "status")[: MOST + 1])
@@ -170,8 +170,8 @@ def _operate(
         chosen = list(plain.values_list("pk", "status")[: MOST + 1])
     if len(chosen) > MOST:
         too_many = _(
-            "More than %(most)s e-mails are too many at once. Narrow them down by the filters, or "
-            "use the command epica_mail."
+            "More than %(most)s e-mails are too many at once. Narrow them down with the filters, "
+            "or use the epica_mail command."
         )
         model_admin.message_user(
             request, too_many % {"most": number_format(MOST, force_grouping=True)}, messages.ERROR
@@ -179,7 +179,7 @@ def _operate(
         return None
     ids = [pk for pk, status in chosen if status in operation.sources]
     if not ids:
-        none = _("“%(label)s” is for none of the chosen e-mails.") % {"label": operation.label}
+        none = _("“%(label)s” applies to none of the chosen e-mails.") % {"label": operation.label}
         model_admin.message_user(request, none, messages.WARNING)
         return _back(request)
     if request.POST.get("confirmed") != "yes":
@@ -195,7 +195,7 @@ def _operate(
 
 
 def _back(request: HttpRequest) -> HttpResponseBase | None:
-    """Return to the mail's own page where that is what asked; else to the list."""
+    """Return to the e-mail's own page if it asked, otherwise to the list."""
     selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
     if DETAIL not in request.POST or len(selected) != 1:
         return None
@@ -219,7 +219,7 @@ def _confirmation(
         "title": operation.label,
         "operation": operation,
         "count": len(ids),
-        "passed_over": 0 if everything else sum(statuses.values()) - len(ids),
+        "skipped": 0 if everything else sum(statuses.values()) - len(ids),
         "shown": shown,
         "more": len(ids) - len(shown),
         "selected": selected[:1] if everything else selected,
@@ -232,7 +232,7 @@ def _confirmation(
 
 
 def _log(request: HttpRequest, operation: Operation, ids: Sequence[UUID]) -> None:
-    """Write into the admin's own log who did what to which mails."""
+    """Record in the admin's log who did what to which e-mails."""
     LogEntry.objects.log_actions(
         str(request.user.pk),
         [EmailLog(pk=pk) for pk in ids],

@@ -1,4 +1,4 @@
-"""Templates with sample contexts, as the mails they would become, in each language of the site."""
+"""Previews of e-mail templates with sample contexts, in each language of the site."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from django_epica_mail.queueing import render
 
 
 class Chosen(NamedTuple):
-    """What is previewed."""
+    """The template and the language to preview."""
 
     template: str
     language: str
 
     @property
     def query(self) -> str:
-        """The part of an address that says so."""
+        """The query string that asks for this preview."""
         return urlencode(self._asdict())
 
 
 class Previews(admin.ModelAdmin):  # type: ignore[type-arg]
-    """A model admin with pages of previews beside its own."""
+    """A model admin with preview pages in addition to its own."""
 
     def get_urls(self) -> list[URLPattern]:
-        """Add the page of the previews, and what it shows in a frame."""
+        """Add the URLs of the preview page and of the HTML in its frame."""
         view = self.admin_site.admin_view
         own = [
             path("previews/", view(self.previews_view), name="epica_mail_emaillog_previews"),
@@ -48,14 +48,14 @@ class Previews(admin.ModelAdmin):  # type: ignore[type-arg]
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> Any:
-        """Tell the list whether there are previews to link to."""
+        """Show the list, with a link to the previews if there are any."""
         has_previews = bool(conf.get().previews) and may_see_content(request)
         return super().changelist_view(
             request, {"has_previews": has_previews, **(extra_context or {})}
         )
 
     def previews_view(self, request: HttpRequest) -> HttpResponse:
-        """Show the templates there are and, of one, the mail it would become."""
+        """Show the templates to choose from, and the e-mail that the chosen one makes."""
         if not may_see_content(request):
             raise PermissionDenied
         chosen = _chosen(request)
@@ -71,7 +71,7 @@ class Previews(admin.ModelAdmin):  # type: ignore[type-arg]
         return TemplateResponse(request, "admin/epica_mail/previews.html", context)
 
     def preview_view(self, request: HttpRequest) -> HttpResponse:
-        """Return the HTML of a preview, harmless."""
+        """Return the HTML of a preview, sandboxed."""
         if not may_see_content(request):
             raise PermissionDenied
         chosen = _chosen(request)
@@ -85,7 +85,7 @@ class Previews(admin.ModelAdmin):  # type: ignore[type-arg]
 
 
 def _chosen(request: HttpRequest) -> Chosen | None:
-    """Return what an address asks to preview: of the templates in the settings, and no other."""
+    """Return what the query string asks to preview: only templates in the settings."""
     template = request.GET.get("template", "")
     if template not in conf.get().previews:
         return None
@@ -98,7 +98,7 @@ def _chosen(request: HttpRequest) -> Chosen | None:
 def _rendered(request: HttpRequest, chosen: Chosen) -> dict[str, Any]:
     try:
         mail = _render(chosen)
-    except Exception as error:  # noqa: BLE001 - of templates in the making; the page tells it
+    except Exception as error:  # noqa: BLE001 - an unfinished template; the page shows why
         return {"problem": f"{type(error).__name__}: {error}"}
     source = f"{reverse('admin:epica_mail_emaillog_preview')}?{chosen.query}"
     return {"rendered": mail, "frame": frame(request, source) if mail.html else None}

@@ -1,4 +1,4 @@
-"""The suppression list in the admin: to look at, to add to by hand, and to lift entries from."""
+"""The suppression list in the admin: search it, add entries by hand, lift and export them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Form(forms.ModelForm):  # type: ignore[type-arg]
-    """An entry by hand; of an address that is listed for the same, there is none twice."""
+    """An entry added by hand, once per address, scope and reason."""
 
     address = forms.CharField(label=_("Address"), max_length=320, validators=[validate_email])
 
@@ -31,7 +31,7 @@ class _Form(forms.ModelForm):  # type: ignore[type-arg]
         fields = ("address", "scope", "reason", "note", "expires_at")
 
     def clean(self) -> dict[str, Any]:
-        """Return the values, with the digest that the address is found by."""
+        """Return the values, and set the digest by which the address is found."""
         values = super().clean() or self.cleaned_data
         if "address" in values:
             try:
@@ -45,19 +45,19 @@ class _Form(forms.ModelForm):  # type: ignore[type-arg]
                 suppression.match(entry.address), scope=entry.scope, reason=entry.reason
             )
             if alike.exists():
-                raise ValidationError(_("This address is in the list for the same already."))
+                raise ValidationError(_("This address, scope and reason are already listed."))
         return values
 
 
 @admin.register(Suppression)
 class SuppressionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """The entries, newest first. To delete one is to lift it; nothing is changed."""
+    """The entries, newest first. Deleting an entry lifts it; entries are never changed."""
 
     form = _Form
     list_display = ("whom", "scope", "reason", "created_at", "expires_at", "note")
     list_filter = ("reason",)
-    search_fields = ("id",)  # shows the box; what is found is decided below
-    search_help_text = _("An address, also one that was erased.")
+    search_fields = ("id",)  # only shows the search box: see ``get_search_results``
+    search_help_text = _("An address, even one that was erased.")
     ordering = ("-pk",)
     sortable_by = ()
     paginator = CappedPaginator
@@ -66,19 +66,19 @@ class SuppressionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     actions = ("export",)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse: an entry is lifted, and added anew."""
+        """Refuse: lift the entry and add a new one instead."""
         return False
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """Find an address, however it is written, by the digest too."""
+        """Search for an address in any spelling; its digest finds it after erasure."""
         term = search_term.strip()
         return (queryset.filter(suppression.match(term)) if term else queryset), False
 
     @admin.display(description=_("address"))
     def whom(self, entry: Suppression) -> str:
-        """Return the address; of a person whose data was erased there is none."""
+        """Return the address, or a placeholder if it was erased."""
         return entry.address or str(_("(erased)"))
 
     @admin.action(description=_("Export as CSV"), permissions=["view"])
@@ -92,12 +92,12 @@ class SuppressionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return response
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        """Lift entries, and say what that means."""
+        """Lift entries, and report what that means."""
         count = queryset.count()
         super().delete_queryset(request, queryset)
         text = ngettext(
-            "%(count)d address is sent to again from now on.",
-            "%(count)d addresses are sent to again from now on.",
+            "%(count)d address receives e-mail again from now on.",
+            "%(count)d addresses receive e-mail again from now on.",
             count,
         )
         messages.info(request, text % {"count": count})

@@ -1,4 +1,4 @@
-"""What happened to a mail, in its order, and what it is waiting for."""
+"""The history of an e-mail in order of time, and what it is waiting for."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 _ATTEMPTS = 100
-"""How many attempts are told of, the newest."""
+"""At most this many attempts are shown, the newest."""
 _EVENTS = 100
-"""And how many of a provider's events."""
+"""At most this many of a provider's events are shown, the newest."""
 _BAD_NEWS = frozenset(
     {
         EmailEvent.Kind.BOUNCED,
@@ -43,29 +43,29 @@ class Event:
     at: datetime
     title: StrOrPromise
     tone: str
-    """The status whose colour it has."""
+    """The status that gives it its colour."""
     facts: list[StrOrPromise] = field(default_factory=list)
     reply: str = ""
-    """What the server said."""
+    """The server's reply."""
 
 
 def timeline(mail: EmailLog) -> list[Event]:
-    """Return all that is known to have happened to a mail, the first first."""
+    """Return all that is known to have happened to an e-mail, oldest first."""
     return sorted(chain.from_iterable(source(mail) for source in SOURCES), key=lambda it: it.at)
 
 
 def waiting_for(mail: EmailLog) -> list[StrOrPromise]:
-    """Return what has to come before a mail can go on; empty if nothing will by itself."""
+    """Return what an e-mail is waiting for; empty if its status is final."""
     if mail.status == Status.SENDING:
         return [_("A worker is sending it: %(worker)s.") % {"worker": mail.worker}]
     if mail.status == Status.UNKNOWN:
-        return [_("It may have arrived: a person decides whether it is sent once more.")]
+        return [_("It may have arrived: a person decides whether to send it again.")]
     if mail.status not in lifecycle.CLAIMABLE:
         return []
     reasons = list(_held_back(mail))
     if mail.due_at > timezone.now() + clock.offset:
         reasons.insert(0, _("It is due at %(time)s.") % {"time": _time(mail.due_at)})
-    return reasons or [_("It is due, and waits for a worker.")]
+    return reasons or [_("It is due and waits for a worker.")]
 
 
 def _held_back(mail: EmailLog) -> Iterator[StrOrPromise]:
@@ -101,20 +101,20 @@ def _attempts(mail: EmailLog) -> Iterator[Event]:
     newest = mail.delivery_attempts.order_by("-number")[:_ATTEMPTS]
     for attempt in reversed(newest):
         event = _attempt(attempt)
-        # Of one transaction, the last try is recorded a moment after the end it led to.
+        # The last attempt is recorded a moment after the end it led to, in one transaction.
         yield replace(event, at=min(event.at, mail.finished_at or event.at))
 
 
 def _attempt(attempt: DeliveryAttempt) -> Event:
     if attempt.failure_kind:
-        title = _("Try %(number)d: %(failure)s") % {
+        title = _("Attempt %(number)d: %(failure)s") % {
             "number": attempt.number,
             "failure": attempt.get_failure_kind_display(),
         }
     else:
-        title = _("Try %(number)d: accepted by the server") % {"number": attempt.number}
+        title = _("Attempt %(number)d: accepted by the server") % {"number": attempt.number}
     facts: list[StrOrPromise] = [
-        _("by the transport “%(name)s”") % {"name": attempt.transport},
+        _("via the transport “%(name)s”") % {"name": attempt.transport},
         _("worker %(worker)s") % {"worker": attempt.worker},
     ]
     if attempt.seconds is not None:
@@ -157,4 +157,4 @@ def _time(moment: datetime) -> str:
 
 
 SOURCES = (_queued, _attempts, _end, _events)
-"""Each yields what it knows of a mail; another kind of event is one more of these."""
+"""Each yields the events it knows of an e-mail; add one for a new kind of event."""

@@ -1,1 +1,1 @@
-"""What is said to Celery: rings, results, and questions to workers."""
+"""What goes through Celery: rings, results, and queries to workers."""

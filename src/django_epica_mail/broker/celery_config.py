@@ -1,4 +1,4 @@
-"""What the site's Celery settings say of our tasks: routes, rate limit and broker."""
+"""Reads the site's Celery configuration: task routes, rate limit and broker URL."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 from celery.app import app_or_default
 
 TASK = "django_epica_mail.tasks.deliver_emails"
-"""The task that a ring wakes."""
+"""The task that a ring starts."""
 
 SINGLE_TASK = "django_epica_mail.tasks.send_email_task"
 BULK_TASK = "django_epica_mail.tasks.send_bulk_emails_task"
-"""The tasks by which a site names, in ``CELERY_TASK_ROUTES``, where its mail waits."""
+"""The tasks whose entries in ``CELERY_TASK_ROUTES`` choose the queue of single and bulk mail."""
 
 
 def site_route(*, bulk: bool) -> dict[str, Any]:
-    """Return what the site's ``CELERY_TASK_ROUTES`` say of mail: ``queue`` and ``priority``.
+    """Return the ``queue`` and ``priority`` that ``CELERY_TASK_ROUTES`` gives mail, for its rows.
 
-    Both become the row's. Resolved as Celery does; without a matching entry, an empty dict.
+    Routes are resolved as Celery resolves them. A key without a value is ``None`` or missing.
     """
     app = app_or_default()
     task = BULK_TASK if bulk else SINGLE_TASK
@@ -30,7 +30,7 @@ def site_route(*, bulk: bool) -> dict[str, Any]:
 
 
 def site_rate() -> str | None:
-    """Return the annotation ``rate_limit`` of ``send_email_task``, as in ``10/m``, if any."""
+    """Return the site's ``rate_limit`` for ``send_email_task``, such as ``10/m``, or ``None``."""
     task = app_or_default().tasks.get(SINGLE_TASK)
     limit = getattr(task, "rate_limit", None)
     if limit is None:
@@ -39,5 +39,5 @@ def site_rate() -> str | None:
 
 
 def broker_url() -> str:
-    """Return the URL of the site's broker, with its password."""
+    """Return the URL of the site's broker, password included."""
     return str(app_or_default().connection_for_write().as_uri(include_password=True))

@@ -1,8 +1,8 @@
-"""The doorbell: "this queue has something due", said to the broker in bounded time.
+"""The doorbell: tells workers through the broker, in bounded time, that a queue has due mail.
 
-The broker never carries content. A ring that is lost, repeated or late changes nothing but
-latency, because the sweep rings again; so a broker that is down is not waited for, and not even
-asked for a while.
+The broker never carries the mail itself. A ring that is lost, repeated or late affects only
+latency, because the sweep rings again. So a broker that is down is not waited for, and after a
+failure it is left alone for a while.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
 _CONNECTIONS = 4
-_ONE_TRY = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+_NO_RETRIES = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
 
 class _Bell:
-    """What this process remembers of its rings."""
+    """This process's record of its rings."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -55,7 +54,7 @@ _compat.run_after_fork(_forget_after_fork)
 
 
 def ring_on_commit(queue: str, *, using: str) -> None:
-    """Ring a queue's bell once the present transaction has committed, or at once without one."""
+    """Ring for a queue once the current transaction commits, or at once if there is none."""
 
     def ring_now() -> None:  # Django 5.2 and 6.0 cannot log the failure of a functools.partial
         _ring_unless_covered(queue)
@@ -64,10 +63,10 @@ def ring_on_commit(queue: str, *, using: str) -> None:
 
 
 def _ring_unless_covered(queue: str) -> None:
-    """Ring, unless this process rang within the window.
+    """Ring, unless this process already rang within the window.
 
-    A worker that such a ring wakes looks once more after a whole window, and finds this mail too.
-    The window is stamped before publishing, for that reason, and un-stamped if it fails.
+    A worker woken by that ring looks again after a full window and so finds this mail too. This is
+    why the window is stamped before publishing, and unstamped if publishing fails.
     """
     app = app_or_default()
     if app.conf.task_always_eager:
@@ -85,18 +84,18 @@ def _ring_unless_covered(queue: str) -> None:
 
 
 def ring(queue: str) -> bool:
-    """Ring for mail that is committed and due; return whether the broker took the ring.
+    """Ring for mail that is committed and due; return whether the broker accepted the ring.
 
-    For workers calling for help and for the sweep. It asks for no second look and stamps no
-    window: mail that this process commits next is not covered by it.
+    For workers that call for help, and for the sweep. Asks for no second look and stamps no window,
+    because it does not cover mail that this process commits next.
     """
     return _publish(app_or_default(), queue, rung_at=None)
 
 
 def ring_for_batch_on_commit(batch_id: str, *, using: str) -> None:
-    """Wake a worker for the expansion of a bulk call once the present transaction has committed.
+    """Wake a worker to expand a bulk call once the current transaction commits.
 
-    The ring carries the batch's id alone. If it is lost, the sweep rings again.
+    The ring carries only the batch's id. If it is lost, the sweep rings again.
     """
 
     def ring_now() -> None:
@@ -106,7 +105,7 @@ def ring_for_batch_on_commit(batch_id: str, *, using: str) -> None:
 
 
 def ring_for_batch(batch_id: str) -> bool:
-    """Wake a worker for the expansion of a bulk call; return whether the broker took the ring."""
+    """Wake a worker to expand a bulk call; return whether the broker accepted the ring."""
     app = app_or_default()
     if app.conf.task_always_eager:
         app.tasks[BULK_TASK].run(batch_id)
@@ -116,10 +115,10 @@ def ring_for_batch(batch_id: str) -> bool:
 
 
 def needs_second_look(rung_at: float | None) -> bool:
-    """Tell whether a ring may cover mail committed after it.
+    """Return whether a ring may cover mail committed after it.
 
-    One that waited longer than the window (and a second for clocks that differ) covers only mail
-    that is committed by now, so that a backlog of rings drains at once.
+    A ring older than the window, plus a second for clock differences, covers only mail that is
+    already committed. This drains a backlog of rings at once.
     """
     return rung_at is not None and abs(time.time() - rung_at) <= conf.get().ring_window + 1
 
@@ -137,11 +136,11 @@ def _publish(
         if now < _bell.silent_until:
             return False
         was_silent = _bell.silent_until > 0
-        if was_silent:  # one caller finds out whether the broker is back
+        if was_silent:  # this caller finds out whether the broker is back
             _bell.silent_until = now + conf.get().ring_pause
     try:
         with _pool(app).acquire(block=True, timeout=conf.get().ring_timeout) as producer:
-            # Past the override of a task's own apply_async, which is for the site's calls.
+            # Bypasses a task's own apply_async, which is for calls by the site.
             Task.apply_async(
                 app.tasks[task],
                 args=args or (queue,),
@@ -149,9 +148,9 @@ def _publish(
                 queue=queue,
                 producer=producer,
                 retry=True,
-                retry_policy=_ONE_TRY,
+                retry_policy=_NO_RETRIES,
                 ignore_result=True,
-                # The site's own limits are made for its own tasks, and would cut a mail short.
+                # The site's time limits are meant for its own tasks and would interrupt a mail.
                 time_limit=conf.get().task_seconds,
                 soft_time_limit=conf.get().task_seconds,
             )
@@ -159,8 +158,8 @@ def _publish(
         with _bell.lock:
             _bell.silent_until = time.monotonic() + conf.get().ring_pause
         logger.warning(
-            "The broker took no ring for queue %s (%s). Its mail waits for the sweep; "
-            "no ring is tried for %s seconds.",
+            "The broker did not accept a ring for queue %s (%s). Its mail waits for the sweep; "
+            "the next ring is attempted in %s seconds.",
             queue,
             type(error).__name__,
             conf.get().ring_pause,
@@ -173,9 +172,9 @@ def _publish(
 
 
 def _pool(app: Celery) -> ProducerPool:
-    """Return this package's own producers, whose sockets give up after the ring's time-out.
+    """Return our own pool of producers, whose sockets time out after ``RING_TIMEOUT``.
 
-    The site's own pool keeps its own patience: a broker that hangs would block it for ever.
+    The site's pool uses the site's time-outs: a broker that hangs could block it for ever.
     """
     with _bell.lock:
         pool = _bell.pools.get(id(app))
@@ -188,7 +187,7 @@ def _pool(app: Celery) -> ProducerPool:
 
 
 def bounded_connection(app: Celery) -> Connection:
-    """Return a connection to the broker, yet to be opened, that gives up after ``RING_TIMEOUT``."""
+    """Return an unopened connection to the broker that times out after ``RING_TIMEOUT``."""
     connection: Connection = app.connection_for_write(
         connect_timeout=conf.get().ring_timeout, transport_options=_socket_timeouts(app)
     )

@@ -1,4 +1,4 @@
-"""The mirror of results in Celery's result backend: written after the settle, in bounded time."""
+"""Mirrors results in Celery's result backend, after the settle and in bounded time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from django_epica_mail.results import _SHOWN, logger, outcome
 
 
 class _Mirror:
-    """This process's way to the result backend, and whether it is in order."""
+    """This process's connections to result backends, and until when to leave them alone."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -41,7 +41,7 @@ _compat.run_after_fork(_forget_after_fork)
 
 
 def expect(ids: Iterable[UUID], using: str) -> None:
-    """Note that the result backend will have to be told of these mails, of those that ask it."""
+    """Schedule writing the results of those mails that have ``store_result``."""
     rows = EmailLog.objects.using(using).filter(pk__in=ids, store_result=True)
     PendingResult.objects.using(using).bulk_create(
         [
@@ -53,14 +53,14 @@ def expect(ids: Iterable[UUID], using: str) -> None:
 
 
 def mirror(ids: Iterable[UUID], using: str) -> int:
-    """Tell the result backend how mails stand; return of how many it was told.
+    """Write the current results of mails to the result backend; return how many are done.
 
-    Takes a bounded time, never raises for the backend, and leaves the rest to the sweep.
+    Takes bounded time and never raises an error of the backend; the sweep continues later.
     """
     wanted = list(ids)
     if not wanted or time.monotonic() < _mirror.silent_until:
         return 0
-    told = []
+    done = []
     for log in EmailLog.objects.using(using).filter(pk__in=wanted).only(*_SHOWN):
         state, value = outcome(log)
         if state in (states.PENDING, states.STARTED):
@@ -68,15 +68,18 @@ def mirror(ids: Iterable[UUID], using: str) -> int:
         if not store(str(log.pk), state, value, SINGLE_TASK, worker=log.worker, queue=log.queue):
             break
         if log.status in lifecycle.FINAL or log.status == Status.UNKNOWN:
-            told.append(log.pk)
-    PendingResult.objects.using(using).filter(email_id__in=told).delete()
-    return len(told)
+            done.append(log.pk)
+    PendingResult.objects.using(using).filter(email_id__in=done).delete()
+    return len(done)
 
 
 def store(
     result_id: str, state: str, value: Any, task: str, *, worker: str = "", queue: str = ""
 ) -> bool:
-    """Store one result in bounded time; return whether the backend took it, or there is none."""
+    """Store one result in bounded time; return ``False`` if the backend did not accept it.
+
+    Without a result backend there is nothing to store, and the answer is ``True``.
+    """
     context = Context(
         id=result_id,
         task=task,
@@ -90,10 +93,10 @@ def store(
         backend = _bounded_backend()
         if not isinstance(backend, DisabledBackend):
             backend.store_result(result_id, value, state, request=context)
-    except Exception as error:  # noqa: BLE001 - any backend, any error: the row has the truth
+    except Exception as error:  # noqa: BLE001 - any backend, any error: the row is authoritative
         _mirror.silent_until = time.monotonic() + conf.get().ring_pause
         logger.warning(
-            "The result backend took no result (%s). It is not tried for %s seconds.",
+            "The result backend did not accept a result (%s). The next attempt is in %s seconds.",
             type(error).__name__,
             conf.get().ring_pause,
         )
@@ -102,14 +105,14 @@ def store(
 
 
 def _bounded_backend() -> Any:
-    """Return a result backend of our own, which gives up early: the site's keeps its patience."""
+    """Return our own result backend with a short time-out; the site's keeps its own."""
     app = app_or_default()
     with _mirror.lock:
         backend = _mirror.backends.get(id(app))
         if backend is None:
             backend = app._get_backend()  # type: ignore[attr-defined]
             timeout = conf.get().ring_timeout
-            # Redis and what is like it; a database has the patience of its own connection.
+            # Redis and similar backends; a database uses its connection's own time-out.
             if isinstance(getattr(backend, "connparams", None), dict):
                 backend.connparams.update(socket_timeout=timeout, socket_connect_timeout=timeout)
             backend.retry_policy = {"max_retries": 0, "interval_start": 0}

@@ -1,4 +1,4 @@
-"""Which mail is due, and the claim: one worker's exclusive hold on a batch of it."""
+"""Finds due mail and claims it: one worker's exclusive lease on a batch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from django.db import connections, models, router, transaction
 from django.db.models import BooleanField, ExpressionWrapper, Max, Q
@@ -23,70 +24,57 @@ from django_epica_mail.rules import LEVELS
 from django_epica_mail.transports import config as transports
 
 _CLAIM_PATIENCE = 2.0
-"""Seconds for which a claim that loses its rows, a deadlock or a serialisation race is repeated."""
+"""Seconds for which a claim is retried after it lost its rows, a deadlock or a serialization
+failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedMail:
+    """One e-mail that a worker holds, with what was true by the database's clock at the claim."""
+
+    row: EmailLog
+    too_old: bool
+    """Whether it has waited as long as it may (``give_up_at``)."""
+    is_expired: bool
+    """Whether it is no longer worth sending (``expires_at``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Mails of one queue, transport and priority that one worker holds, in claim order."""
+    """E-mails of one queue, transport and priority that one worker holds, in claim order."""
 
     transport: str
-    """The alias of the transport they go to."""
-    mails: list[EmailLog]
-    """The rows, in the order they are begun: by ``due_at``, then id."""
+    """The alias of their transport."""
+    mails: list[ClaimedMail]
+    """The e-mails in the order they are begun: by ``due_at``, then id."""
     token: uuid.UUID
-    """What marks the rows as held by this claim."""
+    """Marks the rows as held by this claim."""
     using: str
-    """The alias of the database the rows are in."""
+    """The alias of the database that holds the rows."""
     claimed_at: float
     """When the claim began, in monotonic seconds of this process."""
     is_probe: bool
-    """Whether the one mail finds out if the transport is back."""
+    """Whether the one e-mail finds out if the transport works again."""
+    has_suppressions: bool = False
+    """Whether the suppression list has any entry."""
 
     @property
     def lease_ends(self) -> float:
-        """The monotonic second at which the sweep may take the rows away."""
+        """The monotonic second after which the sweep may take the rows away."""
         return self.claimed_at + conf.get().lease_seconds
 
 
-def due_levels(queue: str, transport: str, using: str) -> Iterator[int]:
-    """Yield the priorities at which a queue holds mail for a transport, most urgent first.
-
-    Each is one look at the end of an index, however many rows there are: due, scheduled or done.
-    """
-    level = LEVELS.stop
-    waiting = EmailLog.objects.using(using).filter(queue=queue, transport=transport)
-    # Not "is not NULL" for the first: of that, MariaDB would read every row there is.
-    while (level := waiting.filter(pending__lt=level).aggregate(m=Max("pending"))["m"]) is not None:
-        yield level
-
-
-def due(queue: str, transport: str, level: int, using: str) -> EmailQuerySet:
-    """Return the mails that may be claimed now at one priority, in claim order."""
-    return (
-        EmailLog.objects.using(using)
-        .filter(queue=queue, transport=transport, pending=level, due_at__lte=clock.now())
-        .order_by("due_at", "id")
-    )
-
-
-def has_due(queue: str, transport: str, level: int, using: str) -> bool:
-    """Tell whether there is mail that may be claimed now at one priority."""
-    # Not by exists(), which drops the order: PostgreSQL would then look for one through all rows.
-    return bool(due(queue, transport, level, using).values_list("pk")[:1])
-
-
 def claim(queue: str) -> Batch | None:
-    """Claim the most urgent mail of a queue that is due, or return ``None`` if there is none.
+    """Claim the most urgent due mail of a queue; return ``None`` if there is none.
 
-    Mail for a transport that is paused, out of order or not configured stays where it is.
+    Skips mail for a transport that is paused, out of order or not configured.
     """
     using = router.db_for_write(EmailLog)
     state = gates.Gates(using)
     if not state.queue_is_open(queue):
         return None
     aliases = state.open_transports(transports.aliases())
-    random.shuffle(aliases)  # of equally urgent mail, no transport is always last
+    random.shuffle(aliases)  # so that no transport is always last among equally urgent mail
     levels = {alias: due_levels(queue, alias, using) for alias in aliases}
     heads = {alias: level for alias in aliases if (level := next(levels[alias], None)) is not None}
     while heads:
@@ -109,7 +97,7 @@ def claim(queue: str) -> Batch | None:
 
 
 def claim_one(email_id: uuid.UUID | str) -> Batch | None:
-    """Claim one mail, if it is due and its queue and transport are open and in order."""
+    """Claim one e-mail if it is due and neither its queue nor its transport is held back."""
     using = router.db_for_write(EmailLog)
     rows = EmailLog.objects.using(using).filter(pk=email_id)
     mail = rows.only("queue", "transport", "pending").first()
@@ -123,8 +111,57 @@ def claim_one(email_id: uuid.UUID | str) -> Batch | None:
     return _claim(wanted, mail.transport, 1, is_probe=False, using=using)
 
 
+def queues(using: str) -> Iterator[str]:
+    """Yield the name of every queue that has rows, by one index look-up per name."""
+    name = ""
+    while True:
+        rows = EmailLog.objects.using(using).filter(queue__gt=name)
+        following = rows.aggregate(name=models.Min("queue"))["name"]
+        if following is None:
+            return
+        name = following
+        yield name
+
+
+def has_claimable(queue: str, using: str) -> bool:
+    """Return whether a worker would find mail to claim in a queue now."""
+    state = gates.Gates(using)
+    return state.queue_is_open(queue) and any(
+        has_due(queue, alias, level, using)
+        for alias in state.open_transports(transports.aliases())
+        for level in due_levels(queue, alias, using)
+    )
+
+
+def due_levels(queue: str, transport: str, using: str) -> Iterator[int]:
+    """Yield the priorities at which a queue holds mail for a transport, most urgent first.
+
+    One look-up at the end of an index per priority, however many rows there are.
+    """
+    level = LEVELS.stop
+    waiting = EmailLog.objects.using(using).filter(queue=queue, transport=transport)
+    # Not "IS NOT NULL" for the first: MariaDB would read every row.
+    while (level := waiting.filter(pending__lt=level).aggregate(m=Max("pending"))["m"]) is not None:
+        yield level
+
+
+def due(queue: str, transport: str, level: int, using: str) -> EmailQuerySet:
+    """Return the e-mails of one priority that may be claimed now, in claim order."""
+    return (
+        EmailLog.objects.using(using)
+        .filter(queue=queue, transport=transport, pending=level, due_at__lte=clock.now())
+        .order_by("due_at", "id")
+    )
+
+
+def has_due(queue: str, transport: str, level: int, using: str) -> bool:
+    """Return whether an e-mail of one priority may be claimed now."""
+    # Not exists(), which drops the order: PostgreSQL would then scan all rows for one.
+    return bool(due(queue, transport, level, using).values_list("pk")[:1])
+
+
 def pause_for_budget(queue: str) -> float | None:
-    """Return the seconds until due mail of a queue may go by the rates; ``None``: none waits so."""
+    """Return the seconds until a rate limit allows due mail of a queue; ``None`` if none waits."""
     if not rate_limits.is_limited():
         return None
     using = router.db_for_write(EmailLog)
@@ -136,6 +173,11 @@ def pause_for_budget(queue: str) -> float | None:
         and any(has_due(queue, alias, lv, using) for lv in due_levels(queue, alias, using))
     ]
     return min(pauses, default=None) if state.queue_is_open(queue) else None
+
+
+def worker_name() -> str:
+    """Return the host and process id of this worker, by which its logs are found."""
+    return f"{socket.gethostname()}:{os.getpid()}"[:255]
 
 
 def _claim_level(
@@ -155,47 +197,56 @@ def _claim(
     give_up_at = time.monotonic() + _CLAIM_PATIENCE
     while (claimed_at := time.monotonic()) < give_up_at:
         token = uuid.uuid4()
-        found, mails = retry_on_database_errors(
+        found, won = retry_on_database_errors(
             partial(_take, rows, limit, token, using),
             until=give_up_at,
             using=using,
         )
-        if mails:
+        if won:
             return Batch(
                 transport=alias,
-                mails=mails,
+                mails=[_claimed(row) for row in won],
                 token=token,
                 using=using,
                 claimed_at=claimed_at,
                 is_probe=is_probe,
+                has_suppressions=_has_suppressions(won[0]),
             )
         if not found:
             return None
-        # Others were quicker with every row found; there may be more. Not without end: a row
-        # changed by hand may look claimable and never be.
+        # Other workers won every row found; there may be more. Bounded, because a row changed by
+        # hand may look claimable and never be.
     return None
 
 
 def _take(
     rows: EmailQuerySet, limit: int, token: uuid.UUID, using: str
 ) -> tuple[bool, list[EmailLog]]:
-    """Mark due rows with a token; return whether any were found, and those that were won."""
+    """Mark due rows with a token; return whether any were found, and the rows won."""
     features = connections[using].features
     rows = rows.annotate(
         too_old=_passed("give_up_at"),
         is_expired=_passed("expires_at"),
-        is_guarded=suppression.exists(),
+        has_suppressions=suppression.exists(),
     )
     with transaction.atomic(using=using):
         if not features.has_select_for_update_skip_locked:
-            # SQLite: one writer at a time, and a transaction that begins by reading cannot become
-            # one. This finds no row, and makes it the writer until the rows found are marked.
+            # SQLite: a transaction that starts with a read cannot become a writer. This update
+            # matches no row, and makes it the one writer until the rows found are marked.
             EmailLog.objects.using(using).filter(pk=token).update(worker="")
         return _mark(list(rows.skipping_locked()[:limit]), token, using)
 
 
 def _passed(name: str) -> ExpressionWrapper[Q]:
     return ExpressionWrapper(Q(**{f"{name}__lte": clock.now()}), output_field=BooleanField())
+
+
+def _claimed(row: Any) -> ClaimedMail:
+    return ClaimedMail(row, too_old=bool(row.too_old), is_expired=bool(row.is_expired))
+
+
+def _has_suppressions(row: Any) -> bool:
+    return bool(row.has_suppressions)
 
 
 def _mark(candidates: list[EmailLog], token: uuid.UUID, using: str) -> tuple[bool, list[EmailLog]]:
@@ -220,39 +271,12 @@ def _mark(candidates: list[EmailLog], token: uuid.UUID, using: str) -> tuple[boo
     return bool(candidates), mails
 
 
-def worker_name() -> str:
-    """Return host and process of this worker, for people who search its logs."""
-    return f"{socket.gethostname()}:{os.getpid()}"[:255]
-
-
 def _until_suspect(mails: list[EmailLog]) -> list[EmailLog]:
-    """Keep a mail whose last worker died out of the company of others.
+    """Return the mails before the first whose last worker died, or that one alone.
 
-    Should it be the cause, it takes down nothing but itself the next time.
+    If it caused the death, it takes no other e-mail down the next time.
     """
     for index, mail in enumerate(mails):
         if mail.failure_kind == Kind.WORKER_LOST:
             return mails[:index] or [mail]
     return mails
-
-
-def queues(using: str) -> Iterator[str]:
-    """Yield every queue that has rows, hopping along the index from name to name."""
-    name = ""
-    while True:
-        rows = EmailLog.objects.using(using).filter(queue__gt=name)
-        following = rows.aggregate(name=models.Min("queue"))["name"]
-        if following is None:
-            return
-        name = following
-        yield name
-
-
-def has_claimable(queue: str, using: str) -> bool:
-    """Tell whether a worker would find something to claim in a queue now."""
-    state = gates.Gates(using)
-    return state.queue_is_open(queue) and any(
-        has_due(queue, alias, level, using)
-        for alias in state.open_transports(transports.aliases())
-        for level in due_levels(queue, alias, using)
-    )

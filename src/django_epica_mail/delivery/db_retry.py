@@ -1,4 +1,4 @@
-"""Writing to a database that fails for a moment: restarted, cut off, or taken by another's lock."""
+"""Repeats a write while the database fails: restarted, disconnected, or a lock not granted."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from django.db import InterfaceError, OperationalError, connections
 T = TypeVar("T")
 
 _SHORTEST, _LONGEST = 0.05, 1.0
+"""Seconds between two tries; the pause doubles from the first to the second."""
 
 
 def retry_on_database_errors(operation: Callable[[], T], *, until: float, using: str) -> T:
-    """Run ``operation`` again while the database fails; return what it returns.
+    """Call ``operation`` until the database does not fail; return what it returns.
 
-    It must be a transaction of its own that may be repeated after its commit, for the answer to a
-    commit can be lost. ``until`` is the monotonic second after which the error is raised.
+    ``operation`` must be a transaction of its own and safe to repeat after its commit, because the
+    reply to a commit can be lost. ``until`` is the monotonic second after which the error is
+    raised. Inside an open transaction the error is raised at once.
     """
     pause = _SHORTEST
     while True:

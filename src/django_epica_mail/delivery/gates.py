@@ -1,4 +1,8 @@
-"""What holds mail back for every worker alike: pauses, and the breaker of each transport."""
+"""Gates that hold mail back for all workers: pauses, circuit breakers, and failover.
+
+Failover moves only mail that the failed transport surely did not accept: mail that waits, and mail
+that the transport could not even be asked to take.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,14 @@ from django_epica_mail.transports import config as transports
 
 _TRANSPORT = DeliveryGate.Scope.TRANSPORT
 _QUEUE = DeliveryGate.Scope.QUEUE
+_CHUNK = 500
 
 
 class Gates:
     """The state of all gates at one moment."""
 
     def __init__(self, using: str) -> None:
-        """Read the gates in one query: those that never held anything back have no row."""
+        """Read the closed gates in one query; a gate that never closed has no row."""
         closed = DeliveryGate.objects.using(using).filter(
             models.Q(paused=True) | models.Q(outages__gt=0)
         )
@@ -30,11 +35,11 @@ class Gates:
         }
 
     def queue_is_open(self, queue: str) -> bool:
-        """Tell whether mail may be claimed from a queue."""
+        """Return whether mail may be claimed from a queue."""
         return (_QUEUE, queue) not in self._closed
 
     def open_transports(self, aliases: Iterable[str]) -> list[str]:
-        """Return which of the transports may be given mail, if only a probe."""
+        """Return the transports that may get mail, even if only one probe."""
         gates = {alias: self._closed.get((_TRANSPORT, alias)) for alias in aliases}
         return [
             alias
@@ -51,30 +56,30 @@ class Gates:
         ]
 
     def reply(self, alias: str) -> str:
-        """Return what a transport that is out of order answered last; else nothing."""
+        """Return the last reply of a transport that is out of order, otherwise an empty string."""
         gate = self._closed.get((_TRANSPORT, alias))
         return gate.reason if gate else ""
 
     def paused(self) -> list[str]:
-        """Return what a person has stopped, as ``queue emails``."""
+        """Return what a person has paused, as in ``queue emails``."""
         return sorted(
             f"{scope} {name}" for (scope, name), gate in self._closed.items() if gate.paused
         )
 
     def reasons(self) -> dict[str, str]:
-        """Return, for people, what is closed and why."""
+        """Return the closed gates with the reason, in words for people."""
         return {
             f"{scope} {name}": "paused" if gate.paused else f"out of order: {gate.reason}"
             for (scope, name), gate in self._closed.items()
         }
 
     def needs_probe(self, alias: str) -> bool:
-        """Tell whether an open transport was out of order when last tried."""
+        """Return whether a transport was out of order at the last attempt, and needs a probe."""
         return (_TRANSPORT, alias) in self._closed
 
 
 def take_probe(alias: str, using: str) -> bool:
-    """Reserve the one probe of a transport for the caller; return whether it has it."""
+    """Reserve the one probe of a transport; return whether the caller got it."""
     free = DeliveryGate.objects.using(using).filter(
         scope=_TRANSPORT, name=alias, outages__gt=0, open_until__lte=clock.now()
     )
@@ -82,16 +87,16 @@ def take_probe(alias: str, using: str) -> bool:
 
 
 def return_probe(alias: str, using: str) -> bool:
-    """Make a probe due now, as one that was not made, for its mail never got to the transport.
+    """Make a probe due now, because the reserved one was not made or a person asks for it.
 
-    Returns whether the transport is out of order at all.
+    Returns whether the transport is out of order.
     """
     gates = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, name=alias, outages__gt=0)
     return gates.update(open_until=clock.now()) == 1
 
 
 def trip(alias: str, failure: Failure, using: str) -> None:
-    """Open a transport's breaker: no mail is given to it until it is time for a probe."""
+    """Open a transport's breaker: it gets no mail until the next probe is due."""
     gate, _ = DeliveryGate.objects.using(using).get_or_create(scope=_TRANSPORT, name=alias)
     DeliveryGate.objects.using(using).filter(pk=gate.pk).update(
         outages=models.F("outages") + 1, open_until=_probe_time(), reason=failure.reply
@@ -100,7 +105,7 @@ def trip(alias: str, failure: Failure, using: str) -> None:
 
 
 def reset(alias: str, using: str) -> None:
-    """Close a transport's breaker: a probe got through."""
+    """Close a transport's breaker after a successful probe."""
     gates = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, name=alias, outages__gt=0)
     if gates.update(outages=0, open_until=None, reason=""):
         signals.transport_recovered.send_robust(DeliveryGate, transport=alias)
@@ -113,7 +118,10 @@ def set_paused(
     transport: str | None = None,
     using: str | None = None,
 ) -> None:
-    """Pause or resume one queue or one transport; queued mail stays where it is."""
+    """Pause or resume one queue or one transport; queued mail stays where it is.
+
+    Raises ``ValueError`` unless exactly one of them is named.
+    """
     if (queue is None) == (transport is None):
         raise ValueError("Name a queue or a transport, and only one of them.")
     using = using or router.db_for_write(DeliveryGate)
@@ -127,13 +135,10 @@ def _probe_time() -> models.Expression:
     return clock.now(conf.get().breaker_seconds)
 
 
-_CHUNK = 500
-
-
 def reroute(alias: str, using: str) -> int:
-    """Give waiting mail of a transport that is out of order to the next that is not.
+    """Move waiting mail of a transport that is out of order to its next usable transport.
 
-    Returns how many mails. Mail whose route names no other transport waits on.
+    Returns how many e-mails moved. Mail whose route names no other transport keeps waiting.
     """
     if not any(alias in rule.transports and rule.transports[1:] for rule in conf.get().routes):
         return 0
@@ -151,7 +156,7 @@ def _reroute_level(alias: str, level: int, usable: set[str], using: str) -> int:
 
 
 def _move_to_fallback(mails: list[EmailLog], usable: set[str], using: str) -> int:
-    """Write the next usable transport of each mail, a statement for each route there is."""
+    """Set the next usable transport of each e-mail, with one statement per route."""
     routes: dict[tuple[str, ...], list[EmailLog]] = {}
     for mail in mails:
         routes.setdefault(tuple(mail.fallbacks), []).append(mail)

@@ -1,4 +1,4 @@
-"""Outcomes: what a try of one mail came to, and what follows for its row."""
+"""The outcome of one attempt, and what it means for the e-mail's row."""
 
 from __future__ import annotations
 
@@ -7,44 +7,86 @@ from dataclasses import dataclass, field, replace
 
 from django.core.mail import EmailMessage
 
-from django_epica_mail import lifecycle, models, retry
+from django_epica_mail import lifecycle, retry
+from django_epica_mail.delivery.claim import ClaimedMail
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Decision, Failure, Policy, Result
 
 
 @dataclass(frozen=True, slots=True)
+class Envelope:
+    """The recipients of one attempt, as positions in the message's ``recipients()``."""
+
+    tried: list[int]
+    """The recipients that the attempt concerns."""
+    asked: list[int]
+    """Those whose addresses the transport gets, in its order."""
+    barred: dict[int, Failure] = field(default_factory=dict)
+    """Those that ``ALLOWED_RECIPIENTS`` excludes, with the reason."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no recipient is left to send to."""
+        return bool(self.tried) and len(self.barred) == len(self.tried)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attempt:
+    """A message ready for the transport, and what is needed to judge the result."""
+
+    mail: ClaimedMail
+    message: EmailMessage
+    envelope: Envelope
+    was_accepted: bool
+    """Whether an earlier attempt was accepted for other recipients."""
+    held_back: Mapping[int, str]
+    """The recipients on the suppression list, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """One mail, what its try came to (``None``: there was none), and what follows."""
+    """What became of one e-mail: the attempt's result and the moves that follow."""
 
     mail: EmailLog
     result: Result | None
+    """The result of the attempt; ``None`` if none was made."""
     decision: Decision
     ends_batch: bool = False
-    """Whether the mails after it had better not be begun now."""
+    """Whether the worker should release the e-mails that follow instead of sending them."""
     held_back: Mapping[int, str] = field(default_factory=dict)
-    """The recipients that the suppression list keeps from it, and why."""
+    """The recipients on the suppression list, with the reason."""
+    too_old: bool = False
+    """Whether the e-mail has waited as long as it may."""
 
     @property
     def ends_content(self) -> bool:
-        """Whether body and attachments are not to be kept beyond it."""
+        """Whether body and attachments are deleted with this outcome."""
         failure = self.decision.failure
-        return models.ends_with(
-            self.decision.moves[-1].target,
-            self.mail.keep_content,
-            failure.kind if failure else "",
-            too_old=getattr(self.mail, "too_old", False),
-        )
+        kind = failure.kind if failure else ""
+        return self.mail.forgets_content(self.decision.moves[-1].target, kind, too_old=self.too_old)
 
     @property
     def is_plain(self) -> bool:
-        """Whether there was a try and it was accepted for every recipient, as nearly always."""
+        """Whether one attempt was accepted for every recipient, as nearly all are."""
         decision = self.decision
         is_whole = self.result is not None and not decision.refused and not self.held_back
         return decision.moves == (lifecycle.SUCCEED,) and is_whole
 
 
+def judge(attempt: Attempt, result: Result) -> Outcome:
+    """Return the outcome that the result of an attempt leads to."""
+    # The server's replies follow the recipients asked; rows count all recipients.
+    result = retry.at_positions(result, attempt.envelope.asked)
+    if attempt.envelope.barred:
+        result = replace(result, refused={**result.refused, **attempt.envelope.barred})
+    mail = attempt.mail
+    policy = policy_of(mail.row, too_old=mail.too_old)
+    decision = retry.conclude(result, policy, attempt.envelope.tried, attempt.was_accepted)
+    return Outcome(mail.row, result, decision, held_back=attempt.held_back, too_old=mail.too_old)
+
+
 def policy_of(mail: EmailLog, *, too_old: bool) -> Policy:
-    """Return the part of a row that decides what follows from a try."""
+    """Return the columns of a row that decide what follows from an attempt."""
     return Policy(
         tries=mail.tries,
         max_retries=mail.max_retries,
@@ -52,42 +94,3 @@ def policy_of(mail: EmailLog, *, too_old: bool) -> Policy:
         on_unknown=mail.on_unknown,
         too_old=too_old,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """What a transport is handed of a mail."""
-
-    tried: list[int]
-    """The positions of the recipients that a try concerns."""
-    asked: list[int]
-    """Of these, those whose addresses the transport is given, in its order."""
-    barred: dict[int, Failure] = field(default_factory=dict)
-    """Those that the site's settings keep from it."""
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nobody is left to send to."""
-        return bool(self.tried) and len(self.barred) == len(self.tried)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Try:
-    """A mail as it is handed to the transport, and what is needed to judge the outcome."""
-
-    mail: EmailLog
-    message: EmailMessage
-    handed: Envelope
-    was_accepted: bool
-    held_back: Mapping[int, str]
-
-
-def judge(it: Try, result: Result) -> Outcome:
-    """Decide what follows from a try."""
-    # The server's replies follow the recipients asked; the rows know them by their place in all.
-    result = retry.at_positions(result, it.handed.asked)
-    if it.handed.barred:
-        result = replace(result, refused={**result.refused, **it.handed.barred})
-    policy = policy_of(it.mail, too_old=getattr(it.mail, "too_old", False))
-    decision = retry.conclude(result, policy, it.handed.tried, it.was_accepted)
-    return Outcome(it.mail, result, decision, held_back=it.held_back)

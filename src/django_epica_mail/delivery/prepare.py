@@ -1,4 +1,4 @@
-"""Prepares each mail of a batch: loads its message, and settles what is not to be sent."""
+"""Prepares each claimed e-mail: loads its message, asks the site, and restricts its recipients."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from django.core.mail import EmailMessage
 
 from django_epica_mail import conf, lifecycle, messages, retry, signals, suppression
 from django_epica_mail.delivery import rate_limits
-from django_epica_mail.delivery.claim import Batch
-from django_epica_mail.delivery.outcome import Envelope, Outcome, Try, judge
+from django_epica_mail.delivery.claim import Batch, ClaimedMail
+from django_epica_mail.delivery.outcome import Attempt, Envelope, Outcome, judge
 from django_epica_mail.exceptions import MissingKey, Veto
 from django_epica_mail.messages import RawMessage
 from django_epica_mail.models import EmailAttachment, EmailLog, EmailRecipient
@@ -25,9 +25,32 @@ from django_epica_mail.transports import anymail
 
 logger = logging.getLogger(__name__)
 
+_NAMED = 3
+"""How many of the original recipients the subject of a redirected e-mail names."""
+
+_BARRED = Failure(
+    kind=Kind.PERMANENT,
+    reply="Not sent: EPICA_MAIL['ALLOWED_RECIPIENTS'] does not allow this address.",
+)
+
+
+def prepare(mail: ClaimedMail, loader: MessageLoader) -> Attempt | Outcome:
+    """Return the attempt to make, or the outcome if the transport need not be asked."""
+    if mail.is_expired:
+        return Outcome(mail.row, None, Decision(moves=(lifecycle.EXPIRE,)))
+    if loader.is_suppressed(mail.row):
+        return _suppressed(mail, loader)
+    try:
+        attempt = _build(mail, loader)
+    except Veto as veto:
+        return _unsent(mail, loader, Failure(kind=Kind.VETOED, reply=veto.reason))
+    except Exception as error:  # noqa: BLE001 - one bad message must not stop the others
+        return judge(_attempt(mail, EmailMessage(), loader), Result(failure=_failure_of(error)))
+    return _hold_back(attempt) or attempt
+
 
 def recipient_outcomes(mails: Iterable[EmailLog], using: str) -> dict[UUID, dict[int, str]]:
-    """Return, for mails tried before, what is known of each recipient, by mail and position."""
+    """Return what is known of each recipient of e-mails tried before, by id and position."""
     tried_before = [mail.pk for mail in mails if mail.attempts]
     found: dict[UUID, dict[int, str]] = defaultdict(dict)
     if tried_before:
@@ -38,26 +61,27 @@ def recipient_outcomes(mails: Iterable[EmailLog], using: str) -> dict[UUID, dict
 
 
 class MessageLoader:
-    """Loads what a batch needs beside its rows, and builds each message when its turn comes.
+    """Loads what a batch needs in addition to its rows, and builds each message in its turn.
 
-    Few mails have attachments, and few were tried before: a batch without either costs one query.
+    Few e-mails have attachments and few were tried before: a batch without either costs one query.
     """
 
     def __init__(self, batch: Batch) -> None:
+        rows = [mail.row for mail in batch.mails]
         self._using = batch.using
-        self._attachments = self._find_attachments(batch)
-        self._outcomes = recipient_outcomes(batch.mails, batch.using)
+        self._attachments = self._find_attachments(rows)
+        self._outcomes = recipient_outcomes(rows, batch.using)
         self._held_back: dict[UUID, dict[int, str]] = {}
         self._left: dict[UUID, int] = {}
-        if any(getattr(mail, "is_guarded", False) for mail in batch.mails):
-            self._held_back, self._left = suppression.held_back(batch.mails, batch.using)
+        if batch.has_suppressions:
+            self._held_back, self._left = suppression.held_back(rows, batch.using)
         self._blobs: dict[UUID, EmailAttachment] = {}
         self._total = 0
 
     def fetch(self, mail: EmailLog) -> None:
-        """Read the attachments of a mail, keeping those it shares with the mail before it.
+        """Read the attachments of an e-mail, reusing those it shares with the previous one.
 
-        Raises ``DatabaseError``; afterwards ``message`` needs no database.
+        Raises ``DatabaseError``. Afterwards ``message`` needs no database.
         """
         wanted = self._attachments.get(mail.pk, [])
         kept = {pk: self._blobs[pk] for pk in wanted if pk in self._blobs}
@@ -67,7 +91,7 @@ class MessageLoader:
         self._blobs = kept
 
     def message(self, mail: EmailLog) -> EmailMessage:
-        """Build the message of the mail fetched last, for the recipients not yet done with.
+        """Build the message of the e-mail fetched last, addressed to its outstanding recipients.
 
         Raises whatever an unreadable envelope raises.
         """
@@ -75,7 +99,7 @@ class MessageLoader:
         blobs = {row.digest: row.data for row in self._blobs.values()}
         message = messages.load(mail.envelope, blobs)
         if "message-id" not in {name.lower() for name in message.extra_headers}:
-            # First, for there Django puts its own: the order of the headers stays the same.
+            # First, where Django puts its own: the order of the headers stays the same.
             message.extra_headers = {"Message-ID": mail.message_id, **message.extra_headers}
         setattr(message, anymail.ID, str(mail.pk))
         everyone = message.recipients()
@@ -87,7 +111,7 @@ class MessageLoader:
         return message
 
     def outstanding(self, mail: EmailLog) -> list[int]:
-        """Return the positions of the recipients that a try of this mail concerns."""
+        """Return the positions of the recipients that still have to get the e-mail."""
         outcomes = self._outcomes.get(mail.pk) or dict.fromkeys(range(self._total), "")
         held_back = self.held_back(mail)
         return sorted(
@@ -97,22 +121,22 @@ class MessageLoader:
         )
 
     def held_back(self, mail: EmailLog) -> Mapping[int, str]:
-        """Return the recipients that the suppression list keeps from a mail, and why."""
+        """Return the recipients of an e-mail on the suppression list, with the reason."""
         return self._held_back.get(mail.pk, {})
 
     def is_suppressed(self, mail: EmailLog) -> bool:
-        """Tell whether the suppression list keeps a mail from everyone it was left to try for."""
+        """Return whether every outstanding recipient is on the suppression list."""
         return bool(self.held_back(mail)) and not self._left[mail.pk]
 
     def was_accepted(self, mail: EmailLog) -> bool:
-        """Tell whether an earlier try was accepted for some of the recipients."""
+        """Return whether an earlier attempt was accepted for some of the recipients."""
         return EmailRecipient.Outcome.ACCEPTED in self._outcomes.get(mail.pk, {}).values()
 
-    def _find_attachments(self, batch: Batch) -> dict[UUID, list[UUID]]:
+    def _find_attachments(self, mails: Iterable[EmailLog]) -> dict[UUID, list[UUID]]:
         link = EmailLog.attachments.through
         rows = (
             link._default_manager.using(self._using)
-            .filter(emaillog_id__in=[mail.pk for mail in batch.mails])
+            .filter(emaillog_id__in=[mail.pk for mail in mails])
             .values_list("emaillog_id", "emailattachment_id")
         )
         found: dict[UUID, list[UUID]] = defaultdict(list)
@@ -121,25 +145,17 @@ class MessageLoader:
         return found
 
 
-_NAMED = 3
-"""How many of the true recipients the subject of a redirected mail names."""
-_BARRED = Failure(
-    kind=Kind.PERMANENT,
-    reply="Not sent: EPICA_MAIL['ALLOWED_RECIPIENTS'] does not allow this address.",
-)
-
-
 def restrict_recipients(message: EmailMessage, tried: list[int]) -> Envelope:
-    """Make a message fit to leave this site, and return whom it is still for.
+    """Apply ``REDIRECT_ALL_TO`` and ``ALLOWED_RECIPIENTS`` to a message; return its envelope.
 
-    ``message`` is changed. ``tried`` are the positions of the addresses in its ``recipients()``.
-    Comes last before the transport, so that it holds for every row, however it came here: with a
-    copy of another site's database, for one.
+    Changes ``message``. ``tried`` are the positions of the addresses in its ``recipients()``. The
+    last step before the transport, so that it holds for every row, also for those that came with a
+    copy of another site's database.
     """
     settings = conf.get()
     if settings.redirect_all_to is not None:
         _redirect(message, settings.redirect_all_to)
-        # What the server says of these addresses says nothing of the true recipients.
+        # The server's replies about these addresses say nothing about the original recipients.
         return Envelope(tried, [])
     if settings.allowed_recipients is None:
         return Envelope(tried, tried)
@@ -154,12 +170,12 @@ def restrict_recipients(message: EmailMessage, tried: list[int]) -> Envelope:
 
 
 def is_allowed(recipient: object) -> bool:
-    """Tell whether ``ALLOWED_RECIPIENTS`` lets mail go to an address; what is none, it does not."""
+    """Return whether ``ALLOWED_RECIPIENTS`` allows an address; never for an invalid address."""
     allowed = conf.get().allowed_recipients
     if allowed is None:
         return True
     found = getaddresses([str(recipient)])
-    address = found[0][1].lower() if len(found) == 1 else ""  # of several, one may be anybody's
+    address = found[0][1].lower() if len(found) == 1 else ""  # of several, one may be anyone's
     local, _, domain = address.rpartition("@")
     return bool(local and domain) and any(
         fnmatchcase(address if "@" in pattern else domain, pattern.lower()) for pattern in allowed
@@ -167,13 +183,13 @@ def is_allowed(recipient: object) -> bool:
 
 
 def _redirect(message: EmailMessage, addresses: Sequence[str]) -> None:
-    meant = [parseaddr(str(it))[1] or str(it) for it in message.recipients()]
-    names = ", ".join(meant[:_NAMED])
-    others = f" and {len(meant) - _NAMED} more" if len(meant) > _NAMED else ""
-    words = f"[to {names}{others}]"
+    originals = [parseaddr(str(it))[1] or str(it) for it in message.recipients()]
+    names = ", ".join(originals[:_NAMED])
+    others = f" and {len(originals) - _NAMED} more" if len(originals) > _NAMED else ""
+    prefix = f"[to {names}{others}]"
     if isinstance(message, RawMessage):
-        message.prefix_subject(words)
-    message.subject = f"{words} {message.subject}"
+        message.prefix_subject(prefix)
+    message.subject = f"{prefix} {message.subject}"
     for name in [name for name in message.extra_headers if name.lower() in ("to", "cc", "bcc")]:
         del message.extra_headers[name]
     message.to, message.cc, message.bcc = list(addresses), [], []
@@ -181,7 +197,7 @@ def _redirect(message: EmailMessage, addresses: Sequence[str]) -> None:
 
 
 def _narrow(message: EmailMessage) -> None:
-    """Leave a message those recipients that are allowed, in the lists that providers read too."""
+    """Remove the recipients that are not allowed, also from the lists that providers read."""
     everyone = message.recipients()
     message.to, message.cc, message.bcc = (
         [address for address in addresses or () if is_allowed(address)]
@@ -194,78 +210,83 @@ def _set_recipients(message: Any, addresses: list[str]) -> None:
     message.recipients = lambda: addresses
 
 
-def prepare(mail: EmailLog, contents: MessageLoader) -> Try | Outcome:
-    """Build the message of a mail, unless it is settled without a word to the transport."""
-    if getattr(mail, "is_expired", False):
-        return Outcome(mail, None, Decision(moves=(lifecycle.EXPIRE,)))
-    if contents.is_suppressed(mail):
-        return _suppressed(mail, contents)
-    try:
-        message = contents.message(mail)
-        if mail.additions:
-            instrument.instrument(message, mail)
-        objection = _ask_site(mail, message)
-        # Last, so that nothing of the site's own can lead a mail past its guards.
-        handed = None if objection else restrict_recipients(message, contents.outstanding(mail))
-    except Exception as error:  # noqa: BLE001 - one bad message never stops another
-        reply = retry.reply_text(f"{type(error).__name__}: {error}")
-        # A key that is missing here may be one that the site, or this worker, is yet to be given.
-        kind = Kind.TRANSIENT if isinstance(error, MissingKey) else Kind.MESSAGE
-        return judge(
-            _try(mail, EmailMessage(), contents), Result(failure=Failure(kind=kind, reply=reply))
-        )
-    ready = _try(mail, message, contents, handed)
-    if objection is not None and objection.kind is Kind.VETOED:
-        return _unsent(mail, contents, objection)
-    if objection is not None:
-        return judge(ready, Result(failure=objection))
-    if ready.handed.is_empty:
-        return judge(ready, Result(failure=next(iter(ready.handed.barred.values()))))
-    refusal = rate_limits.take(mail.transport, message.recipients())
-    if refusal is not None:
-        decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)
-        return Outcome(mail, None, decision, ends_batch=not refusal.is_of_domain)
-    return ready
+class _ReceiverFailed(Exception):  # noqa: N818
+    """A receiver of ``before_send`` raised something other than ``Veto``."""
 
 
-def _try(
-    mail: EmailLog, message: EmailMessage, contents: MessageLoader, handed: Envelope | None = None
-) -> Try:
-    tried = contents.outstanding(mail)
-    return Try(
+def _build(mail: ClaimedMail, loader: MessageLoader) -> Attempt:
+    """Build the attempt; raise ``Veto`` if the site vetoes it, or whatever building raises."""
+    message = loader.message(mail.row)
+    if mail.row.additions:
+        instrument.instrument(message, mail.row)
+    _ask_site(mail.row, message)
+    # Last, so that no receiver of the site's can bypass it.
+    envelope = restrict_recipients(message, loader.outstanding(mail.row))
+    return _attempt(mail, message, loader, envelope)
+
+
+def _attempt(
+    mail: ClaimedMail,
+    message: EmailMessage,
+    loader: MessageLoader,
+    envelope: Envelope | None = None,
+) -> Attempt:
+    tried = loader.outstanding(mail.row)
+    return Attempt(
         mail,
         message,
-        handed=handed or Envelope(tried, tried),
-        was_accepted=contents.was_accepted(mail),
-        held_back=contents.held_back(mail),
+        envelope=envelope or Envelope(tried, tried),
+        was_accepted=loader.was_accepted(mail.row),
+        held_back=loader.held_back(mail.row),
     )
 
 
-def _suppressed(mail: EmailLog, contents: MessageLoader) -> Outcome:
-    """Return the end of a mail that the suppression list leaves nobody to be sent to."""
-    reasons = ", ".join(sorted(set(contents.held_back(mail).values())))
-    failure = Failure(kind=Kind.SUPPRESSED, reply=f"On the suppression list: {reasons}.")
-    return _unsent(mail, contents, failure)
-
-
-def _unsent(mail: EmailLog, contents: MessageLoader, failure: Failure) -> Outcome:
-    """Return the end of a mail that is not sent, but to those who accepted it before."""
-    if contents.was_accepted(mail):
-        decision = Decision(moves=(lifecycle.SUCCEED,))
-    else:
-        decision = Decision(moves=(lifecycle.SUPPRESS,), failure=failure)
-    return Outcome(mail, None, decision, held_back=contents.held_back(mail))
-
-
-def _ask_site(mail: EmailLog, message: EmailMessage) -> Failure | None:
-    """Return why the site does not want a mail sent, or not now; ``None`` if it does not mind."""
+def _ask_site(mail: EmailLog, message: EmailMessage) -> None:
+    """Send ``before_send``; raise ``Veto``, or ``_ReceiverFailed`` if a receiver fails."""
     if not signals.before_send.has_listeners(EmailLog):
-        return None
+        return
     try:
         signals.before_send.send(EmailLog, email=mail, message=message)
-    except Veto as veto:
-        return Failure(kind=Kind.VETOED, reply=retry.reply_text(veto.reason))
+    except Veto:
+        raise
     except Exception as error:
         logger.exception("A receiver of before_send failed for e-mail %s.", mail.pk)
-        return Failure(kind=Kind.TRANSIENT, reply=retry.reply_text(f"before_send: {error!r}"))
-    return None
+        raise _ReceiverFailed(f"before_send: {error!r}") from error
+
+
+def _failure_of(error: Exception) -> Failure:
+    """Return the failure that an error while preparing an e-mail means."""
+    if isinstance(error, _ReceiverFailed):
+        return Failure(kind=Kind.TRANSIENT, reply=retry.reply_text(str(error)))
+    # A missing key may still be added to the settings of the site, or of this worker.
+    kind = Kind.TRANSIENT if isinstance(error, MissingKey) else Kind.MESSAGE
+    return Failure(kind=kind, reply=retry.reply_text(f"{type(error).__name__}: {error}"))
+
+
+def _hold_back(attempt: Attempt) -> Outcome | None:
+    """Return the outcome of an attempt that may not be made now; ``None`` if it may."""
+    if attempt.envelope.is_empty:
+        barred = next(iter(attempt.envelope.barred.values()))
+        return judge(attempt, Result(failure=barred))
+    row = attempt.mail.row
+    refusal = rate_limits.take(row.transport, attempt.message.recipients())
+    if refusal is None:
+        return None
+    decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)
+    return Outcome(row, None, decision, ends_batch=not refusal.is_of_domain)
+
+
+def _suppressed(mail: ClaimedMail, loader: MessageLoader) -> Outcome:
+    reasons = ", ".join(sorted(set(loader.held_back(mail.row).values())))
+    failure = Failure(kind=Kind.SUPPRESSED, reply=f"On the suppression list: {reasons}.")
+    return _unsent(mail, loader, failure)
+
+
+def _unsent(mail: ClaimedMail, loader: MessageLoader, failure: Failure) -> Outcome:
+    """Return the outcome of an e-mail that is not sent to its outstanding recipients at all."""
+    if loader.was_accepted(mail.row):
+        decision = Decision(moves=(lifecycle.SUCCEED,))
+    else:
+        failure = Failure(kind=failure.kind, reply=retry.reply_text(failure.reply))
+        decision = Decision(moves=(lifecycle.SUPPRESS,), failure=failure)
+    return Outcome(mail.row, None, decision, held_back=loader.held_back(mail.row))

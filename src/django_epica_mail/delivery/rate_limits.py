@@ -1,9 +1,9 @@
-"""Budgets of recipients per second, minute, hour or day, shared by all workers of a site.
+"""Rate limits in recipients per second, minute, hour or day, shared by all workers of a site.
 
 ``EPICA_MAIL["RATES"]`` limits a transport (``"ses": "14/s"``), a recipient's domain
 (``"@gmail.com": "5/s"``) or all mail (``"*"``); Celery's annotation ``rate_limit`` on
-``send_email_task`` limits all mail too. The counting is the library ``limits``'. While its store
-cannot be reached, limited mail waits.
+``send_email_task`` limits all mail too. The library ``limits`` does the counting. While its store
+is unreachable, limited mail waits.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ EVERYTHING = "*"
 """The key of the limit on all mail."""
 
 _STORE_LOST = 5.0
-"""Seconds that limited mail waits while the store of the limits cannot be reached."""
+"""Seconds that limited mail waits if the store is unreachable."""
 
 _UNITS = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a mail may not go now."""
+    """Why an e-mail may not be sent now."""
 
     seconds: float
-    """How long until it may."""
+    """Seconds until it may be sent."""
     is_of_domain: bool
-    """Whether mail to other domains may go all the same."""
+    """Whether only mail to one domain is held back."""
 
 
 class _Budgets:
-    """This process's view of the limits."""
+    """The limits, as this process sees them."""
 
     def __init__(self, rates: Mapping[str, str], uri: str) -> None:
         try:
@@ -63,14 +63,14 @@ class _Budgets:
         self.turns: dict[str, float] = {}
 
     def over_all(self, transport: str) -> list[str]:
-        """Return the keys of the limits that a transport's mail is under, whoever it is for."""
+        """Return the keys of the limits on all mail of a transport."""
         return [key for key in (transport, EVERYTHING) if key in self.items]
 
     def remaining(self, key: str) -> int:
         return max(0, int(self._window.get_window_stats(self.items[key], key).remaining))
 
     def wait(self, key: str) -> float:
-        """Return the seconds until the oldest use of a budget is forgotten."""
+        """Return the seconds until the oldest use of a budget expires."""
         reset = float(self._window.get_window_stats(self.items[key], key).reset_time)
         return max(0.01, reset - time.time())
 
@@ -81,15 +81,15 @@ class _Budgets:
         return bool(self._window.hit(self.items[key], key, cost=self._bounded(key, cost)))
 
     def refusal(self, key: str, cost: int) -> Refusal:
-        """Return for how long a mail is refused by a budget that is used up."""
+        """Return how long an exhausted budget refuses an e-mail."""
         is_of_domain = key.startswith("@")
         seconds = self.turn(key, cost) if is_of_domain else self.wait(key)
         return Refusal(seconds, is_of_domain)
 
     def turn(self, key: str, cost: int) -> float:
-        """Return the seconds until it is a mail's turn, in the row of those this process put off.
+        """Return the seconds until an e-mail's turn among those that this process postponed.
 
-        So that each is put off once, and not all of them again and again.
+        Each is postponed once, instead of all of them again and again.
         """
         item, now = self.items[key], time.monotonic()
         spacing = item.get_expiry() / item.amount * self._bounded(key, cost)
@@ -97,7 +97,7 @@ class _Budgets:
         return self.turns[key] - now
 
     def _bounded(self, key: str, cost: int) -> int:
-        """A mail to more recipients than the whole budget has takes all of it."""
+        """Return the cost, at most the whole budget."""
         return min(cost, int(self.items[key].amount))
 
 
@@ -106,14 +106,14 @@ _compat.run_after_fork(_budgets.clear)
 
 
 def _rates() -> Mapping[str, str]:
-    """Return every rate of the site, its annotation of Celery's task among them."""
+    """Return every rate of the site, including the annotation of Celery's task."""
     of_celery = celery_config.site_rate()
     everything = {} if of_celery is None else {EVERYTHING: of_celery}
     return {**everything, **conf.get().rates}
 
 
 def _current() -> _Budgets | None:
-    """Return the budgets of the site's settings, or ``None`` if nothing is limited."""
+    """Return the budgets of the site's settings; ``None`` if nothing is limited."""
     rates = _rates()
     if not rates:
         return None
@@ -125,12 +125,12 @@ def _current() -> _Budgets | None:
 
 
 def is_limited() -> bool:
-    """Tell whether the site limits anything."""
+    """Return whether the site limits anything."""
     return bool(_rates())
 
 
 def problem() -> str | None:
-    """Return why the site's rates cannot be counted, if so; asks no store."""
+    """Return why the site's rates cannot be counted, or ``None``; does not ask the store."""
     try:
         _current()
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
@@ -139,7 +139,7 @@ def problem() -> str | None:
 
 
 def allowance(transport: str) -> int | None:
-    """Return how many recipients a transport may be given now; ``None``: as many as there are."""
+    """Return how many recipients a transport may get now; ``None`` if it is not limited."""
     budgets = _current()
     if budgets is None or not (keys := budgets.over_all(transport)):
         return None
@@ -151,7 +151,7 @@ def allowance(transport: str) -> int | None:
 
 
 def seconds_until(transport: str) -> float:
-    """Return how long until a transport without allowance may be given something."""
+    """Return the seconds until a transport without allowance may get mail."""
     budgets = _current()
     if budgets is None:
         return 0.0
@@ -164,14 +164,14 @@ def seconds_until(transport: str) -> float:
 
 
 def take(transport: str, recipients: Iterable[str]) -> Refusal | None:
-    """Use up the budget of one mail, counted in recipients; return why it may not go, if so."""
+    """Take the budget of one e-mail, in recipients; return the refusal if it is exhausted."""
     budgets = _current()
     if budgets is None:
         return None
     costs = _costs(transport, recipients)
     wanted = {key: costs[key] for key in budgets.items if costs[key]}
     try:
-        # All are asked before any is used; what others use meanwhile refuses all the same.
+        # Ask all before taking any; what other workers take meanwhile still refuses.
         for ask in (budgets.has, budgets.take):
             for key, cost in wanted.items():
                 if not ask(key, cost):
@@ -191,7 +191,7 @@ def _costs(transport: str, recipients: Iterable[str]) -> Counter[str]:
 
 
 def _spelled_out(rate: str) -> str:
-    """Return a rate as ``limits`` reads it: ``14/s`` as ``14/second``, ``100/5m`` likewise."""
+    """Return a rate as ``limits`` parses it: ``14/s`` as ``14/second``, ``100/5m`` likewise."""
     amount, _, window = rate.partition("/")
     number = window.rstrip("smhd")
     unit = _UNITS.get(window[len(number) :], window[len(number) :])
@@ -200,5 +200,6 @@ def _spelled_out(rate: str) -> str:
 
 def _report(error: Exception) -> None:
     logger.warning(
-        "The store of the rates cannot be reached (%s). Limited mail waits.", type(error).__name__
+        "The store of the rate limits is unreachable (%s). Limited mail waits.",
+        type(error).__name__,
     )

@@ -1,4 +1,4 @@
-"""The lanes of a batch: one connection, and more of them while the server is slow."""
+"""Sends the e-mails of a batch: over one connection, and over several while the server is slow."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from django_epica_mail.transports.connection import Connection
 K = TypeVar("K")
 
 _SLOW = 0.02
-"""Seconds. A mail that takes longer spends nearly all of them waiting for the server."""
+"""Seconds. An e-mail that takes longer spends nearly all of them waiting for the server."""
 
 
 class Sender(Generic[K]):
-    """Sends the mails of one batch; what is sent is known by a key of the caller's.
+    """Sends messages for one worker; the caller's keys tell their results apart.
 
-    A mail goes over one connection, in the caller's own thread, for as long as the server answers
-    quickly. Over a slow one up to ``CONNECTIONS`` mails are under way at the same time, each on a
-    connection of its own, in threads that do no database work.
+    While the server answers quickly, e-mails go over one connection in the caller's own thread.
+    While it is slow, up to ``CONNECTIONS`` e-mails are in flight at once, each on a connection of
+    its own, in threads that do no database work.
     """
 
     def __init__(self, alias: str) -> None:
         self._alias = alias
         self._stack = ExitStack()
         self._idle: list[Connection] = []
-        self._under_way: dict[Future[Result], tuple[K, Connection]] = {}
+        self._in_flight: dict[Future[Result], tuple[K, Connection]] = {}
         self._done: list[tuple[K, Result]] = []
         self._is_slow = False
 
@@ -45,33 +45,33 @@ class Sender(Generic[K]):
         self._stack.__exit__(*error)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        """Return how many mails are under way."""
-        return len(self._under_way)
+        """Return how many e-mails are in flight."""
+        return len(self._in_flight)
 
     @property
     def is_free(self) -> bool:
-        """Whether a mail that is begun now begins at once."""
+        """Whether the next message is sent without waiting for another one to finish."""
         return len(self) < (conf.get().connections if self._is_slow else 1)
 
     def begin(self, key: K, message: EmailMessage) -> None:
-        """Send a message; ``finished`` tells what came of it."""
+        """Send a message; ``finished`` returns its result."""
         connection = self._idle.pop() if self._idle else self._open()
         if self._is_slow and conf.get().connections > 1:
-            self._under_way[self._threads.submit(_send, connection, message)] = key, connection
+            self._in_flight[self._threads.submit(_send, connection, message)] = key, connection
         else:
             self._end(key, connection, connection.send(message))
 
     def finished(self, timeout: float | None = None) -> list[tuple[K, Result]]:
-        """Return what came of mails since the last call, after ``timeout`` seconds at the latest.
+        """Return the results since the last call, waiting up to ``timeout`` seconds for one.
 
-        Waits only if there is nothing to return. ``None`` waits for the end of one.
+        Does not wait if there is a result already. ``None`` waits without a limit.
         """
-        if self._under_way:
+        if self._in_flight:
             over, _ = wait(
-                self._under_way, 0 if self._done else timeout, return_when=FIRST_COMPLETED
+                self._in_flight, 0 if self._done else timeout, return_when=FIRST_COMPLETED
             )
             for future in over:
-                self._end(*self._under_way.pop(future), future.result())
+                self._end(*self._in_flight.pop(future), future.result())
         done, self._done = self._done, []
         return done
 
@@ -89,4 +89,4 @@ def _send(connection: Connection, message: EmailMessage) -> Result:
     try:
         return connection.send(message)
     finally:
-        connections.close_all()  # should a backend of the site's have asked its database
+        connections.close_all()  # in case a backend of the site's queried the database

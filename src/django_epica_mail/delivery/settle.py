@@ -1,4 +1,4 @@
-"""Settling: writing down, with few commits and never too late, what became of begun mails."""
+"""Settles e-mails: writes their outcomes to the database, several per commit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from django.db import transaction
 from django.db.models import F
 
-from django_epica_mail import clock, conf, lifecycle, models, signals
+from django_epica_mail import clock, conf, lifecycle, signals
 from django_epica_mail.delivery.claim import Batch
 from django_epica_mail.delivery.db_retry import retry_on_database_errors
 from django_epica_mail.delivery.outcome import Outcome
@@ -22,8 +22,8 @@ from django_epica_mail.tracking import events
 class Settler:
     """Commits the outcomes of one batch, several together.
 
-    A mail is begun only while fewer than ``lifecycle.PERMITS`` are unsettled, so that what a
-    crash leaves unclear is bounded. An outcome waits for company ``SETTLE_DELAY`` seconds at most.
+    An e-mail is begun only while fewer than ``lifecycle.PERMITS`` are unsettled, which bounds how
+    many a crash leaves unknown. An outcome waits up to ``SETTLE_DELAY`` seconds for others.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -33,31 +33,31 @@ class Settler:
         self.settled = 0
 
     def add(self, outcome: Outcome) -> None:
-        """Note an outcome, to be committed soon."""
+        """Add an outcome, to be committed soon."""
         if not self._waiting:
             self._oldest = time.monotonic()
         self._waiting.append(outcome)
 
     @property
     def patience(self) -> float | None:
-        """For how many seconds what waits may do so still; ``None`` if nothing waits."""
+        """How many more seconds the oldest outcome may wait; ``None`` if none waits."""
         if not self._waiting:
             return None
         return max(0.0, self._oldest + conf.get().settle_delay - time.monotonic())
 
-    def make_room(self, under_way: int = 0) -> None:
-        """Commit what waits if all permits are out or the oldest outcome has waited its time.
+    def make_room(self, in_flight: int = 0) -> None:
+        """Commit what waits if no permit is left or the oldest outcome has waited long enough.
 
-        ``under_way`` is how many mails are begun whose outcome is not known yet.
+        ``in_flight`` is how many e-mails have been begun and have no outcome yet.
         """
-        if len(self._waiting) + under_way >= lifecycle.PERMITS or self.patience == 0:
+        if len(self._waiting) + in_flight >= lifecycle.PERMITS or self.patience == 0:
             self.flush()
 
     def flush(self) -> None:
-        """Commit what waits, trying again while the lease lasts if the database fails.
+        """Commit what waits; retry while the lease lasts if the database fails.
 
-        Each write is guarded by the claim's token or by an attempt's number, so that repeating a
-        commit whose answer was lost changes nothing.
+        Each write is guarded by the claim's token or the attempt's number: repeating a commit
+        whose reply was lost changes nothing.
         """
         if not self._waiting:
             return
@@ -72,7 +72,7 @@ class Settler:
         announce(moved, batch.using)
 
     def release(self, mails: Sequence[EmailLog]) -> None:
-        """Give back what was claimed and not begun; it uses no try."""
+        """Put e-mails that were claimed but not begun back into the queue; uses no try."""
         if not mails:
             return
         batch, ids = self._batch, [mail.pk for mail in mails]
@@ -86,9 +86,10 @@ class Settler:
 
 
 def settle(outcomes: Sequence[Outcome], *, token: uuid.UUID, using: str) -> list[Outcome]:
-    """Write outcomes in one transaction; return those whose mail was still this claim's.
+    """Write outcomes in one transaction; return those whose e-mail this claim still held.
 
-    Another claim may have the mail by now, if this worker was thought dead; then its word counts.
+    Another worker may hold the e-mail by now because this one was presumed dead; then the other
+    worker's outcome counts.
     """
     plain = [outcome for outcome in outcomes if outcome.is_plain]
     others = [outcome for outcome in outcomes if not outcome.is_plain]
@@ -97,8 +98,8 @@ def settle(outcomes: Sequence[Outcome], *, token: uuid.UUID, using: str) -> list
         moved += [outcome for outcome in others if _settle_one(outcome, token, using)]
         attempts = [_attempt(it.mail, it.result) for it in outcomes if it.result is not None]
         inserts.insert_rows(attempts, using, ignore_conflicts=True)
-        if over := [outcome.mail.pk for outcome in moved if outcome.ends_content]:
-            models.forget(over, using)
+        ended = [outcome.mail.pk for outcome in moved if outcome.ends_content]
+        EmailLog.objects.using(using).forget_content(ended)
     return moved
 
 
@@ -138,7 +139,7 @@ def _settle_one(outcome: Outcome, token: uuid.UUID, using: str) -> bool:
 
 
 def _values(outcome: Outcome) -> dict[str, object]:
-    """Return what the row keeps, beside its status, from an outcome."""
+    """Return the columns that an outcome sets in addition to the status."""
     decision = outcome.decision
     failure = decision.failure
     target = decision.moves[-1].target
@@ -176,7 +177,7 @@ def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:
 
 
 def announce(outcomes: Sequence[Outcome], using: str) -> None:
-    """Tell listeners of committed moves, and take account of events that came before them."""
+    """Send ``email_moved`` for committed moves, and apply events that arrived before them."""
     for outcome in outcomes:
         for move in outcome.decision.moves:
             signals.email_moved.send_robust(
@@ -192,13 +193,13 @@ def announce(outcomes: Sequence[Outcome], using: str) -> None:
 
 
 def announce_moves(move: lifecycle.Move, ids: Iterable[uuid.UUID]) -> None:
-    """Tell listeners of a committed move that a person or the sweep has made for several mails."""
+    """Send ``email_moved`` for a committed move of several e-mails."""
     for pk in ids:
         signals.email_moved.send_robust(EmailLog, email_id=pk, move=move, failure=None)
 
 
 def _may_have_been_sent(outcome: Outcome) -> bool:
-    """Tell whether a mail that is not sent, by what its tries came to, may have been."""
+    """Return whether an e-mail that is not ``sent`` may have been accepted by some attempt."""
     failure = outcome.decision.failure
     if failure is None:
         return False

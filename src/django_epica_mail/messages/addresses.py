@@ -1,6 +1,6 @@
-"""E-mail addresses: which are plain, and what is bare of a display name.
+"""E-mail addresses: recognises plain ones without a parser, and strips display names.
 
-Nearly all are plain, and asking a parser about them costs a twentieth of a millisecond each time.
+Nearly all addresses are plain, and parsing one costs about a twentieth of a millisecond.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _PLAIN = re.compile(rf"{_BARE}|{_ATOM}(?: {_ATOM})* <{_BARE}>", re.ASCII)
 
 
 def is_plain(address: object) -> bool:
-    """Tell whether every version of Django takes an address, name included, and as it is.
+    """Return whether every version of Django accepts an address, name included, unchanged.
 
-    A no only means that Django has to be asked.
+    ``False`` only means that Django has to decide.
     """
     return isinstance(address, str) and _PLAIN.fullmatch(address) is not None
 
 
 def is_plain_and_bare(address: object) -> bool:
-    """Tell whether an address is plain, and has no display name."""
+    """Return whether an address is plain and has no display name."""
     return isinstance(address, str) and _PLAIN_BARE.fullmatch(address) is not None
 
 
 def bare(address: str) -> str:
-    """Return an address without its display name; what is no address stays as it is."""
+    """Return an address without its display name; an invalid address is returned unchanged."""
     return address if is_plain_and_bare(address) else parseaddr(address)[1] or address

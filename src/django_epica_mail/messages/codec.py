@@ -1,9 +1,13 @@
-"""A Django message as versioned JSON and bytes, and back: nothing pickled, nothing parsed again."""
+"""Stores a Django message as versioned JSON and bytes, loads it again, and removes recipients.
+
+Nothing is pickled, and no MIME is parsed again.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from email.mime.base import MIMEBase
@@ -19,20 +23,24 @@ from django_epica_mail.messages.raw import RawMessage
 from django_epica_mail.messages.validation import Attachment, alternatives, attachments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from django_epica_mail.messages.mime import Fetch, Keep
 
 
 VERSION = 1
 
+_RECIPIENT_FIELDS = ("to", "cc", "bcc")
+_MERGE_FIELDS = ("merge_data", "merge_headers", "merge_metadata")
+"""anymail's attributes that hold a dictionary by recipient."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """Content kept out of the envelope."""
+    """Content stored outside the envelope."""
 
     digest: str
-    """SHA-256 of the content, in hexadecimal; the envelope refers to it by this."""
+    """SHA-256 of the content, in hexadecimal; the envelope refers to the content by it."""
     content: bytes = field(repr=False)
     filename: str
     """For people; empty if there is none."""
@@ -41,25 +49,41 @@ class Blob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredMessage:
-    """A message in the form that is stored."""
+    """A message in its stored form."""
 
     envelope: str = field(repr=False)
     """Versioned JSON, pure ASCII: NUL and lone surrogates survive in any text column. Encrypted
-    where the site has keys."""
+    if the site has keys."""
     blobs: tuple[Blob, ...]
-    """The contents the envelope refers to, each once."""
+    """The content the envelope refers to, without duplicates."""
     size: int = 0
-    """How many bytes it is, stored as it is: attachments before their encoding for the wire."""
+    """Bytes of JSON and blobs, before encryption and before attachments are encoded for sending."""
     message_id: str = ""
-    """The Message-ID the message has already; empty if it is left to who sends it."""
+    """The Message-ID the message already has; empty if the sender chooses it."""
+
+
+class AbsentAttachments(Mapping[str, bytes]):
+    """Attachments for ``load`` that are all empty: for reading the rest of a message."""
+
+    def __getitem__(self, digest: str) -> bytes:
+        return b""
+
+    def __contains__(self, digest: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
 
 
 def dump(message: EmailMessage) -> StoredMessage:
-    """Return a message in the form that is stored; the message itself is left untouched.
+    """Return a message in its stored form, without changing the message.
 
-    A message that builds its own MIME (``raw_message.builds_itself``) is rendered, once, and kept
-    as bytes; what its own code raises is raised here. Otherwise raises ``UnstorableMessage`` for
-    what would not come back the same, ``InvalidMessage`` for what Django cannot attach.
+    A message that builds its own MIME (``raw.builds_itself``) is rendered, once, and stored as
+    bytes; errors from its own code propagate. Otherwise raises ``UnstorableMessage`` if the
+    message could not be rebuilt exactly, and ``InvalidMessage`` for anything Django cannot attach.
     """
     blobs: dict[str, Blob] = {}
 
@@ -86,11 +110,11 @@ def dump(message: EmailMessage) -> StoredMessage:
 
 
 def load(envelope: str, blobs: Mapping[str, bytes]) -> EmailMessage:
-    """Return a fresh message from its stored form; ``blobs`` gives each content by its digest.
+    """Return a new message from its stored form; ``blobs`` maps digests to content.
 
     A class that can no longer be imported becomes ``EmailMultiAlternatives``. Raises
-    ``UnreadableEnvelope`` for a version this package does not know, or a content that is missing,
-    and ``MissingKey`` for what no key of the site's decrypts.
+    ``UnreadableEnvelope`` for a version this package does not know or missing content, and
+    ``MissingKey`` if none of the site's keys decrypts the envelope.
     """
     plain = encryption.unseal(envelope)
     try:
@@ -107,12 +131,32 @@ def load(envelope: str, blobs: Mapping[str, bytes]) -> EmailMessage:
     def fetch(digest: str) -> bytes:
         if digest not in blobs:
             raise UnreadableEnvelope(
-                f"The stored message refers to the content {digest}, which was not given: the row "
-                "of its attachment has been deleted."
+                f"The stored message refers to content {digest}, which is missing: the row of its "
+                "attachment has been deleted."
             )
         return bytes(blobs[digest])
 
     return _unpack_raw(form, fetch) if "raw" in form else _unpack(form, fetch)
+
+
+def without_recipients(envelope: str, is_left_out: Callable[[str], bool]) -> str:
+    """Return a stored message without some of its recipients and their merge data.
+
+    A message stored as bytes is no longer sent to them, but its headers stay unchanged. Raises
+    ``MissingKey`` if none of the site's keys decrypts the envelope.
+    """
+    form = json.loads(encryption.unseal(envelope))
+    state = form["state"]
+    for name in _RECIPIENT_FIELDS:
+        state[name] = _without_addresses(state[name], is_left_out)
+    if "recipients" in form:
+        form["recipients"] = _without_addresses(form["recipients"], is_left_out)
+    for name in _MERGE_FIELDS:
+        values = tagged_json.decode(state.get(name))
+        if isinstance(values, dict):
+            kept = {key: value for key, value in values.items() if not is_left_out(str(key))}
+            state[name] = tagged_json.encode(kept)
+    return encryption.seal(json.dumps(form, allow_nan=False))
 
 
 def _message_id(message: EmailMessage) -> str:
@@ -156,7 +200,7 @@ def _pack(message: EmailMessage, keep: Keep) -> dict[str, Any]:
 def _unpack(form: Mapping[str, Any], fetch: Fetch) -> EmailMessage:
     needed = EmailMultiAlternatives if form.get("alternatives") else EmailMessage
     cls = mime.find_class(form["class"], needed) or EmailMultiAlternatives
-    # With the defaults of this version of Django, and without the __init__ of a site's own class.
+    # With the defaults of this version of Django, but without calling a site's own __init__.
     message: EmailMessage = object.__new__(cls)
     is_multi = isinstance(message, EmailMultiAlternatives)
     vars(message).update(vars(EmailMultiAlternatives() if is_multi else EmailMessage()))
@@ -179,11 +223,11 @@ def _pack_attachment(attachment: Attachment, keep: Keep) -> dict[str, Any]:
         return {"part": mime.pack(attachment, keep)}
     filename, content, mimetype = attachment
     form: dict[str, Any] = {"name": filename, "type": mimetype}
-    about = filename or "", mimetype
+    name_and_type = filename or "", mimetype
     if isinstance(content, bytes):
-        form["bytes"] = keep(content, *about)
+        form["bytes"] = keep(content, *name_and_type)
     elif isinstance(content, str):
-        form["str"] = keep(content.encode("utf-8", "surrogatepass"), *about)
+        form["str"] = keep(content.encode("utf-8", "surrogatepass"), *name_and_type)
     elif isinstance(content, Message):
         form["mime"] = mime.pack(content, keep)
     elif raw.builds_itself(content):
@@ -209,7 +253,7 @@ def _unpack_attachment(form: Mapping[str, Any], fetch: Fetch) -> Attachment:
 
 
 def _attachable(part: Message) -> Message:
-    """Return a part written by Django 6 as the kind of object Django 5.2 attaches."""
+    """Return a part stored by Django 6 as the class of object that Django 5.2 can attach."""
     if django.VERSION >= (6, 0) or isinstance(part, MIMEBase):
         return part
     legacy = MIMEBase.__new__(MIMEBase)
@@ -217,30 +261,6 @@ def _attachable(part: Message) -> Message:
     return legacy
 
 
-_LISTS = ("to", "cc", "bcc")
-_BY_ADDRESS = ("merge_data", "merge_headers", "merge_metadata")
-
-
-def without_recipients(envelope: str, is_left_out: Callable[[str], bool]) -> str:
-    """Return a stored message without some of its recipients, their merge data included.
-
-    A message that is kept as bytes is no longer sent to them; its headers stay as they are. Raises
-    ``MissingKey`` for what no key of the site's decrypts.
-    """
-    form = json.loads(encryption.unseal(envelope))
-    state = form["state"]
-    for name in _LISTS:
-        state[name] = _kept(state[name], is_left_out)
-    if "recipients" in form:
-        form["recipients"] = _kept(form["recipients"], is_left_out)
-    for name in _BY_ADDRESS:
-        values = tagged_json.decode(state.get(name))
-        if isinstance(values, dict):
-            kept = {key: value for key, value in values.items() if not is_left_out(str(key))}
-            state[name] = tagged_json.encode(kept)
-    return encryption.seal(json.dumps(form, allow_nan=False))
-
-
-def _kept(form: Any, is_left_out: Callable[[str], bool]) -> Any:
+def _without_addresses(form: Any, is_left_out: Callable[[str], bool]) -> Any:
     addresses = tagged_json.decode(form)
     return tagged_json.encode([it for it in addresses or () if not is_left_out(str(it))])

@@ -1,7 +1,7 @@
-"""Encryption at rest: what the content of mail looks like in the database.
+"""Encryption at rest of stored messages and attachments.
 
-The first of ``EPICA_MAIL["ENCRYPTION_KEYS"]`` encrypts, all of them decrypt. Without keys, what is
-written is what was given; what was encrypted before stays readable as long as its key is listed.
+The first of ``EPICA_MAIL["ENCRYPTION_KEYS"]`` encrypts; all of them decrypt. Without keys, content
+is stored unencrypted. Content encrypted earlier stays readable as long as its key is listed.
 """
 
 from __future__ import annotations
@@ -16,63 +16,63 @@ from django_epica_mail.exceptions import MissingExtra, MissingKey
 if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
 
-_MARK = "fernet:"
-"""What encrypted text begins with, and JSON never does."""
+_PREFIX = "fernet:"
+"""Encrypted text starts with this; JSON never does."""
 
 
 def is_on() -> bool:
-    """Tell whether what is stored from now on is encrypted."""
+    """Return whether new content is encrypted."""
     return bool(conf.get().encryption_keys)
 
 
 def seal(text: str) -> str:
-    """Return text as it is stored. Raises ``MissingExtra`` where ``cryptography`` is missing."""
-    return _MARK + _cipher().encrypt(text.encode()).decode() if is_on() else text
+    """Return text as it is stored. Raises ``MissingExtra`` if ``cryptography`` is missing."""
+    return _PREFIX + _cipher().encrypt(text.encode()).decode() if is_on() else text
 
 
 def unseal(stored: str) -> str:
-    """Return the text that ``seal`` was given, encryption being on or off by now.
+    """Return the text given to ``seal``, whether or not it is encrypted.
 
-    Raises ``MissingKey`` for what none of the keys decrypts.
+    Raises ``MissingKey`` if none of the keys decrypts it.
     """
-    if not stored.startswith(_MARK):
+    if not stored.startswith(_PREFIX):
         return stored
-    return _decrypt(stored[len(_MARK) :].encode()).decode()
+    return _decrypt(stored[len(_PREFIX) :].encode()).decode()
 
 
 def seal_bytes(content: bytes) -> bytes:
-    """Return bytes as they are stored; if encrypted, they are more.
+    """Return bytes as they are stored; encrypted ones are longer.
 
-    Bytes carry no mark, for an attachment may begin with any. Whoever stores them keeps their
-    number, by which ``unseal_bytes`` knows.
+    Bytes carry no prefix, because an attachment may start with any. The caller stores the original
+    size, and ``unseal_bytes`` recognises encrypted bytes by it.
     """
-    return _raw(_cipher().encrypt(content)) if is_on() else content
+    return _without_base64(_cipher().encrypt(content)) if is_on() else content
 
 
 def unseal_bytes(stored: bytes, size: int) -> bytes:
-    """Return the ``size`` bytes that ``seal_bytes`` was given.
+    """Return the ``size`` bytes given to ``seal_bytes``.
 
-    Raises ``MissingKey`` for what none of the keys decrypts.
+    Raises ``MissingKey`` if none of the keys decrypts them.
     """
-    return stored if len(stored) == size else _decrypt(_token(stored))
+    return stored if len(stored) == size else _decrypt(_with_base64(stored))
 
 
 def renew(stored: str) -> str:
-    """Return stored text encrypted with the first key; itself if it already is.
+    """Return stored text encrypted with the first key; the same object if it already is.
 
-    Raises ``MissingKey`` for what none of the keys decrypts.
+    Raises ``MissingKey`` if none of the keys decrypts it.
     """
-    if stored.startswith(_MARK) and _is_current(stored[len(_MARK) :].encode()):
+    if stored.startswith(_PREFIX) and _uses_first_key(stored[len(_PREFIX) :].encode()):
         return stored
     return seal(unseal(stored))
 
 
 def renew_bytes(stored: bytes, size: int) -> bytes:
-    """Return stored bytes encrypted with the first key; themselves if they already are.
+    """Return stored bytes encrypted with the first key; the same object if they already are.
 
-    Raises ``MissingKey`` for what none of the keys decrypts.
+    Raises ``MissingKey`` if none of the keys decrypts them.
     """
-    if len(stored) != size and _is_current(_token(stored)):
+    if len(stored) != size and _uses_first_key(_with_base64(stored)):
         return stored
     return seal_bytes(unseal_bytes(stored, size))
 
@@ -80,7 +80,7 @@ def renew_bytes(stored: bytes, size: int) -> bytes:
 def _decrypt(token: bytes) -> bytes:
     if not is_on():
         raise MissingKey(
-            "This content is encrypted, and EPICA_MAIL['ENCRYPTION_KEYS'] is empty: list the key "
+            "This content is encrypted, but EPICA_MAIL['ENCRYPTION_KEYS'] is empty: list the key "
             "that encrypted it."
         )
     from cryptography.fernet import InvalidToken
@@ -89,27 +89,27 @@ def _decrypt(token: bytes) -> bytes:
         return _cipher().decrypt(token)
     except InvalidToken:
         raise MissingKey(
-            "This content is encrypted with a key that EPICA_MAIL['ENCRYPTION_KEYS'] does not "
-            "list, or it is damaged: list the key again, after the one that encrypts."
+            "This content is damaged, or encrypted with a key that EPICA_MAIL['ENCRYPTION_KEYS'] "
+            "does not list: list that key again, after the one that encrypts."
         ) from None
 
 
-def _is_current(token: bytes) -> bool:
+def _uses_first_key(token: bytes) -> bool:
     from cryptography.fernet import InvalidToken
 
     try:
-        _of_keys(conf.get().encryption_keys[:1]).decrypt(token)
+        _cipher_for(conf.get().encryption_keys[:1]).decrypt(token)
     except InvalidToken:
         return False
     return True
 
 
 def _cipher() -> MultiFernet:
-    return _of_keys(conf.get().encryption_keys)
+    return _cipher_for(conf.get().encryption_keys)
 
 
 @lru_cache(maxsize=4)
-def _of_keys(keys: tuple[str, ...]) -> MultiFernet:
+def _cipher_for(keys: tuple[str, ...]) -> MultiFernet:
     try:
         from cryptography.fernet import Fernet, MultiFernet
     except ImportError as error:
@@ -120,10 +120,10 @@ def _of_keys(keys: tuple[str, ...]) -> MultiFernet:
     return MultiFernet([Fernet(key) for key in keys])
 
 
-def _raw(token: bytes) -> bytes:
-    """Return a token without its Base64, which would make every attachment a third larger."""
+def _without_base64(token: bytes) -> bytes:
+    """Return a token's raw bytes: Base64 would make every attachment a third larger."""
     return base64.urlsafe_b64decode(token)
 
 
-def _token(raw: bytes) -> bytes:
+def _with_base64(raw: bytes) -> bytes:
     return base64.urlsafe_b64encode(raw)

@@ -1,4 +1,4 @@
-"""A message's fields and attributes as JSON: Django's own, anymail's, and whatever a site adds."""
+"""Converts a message's fields and attributes to JSON: Django's, anymail's, and a site's own."""
 
 from __future__ import annotations
 
@@ -21,45 +21,43 @@ if TYPE_CHECKING:
 HEADER_FIELDS = ("subject", "from_email", "to", "cc", "bcc", "reply_to", "extra_headers")
 FIELDS = (*HEADER_FIELDS, "body", "content_subtype", "encoding")
 
-_ENCODINGS = ("content_subtype", "encoding")
-_LOOKED_UP = ("From", "To", "Cc", "Reply-To")
-_DJANGO = (EmailMessage, EmailMultiAlternatives, object)
-_STORED_APART = ("alternatives", "attachments")
-_NOT_CONTENT = frozenset({*FIELDS, *_STORED_APART, "connection", "anymail_status"})
+_NO_STR_FALLBACK = ("content_subtype", "encoding")
+"""Fields that must have a JSON form; a value of any other field may be stored as its ``str()``."""
+_HEADERS_READ_BY_NAME = ("From", "To", "Cc", "Reply-To")
+"""Extra headers that Django looks up by name instead of iterating over them."""
+_DJANGO_CLASSES = (EmailMessage, EmailMultiAlternatives, object)
+_STORED_SEPARATELY = ("alternatives", "attachments")
+_EXCLUDED = frozenset({*FIELDS, *_STORED_SEPARATELY, "connection", "anymail_status"})
+"""Names that are never stored as additional attributes."""
 
 
 def class_to_rebuild(message: EmailMessage) -> type:
-    """Return the message's class, or Django's if it computes a field, which is stored as it is."""
+    """Return the class to rebuild a message as.
+
+    That is its own class or, if that computes a field, Django's: the computed value is stored.
+    """
     return _class_to_rebuild(type(message))  # type: ignore[arg-type]
 
 
-@lru_cache(maxsize=64)
-def _class_to_rebuild(cls: type) -> type:
-    fields = (*FIELDS, *_STORED_APART)
-    if any(hasattr(_class_attribute(cls, name), "__set__") for name in fields):
-        return EmailMultiAlternatives if issubclass(cls, EmailMultiAlternatives) else EmailMessage
-    return cls
-
-
 def pack(message: EmailMessage) -> dict[str, Any]:
-    """Return the JSON form of a message's effective fields and its other public attributes.
+    """Return the JSON form of a message's fields, as they are now, and other public attributes.
 
-    Raise ``UnstorableMessage`` for an attribute that has none.
+    Raises ``UnstorableMessage`` for an attribute without a JSON form.
     """
     form = pack_fields(message, FIELDS)
-    form.update(_attributes(message))
+    form.update(_pack_attributes(message))
     return form
 
 
 def pack_fields(message: EmailMessage, names: Iterable[str]) -> dict[str, Any]:
-    """Return the JSON form of some of Django's fields, with the value each has now."""
-    return {name: _field(message, name) for name in names}
+    """Return the JSON form of some of Django's fields, with their current values."""
+    return {name: _pack_field(message, name) for name in names}
 
 
 def unpack(form: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message's state from its JSON form, as this version of Django understands it."""
+    """Return a message's attributes from their JSON form, adapted to this version of Django."""
     state: dict[str, Any] = {name: tagged_json.decode(value) for name, value in form.items()}
-    if django.VERSION >= (6, 0):  # what only Django 5.2 knows
+    if django.VERSION >= (6, 0):  # drop what only Django 5.2 supports
         if isinstance(state["encoding"], Charset):
             state["encoding"] = state["encoding"].get_output_charset()
         for name in ("mixed_subtype", "alternative_subtype"):
@@ -68,71 +66,82 @@ def unpack(form: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unset_names(message: EmailMessage) -> list[str]:
-    """Return the names of a message's attributes that hold anymail's "no value"."""
+    """Return the names of a message's attributes that are anymail's ``UNSET``."""
     return [name for name, value in vars(message).items() if _is_unset(value)]
 
 
 def unset(names: Iterable[str]) -> dict[str, Any]:
-    """Return anymail's "no value" for each name; nothing if anymail is not there."""
-    return dict.fromkeys(names, _anymail().UNSET) if _anymail() else {}
+    """Return anymail's ``UNSET`` for each name, or nothing if anymail is not imported."""
+    return dict.fromkeys(names, _anymail_utils().UNSET) if _anymail_utils() else {}
 
 
-def _field(message: EmailMessage, name: str) -> Any:
+@lru_cache(maxsize=64)
+def _class_to_rebuild(cls: type) -> type:
+    fields = (*FIELDS, *_STORED_SEPARATELY)
+    if any(hasattr(_class_attribute(cls, name), "__set__") for name in fields):
+        return EmailMultiAlternatives if issubclass(cls, EmailMultiAlternatives) else EmailMessage
+    return cls
+
+
+def _pack_field(message: EmailMessage, name: str) -> Any:
     value = getattr(message, name)
     if name == "extra_headers":
-        value = _plain_headers(value)
-    if name in _ENCODINGS:
-        return _attribute(name, value)
-    return tagged_json.encode(value, unknown=str)  # as Django does with what it puts in a header
+        value = _headers_as_dict(value)
+    if name in _NO_STR_FALLBACK:
+        return _pack_attribute(name, value)
+    return tagged_json.encode(value, unknown=str)  # Django calls str() on header values too
 
 
-def _plain_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return headers as a plain dict in which Django finds the same as in the caller's mapping."""
+def _headers_as_dict(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return headers as a dict in which Django finds the same values as in the caller's mapping."""
     plain = dict(headers.items())
-    plain.update({name: headers[name] for name in _LOOKED_UP if name in headers})
+    plain.update({name: headers[name] for name in _HEADERS_READ_BY_NAME if name in headers})
     return plain
 
 
-def _attributes(message: EmailMessage) -> Iterator[tuple[str, Any]]:
-    """Give the public attributes that are not Django's: those of the classes, then the object's."""
+def _pack_attributes(message: EmailMessage) -> Iterator[tuple[str, Any]]:
+    """Yield the public attributes that are not Django's: first the classes', then the object's."""
     for cls in reversed(type(message).__mro__):
-        for name, value in () if cls in _DJANGO else vars(cls).items():
-            if _is_content(cls, name, value):
-                with contextlib.suppress(UnstorableMessage):  # the class will have it again
-                    yield name, _attribute(name, value)
+        for name, value in () if cls in _DJANGO_CLASSES else vars(cls).items():
+            if _is_data(cls, name, value):
+                with contextlib.suppress(UnstorableMessage):  # the class will define it again
+                    yield name, _pack_attribute(name, value)
     for name, value in vars(message).items():
-        if _is_content(type(message), name, value):
-            yield name, _attribute(name, value)
+        if _is_data(type(message), name, value):
+            yield name, _pack_attribute(name, value)
 
 
-def _is_content(cls: type, name: str, value: object) -> bool:
-    """Tell data from private names, methods, cached properties and anymail's "no value"."""
-    if name.startswith("_") or name in _NOT_CONTENT or _is_unset(value):
+def _is_data(cls: type, name: str, value: object) -> bool:
+    """Return whether an attribute is data.
+
+    Private names, methods, cached properties and anymail's ``UNSET`` are not.
+    """
+    if name.startswith("_") or name in _EXCLUDED or _is_unset(value):
         return False
     return not hasattr(_class_attribute(cls, name), "__get__")
 
 
 def _class_attribute(cls: type, name: str) -> object:
-    """Return what a class or its bases define under a name, descriptors as they are."""
+    """Return what a class or its bases define under a name; descriptors are not called."""
     return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
-def _attribute(name: str, value: object) -> Any:
+def _pack_attribute(name: str, value: object) -> Any:
     try:
         return tagged_json.encode(value)
     except (tagged_json.UnencodableValue, RecursionError) as error:
         reason = "itself" if isinstance(error, RecursionError) else f"a {error}"
         raise UnstorableMessage(
-            f"The message's attribute {name!r} of the type {type(value).__name__} holds {reason}, "
-            "which cannot be stored: give text, numbers, dates, lists or dictionaries of them, or "
-            "delete the attribute before sending."
+            f"The message's attribute {name!r} of type {type(value).__name__} contains {reason}, "
+            "which cannot be stored: use text, numbers, dates, or lists and dictionaries of them, "
+            "or delete the attribute before sending."
         ) from None
 
 
 def _is_unset(value: object) -> bool:
-    return _anymail() is not None and value is _anymail().UNSET
+    return _anymail_utils() is not None and value is _anymail_utils().UNSET
 
 
-def _anymail() -> Any:
-    """Return anymail's module of UNSET; where nobody imported it, no value can be that."""
+def _anymail_utils() -> Any:
+    """Return the module that defines ``UNSET``, or ``None``: no value is it before the import."""
     return sys.modules.get("anymail.utils")

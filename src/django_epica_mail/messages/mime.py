@@ -1,7 +1,7 @@
-"""Python's own MIME objects as JSON: attached parts, and attached messages that are no Django ones.
+"""Converts Python's own MIME objects to JSON: attached parts and attached non-Django messages.
 
-An object is kept as it is built, headers in order and payload as written, and never as text to be
-parsed again: a parser gives another object, and other bytes.
+An object is stored as it was built, with its headers in order and its payload as written. It is
+never stored as text to parse again: a parser returns a different object, with different bytes.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Keep: TypeAlias = Callable[[bytes, str, str], str]
-"""Puts a content (its file name and media type are for people) out of line; returns its digest."""
+"""Stores content, with a file name and media type for people, and returns its digest."""
 Fetch: TypeAlias = Callable[[str], bytes]
-"""Returns a content put out of line, by its digest."""
+"""Returns stored content by its digest."""
 
 INLINE = 4096
-"""Text longer than this many characters is kept out of line."""
+"""Longer text, in characters, is stored outside the JSON."""
 
-_STATE = frozenset(vars(Message()))
-_POLICY = (
+_STANDARD_ATTRIBUTES = frozenset(vars(Message()))
+_POLICY_OPTIONS = (
     "max_line_length",
     "linesep",
     "cte_type",
@@ -46,9 +46,9 @@ _POLICIES: dict[str, Policy] = {"compat32": policies.compat32, "default": polici
 
 
 def pack(part: Message, keep: Keep) -> dict[str, Any]:
-    """Return the JSON form of a MIME object; ``keep`` takes the large contents.
+    """Return the JSON form of a MIME object; ``keep`` stores large content.
 
-    Raise ``UnstorableMessage`` for what would not come back the same.
+    Raises ``UnstorableMessage`` if the object could not be rebuilt exactly.
     """
     form: dict[str, Any] = {
         "class": class_path(type(part)),
@@ -65,17 +65,17 @@ def pack(part: Message, keep: Keep) -> dict[str, Any]:
     form.update({name: value for name, value in rest.items() if value is not None})
     if part.get_default_type() != "text/plain":
         form["default_type"] = part.get_default_type()
-    extra = {name: value for name, value in vars(part).items() if name not in _STATE}
+    extra = {name: value for name, value in vars(part).items() if name not in _STANDARD_ATTRIBUTES}
     if extra:
         try:
             form["attributes"] = tagged_json.encode(extra)
         except tagged_json.UnencodableValue as error:
-            raise _unstorable(part, f"an attribute of it holds a {error}") from None
+            raise _unstorable(part, f"one of its attributes contains a {error}") from None
     return form
 
 
 def unpack(form: Mapping[str, Any], fetch: Fetch) -> Message:
-    """Return the MIME object of a JSON form ``pack`` gave."""
+    """Return the MIME object whose JSON form ``pack`` returned."""
     part = object.__new__(find_class(form["class"], Message) or MIMEPart)
     Message.__init__(part, _unpack_policy(form["policy"]))
     for name, value in form["headers"]:
@@ -93,12 +93,12 @@ def unpack(form: Mapping[str, Any], fetch: Fetch) -> Message:
 
 
 def class_path(cls: type) -> str:
-    """Return where a class is found, as ``module:qualified.name``."""
+    """Return the import path of a class, as ``module:qualified.name``."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def find_class(path: str, base: type[T]) -> type[T] | None:
-    """Return the class at ``module:qualified.name``; None if there is no such subclass of base."""
+    """Return the subclass of ``base`` at ``module:qualified.name``, or ``None`` if none exists."""
     try:
         found = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError):
@@ -111,7 +111,7 @@ def _pack_policy(policy: Policy) -> dict[str, Any]:
     usual = _POLICIES[name]
     changed = {
         option: getattr(policy, option)
-        for option in _POLICY
+        for option in _POLICY_OPTIONS
         if getattr(policy, option, None) != getattr(usual, option, None)
     }
     return {"name": name, **changed}
@@ -124,14 +124,14 @@ def _unpack_policy(form: Mapping[str, Any]) -> Policy:
 
 
 def _pack_header(part: Message, name: str, value: Any) -> Any:
-    """Return text as it is; a parsed header, which folds in another way than text, as a list."""
+    """Return text unchanged, and a parsed header, which folds differently, as a list."""
     if isinstance(value, Header):
         return tagged_json.encode(value)
     if not hasattr(value, "fold"):
         return str(value)
     form = [str(value)]
     if _unpack_header(name, form).fold(policy=part.policy) != value.fold(policy=part.policy):
-        raise _unstorable(part, f"its header {name!r} cannot be built again from its own text")
+        raise _unstorable(part, f"its header {name!r} cannot be rebuilt from its own text")
     return form
 
 
@@ -142,19 +142,19 @@ def _unpack_header(name: str, form: Any) -> Any:
 
 
 def _pack_payload(part: Message, keep: Keep) -> Any:
-    """Return None, text, a list of parts, or a reference to content kept out of line."""
+    """Return ``None``, text, a list of parts, or a reference to content stored outside the JSON."""
     payload = vars(part)["_payload"]
     if payload is None:
         return None
     if isinstance(payload, list) and all(isinstance(item, Message) for item in payload):
         return [pack(item, keep) for item in payload]
     if not isinstance(payload, str):
-        raise _unstorable(part, f"its payload is of the type {type(payload).__name__}")
-    about = part.get_filename() or "", part.get_content_type()
+        raise _unstorable(part, f"its payload is of type {type(payload).__name__}")
+    name_and_type = part.get_filename() or "", part.get_content_type()
     if (content := _base64_content(part, payload)) is not None:
-        return {"base64": keep(content, *about)}
+        return {"base64": keep(content, *name_and_type)}
     if len(payload) > INLINE:
-        return {"text": keep(payload.encode("utf-8", "surrogatepass"), *about)}
+        return {"text": keep(payload.encode("utf-8", "surrogatepass"), *name_and_type)}
     return payload
 
 
@@ -169,7 +169,7 @@ def _unpack_payload(form: Any, fetch: Fetch) -> Any:
 
 
 def _base64_content(part: Message, payload: str) -> bytes | None:
-    """Return what a base64 payload stands for, if encoding that gives the same text again."""
+    """Return the decoded base64 payload, or ``None`` if encoding it again gives different text."""
     if str(part.get("Content-Transfer-Encoding", "")).lower() != "base64":
         return None
     try:

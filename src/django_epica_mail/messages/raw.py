@@ -1,4 +1,4 @@
-"""Messages that build their own MIME: recognised, rendered once, and sent as those very bytes."""
+"""Messages that build their own MIME: recognised, rendered once, and sent as those exact bytes."""
 
 from __future__ import annotations
 
@@ -21,47 +21,47 @@ if TYPE_CHECKING:
     from email.policy import Policy
 
 
-_DJANGO = (EmailMessage, EmailMultiAlternatives)
+_DJANGO_CLASSES = (EmailMessage, EmailMultiAlternatives)
 _BUILDERS = frozenset(
     name
-    for cls in _DJANGO
+    for cls in _DJANGO_CLASSES
     for name, value in vars(cls).items()
     if inspect.isfunction(value)
     and (name == "message" or (name.startswith("_") and not name.startswith("__")))
 )
-"""``message()`` and the private methods it is made of, in this version of Django."""
-
+"""``message()`` and the private methods it calls, in this version of Django."""
 
 _SUBJECT = re.compile(rb"\r\nSubject:", re.IGNORECASE)
 
 
 def builds_itself(message: EmailMessage) -> bool:
-    """Tell whether a message's class, or the object itself, replaces how Django builds the MIME.
+    """Return whether a message's class, or the object itself, overrides how Django builds the MIME.
 
-    Such a message (signed, encrypted, built beforehand) cannot be kept by its parts: what they
-    mean is known only to code that may not be there, or be another, when the mail is sent.
+    Such a message (signed, encrypted, prebuilt) cannot be stored field by field: only its own code
+    knows what the fields mean, and that code may be gone or different when the mail is sent.
     """
-    own = [vars(message), *(vars(cls) for cls in type(message).__mro__ if cls not in _DJANGO)]
+    classes = (cls for cls in type(message).__mro__ if cls not in _DJANGO_CLASSES)
+    own = [vars(message), *map(vars, classes)]
     return any(not _BUILDERS.isdisjoint(names) for names in own)
 
 
 def build(message: EmailMessage) -> Message:
-    """Return the MIME object that Django's SMTP backend of this version would have built.
+    """Return the MIME object that this version of Django's SMTP backend would build.
 
-    A ``message()`` written for Django 5.2, without ``policy``, is called without it on later
-    versions too, where Django's own backend would fail.
+    A ``message()`` written for Django 5.2, without a ``policy`` parameter, is called without it on
+    later versions too; Django's own backend would fail there.
     """
-    if django.VERSION >= (6, 0) and _takes(message.message, "policy"):
+    if django.VERSION >= (6, 0) and _accepts(message.message, "policy"):
         return message.message(policy=policies.SMTP)
     return message.message()
 
 
 def render(message: EmailMessage) -> bytes:
-    """Return the bytes Django's SMTP backend of this version would have put on the wire."""
+    """Return the bytes that this version of Django's SMTP backend would send."""
     mime = build(message)
-    if django.VERSION < (6, 0) and _takes(mime.as_bytes, "linesep"):
+    if django.VERSION < (6, 0) and _accepts(mime.as_bytes, "linesep"):
         return mime.as_bytes(linesep="\r\n")  # type: ignore[call-arg]
-    if django.VERSION >= (6, 0) and _takes(message.message, "policy"):
+    if django.VERSION >= (6, 0) and _accepts(message.message, "policy"):
         return mime.as_bytes()
     wire = BytesIO()
     generator = BytesGenerator(wire, mangle_from_=False, policy=mime.policy.clone(linesep="\r\n"))
@@ -70,29 +70,55 @@ def render(message: EmailMessage) -> bytes:
 
 
 def message_id(wire: bytes) -> str:
-    """Return the Message-ID of a mail kept as bytes, or an empty string if it has none."""
+    """Return the Message-ID of a mail stored as bytes, or an empty string if it has none."""
     return str(BytesHeaderParser().parsebytes(wire).get("Message-ID", "")).strip()
 
 
-def _takes(function: Callable[..., Any], argument: str) -> bool:
-    parameters = inspect.signature(function).parameters.values()
-    return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
+class RawMessage(EmailMessage):
+    """A message stored as bytes: people read its fields; sending uses its bytes and recipients."""
+
+    def __init__(self, wire: bytes, recipients: Sequence[str]) -> None:
+        """Take the whole mail (headers and body, CRLF line ends) and its envelope recipients."""
+        super().__init__()
+        self._wire = wire
+        self._recipients = list(recipients)
+
+    def recipients(self) -> list[str]:
+        """Return the envelope recipients given by the original message."""
+        return list(self._recipients)
+
+    def prefix_subject(self, words: str) -> None:
+        """Insert words before the subject in the stored bytes; nothing else changes."""
+        encoded = Header(words, "ascii" if words.isascii() else "utf-8").encode(linesep="\r\n")
+        prefix = b"Subject: " + encoded.encode()
+        head, gap, body = self._wire.partition(b"\r\n\r\n")
+        lines = b"\r\n" + head
+        new, count = _SUBJECT.subn(lambda _: b"\r\n" + prefix, lines, count=1)
+        self._wire = (new[2:] if count else prefix + lines) + gap + body
+
+    def message(self, *, policy: Policy | None = None) -> VerbatimMessage:
+        """Return the stored mail; ``policy`` determines its line ends, not its content."""
+        usual = policies.default if django.VERSION >= (6, 0) else policies.compat32
+        parser = BytesParser(VerbatimMessage, policy=policy or usual)
+        mime = cast(VerbatimMessage, parser.parsebytes(self._wire))
+        mime._wire = self._wire
+        return mime
 
 
 class VerbatimMessage(email.message.EmailMessage):
-    """A parsed MIME object to look into, whose bytes are those it was parsed from."""
+    """A parsed MIME object to inspect, whose bytes are exactly those it was parsed from."""
 
     _wire: bytes | None = None
 
     def as_bytes(
         self, unixfrom: bool = False, policy: Policy | None = None, linesep: str | None = None
     ) -> bytes:
-        """Return the bytes as stored, or with line feeds only where no CRLF is asked for.
+        """Return the stored bytes, with LF line ends unless CRLF is requested.
 
-        The line ends asked for are those of ``linesep``, else of ``policy``, else of the policy
-        this object was made with, as in Django 5.2 and Python's own ``as_bytes``.
+        The line ends are those of ``linesep``, else of ``policy``, else of the policy this object
+        was made with, as in Django 5.2 and Python's own ``as_bytes``.
         """
-        if self._wire is None:  # a part inside
+        if self._wire is None:  # a part inside the parsed object
             return super().as_bytes(unixfrom, policy)
         wire = self._wire
         if unixfrom:
@@ -102,32 +128,6 @@ class VerbatimMessage(email.message.EmailMessage):
         return wire.replace(b"\r\n", b"\n")
 
 
-class RawMessage(EmailMessage):
-    """A message kept as bytes: its headers are for people, its recipients and bytes for sending."""
-
-    def __init__(self, wire: bytes, recipients: Sequence[str]) -> None:
-        """Take the whole mail (headers and body, CRLF line ends) and its envelope recipients."""
-        super().__init__()
-        self._wire = wire
-        self._recipients = list(recipients)
-
-    def recipients(self) -> list[str]:
-        """Return the envelope's recipients as the original message gave them."""
-        return list(self._recipients)
-
-    def prefix_subject(self, words: str) -> None:
-        """Put words before the subject in the stored bytes; all else stays as it is."""
-        encoded = Header(words, "ascii" if words.isascii() else "utf-8").encode(linesep="\r\n")
-        prefix = b"Subject: " + encoded.encode()
-        head, gap, body = self._wire.partition(b"\r\n\r\n")
-        lines = b"\r\n" + head
-        new, count = _SUBJECT.subn(lambda _: b"\r\n" + prefix, lines, count=1)
-        self._wire = (new[2:] if count else prefix + lines) + gap + body
-
-    def message(self, *, policy: Policy | None = None) -> VerbatimMessage:
-        """Return the stored mail; ``policy`` decides its line ends, not its content."""
-        usual = policies.default if django.VERSION >= (6, 0) else policies.compat32
-        parser = BytesParser(VerbatimMessage, policy=policy or usual)
-        mime = cast(VerbatimMessage, parser.parsebytes(self._wire))
-        mime._wire = self._wire
-        return mime
+def _accepts(function: Callable[..., Any], parameter: str) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.name == parameter or p.kind is p.VAR_KEYWORD for p in parameters)

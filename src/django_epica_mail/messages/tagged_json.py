@@ -1,7 +1,7 @@
-"""JSON for values that JSON itself has no form for: bytes, dates, tuples, sets, any dictionary.
+"""JSON for values that JSON has no form for: bytes, dates, tuples, sets, any dictionary.
 
-What JSON knows is written as itself; the rest as ``{"$": kind, "v": form}``, and a dictionary
-that itself has a key ``"$"``, or keys that are no text, as the kind ``dict``, a list of pairs.
+Values that JSON supports are written unchanged; others as ``{"$": kind, "v": form}``. A dictionary
+with a key ``"$"``, or with keys that are not text, has the kind ``dict`` and a list of pairs.
 """
 
 from __future__ import annotations
@@ -27,57 +27,18 @@ TAG = "$"
 
 
 class UnencodableValue(Exception):  # noqa: N818
-    """A value, or one inside it, has no form in JSON; its type is the argument."""
-
-
-class _Kind(NamedTuple):
-    type: type | tuple[type, ...]
-    pack: Callable[[Any], Any]
-    unpack: Callable[[Any], Any]
-
-
-def _charset(state: dict[str, Any]) -> Charset:
-    charset = Charset()
-    vars(charset).update(state)
-    return charset
-
-
-def _header(state: Any) -> Header:
-    header = Header()
-    vars(header).update(decode(state))
-    return header
-
-
-# A datetime is a date too, so it stands before it.
-_SCALARS: dict[str, _Kind] = {
-    "bytes": _Kind(
-        (bytes, bytearray, memoryview), lambda raw: b64encode(raw).decode("ascii"), b64decode
-    ),
-    "datetime": _Kind(datetime, datetime.isoformat, datetime.fromisoformat),
-    "date": _Kind(date, date.isoformat, date.fromisoformat),
-    "time": _Kind(time, time.isoformat, time.fromisoformat),
-    "timedelta": _Kind(
-        timedelta,
-        lambda span: [span.days, span.seconds, span.microseconds],
-        lambda parts: timedelta(*parts),
-    ),
-    "decimal": _Kind(Decimal, str, Decimal),
-    "uuid": _Kind(UUID, str, UUID),
-    "charset": _Kind(Charset, vars, _charset),
-    "header": _Kind(Header, lambda header: encode(vars(header)), _header),
-}
-_COLLECTIONS: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+    """A value, or one inside it, has no JSON form; its type is the argument."""
 
 
 def refuse(value: object) -> NoReturn:
-    """Raise ``UnencodableValue`` with the type of a value JSON has no form for."""
+    """Raise ``UnencodableValue`` with the type of a value that has no JSON form."""
     raise UnencodableValue(f"{type(value).__module__}.{type(value).__qualname__}")
 
 
 def encode(value: Any, unknown: Callable[[Any], Any] = refuse) -> Any:
-    """Return the JSON form of a value; lazy text is evaluated now.
+    """Return the JSON form of a value; lazy text is evaluated immediately.
 
-    ``unknown`` gives the form of a value of any other type; by default it is refused with
+    ``unknown`` returns the form of a value of any other type. By default it raises
     ``UnencodableValue``.
     """
     if isinstance(value, LazyObject):
@@ -101,17 +62,10 @@ def encode(value: Any, unknown: Callable[[Any], Any] = refuse) -> Any:
     return unknown(value)
 
 
-def _encode_dict(value: dict[Any, Any], unknown: Callable[[Any], Any]) -> dict[str, Any]:
-    if TAG not in value and all(isinstance(key, str) for key in value):
-        return {key: encode(item, unknown) for key, item in value.items()}
-    pairs = [[encode(key, unknown), encode(item, unknown)] for key, item in value.items()]
-    return {TAG: "dict", "v": pairs}
-
-
 def decode(form: Any) -> Any:
-    """Return the value of a JSON form that ``encode`` gave.
+    """Return the value whose JSON form ``encode`` returned.
 
-    Raise ``UnreadableEnvelope`` for a kind this version of the package does not know.
+    Raises ``UnreadableEnvelope`` for a kind that this version of the package does not know.
     """
     if isinstance(form, list):
         return [decode(item) for item in form]
@@ -130,6 +84,52 @@ def decode(form: Any) -> Any:
     if tag in _SCALARS:
         return _SCALARS[tag].unpack(value)
     raise UnreadableEnvelope(
-        f"A stored value is of the kind {tag!r}, which this version of django-epica-mail does not "
+        f"A stored value is of kind {tag!r}, which this version of django-epica-mail does not "
         "know: upgrade the package in the worker."
     )
+
+
+def _encode_dict(value: dict[Any, Any], unknown: Callable[[Any], Any]) -> dict[str, Any]:
+    if TAG not in value and all(isinstance(key, str) for key in value):
+        return {key: encode(item, unknown) for key, item in value.items()}
+    pairs = [[encode(key, unknown), encode(item, unknown)] for key, item in value.items()]
+    return {TAG: "dict", "v": pairs}
+
+
+class _Kind(NamedTuple):
+    type: type | tuple[type, ...]
+    pack: Callable[[Any], Any]
+    unpack: Callable[[Any], Any]
+
+
+def _unpack_charset(state: dict[str, Any]) -> Charset:
+    charset = Charset()
+    vars(charset).update(state)
+    return charset
+
+
+def _unpack_header(state: Any) -> Header:
+    header = Header()
+    vars(header).update(decode(state))
+    return header
+
+
+# The order matters: a datetime is also a date.
+_SCALARS: dict[str, _Kind] = {
+    "bytes": _Kind(
+        (bytes, bytearray, memoryview), lambda raw: b64encode(raw).decode("ascii"), b64decode
+    ),
+    "datetime": _Kind(datetime, datetime.isoformat, datetime.fromisoformat),
+    "date": _Kind(date, date.isoformat, date.fromisoformat),
+    "time": _Kind(time, time.isoformat, time.fromisoformat),
+    "timedelta": _Kind(
+        timedelta,
+        lambda span: [span.days, span.seconds, span.microseconds],
+        lambda parts: timedelta(*parts),
+    ),
+    "decimal": _Kind(Decimal, str, Decimal),
+    "uuid": _Kind(UUID, str, UUID),
+    "charset": _Kind(Charset, vars, _unpack_charset),
+    "header": _Kind(Header, lambda header: encode(vars(header)), _unpack_header),
+}
+_COLLECTIONS: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}

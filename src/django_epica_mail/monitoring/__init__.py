@@ -1,1 +1,1 @@
-"""How the queue stands: backlog, health, totals, metrics and the doctor."""
+"""Reports the state of the queue: backlog, health, totals, history, metrics and the doctor."""

@@ -1,10 +1,14 @@
-"""What waits in each queue for each transport, found by hopping along the claim's index."""
+"""The backlog: what waits in each queue for each transport, and the report of all queues.
+
+Everything is read by look-ups in the claim's index, so the cost does not grow with the number of
+finished e-mails.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,36 +23,111 @@ from django_epica_mail.models import DeliveryGate, EmailBatch, EmailLog, EmailQu
 from django_epica_mail.retry import Kind
 from django_epica_mail.rules import LEVELS
 
+RECENT_HOURS = 24
+"""How far back the report counts finished e-mails."""
+
 _LONGEST_LEASE = timedelta(days=365)
+
+_Counts = Mapping[tuple[str, str], int]
+"""The number of e-mails by queue and status."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """What waits in one queue for one transport, and what is under way."""
+    """What waits and what is in flight in one queue for one transport."""
 
     queue: str
     transport: str
     waiting: int
-    """How many mails may be claimed, now or later."""
+    """How many e-mails can be claimed, now or later."""
     due: int
-    """How many of these may be claimed now."""
+    """How many of these can be claimed now."""
     oldest_due: datetime | None
-    """Since when the oldest of them may be."""
+    """When the oldest of these became due."""
     oldest_due_age: float | None
-    """For how many seconds."""
+    """How many seconds ago that was."""
     in_flight: int
-    """How many mails workers hold."""
+    """How many e-mails workers hold."""
+
+
+@dataclass(slots=True, kw_only=True)
+class QueueStatus:
+    """What waits, is in flight and recently finished in one queue."""
+
+    waiting: int = 0
+    """How many e-mails can be claimed, now or later."""
+    due: int = 0
+    """How many of these can be claimed now."""
+    in_flight: int = 0
+    """How many e-mails workers hold."""
+    oldest_due: datetime | None = None
+    """When the oldest due e-mail became due."""
+    oldest_due_age: float | None = None
+    """How many seconds ago that was."""
+    by_status: dict[str, int] = field(default_factory=dict)
+    """Counts by status; a final status counts the last ``RECENT_HOURS`` hours."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the status as JSON has it: the counts by status next to the other fields."""
+        values = asdict(self)
+        counts = values.pop("by_status")
+        return {**values, **counts}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusReport:
+    """The status of every queue, and what holds mail back."""
+
+    queues: dict[str, QueueStatus]
+    hours: int
+    """How far back finished e-mails are counted."""
+    unfinished_batches: int
+    """Bulk calls that no worker has fully expanded yet."""
+    last_sweep: datetime | None
+    last_sweep_age: float | None
+    """Seconds since the last sweep."""
+    held_back: dict[str, str]
+    """The closed gates, as in ``queue emails``, with the reason."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON has it."""
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "queues"}
+        return {"queues": {name: it.as_dict() for name, it in self.queues.items()}, **values}
+
+
+def status() -> StatusReport:
+    """Return the status of every queue, and what holds mail back."""
+    using = router.db_for_read(EmailLog)
+    now, _ = clock_and_first_mail(using)
+    report = {queue: QueueStatus() for queue in claim.queues(using)}
+    for found in backlogs(using, now):
+        _add_backlog(found, report.setdefault(found.queue, QueueStatus()))
+    for rows in (*_count_between_attempts(using), *_count_ended(using)):
+        for (queue, state), count in rows.items():
+            counts = report[queue].by_status
+            counts[state] = counts.get(state, 0) + count
+    for it in report.values():
+        _complete(it, now)
+    sweep = last_sweep(using)
+    return StatusReport(
+        queues=report,
+        hours=RECENT_HOURS,
+        unfinished_batches=EmailBatch.objects.using(using).filter(finished_at=None).count(),
+        last_sweep=sweep,
+        last_sweep_age=age(sweep, now),
+        held_back=gates.Gates(using).reasons(),
+    )
 
 
 def backlogs(using: str, moment: datetime) -> list[Backlog]:
-    """Return, by queue and transport, what waits and what is under way; ages are at ``moment``."""
+    """Return the backlog of each queue and transport; ages are relative to ``moment``."""
     held = _in_flight(using)
     found = {
-        key: _counted(*key, levels, held[key], moment, using)
+        key: _count_backlog(*key, levels, held[key], moment, using)
         for key, levels in _by_queue_and_transport(using)
     }
     found |= {
-        (queue, alias): _counted(queue, alias, [], number, moment, using)
+        (queue, alias): _count_backlog(queue, alias, [], number, moment, using)
         for (queue, alias), number in held.items()
         if (queue, alias) not in found
     }
@@ -56,13 +135,13 @@ def backlogs(using: str, moment: datetime) -> list[Backlog]:
 
 
 def waiting(using: str) -> Iterator[tuple[str, str]]:
-    """Yield each queue, and each transport that mail waits for in it."""
+    """Yield each queue and transport for which mail waits."""
     for key, _ in _by_queue_and_transport(using):
         yield key
 
 
 def due_ages(using: str, moment: datetime) -> dict[tuple[str, str], float]:
-    """Return how many seconds the oldest due mail of each queue and transport has been due."""
+    """Return for how many seconds the oldest due mail of each queue and transport has been due."""
     found = {
         (queue, alias): age(_oldest(_due(queue, alias, levels, using)), moment)
         for (queue, alias), levels in _by_queue_and_transport(using)
@@ -71,26 +150,26 @@ def due_ages(using: str, moment: datetime) -> dict[tuple[str, str], float]:
 
 
 def clock_and_first_mail(using: str) -> tuple[datetime, datetime | None]:
-    """Return the database's time and that of the first mail.
+    """Return the database's time, and when the first e-mail was queued.
 
-    Without mail, whose age it is for, it is the time of this machine.
+    Without any e-mail the time is that of this host.
     """
-    told = EmailLog.objects.using(using).order_by("pk").annotate(now=clock.now())  # by time, too
-    return told.values_list("now", "created_at").first() or (timezone.now(), None)
+    rows = EmailLog.objects.using(using).order_by("pk").annotate(now=clock.now())  # also by time
+    return rows.values_list("now", "created_at").first() or (timezone.now(), None)
 
 
 def last_sweep(using: str) -> datetime | None:
-    """Return when a sweep last came by, as far as there was mail for it."""
+    """Return when the last sweep ran while there was mail; ``None`` if none has."""
     at: datetime | None = DeliveryGate.objects.using(using).aggregate(at=Max("last_sweep_at"))["at"]
     return at
 
 
 def age(at: datetime | None, moment: datetime) -> float | None:
-    """Return how many seconds something has lasted, if it has begun."""
+    """Return the seconds from ``at`` to ``moment``, at least 0; ``None`` if ``at`` is ``None``."""
     return None if at is None else round(max(0.0, (moment - at).total_seconds()), 1)
 
 
-def _counted(
+def _count_backlog(
     queue: str, alias: str, levels: list[int], in_flight: int, moment: datetime, using: str
 ) -> Backlog:
     rows = EmailLog.objects.using(using).filter(queue=queue, transport=alias)
@@ -108,10 +187,10 @@ def _counted(
 
 
 def _by_queue_and_transport(using: str) -> Iterator[tuple[tuple[str, str], list[int]]]:
-    """Yield each queue and transport that mail waits for, with the priorities it waits at."""
+    """Yield each queue and transport for which mail waits, with the priorities it has."""
     for queue in claim.queues(using):
         alias = ""
-        while True:  # hops from one transport to the next
+        while True:  # one index look-up per transport
             rows = EmailLog.objects.using(using).filter(queue=queue, transport__gt=alias)
             following = rows.aggregate(name=Min("transport"))["name"]
             if following is None:
@@ -126,71 +205,29 @@ def _due(queue: str, alias: str, levels: Iterable[int], using: str) -> list[Emai
 
 
 def _oldest(levels: Iterable[EmailQuerySet]) -> datetime | None:
-    """Return since when the oldest of mails, each level in claim order, has been due."""
+    """Return when the oldest e-mail became due; each of ``levels`` is in claim order."""
     firsts = [rows.values_list("due_at", flat=True).first() for rows in levels]
     return min(filter(None, firsts), default=None)
 
 
 def _in_flight(using: str) -> Counter[tuple[str, str]]:
-    # A range, for SQLite looks for what "is not NULL" in all rows; and counted here, for to group
-    # them it would too. Workers hold a bounded number.
+    # A range, because SQLite scans the table for "IS NOT NULL". Counted here, because SQLite would
+    # also scan the table to group them; workers hold a bounded number.
     leased = EmailLog.objects.using(using).filter(
         lease_until__gt=clock.now(-_LONGEST_LEASE), status=Status.SENDING
     )
     return Counter(leased.values_list("queue", "transport"))
 
 
-_Counts = Mapping[tuple[str, str], int]
-"""How many mails there are of each queue and status."""
-
-RECENT_HOURS = 24
-"""For so long a mail that came to its end is counted: the rest is history, and a lot of it."""
-
-
-def status() -> dict[str, Any]:
-    """Return how each queue stands, and what holds mail back.
-
-    Of a queue: how many mails are ``waiting``, how many of these are ``due``, since when
-    (``oldest due``, and ``oldest due age`` in seconds), how many are ``in flight``; then counts by
-    status. A status that is final counts what reached it in the last 24 hours.
-    """
-    using = router.db_for_read(EmailLog)
-    now, _ = clock_and_first_mail(using)
-    report = {queue: _empty_counts() for queue in claim.queues(using)}
-    for found in backlogs(using, now):
-        _add_backlog(found, report.setdefault(found.queue, _empty_counts()))
-    for rows in (*_between_tries(using), *_count_ended(using)):
-        for (queue, state), count in rows.items():
-            counts = report[queue]
-            counts[state] = counts.get(state, 0) + count
-    for counts in report.values():
-        _complete(counts, now)
-    sweep = last_sweep(using)
-    batches = EmailBatch.objects.using(using).filter(finished_at=None)
-    return {
-        "queues": report,
-        "hours": RECENT_HOURS,
-        "unfinished batches": batches.count(),
-        "last sweep": sweep,
-        "last sweep age": age(sweep, now),
-        "held back": gates.Gates(using).reasons(),
-    }
+def _add_backlog(found: Backlog, total: QueueStatus) -> None:
+    total.waiting += found.waiting
+    total.due += found.due
+    total.in_flight += found.in_flight
+    total.oldest_due = min(filter(None, (total.oldest_due, found.oldest_due)), default=None)
 
 
-def _empty_counts() -> dict[str, Any]:
-    return {"waiting": 0, "due": 0, "in flight": 0, "oldest due": None, "oldest due age": None}
-
-
-def _add_backlog(found: Backlog, counts: dict[str, Any]) -> None:
-    counts["waiting"] += found.waiting
-    counts["due"] += found.due
-    counts["in flight"] += found.in_flight
-    both = filter(None, (counts["oldest due"], found.oldest_due))
-    counts["oldest due"] = min(both, default=None)
-
-
-def _between_tries(using: str) -> Iterator[_Counts]:
-    """Count what was tried, and is neither at work nor at its end."""
+def _count_between_attempts(using: str) -> Iterator[_Counts]:
+    """Count the e-mails that were tried, are not finished, and are not being sent."""
     for kind in Kind:
         rows = EmailLog.objects.using(using).filter(
             failure_kind=kind,
@@ -202,7 +239,7 @@ def _between_tries(using: str) -> Iterator[_Counts]:
 
 def _count_ended(using: str) -> Iterator[_Counts]:
     start = clock.now(-timedelta(hours=RECENT_HOURS))
-    for kind in ("", *Kind):  # the index begins with it
+    for kind in ("", *Kind):  # the first column of the index
         rows = EmailLog.objects.using(using).filter(
             failure_kind=kind, finished_at__gt=start, status__in=lifecycle.FINAL
         )
@@ -214,11 +251,11 @@ def _counts_by_status(rows: EmailQuerySet) -> _Counts:
     return {(queue, state): count for queue, state, count in counted}
 
 
-def _complete(counts: dict[str, Any], now: datetime) -> None:
-    """Derive what need not be counted. The counts are of moments that follow one another."""
-    counts["oldest due age"] = age(counts["oldest due"], now)
-    if counts["in flight"]:
-        counts[Status.SENDING.value] = counts["in flight"]
-    queued = counts["waiting"] - counts.get(Status.RETRYING, 0)
+def _complete(total: QueueStatus, now: datetime) -> None:
+    """Derive what needs no query. The counts were taken one after another, not at one moment."""
+    total.oldest_due_age = age(total.oldest_due, now)
+    if total.in_flight:
+        total.by_status[Status.SENDING.value] = total.in_flight
+    queued = total.waiting - total.by_status.get(Status.RETRYING, 0)
     if queued > 0:
-        counts[Status.QUEUED.value] = queued
+        total.by_status[Status.QUEUED.value] = queued

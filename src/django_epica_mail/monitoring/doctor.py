@@ -1,7 +1,7 @@
-"""The doctor: finds what keeps a site's mail from being queued, sent or seen, and says what to do.
+"""Finds what prevents a site's mail from being queued, sent or seen, and names the remedy.
 
-What can be known at start-up is a system check too (``checks``); the rest asks the database, the
-broker and, on request, the transports.
+Includes the system checks (``checks``), which need only the settings. The other findings need the
+database, the broker and, on request, the transports.
 """
 
 from __future__ import annotations
@@ -34,20 +34,41 @@ _REFUSED_CREDENTIALS = (534, 535, 538)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, or worth knowing."""
+    """One problem, or something worth knowing."""
 
     level: str
     """``error``, ``warning`` or ``info``."""
     id: str
-    """What sort of thing it is: a name that stays, for scripts. Of a system check, the check's."""
+    """A stable name for scripts; for a system check, the check's id."""
     text: str
     remedy: str
 
 
-def examine(*, open_transports: bool = False) -> list[Finding]:
-    """Return everything found, what matters most first.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Where an e-mail would go, and what decides it."""
 
-    ``open_transports`` connects to every transport, with its credentials.
+    rule: int | str
+    """The position of the rule in ``ROUTES``, or ``"none"``."""
+    match: dict[str, Any]
+    """What that rule matches."""
+    queue: str
+    queue_by: str
+    """``ROUTES``, ``CELERY_TASK_ROUTES`` or ``default``."""
+    priority: int
+    priority_by: str
+    transports: list[str]
+    """The transports in the order they are tried."""
+    on_unknown: str
+    retries: str
+    celery_routes: dict[str, Any]
+    """What ``CELERY_TASK_ROUTES`` says about our task."""
+
+
+def examine(*, open_transports: bool = False) -> list[Finding]:
+    """Return all findings, most severe first.
+
+    ``open_transports`` also connects to every transport with its credentials.
     """
     found = [_from_check(message) for message in checks.check_configuration()]
     if not any(finding.id == "epica_mail.E001" for finding in found):
@@ -58,10 +79,10 @@ def examine(*, open_transports: bool = False) -> list[Finding]:
     return sorted(found, key=lambda finding: levels.index(finding.level))
 
 
-def explain(address: str, *, category: str = "", bulk: bool = False) -> dict[str, Any]:
-    """Return where a mail to an address would go, and which rule of ``ROUTES`` says so.
+def explain(address: str, *, category: str = "", bulk: bool = False) -> Explanation:
+    """Return where a mail to an address would go, and which rule of ``ROUTES`` decides it.
 
-    Of what the call and the OPTIONS of its backend may say, which come first, nothing is known.
+    Options of the call and of its backend, which take precedence, are not considered.
     """
     facts = Facts(
         category=category,
@@ -72,22 +93,22 @@ def explain(address: str, *, category: str = "", bulk: bool = False) -> dict[str
     of_celery = celery_config.site_route(bulk=bulk)
     route = routing.decide(routing.Options(), facts, conf.get(), of_celery)
     rule = rules.Rule() if route.rule is None else conf.get().routes[route.rule]
-    return {
-        "rule": "none" if route.rule is None else route.rule,
-        "match": dict(rule.match),
-        "queue": route.queue,
-        "queue by": _source(rule.queue, of_celery.get("queue")),
-        "priority": route.priority,
-        "priority by": _source(rule.priority, of_celery.get("priority")),
-        "transports": list(route.transports or (transports.default_alias(),)),
-        "on_unknown": route.on_unknown,
-        "retries": f"{route.max_retries}, {route.retry_delay:g} s apart",
-        "celery routes": {name: value for name, value in of_celery.items() if value is not None},
-    }
+    return Explanation(
+        rule="none" if route.rule is None else route.rule,
+        match=dict(rule.match),
+        queue=route.queue,
+        queue_by=_source(rule.queue, of_celery.get("queue")),
+        priority=route.priority,
+        priority_by=_source(rule.priority, of_celery.get("priority")),
+        transports=list(route.transports or (transports.default_alias(),)),
+        on_unknown=route.on_unknown,
+        retries=f"{route.max_retries}, {route.retry_delay:g} s apart",
+        celery_routes={name: value for name, value in of_celery.items() if value is not None},
+    )
 
 
 def queues() -> set[str]:
-    """Return every queue that mail waits in or may be sent to."""
+    """Return every queue in which mail is waiting or to which it may be routed."""
     of_celery = [celery_config.site_route(bulk=bulk).get("queue") for bulk in (False, True)]
     named = {of_celery[0] or routing.QUEUE, of_celery[1] or routing.BULK_QUEUE}
     named |= {rule.queue for rule in conf.get().routes if rule.queue}
@@ -114,9 +135,9 @@ def _send_mail() -> Iterator[Finding]:
         yield Finding(
             "warning",
             "send-mail-not-queued",
-            "send_mail() does not go through the queue: its backend is another one.",
-            f"Name {transports.QUEUE_BACKEND} as BACKEND of MAILERS['default'], or before "
-            "Django 6.1 as EMAIL_BACKEND.",
+            "send_mail() does not use the queue: another backend is configured.",
+            f"Set {transports.QUEUE_BACKEND} as BACKEND of MAILERS['default'], or as "
+            "EMAIL_BACKEND before Django 6.1.",
         )
 
 
@@ -127,8 +148,8 @@ def _celery() -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 "always-eager",
-                "Each commit sends its mail by itself and waits for the server: Celery runs "
-                "tasks at once.",
+                "Celery runs tasks at once, so each commit sends its own mail and waits for the "
+                "server.",
                 "Unset CELERY_TASK_ALWAYS_EAGER, and run a worker.",
             )
         return
@@ -137,7 +158,7 @@ def _celery() -> Iterator[Finding]:
         yield Finding(
             "info",
             "socket-timeout",
-            "A Redis that hangs blocks the site's own tasks without end; rings are bounded.",
+            "A Redis that hangs blocks the site's own tasks forever; only rings have a timeout.",
             "Set CELERY_BROKER_TRANSPORT_OPTIONS = {'socket_timeout': 5, "
             "'socket_connect_timeout': 5}.",
         )
@@ -146,29 +167,29 @@ def _celery() -> Iterator[Finding]:
 def _results() -> Iterator[Finding]:
     settings_of_celery = app_or_default().conf
     if not settings_of_celery.result_backend:
-        return  # handles are answered from the rows
+        return  # results are read from the rows
     expires, days = settings_of_celery.result_expires, conf.get().keep_days
     seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
     if seconds and seconds < timedelta(days=days).total_seconds():
         yield Finding(
             "warning" if seconds < timedelta(days=1).total_seconds() else "info",
             "result-expires",
-            f"Results are kept for {seconds:g} s, and mail for {days} days: AsyncResult(id) "
-            "says PENDING of mail that was sent before that.",
+            f"Results are kept for {seconds:g} s, but mail for {days} days: AsyncResult(id) "
+            "reports PENDING for mail whose result has expired.",
             f"Set CELERY_RESULT_EXPIRES = timedelta(days={days}).",
         )
     if not settings_of_celery.result_extended:
         yield Finding(
             "info",
             "result-extended",
-            "Results are stored without their task's name: the admin shows ids alone.",
+            "Results are stored without the task's name: the admin shows only ids.",
             "Set CELERY_RESULT_EXTENDED = True.",
         )
     if not settings_of_celery.task_track_started:
         yield Finding(
             "info",
             "track-started",
-            "AsyncResult.status says PENDING of mail that a worker is sending.",
+            "AsyncResult.status is PENDING for mail that a worker is sending.",
             "Set CELERY_TASK_TRACK_STARTED = True.",
         )
 
@@ -183,7 +204,7 @@ def _rows() -> Iterator[Finding]:
             "error",
             "database",
             f"The tables of mail cannot be read ({type(error).__name__}): no mail can be queued.",
-            "Run manage.py migrate epica_mail, and see that the database answers.",
+            "Run manage.py migrate epica_mail, and make sure that the database is running.",
         )
         return
     if not app_or_default().conf.task_always_eager:
@@ -196,24 +217,24 @@ def _rows() -> Iterator[Finding]:
 def _workers(wanted: set[str]) -> Iterator[Finding]:
     try:
         consumed = {queue for queues in workers.consumed().values() for queue in queues}
-    except Exception as error:  # noqa: BLE001 - any broker, any error: it is what was asked for
+    except Exception as error:  # noqa: BLE001 - each broker raises its own; all are findings
         yield Finding(
             "error",
             "broker",
             f"The broker cannot be asked for its workers ({type(error).__name__}).",
-            "Start it, or correct CELERY_BROKER_URL. Mail is queued all the same, and waits.",
+            "Start it, or correct CELERY_BROKER_URL. Until then, mail is queued but not sent.",
         )
         return
     yield from without_worker(wanted, consumed)
 
 
 def without_worker(wanted: set[str], consumed: set[str]) -> Iterator[Finding]:
-    """Find the queues that mail goes to and no worker consumes."""
+    """Find the queues of ``wanted`` that no worker consumes."""
     if not consumed:
         yield Finding(
             "error",
             "no-worker",
-            "No worker answers: nothing sends the mail that is queued.",
+            "No worker answers: queued mail is not sent.",
             f"Run celery -A proj worker -Q celery,{','.join(sorted(wanted))}.",
         )
         return
@@ -221,15 +242,15 @@ def without_worker(wanted: set[str], consumed: set[str]) -> Iterator[Finding]:
         yield Finding(
             "error",
             "queue-without-worker",
-            f"No worker consumes the queue {queue}: its mail waits for ever.",
-            f"Add {queue} to -Q of a worker.",
+            f"No worker consumes the queue {queue}: its mail is not sent.",
+            f"Add {queue} to the -Q option of a worker.",
         )
 
 
 def _oldest_is_older(using: str) -> bool:
-    """Tell whether there has been mail for so long that a sweep must have come by."""
+    """Return whether the oldest mail is so old that a sweep must have run since."""
     rows = EmailLog.objects.using(using)
-    oldest = rows.order_by("pk").values_list("pk")[:1]  # ids sort by their time
+    oldest = rows.order_by("pk").values_list("pk")[:1]  # ids sort by creation time
     return any(
         rows.filter(pk=pk, created_at__lt=clock.now(-_NO_SWEEP)).exists() for (pk,) in oldest
     )
@@ -243,10 +264,10 @@ def _beat(using: str) -> Iterator[Finding]:
     yield Finding(
         "error",
         "no-sweep",
-        f"The last sweep was {last or 'never'}: mail whose ring was lost is not found, and "
-        "neither is what is scheduled.",
-        "Run celery beat with django_epica_mail.schedule.SCHEDULE, and a worker of the "
-        "queue its tasks go to; or manage.py epica_mail dispatch from cron.",
+        f"The last sweep was {last or 'never'}: scheduled mail and mail whose ring was lost wait "
+        "for the next one.",
+        "Run celery beat with django_epica_mail.schedule.SCHEDULE and a worker that consumes the "
+        "queue of its tasks, or run manage.py epica_mail dispatch from cron.",
     )
 
 
@@ -257,9 +278,9 @@ def _held_back(using: str) -> Iterator[Finding]:
             "info" if is_paused else "warning",
             "paused" if is_paused else "out-of-order",
             f"Mail of the {gate} is held back: {reason}",
-            f"Let it go by manage.py epica_mail resume --{gate}."
+            f"To resume it, run manage.py epica_mail resume --{gate}."
             if is_paused
-            else "It is tried again by itself. See what is wrong by doctor --open.",
+            else "It is retried automatically. To find the cause, run doctor --open.",
         )
     known = transports.aliases()
     for queue, alias in backlog.waiting(using):
@@ -267,8 +288,9 @@ def _held_back(using: str) -> Iterator[Finding]:
             yield Finding(
                 "error",
                 "transport-gone",
-                f"Mail in the queue {queue} waits for the transport {alias!r}, which there is not.",
-                "Configure that alias again, until its mail is sent.",
+                f"Mail in the queue {queue} waits for the transport {alias!r}, which is not "
+                "configured.",
+                "Configure that alias until its mail is sent.",
             )
 
 
@@ -286,5 +308,5 @@ def _connections() -> Iterator[Finding]:
             + f": {failure.reply}",
             "Correct the user name and password in its OPTIONS."
             if is_refused
-            else "Check its host, port and encryption, from this machine.",
+            else "Check its host, port and encryption, and that this machine can reach it.",
         )

@@ -1,4 +1,4 @@
-"""What happened to mail in a period: read from the totals, and so as quick for a million mails."""
+"""Reports what happened to mail in a period, from the totals: as fast for a million mails."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from django_epica_mail.monitoring import totals
 Event = EmailTotal.Event
 
 CHARTED = (Event.SENT, Event.FAILED, Event.RETRIED)
-"""The events that are told slot by slot."""
+"""The events that are counted for each slot."""
 MOST_REASONS = 10
+"""How many reasons for failure are reported."""
 _RATE_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """A time up to now, in slots of an hour or of a day."""
+    """A time span that ends now, divided into slots of an hour or a day."""
 
     label: str | Promise
     slots: int
@@ -40,7 +41,7 @@ PERIODS: Mapping[str, Period] = {
     "30d": Period(_("30 days"), 30, is_by_day=True),
     "90d": Period(_("90 days"), 90, is_by_day=True),
 }
-"""The periods that can be looked at, the longest as long as the totals are kept."""
+"""The periods that can be shown; totals are kept a little longer than the longest."""
 
 
 @dataclass(slots=True)
@@ -48,16 +49,16 @@ class Slot:
     """One hour or day of a period."""
 
     start: datetime
-    """Its beginning, in the present time zone."""
+    """Its start, in the current time zone."""
     counts: Counter[str] = field(default_factory=Counter)
-    """How often each event happened."""
+    """How often each event happened in it."""
     buckets: list[int] = field(default_factory=list)
-    """How long delivery took, as in ``totals.BOUNDS``."""
+    """Delivery times, in the buckets of ``totals.BOUNDS``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why mail failed, and how much of it."""
+    """A reason for which mail failed, and the number of mails."""
 
     kind: str
     code: int
@@ -70,9 +71,9 @@ class History:
 
     slots: Sequence[Slot]
     reasons: Sequence[Reason]
-    """The most frequent first."""
+    """Most frequent first."""
     times: Mapping[tuple[str, str], list[int]]
-    """How long delivery took, by queue and transport, as in ``totals.BOUNDS``."""
+    """Delivery times by queue and transport, in the buckets of ``totals.BOUNDS``."""
 
     @property
     def counts(self) -> Counter[str]:
@@ -81,9 +82,9 @@ class History:
 
 
 def read(period: Period, using: str, *, queue: str = "", transport: str = "") -> History:
-    """Return what happened in a period up to now, in all queues and transports or in one."""
+    """Return what happened in a period, in one queue or transport or in all."""
     slots = _slots(period)
-    where = Q(hour__gte=slots[0].start)  # which leaves out the totals of all time
+    where = Q(hour__gte=slots[0].start)  # leaves out the totals of all time
     if queue:
         where &= Q(queue=queue)
     if transport:
@@ -106,8 +107,8 @@ def read(period: Period, using: str, *, queue: str = "", transport: str = "") ->
 
 
 def queues_and_transports(using: str) -> set[tuple[str, str]]:
-    """Return every queue and transport that mail was ever counted of."""
-    rows = EmailTotal.objects.using(using).filter(hour=totals.EVER)
+    """Return every queue and transport for which mail has been counted."""
+    rows = EmailTotal.objects.using(using).filter(hour=totals.ALL_TIME)
     return set(rows.order_by().values_list("queue", "transport").distinct())
 
 
@@ -116,12 +117,12 @@ def sent_in_a_minute(using: str) -> Counter[tuple[str, str]]:
     rows = EmailLog.objects.using(using).filter(
         failure_kind="", finished_at__gt=clock.now(-_RATE_SECONDS), status=Status.SENT
     )
-    # Counted here, for to group them SQLite would look through all rows.
+    # Counted in Python, because SQLite would scan the whole table to group rows.
     return Counter(rows.order_by().values_list("queue", "transport").iterator())
 
 
 def _slots(period: Period) -> list[Slot]:
-    """Return the empty slots of a period; the last is the present one."""
+    """Return the empty slots of a period; the last one contains the current time."""
     now = timezone.now() + clock.offset
     if not period.is_by_day:
         last = totals.hour_of(now)
@@ -133,7 +134,7 @@ def _slots(period: Period) -> list[Slot]:
 
 
 def _start_of(hour: datetime, period: Period) -> datetime:
-    """Return the beginning of the slot that an hour is part of."""
+    """Return the start of the slot that contains an hour."""
     if not period.is_by_day:
         return hour
     day = timezone.localtime(hour).date()

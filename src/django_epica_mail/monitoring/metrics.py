@@ -1,8 +1,8 @@
 """Metrics for Prometheus, all read from the database.
 
-So they are the same from every process of every host, prefork or not, and none is counted where
-mail is queued or sent. Gauges are of this moment; counters and histograms are as far as the sweep
-has counted (``totals``), which is a minute or two ago, and outlive the rows and the processes.
+Every process on every host reports the same values, and nothing is counted while mail is queued or
+sent. Gauges show the current state. Counters and histograms come from ``totals``: they lag by a
+minute or two, and survive both the deletion of rows and the restart of processes.
 """
 
 from __future__ import annotations
@@ -35,65 +35,65 @@ Event = EmailTotal.Event
 
 _LABELS = ("queue", "transport")
 _Totals = Mapping[tuple[str, str, str, str], EmailTotal]
-"""The totals of all time by queue, transport, event and kind of failure."""
+"""The totals of all time by queue, transport, event and failure kind."""
 
 _COUNTERS: Mapping[str, tuple[str, str, Sequence[str]]] = {
     Event.ENQUEUED: ("enqueued", "Mails queued.", ()),
     Event.SENT: ("sent", "Mails accepted by a server.", ()),
-    Event.FAILED: ("failed", "Mails that failed, by the kind of failure.", tuple(Kind)),
-    Event.CANCELLED: ("cancelled", "Mails called back before they were sent.", ()),
-    Event.EXPIRED: ("expired", "Mails not sent before their time was over.", ()),
-    Event.SUPPRESSED: ("suppressed", "Mails all of whose recipients were suppressed.", ()),
-    Event.ATTEMPT: ("attempts", "Tries; no failure is a success.", ("", *Kind)),
-    Event.RETRIED: ("retried", "Tries after the first of a mail.", ()),
-    Event.POSTPONED: ("postponed", "Tries whose mail is tried again later.", PASSING),
-    Event.UNKNOWN: ("unknown", "Tries that may have been accepted or not.", totals.LOST),
+    Event.FAILED: ("failed", "Mails that failed, by kind of failure.", tuple(Kind)),
+    Event.CANCELLED: ("cancelled", "Mails cancelled before they were sent.", ()),
+    Event.EXPIRED: ("expired", "Mails that expired before they were sent.", ()),
+    Event.SUPPRESSED: ("suppressed", "Mails whose recipients were all suppressed.", ()),
+    Event.ATTEMPT: ("attempts", "Attempts; those without a failure succeeded.", ("", *Kind)),
+    Event.RETRIED: ("retried", "Attempts after the first one of a mail.", ()),
+    Event.POSTPONED: ("postponed", "Attempts that are repeated later.", PASSING),
+    Event.UNKNOWN: ("unknown", "Attempts that may or may not have been accepted.", totals.LOST),
 }
-"""Of each event its name, its meaning, and the kinds of failure it comes with."""
+"""The name, help text and possible failure kinds of each event."""
 
 _HISTOGRAMS: Mapping[str, tuple[str, str]] = {
     Event.SENT: (
         "delivery_seconds",
-        "From queueing, or the time it was scheduled for, until a server accepted the mail.",
+        "Time from queueing, or from the scheduled time, until a server accepted the mail.",
     ),
-    Event.ATTEMPT: ("attempt_seconds", "How long a try, a dialogue with a server, took."),
+    Event.ATTEMPT: ("attempt_seconds", "Duration of an attempt: the dialogue with a server."),
 }
 
 
 class Collector:
-    """Collects all metrics at each scrape; for a registry of ``prometheus_client``."""
+    """A collector for a registry of ``prometheus_client`` that reads all metrics at each scrape."""
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the families of metrics, read from the database."""
+        """Yield all metric families, read from the database."""
         using = router.db_for_read(EmailLog)
-        signs = health.measure()
+        measured = health.measure()
         moment, _ = backlog.clock_and_first_mail(using)
         waiting = backlog.backlogs(using, moment)
-        ever = _merged(EmailTotal.objects.using(using).filter(hour=totals.EVER))
-        lanes = {(queue, alias) for queue, alias, _, _ in ever}
-        lanes |= {(lane.queue, lane.transport) for lane in waiting}
-        yield from _queue_metrics(waiting, lanes)
+        counted = _merged(EmailTotal.objects.using(using).filter(hour=totals.ALL_TIME))
+        pairs = {(queue, alias) for queue, alias, _, _ in counted}
+        pairs |= {(it.queue, it.transport) for it in waiting}
+        yield from _queue_metrics(waiting, pairs)
         yield from _gate_metrics(gates.Gates(using))
-        yield from _health_metrics(signs)
+        yield from _health_metrics(measured)
         for event, (name, text, kinds) in _COUNTERS.items():
-            yield _counter(event, name, text, kinds, ever, lanes)
+            yield _counter(event, name, text, kinds, counted, pairs)
         for event, (name, text) in _HISTOGRAMS.items():
-            yield _histogram(event, name, text, ever)
+            yield _histogram(event, name, text, counted)
 
 
 def registry() -> CollectorRegistry:
-    """Return a registry of these metrics alone.
+    """Return a new registry with only these metrics.
 
-    Raises ``MissingExtra`` without prometheus-client. A site that serves its own metrics registers
-    ``Collector()`` in its own registry.
+    A site with metrics of its own registers ``Collector()`` in its own registry instead. Raises
+    ``MissingExtra`` if prometheus-client is not installed.
     """
-    made: CollectorRegistry = _library().CollectorRegistry()
-    made.register(Collector())
-    return made
+    created: CollectorRegistry = _library().CollectorRegistry()
+    created.register(Collector())
+    return created
 
 
 def exposition(accept: str) -> tuple[bytes, str]:
-    """Return all metrics in the best format of an ``Accept`` header, and its content type."""
+    """Return all metrics in the format an ``Accept`` header prefers, and the content type."""
     encode, content_type = _library().exposition.choose_encoder(accept)
     return encode(registry()), content_type
 
@@ -103,7 +103,7 @@ def _library() -> Any:
         import prometheus_client
     except ImportError as error:
         raise MissingExtra(
-            "Metrics need a package that is not installed: "
+            "Metrics need a package that is not installed: run "
             'pip install "django-epica-mail[metrics]".'
         ) from error
     return prometheus_client
@@ -116,23 +116,23 @@ def _gauge(name: str, text: str, labels: Sequence[str] = ()) -> GaugeMetricFamil
 
 
 def _queue_metrics(
-    waiting: Iterable[backlog.Backlog], lanes: Iterable[tuple[str, str]]
+    waiting: Iterable[backlog.Backlog], pairs: Iterable[tuple[str, str]]
 ) -> Iterator[Metric]:
-    found = {(lane.queue, lane.transport): lane for lane in waiting}
-    read: dict[str, tuple[str, Callable[[backlog.Backlog], float | None]]] = {
-        "waiting": ("Mails that wait, also for a later time.", lambda lane: lane.waiting),
-        "due": ("Mails that could be sent now.", lambda lane: lane.due),
+    found = {(it.queue, it.transport): it for it in waiting}
+    gauges: dict[str, tuple[str, Callable[[backlog.Backlog], float | None]]] = {
+        "waiting": ("Mails waiting, including scheduled mail.", lambda it: it.waiting),
+        "due": ("Mails that could be sent now.", lambda it: it.due),
         "oldest_due_seconds": (
-            "For how long the oldest of them has been due.",
-            lambda lane: lane.oldest_due_age,
+            "For how long the oldest due mail has been due.",
+            lambda it: it.oldest_due_age,
         ),
-        "in_flight": ("Mails that workers hold.", lambda lane: lane.in_flight),
+        "in_flight": ("Mails claimed by workers.", lambda it: it.in_flight),
     }
-    for name, (text, value) in read.items():
+    for name, (text, value) in gauges.items():
         family = _gauge(name, text, _LABELS)
-        for key in sorted(lanes):
-            lane = found.get(key)
-            family.add_metric(key, (value(lane) if lane else None) or 0)
+        for pair in sorted(pairs):
+            it = found.get(pair)
+            family.add_metric(pair, (value(it) if it else None) or 0)
         yield family
 
 
@@ -142,19 +142,21 @@ def _gate_metrics(state: gates.Gates) -> Iterator[Metric]:
     for alias in sorted({*transports.aliases(), *down}):
         breaker.add_metric([alias], alias in down)
     yield breaker
-    paused = _gauge("paused", "What a person has stopped; 1.", ["scope", "name"])
+    paused = _gauge("paused", "1 for each paused queue or transport.", ["scope", "name"])
     for gate in state.paused():
         paused.add_metric(gate.split(" ", 1), 1)
     yield paused
 
 
-def _health_metrics(signs: health.Measurements) -> Iterator[Metric]:
-    sweep = _gauge("last_sweep_age_seconds", "Seconds since the last sweep; none before the first.")
-    if signs.last_sweep_age is not None:
-        sweep.add_metric([], signs.last_sweep_age)
+def _health_metrics(measured: health.Measurements) -> Iterator[Metric]:
+    sweep = _gauge(
+        "last_sweep_age_seconds", "Seconds since the last sweep; absent before the first."
+    )
+    if measured.last_sweep_age is not None:
+        sweep.add_metric([], measured.last_sweep_age)
     yield sweep
-    healthy = _gauge("healthy", "Whether each check of the health check is passed.", ["check"])
-    for check in health.judge(signs, conf.get()).checks:
+    healthy = _gauge("healthy", "Whether each of the health checks passes.", ["check"])
+    for check in health.judge(measured, conf.get()).checks:
         healthy.add_metric([check.name], check.is_well)
     yield healthy
 
@@ -164,29 +166,29 @@ def _counter(
     name: str,
     text: str,
     kinds: Sequence[str],
-    ever: _Totals,
-    lanes: Iterable[tuple[str, str]],
+    counted: _Totals,
+    pairs: Iterable[tuple[str, str]],
 ) -> CounterMetricFamily:
     from prometheus_client.core import CounterMetricFamily
 
     labels = [*_LABELS, "failure"] if kinds else _LABELS
     family = CounterMetricFamily(f"epica_mail_{name}", text, labels=labels)
-    # From 0 on, for an increase is only seen of what was there before.
-    for queue, alias in sorted(lanes):
+    # Starting at 0, because Prometheus sees an increase only from an earlier sample.
+    for queue, alias in sorted(pairs):
         for kind in kinds or [""]:
-            total = ever.get((queue, alias, event, kind))
+            total = counted.get((queue, alias, event, kind))
             values = [queue, alias, kind] if kinds else [queue, alias]
             family.add_metric(values, total.count if total else 0)
     return family
 
 
-def _histogram(event: str, name: str, text: str, ever: _Totals) -> HistogramMetricFamily:
+def _histogram(event: str, name: str, text: str, counted: _Totals) -> HistogramMetricFamily:
     from prometheus_client.core import HistogramMetricFamily
 
     family = HistogramMetricFamily(f"epica_mail_{name}", text, labels=_LABELS)
     bounds = [*map(str, map(float, totals.BOUNDS[event])), "+Inf"]
-    for queue, alias in sorted({(key[0], key[1]) for key in ever if key[2] == event}):
-        rows = [total for key, total in ever.items() if key[:3] == (queue, alias, event)]
+    for queue, alias in sorted({(key[0], key[1]) for key in counted if key[2] == event}):
+        rows = [total for key, total in counted.items() if key[:3] == (queue, alias, event)]
         buckets = totals.added([[0] * len(bounds), *(row.buckets for row in rows)])
         upto = zip(bounds, accumulate(buckets), strict=True)
         family.add_metric([queue, alias], list(upto), sum(row.seconds for row in rows))
@@ -194,7 +196,7 @@ def _histogram(event: str, name: str, text: str, ever: _Totals) -> HistogramMetr
 
 
 def _merged(rows: Iterable[EmailTotal]) -> _Totals:
-    """Add up totals that differ in the reply code alone."""
+    """Add up totals that differ only in the reply code."""
     merged: dict[tuple[str, str, str, str], EmailTotal] = {}
     for row in rows:
         first = merged.setdefault((row.queue, row.transport, row.event, row.failure_kind), row)

@@ -1,9 +1,9 @@
-"""Totals of what happens to mail, by the hour and ever: for charts, metrics and the health check.
+"""Counts what happens to mail, by hour and in total, for charts, metrics and the health check.
 
-Nothing is counted where mail is queued or sent. The sweep counts afterwards, from the rows of mails
-and attempts, and moves a mark that lags behind the clock by ``LAG``: what was written before the
-mark is then committed, and each row is counted once. Of a transaction that stays open for longer
-than that, or of a host whose clock is that late, some may be missed.
+Nothing is counted while mail is queued or sent. The sweep counts later, from the rows of mails and
+attempts, up to a mark that stays ``LAG`` behind the clock: rows older than the mark are committed
+by then, and each is counted once. Rows are missed if their transaction stays open for longer than
+``LAG``, or if the clock of their host is that late.
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ from django_epica_mail.retry import PASSING, Kind
 
 Event = EmailTotal.Event
 
-EVER = EPOCH
-"""The hour of the totals of all time."""
-
-
+ALL_TIME = EPOCH
+"""The ``hour`` of the rows that add up all hours."""
 LAG = timedelta(seconds=60)
+"""How far the mark stays behind the clock."""
 HOUR = timedelta(hours=1)
 KEPT = timedelta(days=92)
-"""How long the totals of single hours are kept; those of all time are kept on."""
+"""How long the totals of single hours are kept; those of all time are kept forever."""
 
 BOUNDS: Mapping[str, Sequence[float]] = {
-    # From queueing, or the time it was scheduled for, until a server accepted it.
+    # From queueing, or the scheduled time, until a server accepted the mail.
     Event.SENT: (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 10_800, 86_400),
-    # One dialogue with a server.
+    # One attempt: the dialogue with a server.
     Event.ATTEMPT: (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 }
-"""The upper bounds in seconds of the buckets of each event that takes time; the last is open.
+"""The upper bounds, in seconds, of the buckets of each event with a duration.
 
-Stored counts follow their order: they may be lengthened at the end and never changed otherwise.
+One more bucket has no upper bound. Counts are stored in this order, so bounds may be appended but
+never changed.
 """
 
 _BUSY_SECONDS = 5.0
-"""After so long the rest is left to the next sweep."""
+"""After this time the rest is counted by the next sweep."""
 LOST = (Kind.UNKNOWN, Kind.WORKER_LOST)
-"""Why it is not known whether a mail was accepted."""
+"""The failures after which a mail may or may not have been accepted."""
 _Key = tuple[str, str, str, str, int]
-"""Queue, transport, event, kind and code of a failure."""
+"""Queue, transport, event, failure kind and failure code."""
 
 
 @dataclass
 class _Tally:
-    """What one key comes to."""
+    """The totals of one key in a window."""
 
     count: int = 0
     seconds: float = 0.0
     buckets: list[int] = field(default_factory=list)
 
     def add(self, event: str, seconds: float | None) -> None:
-        """Count one, which took some time unless ``None``."""
+        """Count one event; ``seconds`` is its duration, if it has one."""
         self.count += 1
         if seconds is not None:
             bounds = BOUNDS[event]
@@ -72,7 +72,7 @@ class _Tally:
 
 
 def count() -> int:
-    """Count what has happened up to ``LAG`` ago, for a bounded time; return how many events."""
+    """Count events up to ``LAG`` ago, in a bounded time; return how many were counted."""
     using = router.db_for_write(EmailTotal)
     started, counted = time.monotonic(), 0
     while time.monotonic() - started < _BUSY_SECONDS:
@@ -81,21 +81,21 @@ def count() -> int:
             break
         counted += _count_window(*window, using)
         if window[1] < hour_of(window[0]) + HOUR:
-            break  # the clock has been reached; it goes on meanwhile
+            break  # caught up with the clock
     return counted
 
 
 def forget_hours(using: str) -> None:
     """Delete the totals of single hours that are older than ``KEPT``."""
-    old = EmailTotal.objects.using(using).filter(hour__gt=EVER, hour__lt=clock.now(-KEPT))
+    old = EmailTotal.objects.using(using).filter(hour__gt=ALL_TIME, hour__lt=clock.now(-KEPT))
     old.delete()
 
 
 def quantile(event: str, buckets: Sequence[int], share: float) -> float | None:
-    """Estimate the seconds that ``share`` of the counted stayed below; ``None`` if none was.
+    """Estimate the quantile ``share`` of counted durations in seconds; ``None`` if none is counted.
 
-    Within a bucket they are taken to be spread evenly, as Prometheus does. Of the last bucket,
-    which is open, only the lower bound is known.
+    Like Prometheus, assumes that durations are spread evenly within a bucket, and returns the lower
+    bound of the last bucket, which has no upper bound.
     """
     wanted, below = share * sum(buckets), 0
     if not wanted:
@@ -110,7 +110,7 @@ def quantile(event: str, buckets: Sequence[int], share: float) -> float | None:
 
 
 def added(rows: Iterable[Sequence[int]]) -> list[int]:
-    """Return the sums of buckets, which may be empty."""
+    """Return the sums of buckets; rows may be empty or shorter than others."""
     total: list[int] = []
     for row in rows:
         total += [0] * (len(row) - len(total))
@@ -120,7 +120,7 @@ def added(rows: Iterable[Sequence[int]]) -> list[int]:
 
 
 def _next_window(using: str) -> tuple[datetime, datetime] | None:
-    """Return what to count next, within one hour; ``None`` if nothing is."""
+    """Return the next window to count, within one hour, or ``None`` if there is none."""
     marks = CountingMark.objects.using(using).annotate(limit=clock.now(-LAG))
     mark = marks.filter(pk=1).values_list("counted_until", "limit").first()
     if mark is None:
@@ -137,7 +137,7 @@ def _next_window(using: str) -> tuple[datetime, datetime] | None:
 
 
 def hour_of(moment: datetime) -> datetime:
-    """Return the beginning of the hour, in UTC: so that no change of clocks repeats one."""
+    """Return the start of the hour, in UTC, where no change of clocks repeats an hour."""
     return moment.astimezone(timezone.utc).replace(minute=0, second=0, microsecond=0)
 
 
@@ -145,9 +145,9 @@ def _count_window(start: datetime, end: datetime, using: str) -> int:
     with transaction.atomic(using=using):
         mark = CountingMark.objects.using(using).filter(pk=1, counted_until=start)
         if not mark.update(counted_until=end):
-            return 0  # another sweep has counted it; from here on others wait for this one
+            return 0  # counted by another sweep; from here on, others wait for this row
         tallies: dict[_Key, _Tally] = {}
-        for key, seconds in (*_ends(start, end, using), *_tries(start, end, using)):
+        for key, seconds in (*_ends(start, end, using), *_attempts(start, end, using)):
             tallies.setdefault(key, _Tally()).add(key[2], seconds)
         for queue, transport, number in _enqueued(start, end, using):
             tallies[queue, transport, Event.ENQUEUED.value, "", 0] = _Tally(number)
@@ -165,15 +165,15 @@ def _enqueued(start: datetime, end: datetime, using: str) -> Iterable[tuple[str,
 
 
 def _ends(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, float | None]]:
-    """Yield what each mail came to."""
-    patience = timedelta(seconds=conf.get().give_up_after)
+    """Yield the final status of each finished mail, with the delivery time of sent mail."""
+    give_up_after = timedelta(seconds=conf.get().give_up_after)
     rows = EmailLog.objects.using(using).filter(
-        failure_kind__in=["", *Kind],  # the index begins with it
+        failure_kind__in=["", *Kind],  # the first column of the index
         finished_at__gte=start,
         finished_at__lt=end,
         status__in=lifecycle.FINAL,
     )
-    told = rows.order_by().values_list(
+    ended = rows.order_by().values_list(
         "queue",
         "transport",
         "status",
@@ -183,10 +183,10 @@ def _ends(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, fl
         "give_up_at",
         "finished_at",
     )
-    for queue, transport, status, kind, code, created, give_up, finished in told.iterator():
+    for queue, transport, status, kind, code, created, give_up, finished in ended.iterator():
         if status == Status.SENT and finished is not None:
-            # Of scheduled mail, and of what was queued again, patience began at that time.
-            began = max(created, give_up - patience)
+            # For scheduled or requeued mail, give_up_at was set from that later time.
+            began = max(created, give_up - give_up_after)
             seconds = max(0.0, (finished - began).total_seconds())
             yield (queue, transport, status, "", 0), seconds
         elif status == Status.FAILED:
@@ -195,12 +195,12 @@ def _ends(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, fl
             yield (queue, transport, status, "", 0), None
 
 
-def _tries(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, float | None]]:
-    """Yield each attempt, and what else it was."""
+def _attempts(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, float | None]]:
+    """Yield each attempt, and whether it was a retry, unknown or postponed."""
     rows = DeliveryAttempt.objects.using(using).filter(
         pk__gte=lowest_id_at(start), pk__lt=lowest_id_at(end)
     )
-    told = rows.order_by().values_list(
+    attempted = rows.order_by().values_list(
         "email__queue",
         "transport",
         "number",
@@ -209,7 +209,7 @@ def _tries(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, f
         "email__status",
         "email__attempts",
     )
-    for queue, transport, number, kind, seconds, status, attempts in told.iterator():
+    for queue, transport, number, kind, seconds, status, attempts in attempted.iterator():
         yield (queue, transport, Event.ATTEMPT.value, kind, 0), seconds
         if number > 1:
             yield (queue, transport, Event.RETRIED.value, "", 0), None
@@ -220,19 +220,19 @@ def _tries(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, f
 
 
 def _write(hour: datetime, tallies: Mapping[_Key, _Tally], using: str) -> None:
-    """Add tallies to the totals of their hour, and to those of all time.
+    """Add tallies to the totals of their hour and to those of all time.
 
-    Nobody else writes meanwhile: the mark of this transaction keeps them waiting.
+    Other sweeps cannot write meanwhile, because this transaction has locked the mark.
     """
     totals = EmailTotal.objects.using(using)
-    there = {
+    existing = {
         (row.hour, row.queue, row.transport, row.event, row.failure_kind, row.failure_code): row
-        for row in totals.filter(hour__in=[hour, EVER])
+        for row in totals.filter(hour__in=[hour, ALL_TIME])
     }
     new, changed = [], []
     for key, tally in tallies.items():
-        for at in (hour, EVER):
-            row = there.get((at, *key))
+        for at in (hour, ALL_TIME):
+            row = existing.get((at, *key))
             if row is None:
                 queue, transport, event, kind, code = key
                 row = EmailTotal(

@@ -1,1 +1,1 @@
-"""One person's data: found, exported, erased; and stored content encrypted anew."""
+"""Finds, exports and erases one person's data, and re-encrypts stored content."""

@@ -1,4 +1,4 @@
-"""Erasing one person: from the queue, the log, and what else keeps their address."""
+"""Erases a person from the queue, the log and every other table that contains their address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from django.db import models, router, transaction
 from django.db.models import F
 
 from django_epica_mail import lifecycle, outbox
-from django_epica_mail import models as models_module
 from django_epica_mail.broker import result_backend
 from django_epica_mail.exceptions import MissingKey
 from django_epica_mail.messages import codec, encryption
@@ -29,46 +28,47 @@ from django_epica_mail.privacy.person import (
 )
 
 WAITING = lifecycle.CLAIMABLE | {lifecycle.Status.UNKNOWN}
-"""Of a mail in one of these statuses, the recipients can still be changed."""
+"""The statuses in which a mail's recipients can still be changed."""
 
-_APART = frozenset({"envelope", "payload", "message_id", "address", "digest"})
-"""Columns that are dealt with by themselves, or in which no address stands."""
+_NOT_SCRUBBED = frozenset({"envelope", "payload", "message_id", "address", "digest"})
+"""Columns that are handled separately or never contain an address."""
 
 
 @dataclass(slots=True)
 class Erased:
-    """What was erased, in rows, and what could not be yet."""
+    """What was erased, in rows, and what could not be erased yet."""
 
     cancelled: int = 0
-    """Mails called back, for nobody else was left to send them to."""
+    """Mails cancelled, because no other recipient was left."""
     deleted: int = 0
-    """Mails to this person alone, those called back included."""
+    """Mails to this person alone, including cancelled ones."""
     recipients: int = 0
-    """Places in mails to others too, which these have no more."""
+    """Recipients removed from mails that are kept for others."""
     forgotten: int = 0
-    """Mails to or from others that have lost their content."""
+    """Mails kept for others, without their content."""
     texts: int = 0
-    """Rows in which something else stands for the address now: server's replies and the like."""
+    """Rows in which the address was replaced, in a server's reply for example."""
     events: int = 0
     suppressions: int = 0
-    """Entries of the suppression list that hold mail back by their digest alone now."""
+    """Entries of the suppression list that lost the address and still suppress by its digest."""
     results: int = 0
     admin_log: int = 0
     left: list[str] = field(default_factory=list)
-    """Mails and bulk calls that cannot be changed now: being sent; waiting to be sent to others,
-    while they come from this person or mention them; not expanded yet."""
+    """Ids of what cannot be changed now: mails being sent, mails waiting to be sent to others that
+    are from this person or mention them, and bulk calls not expanded yet."""
     unreadable: list[str] = field(default_factory=list)
-    """Mails whose content no key of the site's decrypts."""
+    """Ids of mails whose content none of the site's keys decrypts."""
 
 
 def erase(
     person: Person, *, dry_run: bool = False, advance: Advance = lambda done, total: None
 ) -> dict[str, Any]:
-    """Erase a person from every table; return what ``Erased`` says.
+    """Erase a person from every table; return the fields of ``Erased``.
 
-    A mail to them alone is called back if it waits, and deleted. A mail to others too goes on
-    without them if it waits; else it loses their address, and its content. ``dry_run`` does the
-    same and undoes it. ``advance`` is called with the number of mails looked at and the whole.
+    A mail to them alone is deleted, and cancelled first if it is waiting. A mail that is also to
+    others is sent without them if it is waiting; otherwise it loses their address and its content.
+    ``dry_run`` does the same and rolls it back. ``advance`` is called with the number of mails
+    examined so far and the total.
     """
     using = router.db_for_write(EmailLog)
     done = Erased()
@@ -78,7 +78,7 @@ def erase(
                 done.unreadable.append(str(found.id))
             if found.roles:
                 with transaction.atomic(using=using):
-                    _erase_mail(person, found, using, done, tells=not dry_run)
+                    _erase_mail(person, found, using, done, mirrors=not dry_run)
         _erase_elsewhere(person, using, done)
         if dry_run:
             transaction.set_rollback(True, using=using)
@@ -86,7 +86,7 @@ def erase(
     return asdict(done)
 
 
-def _erase_mail(person: Person, found: Found, using: str, done: Erased, *, tells: bool) -> None:
+def _erase_mail(person: Person, found: Found, using: str, done: Erased, *, mirrors: bool) -> None:
     is_recipient = bool(found.roles & set(EmailRecipient.Kind.values))
     if found.status in lifecycle.FINAL:
         _erase_finished(person, found, using, done)
@@ -97,7 +97,7 @@ def _erase_mail(person: Person, found: Found, using: str, done: Erased, *, tells
             done.left.append(str(found.id))
     elif outbox.cancel([found.id]).cancelled:
         done.cancelled += 1
-        if tells:
+        if mirrors:
             result_backend.mirror([found.id], using)
         _erase_finished(person, found, using, done)
     else:
@@ -105,15 +105,15 @@ def _erase_mail(person: Person, found: Found, using: str, done: Erased, *, tells
 
 
 def _is_for_others(person: Person, found: Found, using: str) -> bool:
-    """Tell whether a waiting mail is still to be sent to somebody else."""
+    """Return whether a waiting mail still has other recipients to be sent to."""
     recipients = EmailRecipient.objects.using(using).filter(email=found.id, outcome="")
     return recipients.exclude(address__in=person.addresses).exists()
 
 
 def _leave_out(person: Person, found: Found, using: str, done: Erased) -> bool:
-    """Let a waiting mail go on without a person; return whether nothing of them is left in it.
+    """Remove a person from a waiting mail; return whether it no longer mentions them.
 
-    Guarded by what was read: a worker that has claimed it meanwhile sends it as it was.
+    Updates only the envelope it has read: a worker that claims the mail first sends it unchanged.
     """
     rows = EmailLog.objects.using(using).filter(pk=found.id, status__in=WAITING)
     old = rows.values_list("envelope", flat=True).first()
@@ -129,7 +129,7 @@ def _leave_out(person: Person, found: Found, using: str, done: Erased) -> bool:
     own = recipients.filter(address__in=person.addresses).order_by("-position")
     for position in list(own.values_list("position", flat=True)):
         recipients.filter(position=position).delete()
-        # A position is the place in the message's own list, which has closed up too.
+        # Positions are indexes into the message's recipients, which have moved up too.
         recipients.filter(position__gt=position).update(position=F("position") - 1)
         done.recipients += 1
     return not person.is_mentioned_in(encryption.unseal(new))
@@ -137,17 +137,17 @@ def _leave_out(person: Person, found: Found, using: str, done: Erased) -> bool:
 
 def _erase_finished(person: Person, found: Found, using: str, done: Erased) -> None:
     if found.roles & set(EmailRecipient.Kind.values) and not found.others:
-        models_module.delete([found.id], using)
+        EmailLog.objects.using(using).delete_with_content([found.id])
         done.deleted += 1
         return
-    models_module.forget([found.id], using)
+    EmailLog.objects.using(using).forget_content([found.id])
     done.forgotten += 1
     own = EmailRecipient.objects.using(using).filter(email=found.id, address__in=person.addresses)
     done.recipients += own.delete()[0]
 
 
 def _erase_elsewhere(person: Person, using: str, done: Erased) -> None:
-    """Erase the address from every column of every table that may hold it."""
+    """Erase the address from every column of every table that may contain it."""
     theirs = models.Q(address__in=person.addresses)
     done.events += EmailEvent.objects.using(using).filter(theirs).delete()[0]
     done.suppressions += Suppression.objects.using(using).filter(theirs).update(address="")
@@ -157,7 +157,7 @@ def _erase_elsewhere(person: Person, using: str, done: Erased) -> None:
             for column in model._meta.concrete_fields
             if isinstance(column, (models.CharField, models.TextField))
             and not column.choices
-            and column.name not in _APART
+            and column.name not in _NOT_SCRUBBED
         ]
         if names:
             done.texts += _scrub(person, model._default_manager.using(using), names)
@@ -179,16 +179,16 @@ def _scrub_of(
 
 
 def _scrub(person: Person, rows: models.QuerySet[Any], names: Sequence[str]) -> int:
-    """Put something else in the place of the address in some columns; return in how many rows."""
+    """Replace the address in some columns; return the number of rows changed."""
     count, last = 0, None
     holding = rows.filter(person.filter(names)).order_by("pk")
     while True:
         following = holding if last is None else holding.filter(pk__gt=last)
-        portion = list(following.values("pk", *names)[:CHUNK])
-        if not portion:
+        chunk = list(following.values("pk", *names)[:CHUNK])
+        if not chunk:
             return count
-        last = portion[-1]["pk"]
-        for row in portion:
+        last = chunk[-1]["pk"]
+        for row in chunk:
             new = {
                 name: value
                 for name in names
@@ -199,14 +199,14 @@ def _scrub(person: Person, rows: models.QuerySet[Any], names: Sequence[str]) -> 
 
 
 def _scrubbed(person: Person, name: str, text: str) -> str | None:
-    """Return a text without the address; ``None`` of a key made from it, for each is unique."""
+    """Return a text without the address; ``None`` for an idempotency key, which must be unique."""
     if name == "idempotency_key":
         return None if person.occurs_in(text) else text
     return person.scrub(text)
 
 
 def _scrub_refusals(person: Person, using: str) -> int:
-    """Erase the address from what is said of entries that bulk calls refused."""
+    """Erase the address from the reasons why bulk calls refused entries."""
     count = 0
     batches = EmailBatch.objects.using(using).exclude(refused=[])
     for batch in batches.only("pk", "refused").iterator():

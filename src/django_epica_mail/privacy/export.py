@@ -15,7 +15,6 @@ from django_epica_mail.privacy.person import (
     RESULT_TEXTS,
     Advance,
     Found,
-    NoBlobs,
     Person,
     find,
     optional_model,
@@ -38,7 +37,7 @@ def export(person: Person, *, advance: Advance = lambda done, total: None) -> di
         "address": person.addresses[0],
         "mails": [_mail(it, person, using) for it in found if it.roles],
         "unreadable": [str(it.id) for it in found if not it.is_readable],
-        "unfinished bulk calls": [str(pk) for pk in unfinished_batches(person, using)],
+        "unfinished_batches": [str(pk) for pk in unfinished_batches(person, using)],
         "events": list(EmailEvent.objects.using(using).filter(theirs).values()),
         "suppressions": list(Suppression.objects.using(using).filter(theirs).values()),
         "results": _values(
@@ -47,7 +46,7 @@ def export(person: Person, *, advance: Advance = lambda done, total: None) -> di
             results | person.filter(RESULT_TEXTS),
             ("task_id", "task_name", "status", "date_done"),  # others may be in the rest
         ),
-        "admin log": _values("admin", "LogEntry", log),
+        "admin_log": _values("admin", "LogEntry", log),
     }
 
 
@@ -57,9 +56,9 @@ def _mail(found: Found, person: Person, using: str) -> dict[str, Any]:
         "id": str(log.pk),
         "roles": sorted(found.roles),
         "status": log.status,
-        "created at": log.created_at,
-        "finished at": log.finished_at,
-        "message id": log.message_id,
+        "created_at": log.created_at,
+        "finished_at": log.finished_at,
+        "message_id": log.message_id,
     }
     if found.roles == {"mentioned"}:
         return about
@@ -82,7 +81,7 @@ def _mail(found: Found, person: Person, using: str) -> dict[str, Any]:
 
 
 def _content(log: EmailLog, using: str) -> dict[str, Any]:
-    message: EmailMessage = messages.load(log.envelope, NoBlobs())
+    message: EmailMessage = messages.load(log.envelope, messages.AbsentAttachments())
     files = log.attachments.using(using)
     return {
         "subject": str(message.subject),

@@ -1,4 +1,4 @@
-"""A person as the tables know them, by an address, and the mails that have to do with them."""
+"""Finds a person in the tables by their e-mail address, and the mails that concern them."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ CHUNK = 200
 """How many rows are read at a time."""
 
 RESULT_TEXTS = ("task_args", "task_kwargs", "result", "traceback", "meta")
-"""The columns of django-celery-results in which an address may stand."""
+"""The columns of django-celery-results that may contain an address."""
 
 LOG_TEXTS = ("object_repr", "change_message")
-"""The columns of the admin's log in which an address may stand."""
+"""The columns of the admin's log that may contain an address."""
 
 Advance = Callable[[int, int], None]
-"""Called with the number of mails looked at and the whole."""
+"""Called with the number of mails examined so far and the total."""
 
 
 class Person:
-    """One person, known by an address in any of the forms it may be written in."""
+    """One person, recognised by their address in every form it may be written in."""
 
     def __init__(self, address: str) -> None:
-        """Take an address; raise ``ValueError`` for what is none."""
+        """Take an address; raise ``ValueError`` if it is invalid."""
         bare = parseaddr(address)[1].lower()
         local, _, domain = bare.rpartition("@")
         if not (local and domain) or any(it.isspace() for it in bare):
-            raise ValueError(f"{address!r} is no e-mail address.")
+            raise ValueError(f"{address!r} is not an e-mail address.")
         self.addresses = [bare, *(f"{local}@{other}" for other in _spellings(domain))]
-        """As recipients' rows may hold it."""
+        """The spellings that recipients' rows may contain."""
         self._written = {
             form
             for it in self.addresses
@@ -51,35 +51,35 @@ class Person:
         }
         longest_first = sorted(self._written, key=len, reverse=True)
         self._pattern = re.compile(
-            # Not a part of another address; but a line may end before it, in JSON or a repr.
+            # Not inside a longer address, but after an escaped line end, as in JSON or a repr.
             rf"(?:(?<![\w.+-])|(?<=\\[nrt]))(?:{'|'.join(map(re.escape, longest_first))})"
             r"(?![\w-]|\.\w)",
             re.IGNORECASE,
         )
 
     def is_named(self, address: object) -> bool:
-        """Tell whether an address, with a display name or without, is this person's."""
+        """Return whether an address, with or without a display name, is this person's."""
         return parseaddr(str(address))[1].lower() in self.addresses
 
     def is_mentioned(self, text: str) -> bool:
-        """Tell whether a text holds the address, and not only as a part of another."""
+        """Return whether a text contains the address, not just inside a longer one."""
         return self._pattern.search(text) is not None
 
     def is_mentioned_in(self, stored: str) -> bool:
-        """Tell whether JSON, a stored message for one, holds the address in any of its texts."""
+        """Return whether any string in JSON, such as a stored message, contains the address."""
         return self.occurs_in(stored) and any(map(self.is_mentioned, _texts(json.loads(stored))))
 
     def occurs_in(self, text: str) -> bool:
-        """Tell whether a text holds the address, be it as a part of something else."""
+        """Return whether a text contains the address, even inside a longer one."""
         lowered = text.lower()
         return any(written in lowered for written in self._written)
 
     def scrub(self, text: str) -> str:
-        """Return a text with something else in the place of the address."""
+        """Return a text with the address replaced by ``[erased]``."""
         return self._pattern.sub("[erased]", text)
 
     def filter(self, names: Iterable[str]) -> models.Q:
-        """Return the condition that one of the columns may hold the address."""
+        """Return the condition that one of the columns may contain the address."""
         wanted = models.Q(pk__in=[])
         for name in names:
             for address in self._written:
@@ -89,58 +89,48 @@ class Person:
 
 @dataclass(slots=True)
 class Found:
-    """A mail that has to do with a person."""
+    """A mail that concerns a person."""
 
     id: UUID
     status: str
     roles: set[str] = field(default_factory=set)
-    """``to``, ``cc``, ``bcc``, ``from``, ``reply-to``; ``mentioned`` if anywhere else."""
+    """``to``, ``cc``, ``bcc``, ``from`` and ``reply-to``; ``mentioned`` if only elsewhere."""
     others: int = 0
     """How many of its recipients are other people."""
     is_readable: bool = True
-    """Whether its content could be looked through."""
-
-
-class NoBlobs(dict[str, bytes]):
-    """Stands in for attachments that need not be read."""
-
-    def __contains__(self, digest: object) -> bool:
-        return True
-
-    def __missing__(self, digest: str) -> bytes:
-        return b""
+    """Whether its content could be decrypted and searched."""
 
 
 def find(
     person: Person, using: str, advance: Advance = lambda done, total: None
 ) -> Iterator[Found]:
-    """Yield every mail that has to do with a person, and those whose content cannot be read.
+    """Yield every mail that concerns a person, and every mail whose content cannot be read.
 
-    Reads the whole table and calls ``advance`` with the number so far and the whole: only the
-    content itself tells whose replies a mail asks for, and it may be encrypted.
+    Reads the whole table, because Reply-To addresses are only in the content, which may be
+    encrypted. Calls ``advance`` with the number of mails examined so far and the total.
     """
     rows = EmailLog.objects.using(using).order_by("pk")
     total, done, last = rows.count(), 0, None
     while True:
         following = rows if last is None else rows.filter(pk__gt=last)
-        portion = list(
+        chunk = list(
             following.only("pk", "status", "subject", "from_email", "reply", "envelope")[:CHUNK]
         )
-        if not portion:
+        if not chunk:
             return
-        last = portion[-1].pk
-        kinds, others = _recipients(person, [log.pk for log in portion], using)
-        for log in portion:
+        last = chunk[-1].pk
+        kinds, others = _recipients(person, [log.pk for log in chunk], using)
+        for log in chunk:
             found = Found(log.pk, log.status, kinds[log.pk], others[log.pk])
-            _look_into(found, log, person)
+            _search(found, log, person)
             if found.roles or not found.is_readable:
                 yield found
-        done += len(portion)
+        done += len(chunk)
         advance(done, total)
 
 
 def unfinished_batches(person: Person, using: str) -> list[UUID]:
-    """Return the bulk calls, not yet expanded into mails, that hold a person or cannot be read."""
+    """Return the unexpanded bulk calls that mention a person or cannot be read."""
     found = []
     waiting = EmailBatch.objects.using(using).exclude(payload="")
     for batch in waiting.only("pk", "payload").iterator(chunk_size=1):
@@ -153,7 +143,7 @@ def unfinished_batches(person: Person, using: str) -> list[UUID]:
 
 
 def optional_model(app_label: str, name: str) -> Any:
-    """Return a model, or ``None`` where the site does not have it."""
+    """Return a model, or ``None`` if its app is not installed."""
     try:
         return apps.get_model(app_label, name)
     except LookupError:
@@ -173,7 +163,7 @@ def _texts(form: Any) -> Iterator[str]:
 
 
 def _spellings(domain: str) -> list[str]:
-    """Return the other ways to write a domain: an international one in ASCII, or the reverse."""
+    """Return a domain's other spellings: ASCII for an international one, or the reverse."""
     try:
         other = (
             domain.encode("ascii").decode("idna")
@@ -188,7 +178,7 @@ def _spellings(domain: str) -> list[str]:
 def _recipients(
     person: Person, ids: list[UUID], using: str
 ) -> tuple[dict[UUID, set[str]], dict[UUID, int]]:
-    """Return in which headers mails have a person, and how many other recipients they have."""
+    """Return which headers of each mail name a person, and how many other recipients it has."""
     kinds: dict[UUID, set[str]] = defaultdict(set)
     others: dict[UUID, int] = defaultdict(int)
     rows = EmailRecipient.objects.using(using).filter(email_id__in=ids).order_by()
@@ -200,7 +190,7 @@ def _recipients(
     return kinds, others
 
 
-def _look_into(found: Found, log: EmailLog, person: Person) -> None:
+def _search(found: Found, log: EmailLog, person: Person) -> None:
     if person.is_named(log.from_email):
         found.roles.add("from")
     try:
@@ -209,7 +199,8 @@ def _look_into(found: Found, log: EmailLog, person: Person) -> None:
         found.is_readable = False
         content = ""
     if person.is_mentioned_in(content):
-        if any(map(person.is_named, messages.load(log.envelope, NoBlobs()).reply_to)):
+        message = messages.load(log.envelope, messages.AbsentAttachments())
+        if any(map(person.is_named, message.reply_to)):
             found.roles.add("reply-to")
         if not found.roles:
             found.roles.add("mentioned")

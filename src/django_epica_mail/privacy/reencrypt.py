@@ -1,4 +1,4 @@
-"""Key rotation: what is stored, encrypted anew with the site's first key."""
+"""Rotates keys: encrypts stored content again with the first of the site's keys."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _CHUNK = 100
 
 @dataclass(slots=True)
 class Renewed:
-    """What became of the stored contents."""
+    """How many stored values were re-encrypted, current or unreadable."""
 
     renewed: int = 0
-    """Those encrypted anew, or for the first time."""
+    """Encrypted again, or for the first time."""
     current: int = 0
-    """Those that the first key had encrypted already."""
+    """Already encrypted with the first key."""
     unreadable: int = 0
-    """Those that none of the keys decrypts, left as they are."""
+    """Left unchanged, because none of the keys decrypts them."""
 
 
 def reencrypt(*, advance: Callable[[int, int], None] = lambda done, total: None) -> dict[str, int]:
-    """Encrypt all stored content with the first key; return how many were what.
+    """Encrypt all stored content with the first key; return the counts of ``Renewed``.
 
-    Goes row by row, so that it may be interrupted and begun again, and mail be sent meanwhile.
-    Calls ``advance`` with the number so far and the whole. Raises ``ImproperlyConfigured`` where
-    there is no key.
+    Works row by row: it can be interrupted and started again, and mail is sent meanwhile. Calls
+    ``advance`` with the number of values done and the total. Raises ``ImproperlyConfigured`` if the
+    site has no key.
     """
     if not encryption.is_on():
         raise ImproperlyConfigured(
@@ -54,7 +54,7 @@ def reencrypt(*, advance: Callable[[int, int], None] = lambda done, total: None)
             done += 1
             advance(done, total)
     for pk, size in _values(attachments, "size"):
-        # One at a time, for each may be large.
+        # One at a time, because each may be large.
         content = attachments.filter(pk=pk).values_list("content", flat=True).first()
         if content is not None:
             old = bytes(content)
@@ -66,15 +66,15 @@ def reencrypt(*, advance: Callable[[int, int], None] = lambda done, total: None)
 
 
 def _values(rows: models.QuerySet[Any], name: str) -> Iterator[tuple[Any, Any]]:
-    """Yield the key and one value of each row, in the order of the keys."""
+    """Yield the primary key and one column of each row, ordered by primary key."""
     rows, last = rows.order_by("pk"), None
     while True:
         following = rows if last is None else rows.filter(pk__gt=last)
-        portion = list(following.values_list("pk", name)[:_CHUNK])
-        if not portion:
+        chunk = list(following.values_list("pk", name)[:_CHUNK])
+        if not chunk:
             return
-        yield from portion
-        last = portion[-1][0]
+        yield from chunk
+        last = chunk[-1][0]
 
 
 def _renew(
@@ -85,7 +85,7 @@ def _renew(
     renew: Callable[[], object],
     count: Renewed,
 ) -> None:
-    """Write the new form of one value, unless its row has changed meanwhile."""
+    """Write one value re-encrypted, unless its row has changed since."""
     try:
         new = renew()
     except MissingKey:
@@ -94,6 +94,6 @@ def _renew(
     if new == old:
         count.current += 1
     else:
-        # Not over what was forgotten since, which is not to come back.
-        guard = {} if name == "content" else {name: old}
-        count.renewed += rows.filter(pk=pk, **guard).update(**{name: new})
+        # Content that was deleted since must not come back.
+        unchanged = {} if name == "content" else {name: old}
+        count.renewed += rows.filter(pk=pk, **unchanged).update(**{name: new})

@@ -1,1 +1,1 @@
-"""Before the commit: a message becomes rows in the caller's transaction."""
+"""Queueing: turns messages into rows in the caller's transaction."""

@@ -1,4 +1,4 @@
-"""A message made from the arguments of a call, or from one entry of a bulk call."""
+"""Builds a message from the arguments of a call, or from one entry of a bulk call."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _MESSAGE = ("subject", "message", "from_email", *_LISTS, "html_message", "header
 _TEMPLATE = ("template_name", "context", "language")
 _OPTIONS = tuple(item.name for item in fields(Options) if item.name != "template")
 KNOWN = tuple(dict.fromkeys((*_MESSAGE, *_TEMPLATE, *_ANYMAIL, *_OPTIONS)))
-"""Every name that a call or an entry may give."""
+"""Every name that a call or an entry may use."""
 
 
 def compose(given: Mapping[str, Any]) -> tuple[EmailMultiAlternatives, Options]:
-    """Return the message and the options that named values mean.
+    """Return the message and the options that named values describe.
 
-    ``given`` has names of ``KNOWN``. With a ``template_name``, subject and bodies come from the
-    template, and a ``subject`` that is given stands before the template's own. Raises
-    ``TypeError`` or ``ValueError`` naming value, rule and remedy.
+    The names in ``given`` are those of ``KNOWN``. With a ``template_name``, the subject and bodies
+    come from the template; a ``subject`` overrides the template's own. Raises ``TypeError`` or
+    ``ValueError`` naming the value, the rule and the remedy.
     """
     check_names(given, KNOWN)
     for name in _LISTS:
@@ -57,20 +57,20 @@ def compose(given: Mapping[str, Any]) -> tuple[EmailMultiAlternatives, Options]:
 
 
 def options_of(given: Mapping[str, Any], template: str | None = None) -> Options:
-    """Return the checked options of the queue, without what concerns the message itself.
+    """Return the checked queue options among named values; those of the message are ignored.
 
-    ``template`` is the name of that of which the message was made.
+    ``template`` is the name of the template that the message was rendered from.
     """
     named = {name: value for name, value in given.items() if name in _OPTIONS}
     return Options(template=template, **named)
 
 
 def _content(given: Mapping[str, Any]) -> tuple[object, object, object, str | None]:
-    """Return subject, text, HTML and the template's name."""
+    """Return the subject, the text, the HTML and the template's name."""
     name = given.get("template_name")
     if name is None:
         if given.get("context") is not None:
-            raise TypeError("context is for a template: give a template_name too.")
+            raise TypeError("context is only for templates: give a template_name too.")
         if given.get("message") is None and given.get("html_message") is None:
             raise TypeError("There is nothing to send: give message, html_message or both.")
         return (
@@ -85,7 +85,7 @@ def _content(given: Mapping[str, Any]) -> tuple[object, object, object, str | No
     subject = given.get("subject") if given.get("subject") is not None else rendered.subject
     if subject is None:
         raise ValueError(
-            f"The mail has no subject: give one, or add {rendered.name}'s _subject.txt template."
+            f"The mail has no subject: give one, or add a _subject.txt template to {rendered.name}."
         )
     return subject, rendered.text, rendered.html, rendered.name
 
@@ -96,7 +96,7 @@ def _check_list(name: str, value: object) -> None:
 
 
 def _attach(message: EmailMultiAlternatives, attachment: Any) -> None:
-    """Attach what Django takes: a path, ``(filename, content[, mimetype])``, or a MIME part."""
+    """Attach what Django accepts: a path, ``(filename, content[, mimetype])`` or a MIME part."""
     if isinstance(attachment, (str, Path)):
         message.attach_file(attachment)  # type: ignore[arg-type]
     elif isinstance(attachment, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The rows a message becomes: checked, routed, and not yet in the database."""
+"""Turns a message into rows: checked and routed, but not yet inserted."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from django_epica_mail.transports import config as transports
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A checked message with the rows it becomes."""
+    """The rows of a checked message."""
 
     log: EmailLog
     recipients: list[EmailRecipient]
     blobs: tuple[Blob, ...]
     is_due: bool
-    """Whether it may be sent as soon as it is committed."""
+    """Whether the mail may be sent as soon as it is committed."""
 
 
 def draft(
@@ -44,10 +44,10 @@ def draft(
 ) -> Draft:
     """Return the rows of a message.
 
-    ``of_celery`` is what the site's Celery routes say of our task. Raises ``ValueError`` or
+    ``of_celery`` is the result of ``celery_config.site_route``. Raises ``ValueError`` or
     ``TypeError`` for a message that cannot be sent, ``UnstorableMessage`` for one that cannot be
-    kept whole, ``ImproperlyConfigured`` for one that must be encrypted where there is no key, or
-    that is to carry links which the site does not serve.
+    stored without loss, and ``ImproperlyConfigured`` for one that needs an encryption key that is
+    not set, or links that the site does not serve.
     """
     count = len(message.recipients())
     if not count:
@@ -56,7 +56,7 @@ def draft(
     messages.check(message)
     stored = messages.dump(message)
     check_size(stored.size)
-    # The model's own __init__ gives the log its id, which all the others refer to.
+    # EmailLog gets its id on creation; the other rows refer to it.
     log = EmailLog(batch_id=batch.pk if batch else None, envelope=stored.envelope)
     recipients = list(_recipients(message, log))
     facts = Facts(
@@ -69,7 +69,7 @@ def draft(
     )
     _route(log, routing.decide(options, facts, conf.get(), of_celery), options)
     if len(recipients) > 1:
-        log.additions = ""  # a link stands for one person, and whoever gets it may use it
+        log.additions = ""  # a link is for one recipient, but anyone who gets it can use it
     elif log.additions and not (
         "unsubscribe" not in log.additions and transports.tracks(log.transport)
     ):
@@ -84,33 +84,37 @@ def draft(
     return Draft(log, recipients, stored.blobs, is_due)
 
 
-def attachment(blob: Blob) -> EmailAttachment:
-    """Return the row of a content that mails refer to."""
-    return EmailAttachment(
-        digest=blob.digest,
-        filename=storable(blob.filename),
-        mimetype=storable(blob.mimetype)[:255],
-        size=len(blob.content),
-        content=encryption.seal_bytes(blob.content),
-    )
+def check_recipients(count: int) -> None:
+    """Raise ``InvalidMessage`` for more recipients than ``MAX_RECIPIENTS``."""
+    most = conf.get().max_recipients
+    if most is not None and count > most:
+        raise InvalidMessage(
+            f"The message has {count} recipients, but EPICA_MAIL['MAX_RECIPIENTS'] allows {most}: "
+            "send a mail to each (enqueue_many, send_bulk_templated_emails), or raise the limit."
+        )
 
 
-def storable(text: object) -> str:
-    """Return text as any database takes it; the envelope keeps the original."""
-    return str(text).replace("\0", "").encode("utf-8", "replace").decode()
+def check_size(size: int) -> None:
+    """Raise ``InvalidMessage`` for a stored message larger than ``MAX_MESSAGE_BYTES``."""
+    most = conf.get().max_message_bytes
+    if most is not None and size > most:
+        raise InvalidMessage(
+            f"The message has {size} bytes, but EPICA_MAIL['MAX_MESSAGE_BYTES'] allows {most}: "
+            "send links to large files, or raise the limit."
+        )
 
 
 def _route(log: EmailLog, route: routing.Route, options: Options) -> None:
-    """Write into a row where its mail goes, and when."""
+    """Set the row's queue, transports, times and policies."""
     first, *others = route.transports or (transports.default_alias(),)
-    patience = timedelta(seconds=conf.get().give_up_after)
+    give_up_after = timedelta(seconds=conf.get().give_up_after)
     send_at = options.send_at
     log.queue = route.queue
     log.transport, log.fallbacks = first, others
     log.priority = log.pending = route.priority
     log.created_at = clock.now()
     log.due_at = send_at or clock.now()
-    log.give_up_at = send_at + patience if send_at else clock.now(patience)
+    log.give_up_at = send_at + give_up_after if send_at else clock.now(give_up_after)
     log.expires_at = options.expires_at
     if options.expires_at is None and route.expires_after is not None:
         log.expires_at = (
@@ -118,17 +122,17 @@ def _route(log: EmailLog, route: routing.Route, options: Options) -> None:
         )
     log.on_unknown = route.on_unknown
     log.additions = " ".join(route.additions)
-    log.keep_content = _keeping(route.keep_content)
+    log.keep_content = _checked_keep_content(route.keep_content)
     log.max_retries = route.max_retries
     log.retry_delay = route.retry_delay
 
 
-def _keeping(keep_content: str) -> str:
-    """Return how long content is kept, once it is sure that it may be stored at all."""
+def _checked_keep_content(keep_content: str) -> str:
+    """Return ``keep_content``; raise ``ImproperlyConfigured`` if it needs a key that is not set."""
     if keep_content == "never" and not encryption.is_on():
         raise ImproperlyConfigured(
-            "This mail has keep_content='never', which encrypts it while it waits, and there is no "
-            "key: set EPICA_MAIL['ENCRYPTION_KEYS'], or choose 'until_sent'."
+            "This mail has keep_content='never', which encrypts it while it waits, but no key is "
+            "set: set EPICA_MAIL['ENCRYPTION_KEYS'], or choose 'until_sent'."
         )
     return keep_content
 
@@ -148,26 +152,22 @@ def _recipients(message: EmailMessage, log: EmailLog) -> Iterator[EmailRecipient
 
 
 def _address(recipient: object) -> str:
-    """Return the address to search by: without its display name, in lower case."""
+    """Return the address to search by: without display name, in lower case."""
     text = storable(recipient)
     return addresses.bare(text).lower()[:320]
 
 
-def check_recipients(count: int) -> None:
-    """Refuse a mail to more recipients than ``MAX_RECIPIENTS``, with ``InvalidMessage``."""
-    most = conf.get().max_recipients
-    if most is not None and count > most:
-        raise InvalidMessage(
-            f"The message has {count} recipients, and EPICA_MAIL['MAX_RECIPIENTS'] allows {most}: "
-            "send a mail to each of them (enqueue_many, send_bulk_templated_emails), or raise it."
-        )
+def attachment(blob: Blob) -> EmailAttachment:
+    """Return the row of an attachment, which mails refer to."""
+    return EmailAttachment(
+        digest=blob.digest,
+        filename=storable(blob.filename),
+        mimetype=storable(blob.mimetype)[:255],
+        size=len(blob.content),
+        content=encryption.seal_bytes(blob.content),
+    )
 
 
-def check_size(size: int) -> None:
-    """Refuse a mail of more bytes than ``MAX_MESSAGE_BYTES``, with ``InvalidMessage``."""
-    most = conf.get().max_message_bytes
-    if most is not None and size > most:
-        raise InvalidMessage(
-            f"The message has {size} bytes, and EPICA_MAIL['MAX_MESSAGE_BYTES'] allows {most}: "
-            "send a link to what is large, or raise it."
-        )
+def storable(text: object) -> str:
+    """Return text without what some databases refuse; the envelope keeps the original."""
+    return str(text).replace("\0", "").encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Storing: the rows of checked messages, written in the caller's transaction."""
+"""Queues messages: inserts their rows in the caller's transaction and rings on its commit."""
 
 from __future__ import annotations
 
@@ -24,11 +24,59 @@ from django_epica_mail.routing import Options
 
 logger = logging.getLogger(__name__)
 
+CHUNK = 500
+"""How many mails of a bulk call are checked and inserted at a time, here and in ``bulk``."""
+
+
+def enqueue_one(message: EmailMessage, options: Options) -> EmailLog:
+    """Queue one message as ``outbox.enqueue`` does, with options already checked."""
+    of_celery = celery_config.site_route(bulk=False)
+    return insert_drafts([queueing_draft.draft(message, options, of_celery=of_celery)])[0]
+
+
+def enqueue_all(messages: Iterable[EmailMessage], options: Options) -> int:
+    """Queue all messages or none, as single mail; return how many were queued.
+
+    Messages without recipients are skipped, as Django's own backends do.
+    """
+    addressed = [message for message in messages if message.recipients()]
+    if addressed:
+        of_celery = celery_config.site_route(bulk=False)
+        insert_drafts(
+            [queueing_draft.draft(message, options, of_celery=of_celery) for message in addressed]
+        )
+    return len(addressed)
+
+
+def enqueue_pairs(pairs: Iterable[tuple[EmailMessage, Options]]) -> EmailBatch:
+    """Queue bulk mail as ``outbox.enqueue_many`` does, each message with its own options."""
+    using = router.db_for_write(EmailBatch)
+    # With a savepoint: if a later message is invalid, a caller that catches the error must be left
+    # with a usable transaction, without the rows inserted so far.
+    with transaction.atomic(using=using):
+        batch = EmailBatch.objects.using(using).create()
+        of_celery = celery_config.site_route(bulk=True)
+        for chunk in batched(pairs, CHUNK):
+            insert_drafts(
+                [
+                    queueing_draft.draft(
+                        message, options, of_celery=of_celery, bulk=True, batch=batch
+                    )
+                    for message, options in chunk
+                ]
+            )
+            batch.total += len(chunk)
+        batch.accepted = batch.position = batch.total
+        batch.finished_at = clock.now()
+        batch.save(update_fields=["total", "accepted", "position", "finished_at"])
+    batch.__dict__.pop("finished_at", None)  # an expression: read the value from the database
+    return batch
+
 
 def insert_drafts(drafts: Sequence[Draft]) -> list[EmailLog]:
     """Insert drafts in the caller's transaction and ring on its commit; return their rows.
 
-    For a draft whose idempotency key was used before, the row of that time stands in its place.
+    If the idempotency key of a draft was used before, the existing row is returned instead.
     """
     using = router.db_for_write(EmailLog)
     with _transaction(drafts, using):
@@ -48,16 +96,16 @@ def insert_drafts(drafts: Sequence[Draft]) -> list[EmailLog]:
     for draft in new:
         for name in ("created_at", "due_at", "give_up_at", "expires_at"):
             if isinstance(draft.log.__dict__.get(name), Expression):
-                delattr(draft.log, name)  # until the database has said its time
+                delattr(draft.log, name)  # an expression: read the value from the database
     return [earlier.get(draft.log.pk, draft.log) for draft in drafts]
 
 
 def _transaction(drafts: Sequence[Draft], using: str) -> AbstractContextManager[None]:
-    """Return the caller's transaction, or one of our own where it takes more than one write."""
+    """Return a context in the caller's transaction, or in a new one if several writes need it."""
     is_one_write = not any(draft.blobs or draft.log.idempotency_key for draft in drafts)
     if is_one_write and transaction.get_autocommit(using):
         return nullcontext()
-    # Inside the caller's transaction a savepoint of our own would cost two more round trips.
+    # Within the caller's transaction, a savepoint would cost two more round trips.
     return transaction.atomic(using=using, savepoint=False)
 
 
@@ -66,9 +114,9 @@ def _pending_result(log: EmailLog) -> PendingResult:
 
 
 def _claim_keys(drafts: Sequence[Draft], using: str) -> dict[UUID, EmailLog]:
-    """Insert the rows that have idempotency keys; return those used before, by the draft's id.
+    """Insert the rows with idempotency keys; return the existing rows of used keys, by draft id.
 
-    Another transaction that inserts the same key is waited for. No IntegrityError reaches the
+    Waits for another transaction that inserts the same key. No ``IntegrityError`` reaches the
     caller's transaction.
     """
     keyed = {draft.log.idempotency_key: draft.log for draft in drafts if draft.log.idempotency_key}
@@ -86,19 +134,19 @@ def _claim_keys(drafts: Sequence[Draft], using: str) -> dict[UUID, EmailLog]:
         key = draft.log.idempotency_key
         if key is not None and known[key].pk != draft.log.pk:
             earlier[draft.log.pk] = known[key]
-            if _is_another(known[key].envelope, draft.log.envelope):
+            if _differs(known[key].envelope, draft.log.envelope):
                 logger.warning(
-                    "The idempotency key of e-mail %s was used again for another message, which "
-                    "was not queued.",
+                    "The idempotency key of e-mail %s was used again for a different message, "
+                    "which was not queued.",
                     known[key].pk,
                 )
     return earlier
 
 
-def _is_another(known: str, envelope: str) -> bool:
-    """Tell whether a stored message is surely another than a new one."""
+def _differs(known: str, envelope: str) -> bool:
+    """Return whether a stored message certainly differs from a new one."""
     if not known:
-        return False  # forgotten by now
+        return False  # its content was deleted
     try:
         return encryption.unseal(known) != encryption.unseal(envelope)
     except MissingKey:
@@ -106,7 +154,7 @@ def _is_another(known: str, envelope: str) -> bool:
 
 
 def _insert_blobs(drafts: Sequence[Draft], using: str) -> None:
-    """Store each distinct content of this call once, and link it to the mails that carry it."""
+    """Insert each distinct attachment of this call once, and link it to its mails."""
     rows: dict[str, EmailAttachment] = {}
     links = []
     for draft in drafts:
@@ -120,52 +168,3 @@ def _insert_blobs(drafts: Sequence[Draft], using: str) -> None:
     link._default_manager.using(using).bulk_create(
         [link(emaillog_id=log.pk, emailattachment_id=row.pk) for log, row in links]
     )
-
-
-CHUNK = 500
-"""How many mails of a bulk call are checked and inserted at a time."""
-
-
-def enqueue_one(message: EmailMessage, options: Options) -> EmailLog:
-    """Queue one message as ``enqueue`` does, with options that are checked already."""
-    of_celery = celery_config.site_route(bulk=False)
-    return insert_drafts([queueing_draft.draft(message, options, of_celery=of_celery)])[0]
-
-
-def enqueue_all(messages: Iterable[EmailMessage], options: Options) -> int:
-    """Queue all of the messages or none of them, as single mail; return how many.
-
-    Messages without recipients are passed over, as by Django's own backends.
-    """
-    addressed = [message for message in messages if message.recipients()]
-    if addressed:
-        of_celery = celery_config.site_route(bulk=False)
-        insert_drafts(
-            [queueing_draft.draft(message, options, of_celery=of_celery) for message in addressed]
-        )
-    return len(addressed)
-
-
-def enqueue_pairs(pairs: Iterable[tuple[EmailMessage, Options]]) -> EmailBatch:
-    """Queue bulk mail as ``enqueue_many`` does, each message with options of its own."""
-    using = router.db_for_write(EmailBatch)
-    # With a savepoint: a bad message may turn up after others are inserted, and the caller who
-    # catches the error must be left with a transaction as usable as before.
-    with transaction.atomic(using=using):
-        batch = EmailBatch.objects.using(using).create()
-        of_celery = celery_config.site_route(bulk=True)
-        for portion in batched(pairs, CHUNK):
-            insert_drafts(
-                [
-                    queueing_draft.draft(
-                        message, options, of_celery=of_celery, bulk=True, batch=batch
-                    )
-                    for message, options in portion
-                ]
-            )
-            batch.total += len(portion)
-        batch.accepted = batch.position = batch.total
-        batch.finished_at = clock.now()
-        batch.save(update_fields=["total", "accepted", "position", "finished_at"])
-    batch.__dict__.pop("finished_at", None)  # an expression until the database has said its time
-    return batch

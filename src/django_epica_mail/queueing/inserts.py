@@ -1,6 +1,6 @@
-"""Inserting rows with less ado than ``bulk_create``, which builds the same SQL anew each time.
+"""Inserts rows faster than ``bulk_create``, which builds the same SQL anew on every call.
 
-What a request pays for a mail is its inserts, and most of these is the building.
+Queueing a mail costs a request the time of its inserts, most of which goes into building SQL.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ from django.db.models.sql import Query
 from django_epica_mail._compat import batched
 
 Statement = tuple[str, Sequence[Any]]
-"""SQL and the values of its placeholders."""
+"""SQL, and the values of its placeholders."""
 
-_LONGEST = 4_000_000
-"""Characters after which a statement takes no further row: MariaDB refuses long ones."""
+_MAX_STATEMENT_LENGTH = 4_000_000
+"""Characters after which a statement gets no more rows, because MariaDB refuses long ones."""
+
 _WORD = re.compile(r"[a-z0-9_]{0,32}", re.ASCII)
-_AS_THEY_ARE = (CharField, TextField, IntegerField)
-"""Fields whose text, number or NULL every database takes unchanged."""
+
+_PLAIN_FIELDS = (CharField, TextField, IntegerField)
+"""Fields whose string, integer or ``NULL`` needs no conversion for any database."""
 
 
 def insert_rows(rows: Sequence[Model], using: str, *, ignore_conflicts: bool = False) -> None:
-    """Insert rows of one model, in as few statements as the database takes.
+    """Insert rows of one model, in as few statements as the database allows.
 
-    Values are the rows' own, expressions like ``Now()`` included; keys the database numbers itself
-    are left to it, and not read back. As with ``bulk_create``, no signal is sent, and conflicts may
-    be ignored: then a row is left out whose unique values are taken.
+    Values may be expressions such as ``Now()``. The database assigns automatic keys, which are not
+    read back. As with ``bulk_create``, no signals are sent, and with ``ignore_conflicts`` a row
+    whose unique values are taken is skipped.
     """
     connection = connections[using]
     _execute(list(_statements(rows, connection, ignore_conflicts)), connection)
@@ -43,20 +45,20 @@ def insert_rows(rows: Sequence[Model], using: str, *, ignore_conflicts: bool = F
 
 
 def insert_together(groups: Sequence[Sequence[Model]], using: str) -> None:
-    """Insert rows of several models, each in the order that their references need; all or none.
+    """Insert rows of several models, all or none; referenced models must come first.
 
-    Where the database takes them as one statement, they need no transaction: the one that each
-    request would pay for is three more round trips.
+    If the database takes all of them in one statement, no transaction is opened, which would cost
+    each request three more round trips.
     """
     connection = connections[using]
     statements = [it for rows in groups for it in _statements(rows, connection)]
-    most = connection.features.max_query_params or math.inf
-    if connection.vendor == "postgresql" and sum(len(it) for _, it in statements) <= most:
+    max_params = connection.features.max_query_params or math.inf
+    if connection.vendor == "postgresql" and sum(len(it) for _, it in statements) <= max_params:
         statements = _as_one(statements)
     if len(statements) == 1:
         _execute(statements, connection)
     else:
-        # Inside the caller's transaction a savepoint of our own would cost two more round trips.
+        # Within the caller's transaction, a savepoint would cost two more round trips.
         with transaction.atomic(using=using, savepoint=False):
             _execute(statements, connection)
     for rows in groups:
@@ -70,12 +72,12 @@ def _statements(
         return
     fields, head, tail = _shape(type(rows[0]), connection.alias, ignore_conflicts)
     size = max(1, connection.ops.bulk_batch_size([field for field, _ in fields], rows))
-    for portion in batched(rows, size):
+    for chunk in batched(rows, size):
         cells: list[str] = []
         params: list[Any] = []
         length = 0
-        for row in portion:
-            if length > _LONGEST:
+        for row in chunk:
+            if length > _MAX_STATEMENT_LENGTH:
                 yield f"{head} {', '.join(cells)} {tail}", params
                 cells, params, length = [], [], 0
             before = len(params)
@@ -85,7 +87,7 @@ def _statements(
 
 
 def _as_one(statements: list[Statement]) -> list[Statement]:
-    """Return one statement of PostgreSQL's for several inserts: all but the last in a WITH."""
+    """Combine inserts into one PostgreSQL statement, with all but the last in a WITH."""
     if len(statements) < 2:
         return statements
     *first, last = (sql for sql, _ in statements)
@@ -109,9 +111,9 @@ def _mark_inserted(rows: Sequence[Model], using: str) -> None:
 def _shape(
     model: type[Model], using: str, ignore_conflicts: bool
 ) -> tuple[list[tuple[Field[Any, Any], bool]], str, str]:
-    """Return the fields of a model's rows, and its INSERT up to the values and after them.
+    """Return a model's fields, and the parts of its INSERT before and after the values.
 
-    With each field, whether its text and numbers go as they are.
+    Each field comes with whether its strings and integers need no conversion.
     """
     fields = [it for it in model._meta.concrete_fields if not isinstance(it, AutoField)]
     ops = connections[using].ops
@@ -120,7 +122,7 @@ def _shape(
     verb = ops.insert_statement(on_conflict=on_conflict)
     head = f"{verb} {ops.quote_name(model._meta.db_table)} ({columns}) VALUES"
     tail = ops.on_conflict_suffix_sql(fields, on_conflict, [], [])
-    return [(field, isinstance(field, _AS_THEY_ARE)) for field in fields], head, tail
+    return [(field, isinstance(field, _PLAIN_FIELDS)) for field in fields], head, tail
 
 
 def _cells(
@@ -129,13 +131,13 @@ def _cells(
     connection: BaseDatabaseWrapper,
     params: list[Any],
 ) -> str:
-    """Return the cells of one row, and add the values of its placeholders to ``params``.
+    """Return the cells of one row, and append the values of its placeholders to ``params``.
 
-    What is surely harmless stands in the statement itself: a placeholder costs the driver more than
-    the value, and most columns of a new mail hold NULL, a number, an id or a word of our own.
+    Harmless values are written into the statement itself: a placeholder costs the driver more, and
+    most columns of a new mail hold NULL, a number, an id or one of our own keywords.
     """
     cells = []
-    for field, goes_as_it_is in fields:
+    for field, is_plain in fields:
         value = row.__dict__[field.attname]
         if value is None:
             cells.append("NULL")
@@ -146,13 +148,13 @@ def _cells(
         elif type(value) is UUID:
             is_native = connection.features.has_native_uuid_field
             cells.append(f"'{value if is_native else value.hex}'")
-        elif goes_as_it_is and type(value) is int:
+        elif is_plain and type(value) is int:
             cells.append(str(value))
-        elif goes_as_it_is and isinstance(value, str) and (word := _WORD.fullmatch(value)):
+        elif is_plain and isinstance(value, str) and (word := _WORD.fullmatch(value)):
             cells.append(f"'{word[0]}'")
         else:
             cells.append("%s")
-            is_text = goes_as_it_is and type(value) is str
+            is_text = is_plain and type(value) is str
             params.append(value if is_text else field.get_db_prep_save(value, connection))
     return f"({', '.join(cells)})"
 

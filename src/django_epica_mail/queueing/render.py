@@ -1,8 +1,8 @@
-"""An e-mail made from templates: its subject, its plain text and its HTML.
+"""Renders an e-mail from templates: its subject, its plain text and its HTML.
 
-Given ``emails/welcome``, the files ``emails/welcome_subject.txt``, ``emails/welcome.txt`` and
-``emails/welcome.html`` are one mail. Each is looked for by itself, as Django looks for any
-template, so a site that overrides only one of them keeps the package's others.
+The templates ``emails/welcome_subject.txt``, ``emails/welcome.txt`` and ``emails/welcome.html``
+make up the mail ``emails/welcome``. Django looks each of them up separately, so a site that
+overrides only one of them keeps the package's others.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from django.utils import translation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """What the templates of one mail became."""
+    """The rendered templates of one mail."""
 
     subject: str | None
-    """One line; ``None`` where no ``_subject.txt`` is beside the template."""
+    """One line; ``None`` if the mail has no ``_subject.txt`` template."""
     text: str
-    """The plain text: of the ``.txt`` template, or derived from the HTML."""
+    """The plain text, from the ``.txt`` template or derived from the HTML."""
     html: str | None
-    """The HTML, its CSS inlined where ``css-inline`` is installed; ``None`` for a mail of text."""
+    """The HTML, with CSS inlined if ``css-inline`` is installed; ``None`` for plain-text mail."""
     name: str
-    """The name that was chosen, as the caller wrote it."""
+    """The name that was found, as the caller wrote it."""
 
 
 class _Templates(NamedTuple):
-    """The templates found for a name; they differ in class from backend to backend."""
+    """The templates found for a name; their class depends on the template backend."""
 
     name: str
     subject: Any | None
@@ -52,29 +52,29 @@ def render(
     language: str | None = None,
     using: str | None = None,
 ) -> Rendered:
-    """Render the mail that a template name stands for.
+    """Render the templates of a mail.
 
-    What ``template_name`` may be, of a mail whose files are ``x.html``, ``x.txt`` and
-    ``x_subject.txt``:
+    For a mail with the files ``x.html``, ``x.txt`` and ``x_subject.txt``, ``template_name`` may be:
 
-    - ``x.html``: the HTML must exist, the two others are used if they do;
-    - ``x.txt``: the text must exist; a mail of plain text, whether or not ``x.html`` exists;
-    - ``x``: the HTML or the text must exist, whatever exists is used;
-    - a list of these: the first that is found, as in Django's ``select_template``.
+    - ``x.html``: the HTML must exist; the other two are used if they exist;
+    - ``x.txt``: the text must exist; the mail is plain text even if ``x.html`` exists;
+    - ``x``: the HTML or the text must exist; all that exist are used;
+    - a list of these: the first one found is used, as in Django's ``select_template``.
 
-    ``context`` holds any objects. ``language`` is a code of the site's ``LANGUAGES``, by default
-    the current language; ``using`` the alias of a template engine, by default all in order.
-    ``.txt`` templates, what they include and what they extend are rendered without HTML escaping.
+    ``context`` may hold any objects. ``language`` is a code from the site's ``LANGUAGES``, by
+    default the current language. ``using`` is the alias of a template engine, by default all of
+    them in order. ``.txt`` templates, and those they include or extend, are rendered without HTML
+    escaping.
 
     Raises ``TemplateDoesNotExist`` naming every file looked for; ``ValueError`` for an unknown
-    language; ``TypeError`` for a name or context of the wrong type; ``ImproperlyConfigured`` where
-    text has to be derived and the extra ``templates`` is not installed; and whatever the templates
+    language; ``TypeError`` for a name or context of the wrong type; ``ImproperlyConfigured`` if the
+    text must be derived and the extra ``templates`` is not installed; and whatever the templates
     raise.
     """
     if context is not None and not isinstance(context, Mapping):
-        raise TypeError(f"context must be a dict of what the template uses; it is {context!r}.")
+        raise TypeError(f"context must be a dict of the template's variables; it is {context!r}.")
     templates = _select(_names(template_name), using)
-    # Each template gets a dict of its own, for Django's tags write what they name into it.
+    # Each template gets its own dict, because Django's tags store variables in it.
     values = context or {}
     with speaking(language):
         subject = templates.subject and _render_plain(templates.subject, dict(values))
@@ -121,9 +121,9 @@ def _select(names: list[str], using: str | None) -> _Templates:
 
 
 def speaking(language: str | None) -> AbstractContextManager[None]:
-    """Return a context in which lazy text speaks a language of the site's; ``None``: the current.
+    """Return a context that activates one of the site's languages; ``None`` keeps the current one.
 
-    Raises ``ValueError`` for a language the site does not have.
+    Raises ``ValueError`` for a language that the site does not offer.
     """
     if language is None:
         return nullcontext()
@@ -131,14 +131,14 @@ def speaking(language: str | None) -> AbstractContextManager[None]:
         code = translation.get_supported_language_variant(language)
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(
-            f"language must be a code of LANGUAGES (of LANGUAGE_CODE where USE_I18N is off); "
-            f"it is {language!r}. Add it to the settings, or leave it out to use the current one."
+            f"language must be a code from LANGUAGES (LANGUAGE_CODE if USE_I18N is off); "
+            f"it is {language!r}. Add it to the settings, or omit it to use the current language."
         ) from error
     return translation.override(code)
 
 
 def _render_plain(template: Any, values: dict[str, Any]) -> str:
-    """Render a template as plain text: escaping is set per engine, but belongs to the format."""
+    """Render a template without HTML escaping, which is otherwise a setting of its engine."""
     inner: Any = getattr(template, "template", None)
     if isinstance(inner, Template):
         return _unmarked(inner.render(Context(values, autoescape=False)))
@@ -149,22 +149,22 @@ def _render_plain(template: Any, values: dict[str, Any]) -> str:
 
 
 def _unmarked(rendered: str) -> str:
-    """Return a plain ``str``: the text of a mail must not count as safe HTML where it is shown."""
+    """Return a plain ``str``, so that a mail's text is not trusted as safe HTML elsewhere."""
     return rendered + ""
 
 
 @lru_cache(maxsize=8)
 def _unescaped(environment: Any) -> Any:
-    """Return a Jinja2 environment as the given one, which compiles templates without escaping."""
+    """Return an overlay of a Jinja2 environment that compiles templates without escaping."""
     return environment.overlay(autoescape=False)
 
 
 def _inline_css(html: str) -> str:
-    """Copy the rules of ``<style>`` into ``style`` attributes, where ``css-inline`` is installed.
+    """Copy the rules of ``<style>`` into ``style`` attributes, if ``css-inline`` is installed.
 
-    ``<style>`` itself stays, for what cannot be inlined (``@media``, ``:hover``): taking out only
-    what was inlined loses ``@media`` in some versions of the library. Nothing is fetched: linked
-    stylesheets are left as they are.
+    ``<style>`` itself stays, for rules that cannot be inlined (``@media``, ``:hover``): removing
+    only the inlined rules loses ``@media`` in some versions of the library. Nothing is fetched:
+    linked stylesheets are left alone.
     """
     if "<style" not in html.lower():
         return html
@@ -184,24 +184,24 @@ def _derive_text(html: str, name: str) -> str:
         lxml_html: Any = import_module("lxml.html")
     except ImportError as error:
         raise ImproperlyConfigured(
-            f"{name!r} has no template of plain text, and deriving one from the HTML needs what is "
-            f'not installed: pip install "django-epica-mail[templates]", or write '
+            f"{name!r} has no plain-text template, and the packages that derive the text from the "
+            f'HTML are not installed: pip install "django-epica-mail[templates]", or write '
             f"{name.removesuffix('.html')}.txt."
         ) from error
-    # As bytes, for a str with an XML declaration is refused; of our encoding, whatever <meta> says.
+    # As bytes, because lxml refuses a str with an XML declaration; as UTF-8, whatever <meta> says.
     parser = lxml_html.HTMLParser(encoding="utf-8", huge_tree=True)
     try:
         document = lxml_html.document_fromstring(html.encode(), parser=parser)
     except lxml_html.etree.ParserError:
-        return ""  # There is nothing in it.
+        return ""  # the document is empty
     _spell_out_links(document)
-    # What is centred in a cell of the layout would be centred by spaces.
+    # Centred text in a layout cell would be padded with spaces.
     lxml_html.etree.strip_attributes(document, "align")
     config = inscriptis.model.config.ParserConfig(
         css=inscriptis.css_profiles.STRICT_CSS_PROFILE, display_images=True
     )
     text = inscriptis.Inscriptis(document, config).get_text()
-    # Layout tables come padded to their width, and their gaps as many empty lines.
+    # Layout tables are padded to their width, and their gaps become many empty lines.
     lines = "\n".join(line.rstrip() for line in text.splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines).strip("\n") + "\n"
 

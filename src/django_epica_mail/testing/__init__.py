@@ -1,7 +1,7 @@
-"""For a site's own tests: put mail into the queue, look at it, deliver it, make it fail.
+"""Helpers for a site's own tests: queue mail, inspect it, deliver it, make deliveries fail.
 
-Works with Django's test cases as well as with pytest, for which ``epica_outbox`` is a fixture of
-the plugin that comes with the package. No server, broker or worker is needed.
+They work with Django's test cases and with pytest, for which the package's plugin has the fixture
+``epica_outbox``. No server, broker or worker is needed.
 """
 
 from django_epica_mail.testing.assertions import assert_email_queued, assert_no_email_queued

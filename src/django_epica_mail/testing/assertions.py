@@ -1,4 +1,4 @@
-"""What is in the queue: found by what a mail should be, and told apart by what it is instead."""
+"""Assertions about queued mail; on failure, they show the closest mail and its differences."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from django.core.mail import EmailMessage
 from django.db import router
 
 from django_epica_mail import lifecycle, rules
-from django_epica_mail.delivery.claim import Batch
+from django_epica_mail.delivery.claim import Batch, ClaimedMail
 from django_epica_mail.delivery.prepare import MessageLoader
 from django_epica_mail.models import EmailLog
 
 _LISTED = 10
-"""How many mails a failed assertion lists."""
+"""A failed assertion lists at most this many mails."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Queued:
-    """A row with the message it stands for, if that is kept."""
+    """A row and its message, if the content is kept."""
 
     log: EmailLog
     message: EmailMessage | None
 
     def actual(self, name: str) -> Any:
-        """Return what the mail is, by the name that an expectation gives it."""
+        """Return the value that an expectation of this name is compared with."""
         if name in _OF_ROW:
             return getattr(self.log, _OF_ROW[name])
         return None if self.message is None else _OF_MESSAGE[name](self.message)
@@ -84,17 +84,18 @@ _OF_ROW = {
 def assert_email_queued(
     count: int | None = None, *, status: str | None = None, **expected: Any
 ) -> list[EmailLog]:
-    """Assert that such mail is in the queue; return its rows, in the order they were queued.
+    """Assert that matching mail is in the queue; return its rows in the order they were queued.
 
-    ``count`` is how many there must be; otherwise at least one. ``status`` is one of
-    ``EmailLog.Status``; otherwise the mail waits for a worker. Of ``expected``, ``subject``,
+    ``count`` is the exact number of matches; the default is at least one. ``status`` is one of
+    ``EmailLog.Status``; by default, the mail waits for a worker. In ``expected``, ``subject``,
     ``body``, ``html``, ``from_email``, ``to``, ``cc``, ``bcc``, ``reply_to``, ``attachments``
-    (their file names), ``queue``, ``transport``, ``category``, ``priority``, ``send_at``,
-    ``expires_at``, ``idempotency_key`` and ``on_unknown`` must be equal; ``headers`` be among the
-    mail's; ``body_contains`` and ``html_contains`` be in the text. Text may be a compiled regular
-    expression, which is searched for, and lists of addresses one bare address that is among them.
+    (file names), ``queue``, ``transport``, ``category``, ``priority``, ``send_at``,
+    ``expires_at``, ``idempotency_key`` and ``on_unknown`` must be equal to the mail's; ``headers``
+    must be a subset of the mail's; ``body_contains`` and ``html_contains`` must occur in the text.
+    A compiled regular expression may replace any text, and is searched for. One bare address may
+    replace a list of addresses, and must be in it.
 
-    Raises ``AssertionError``, with the mail that comes closest and where it differs.
+    Raises ``AssertionError``, which shows the closest mail and its differences.
     """
     _check_names(expected)
     every = list(_rows(status))
@@ -105,7 +106,7 @@ def assert_email_queued(
 
 
 def assert_no_email_queued(*, status: str | None = None, **expected: Any) -> None:
-    """Assert that no such mail is in the queue; arguments as of ``assert_email_queued``."""
+    """Assert that no matching mail is in the queue; see ``assert_email_queued``."""
     assert_email_queued(0, status=status, **expected)
 
 
@@ -113,7 +114,7 @@ def _check_names(expected: Mapping[str, Any]) -> None:
     known = (*_OF_MESSAGE, *_OF_ROW)
     for name in expected:
         if name not in known:
-            raise TypeError(f"There is no {name!r} to expect of a mail; there are: {known}.")
+            raise TypeError(f"{name!r} is not an expectation; these are: {known}.")
 
 
 def _rows(status: str | None) -> Iterator[_Queued]:
@@ -127,15 +128,15 @@ def _message(log: EmailLog, using: str) -> EmailMessage:
     """Return the message of a row as a worker would send it."""
     batch = Batch(
         transport=log.transport,
-        mails=[log],
+        mails=[ClaimedMail(log, too_old=False, is_expired=False)],
         token=uuid.UUID(int=0),
         using=using,
         claimed_at=0,
         is_probe=False,
     )
-    contents = MessageLoader(batch)
-    contents.fetch(log)
-    return contents.message(log)
+    loader = MessageLoader(batch)
+    loader.fetch(log)
+    return loader.message(log)
 
 
 def _differences(queued: _Queued, expected: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -168,13 +169,13 @@ def _explanation(
     status: str | None,
     expected: Mapping[str, Any],
 ) -> Iterator[str]:
-    what = f"{status} e-mail" if status else "e-mail waiting"
+    what = f"{status or 'waiting'} e-mails"
     wanted = "at least one" if count is None else count
-    yield f"{found} of {len(every)} {what} are as expected; {wanted} should be."
+    yield f"{found} of {len(every)} {what} match; expected {wanted}."
     others = [it for it in every if any(_differences(it, expected))]
     if others and found < (1 if count is None else count):
         closest = min(others, key=lambda it: len(list(_differences(it, expected))))
-        yield f"The closest is {closest}, where it differs (- expected, + actual):"
+        yield f"Closest: {closest}. Differences (- expected, + actual):"
         for name, desired, actual in _differences(closest, expected):
             yield f"  {name}"
             yield from (f"    {line}" for line in _diff(desired, actual))
@@ -186,7 +187,7 @@ def _explanation(
 
 
 def _diff(wanted: Any, actual: Any) -> Iterator[str]:
-    """Yield the lines by which two values differ."""
+    """Yield the lines that show how two values differ."""
     if isinstance(wanted, str) and isinstance(actual, str):
         sides = wanted.splitlines(), actual.splitlines()
         if max(map(len, sides)) > 1:

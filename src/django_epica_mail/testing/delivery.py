@@ -1,4 +1,4 @@
-"""Deliveries in the test's own process, and how to make them fail."""
+"""Deliveries in the test's own process, and simulated failures."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from django_epica_mail.transports import connection
 
 
 def drain_email_queue(queue: str | None = None) -> list[EmailMessage]:
-    """Deliver all mail that is due, in this process; return the messages that arrived.
+    """Deliver all due mail in this process; return the messages that arrived.
 
-    They are in ``mail.outbox`` too. Calls of ``send_bulk_emails_task`` that wait for a worker
-    become mails first. ``queue`` restricts it to one queue. What is not due stays: ``travel`` and
-    ``travel_to`` make it so.
+    They are in ``mail.outbox`` as well. Bulk calls that wait for a worker
+    (``send_bulk_emails_task``) are expanded into mails first. ``queue`` limits delivery to one
+    queue. Mail that is not due stays queued; ``travel`` and ``travel_to`` make it due.
     """
     using = router.db_for_write(EmailLog)
     outbox: list[EmailMessage] = mail.outbox
@@ -43,12 +43,13 @@ def drain_email_queue(queue: str | None = None) -> list[EmailMessage]:
 
 
 class fail_delivery(_Environment):  # noqa: N801 - read as a function, as override_settings is
-    """Let tries of mails fail, as if the server had refused or the network broken.
+    """Make delivery attempts fail, as if the server had refused or the connection had broken.
 
-    ``tries`` are numbers, counted for each mail by itself from 1: ``fail_delivery(1, 2, ...)``
-    fails the first two tries of every mail; without numbers every try fails. ``reply`` is the
-    server's answer, as in ``reply=(451, "4.3.0 Try again later")``; ``error`` any exception
-    instead, raised by the transport. ``to`` restricts it to mail with that recipient.
+    ``tries`` are the numbers of the attempts to fail, counted from 1 for each mail:
+    ``fail_delivery(1, 2, ...)`` fails the first two attempts of every mail. Without numbers, every
+    attempt fails. ``reply`` is the server's reply, as in ``reply=(451, "4.3.0 Try again later")``;
+    ``error`` is an exception for the transport to raise instead. ``to`` limits failures to mail
+    with that recipient.
     """
 
     def __init__(
@@ -60,9 +61,9 @@ class fail_delivery(_Environment):  # noqa: N801 - read as a function, as overri
     ) -> None:
         super().__init__()
         if (reply is None) == (error is None):
-            raise TypeError("Give the server's reply or an error, one of the two.")
+            raise TypeError("Give either the server's reply or an error.")
         if any(number < 1 for number in tries):
-            raise ValueError(f"Tries are counted from 1; they are {tries!r}.")
+            raise ValueError(f"Attempts are counted from 1; you gave {tries!r}.")
         self._numbers = frozenset(tries)
         self._error = error or smtplib.SMTPDataError(*(reply or ()))
         self._to = to
@@ -89,7 +90,7 @@ class fail_delivery(_Environment):  # noqa: N801 - read as a function, as overri
 
 
 class _Failing(BaseEmailBackend):
-    """A transport that asks before each message."""
+    """A transport that calls ``check`` before each message."""
 
     def __init__(self, real: BaseEmailBackend, check: Any) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What a test changes around itself: where mail goes, what time it is, what must not happen.
+"""The environment of a test: where its mail goes, what time it is, what it must not open.
 
-Each is a context manager, a decorator of functions and one of test cases, as Django's own
-``override_settings`` is.
+Each change is a context manager and a decorator of functions and test cases, like Django's
+``override_settings``.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _HARMLESS = tuple(f"django.core.mail.backends.{name}" for name in ("locmem", "du
 _LOCMEM = {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}
 
 
-class RealTransportOpened(AssertionError):  # noqa: N818 - it says what happened
-    """A test tried to open a transport that reaches the world outside."""
+class RealTransportOpened(AssertionError):  # noqa: N818 - named after what happened
+    """An attempt of a test to open a transport that reaches the outside world."""
 
 
 class _Environment(TestContextDecorator):
-    """A change that can be undone; subclasses say which by ``_change``."""
+    """A change that can be undone; subclasses make it in ``_change``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,26 +57,26 @@ class _Environment(TestContextDecorator):
 
 
 class queued_mail(_Environment):  # noqa: N801 - read as a function, as override_settings is
-    """Let mail go into the queue, as on the site itself, where the test runner has replaced it.
+    """Queue mail as the site itself does, although the test runner replaced its mail settings.
 
-    Django's test runner lets all mail go to ``mail.outbox`` at once; within this, what the site
-    sends through the queue is queued again, and delivered to ``mail.outbox`` by
-    ``drain_email_queue``. No broker is rung, no result backend told, and the site's ``RATES`` are
-    not counted. Raises ``ImproperlyConfigured`` where the site sends nothing through the queue.
+    Django's test runner sends all mail straight to ``mail.outbox``. Inside this context, mail that
+    the site sends through the queue is queued, and ``drain_email_queue`` delivers it to
+    ``mail.outbox``. Neither the broker nor a result backend is contacted, and the site's ``RATES``
+    do not apply. Raises ``ImproperlyConfigured`` if the site sends nothing through the queue.
     """
 
     def _change(self, stack: ExitStack) -> None:
-        connection.close_connections()  # they may be kept by another test's settings
+        connection.close_connections()  # they may have another test's settings
         stack.callback(connection.close_connections)
         stack.enter_context(override_settings(**_site_settings()))
-        # A ring that reached a broker could wake a worker which knows nothing of this test.
+        # A ring that reached a broker could wake a worker outside this test.
         stack.enter_context(patch.object(doorbell, "_publish", return_value=True))
         stack.enter_context(patch.object(rate_limits, "_rates", return_value={}))
         stack.enter_context(patch.object(result_backend, "store", return_value=False))
 
 
 def _site_settings() -> dict[str, Any]:
-    """Return the settings of mail that the test runner replaced, its transports still being so."""
+    """Return the mail settings that the test runner replaced, but with harmless transports."""
     replaced = getattr(_TestState, "saved_data", None)
     if transports.uses_mailers():
         mailers: Mapping[str, Mapping[str, Any]] = getattr(replaced, "mailers", settings.MAILERS)
@@ -85,14 +85,14 @@ def _site_settings() -> dict[str, Any]:
             kept = {alias: mailers[alias] if alias in queues else _LOCMEM for alias in mailers}
             return {"MAILERS": kept}
         raise ImproperlyConfigured(
-            f"No alias of MAILERS leads to the queue; there are: {', '.join(mailers)}. Name "
+            f"No alias in MAILERS uses the queue; the aliases are: {', '.join(mailers)}. Set "
             f"{transports.QUEUE_BACKEND} in the settings that the tests run with."
         )
     backend = getattr(replaced, "email_backend", None) or settings.EMAIL_BACKEND
     if transports.is_queue({"BACKEND": backend}):
         return {"EMAIL_BACKEND": backend}
     raise ImproperlyConfigured(
-        f"The site's EMAIL_BACKEND is {backend!r}, which is not the queue. Name "
+        f"The site's EMAIL_BACKEND is {backend!r}, which is not the queue. Set "
         f"{transports.QUEUE_BACKEND} in the settings that the tests run with."
     )
 
@@ -100,8 +100,8 @@ def _site_settings() -> dict[str, Any]:
 class travel(_Environment):  # noqa: N801
     """Shift the queue's clock by the units of a ``timedelta``, as in ``travel(minutes=6)``.
 
-    What is due, expired, leased or old is decided by it. The clock of Python, and so
-    ``timezone.now()`` in the site's own code, stays as it is. Shifts within shifts add up.
+    It decides what is due, expired, leased or old. Python's clock, and so ``timezone.now()`` in the
+    site's own code, is unchanged. Nested shifts add up.
     """
 
     def __init__(self, **units: float) -> None:
@@ -113,27 +113,26 @@ class travel(_Environment):  # noqa: N801
 
 
 class travel_to(_Environment):  # noqa: N801
-    """Set the queue's clock to a time, an aware datetime, from which it runs on."""
+    """Set the queue's clock to an aware datetime, from which it runs on."""
 
     def __init__(self, time: datetime) -> None:
         super().__init__()
         if timezone.is_naive(time):
-            raise ValueError(f"Give an aware datetime (see django.utils.timezone); it is {time!r}.")
+            raise ValueError(f"Give an aware datetime (see django.utils.timezone), not {time!r}.")
         self._time = time
 
     def _change(self, stack: ExitStack) -> None:
-        # A little later, for the database may have a clock of its own.
+        # A second later, because the database may have its own clock.
         shift = self._time - timezone.now() + timedelta(seconds=1)
         stack.enter_context(patch.object(clock, "offset", shift))
 
 
 class no_real_transports(_Environment):  # noqa: N801
-    """Refuse to open a transport that reaches the world outside, and fail the test that tried.
+    """Refuse to open transports that reach the outside world, and fail a test that tried.
 
-    Refused are Django's SMTP backend and its subclasses, whoever opens them, and in deliveries of
-    the queue everything but Django's locmem, dummy and console backends. Raises
-    ``RealTransportOpened`` where that happens and, since a delivery takes any error for the
-    transport's, once more at the end.
+    This refuses Django's SMTP backend and its subclasses everywhere, and in deliveries of the queue
+    every backend except Django's locmem, dummy and console. Raises ``RealTransportOpened`` at once
+    and, because a delivery treats any error as the transport's, again at the end.
     """
 
     def _change(self, stack: ExitStack) -> None:
@@ -154,8 +153,9 @@ class no_real_transports(_Environment):  # noqa: N801
         def report() -> None:
             if opened:
                 raise RealTransportOpened(
-                    f"The test tried to open {', '.join(sorted(set(opened)))}. Django's test "
-                    "runner keeps mail inside where EPICA_MAIL['REAL_TRANSPORTS_IN_TESTS'] is off."
+                    f"The test tried to open {', '.join(sorted(set(opened)))}. With "
+                    "EPICA_MAIL['REAL_TRANSPORTS_IN_TESTS'] off, the queue delivers to mail.outbox "
+                    "under Django's test runner."
                 )
 
         stack.callback(report)

@@ -1,1 +1,1 @@
-"""What came back: events, webhooks, and the links that mails carry."""
+"""Tracking: the links that mails carry, provider webhooks, and the events they record."""

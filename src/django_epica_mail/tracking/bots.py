@@ -1,4 +1,4 @@
-"""Who opens and clicks: people, or machines on their behalf."""
+"""Detects opens and clicks that were made automatically rather than by a person."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _PROXY = re.compile(
     re.IGNORECASE,
 )
 _APPLE = re.compile(r"Mozilla/5\.0\s*")
-"""All that Apple's Mail Privacy Protection says of itself, whether or not a person looks."""
+"""The whole user agent of Apple's Mail Privacy Protection, whether or not a person is looking."""
 
 _PREFETCH = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
 
 
 def is_machine(user_agent: str) -> bool:
-    """Tell whether a program says of itself that it is a proxy, a scanner, or none at all."""
+    """Return whether a user agent names a proxy, a scanner or a script, or is empty."""
     name = user_agent.strip()
     return not name or _APPLE.fullmatch(name) is not None or _PROXY.search(name) is not None
 
 
 def asks_ahead(method: str, headers: Mapping[str, str]) -> bool:
-    """Tell whether a request is made before, or without, a person who looks."""
+    """Return whether a request was made before a person looked, or without one."""
     purposes = " ".join(headers.get(name, "") for name in _PREFETCH).lower()
     return method != "GET" or "prefetch" in purposes or "preview" in purposes

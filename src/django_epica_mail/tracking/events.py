@@ -1,4 +1,4 @@
-"""What happened to mail after it was sent: recorded once, in whatever order it is told."""
+"""Records what happens to mail after it is sent: each event once, in whatever order they come."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from django.db import connections, router, transaction
 from django.db.models import Exists, OuterRef
 from django.utils import timezone
 
-from django_epica_mail import clock, lifecycle, models, signals, suppression
+from django_epica_mail import clock, lifecycle, signals, suppression
 from django_epica_mail.broker import result_backend
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import (
@@ -30,16 +30,16 @@ from django_epica_mail.retry import reply_text
 Kind = EmailEvent.Kind
 
 OWN = "epica_mail"
-"""The source of what we saw ourselves."""
+"""The ``source`` of events that we observe ourselves."""
 
-_TOO_SOON = 3.0
-"""Seconds after it was sent in which no person opens a mail, or follows a link of it."""
+_SCAN_SECONDS = 3.0
+"""Seconds after sending within which no person opens a mail or follows its links."""
 
-_SAME = 10.0
-"""Seconds in which the same visit is counted once, so that no link fills the table."""
+_REPEAT_SECONDS = 10.0
+"""Seconds within which identical visits count once, so that no link can flood the table."""
 
-_SAYS_NOTHING_OF_THE_SENDING = (Kind.SUBSCRIBED, Kind.AUTORESPONDED)
-_LEFT_OPEN = (FailureKind.UNKNOWN, FailureKind.WORKER_LOST)
+_NO_PROOF_OF_SENDING = (Kind.SUBSCRIBED, Kind.AUTORESPONDED)
+_UNCERTAIN = (FailureKind.UNKNOWN, FailureKind.WORKER_LOST)
 _REASONS = {
     Kind.COMPLAINED: Suppression.Reason.COMPLAINT,
     Kind.UNSUBSCRIBED: Suppression.Reason.UNSUBSCRIBE,
@@ -51,14 +51,14 @@ REJECTION_REASONS = {
     "unsubscribed": Suppression.Reason.UNSUBSCRIBE,
 }
 PERMANENT = "permanent"
-"""The ``reason`` of a bounce after which the address is not sent to again."""
+"""The ``reason`` of a bounce that suppresses the address."""
 
 
 def record(event: EmailEvent) -> bool:
-    """Write an event down, with all that follows from it; return whether it was not known yet.
+    """Record an event and act on it; return whether it was new.
 
-    Events may be told twice, in any order, and before the worker has settled the mail: what is
-    there in the end is the same. A receiver of ``email_event`` hears of each once.
+    Events may be reported twice, in any order, and before the worker has settled the mail: the
+    result is the same. The signal ``email_event`` is sent once for each.
     """
     using = router.db_for_write(EmailEvent)
     rows = EmailEvent.objects.using(using)
@@ -67,9 +67,8 @@ def record(event: EmailEvent) -> bool:
         is_new = rows.filter(pk=event.pk).exists()
         if is_new:
             _suppress(event, using)
-            tell = partial(_tell, event)
-            transaction.on_commit(tell, using=using, robust=True)
-    # After the commit, as the worker looks for events after its own: one of the two sees the other.
+            transaction.on_commit(partial(_send_signal, event), using=using, robust=True)
+    # After the commit, because the worker looks for events after its own: one sees the other.
     follow_up = partial(_follow_up, event.email_id, event.provider_id, using)
     follow_up()
     if connections[using].in_atomic_block:
@@ -78,10 +77,10 @@ def record(event: EmailEvent) -> bool:
 
 
 def unsubscribe(found_by: str, scope: str, email_id: UUID | None) -> None:
-    """Note that a person unsubscribed by a link, and hold mail back from the address from now on.
+    """Suppress an address that unsubscribed through a link, and record the event.
 
-    ``found_by`` is the digest of the address. It may be done again, and long after the mail that
-    carried the link was deleted.
+    ``found_by`` is the digest of the address. The call may be repeated, and may come long after the
+    mail that carried the link was deleted: then only the digest is suppressed.
     """
     using = router.db_for_write(EmailEvent)
     recipients = EmailRecipient.objects.using(using).filter(email=email_id)
@@ -105,7 +104,7 @@ def unsubscribe(found_by: str, scope: str, email_id: UUID | None) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visit:
-    """Somebody, or something, that opens a mail or follows one of its links."""
+    """An open or a click, by a person or a program."""
 
     email_id: UUID
     kind: Kind
@@ -116,10 +115,10 @@ class Visit:
 
 
 def observe(visit: Visit) -> bool:
-    """Record a visit, with one write; return whether it was.
+    """Record a visit with one write; return ``False`` if its mail is deleted.
 
-    Not of a mail that is deleted. The same again within a few seconds is the same visit. Who
-    comes before the mail has been sent for some seconds is a scanner on its way.
+    Identical visits within a few seconds count once. A visit before the mail was sent, or within a
+    few seconds of it, is a scanner's and counts as automated.
     """
     using = router.db_for_write(EmailEvent)
     logs = EmailLog.objects.using(using).filter(pk=visit.email_id)
@@ -129,8 +128,14 @@ def observe(visit: Visit) -> bool:
     now = timezone.now()
     is_machine = visit.is_machine or log.finished_at is None
     if log.finished_at is not None:
-        is_machine |= (now - log.finished_at).total_seconds() < _TOO_SOON
-    what = [visit.email_id.hex, visit.kind, visit.url, is_machine, int(now.timestamp() // _SAME)]
+        is_machine |= (now - log.finished_at).total_seconds() < _SCAN_SECONDS
+    what = [
+        visit.email_id.hex,
+        visit.kind,
+        visit.url,
+        is_machine,
+        int(now.timestamp() // _REPEAT_SECONDS),
+    ]
     event = EmailEvent(
         email_id=log.pk,
         key=hashlib.sha256(repr(what).encode("utf-8", "replace")).hexdigest(),
@@ -146,43 +151,44 @@ def observe(visit: Visit) -> bool:
     rows = EmailEvent.objects.using(using)
     rows.bulk_create([event], ignore_conflicts=True)
     if signals.email_event.has_listeners(EmailEvent) and rows.filter(pk=event.pk).exists():
-        transaction.on_commit(partial(_tell, event), using=using, robust=True)
-    if log.status != Status.SENT:  # whoever looks at it, it has arrived
+        transaction.on_commit(partial(_send_signal, event), using=using, robust=True)
+    if log.status != Status.SENT:  # a visit of any kind proves that it arrived
         confirm_delivered([log.pk], using)
     return True
 
 
 def settled(ids: Iterable[UUID], provider_ids: Collection[str], using: str) -> None:
-    """Take account of events that came before their mail was settled.
+    """Apply events that arrived before their mail was settled.
 
-    ``ids`` are those of mails that were not sent; ``provider_ids`` what providers call mails.
+    ``ids`` are those of mails that were not sent; ``provider_ids`` are the providers' ids of mails.
     """
     confirm_delivered({*ids, *_tie(provider_ids, using)}, using)
 
 
 def confirm_delivered(ids: Collection[UUID], using: str) -> None:
-    """Take mail for sent whose outcome was open, where an event shows that it was.
+    """Mark mail of unknown outcome as sent if an event proves that it was.
 
-    Whatever its policy has made of it since: it is not sent again.
+    Overrides what its policy has made of it since: the mail is not sent again.
     """
     if not ids:
         return
-    left_open = DeliveryAttempt.objects.using(using).filter(
-        email=OuterRef("pk"), failure_kind__in=_LEFT_OPEN
+    uncertain = DeliveryAttempt.objects.using(using).filter(
+        email=OuterRef("pk"), failure_kind__in=_UNCERTAIN
     )
     statuses = [*lifecycle.SUCCEED.sources - {Status.SENDING}, *lifecycle.CONFIRM.sources]
-    candidates = EmailLog.objects.using(using).filter(Exists(left_open), status__in=statuses)
+    candidates = EmailLog.objects.using(using).filter(Exists(uncertain), status__in=statuses)
     logs = list(candidates.filter(pk__in=ids).only("pk", "status", "keep_content"))
-    told = _told([log.pk for log in logs], using) if logs else set()
+    proven = _proven_sent([log.pk for log in logs], using) if logs else set()
     for log in logs:
-        if log.pk in told:
+        if log.pk in proven:
             _succeed(log, using)
 
 
 def _succeed(log: EmailLog, using: str) -> None:
     move = lifecycle.SUCCEED if log.status == Status.UNKNOWN else lifecycle.CONFIRM
+    rows = EmailLog.objects.using(using)
     with transaction.atomic(using=using):
-        moved = EmailLog.objects.using(using).move(
+        moved = rows.move(
             move,
             [log.pk],
             failure_kind="",
@@ -192,24 +198,24 @@ def _succeed(log: EmailLog, using: str) -> None:
         )
         if not moved:
             return
-        if models.ends_with(move.target, log.keep_content):
-            models.forget([log.pk], using)
+        if log.forgets_content(move.target):
+            rows.forget_content([log.pk])
         result_backend.expect([log.pk], using)
     signals.email_moved.send_robust(EmailLog, email_id=log.pk, move=move, failure=None)
 
 
-def _told(ids: Sequence[UUID], using: str) -> set[UUID]:
-    """Return the mails of which an event tells that a recipient was sent to who was left open."""
-    left = defaultdict(set)
+def _proven_sent(ids: Sequence[UUID], using: str) -> set[UUID]:
+    """Return the mails with an event that proves sending to a recipient of unknown outcome."""
+    unknown = defaultdict(set)
     recipients = EmailRecipient.objects.using(using).filter(email_id__in=ids, outcome="")
     for email_id, address in recipients.values_list("email_id", "address"):
-        left[email_id].add(suppression.normalise(address))
+        unknown[email_id].add(suppression.normalise(address))
     events = EmailEvent.objects.using(using).filter(email_id__in=ids)
-    seen = events.exclude(kind__in=_SAYS_NOTHING_OF_THE_SENDING)
+    seen = events.exclude(kind__in=_NO_PROOF_OF_SENDING)
     return {
         email_id
         for email_id, address in seen.values_list("email_id", "address")
-        if email_id is not None and (not address or address in left[email_id])
+        if email_id is not None and (not address or address in unknown[email_id])
     }
 
 
@@ -219,7 +225,7 @@ def _follow_up(email_id: UUID | None, provider_id: str, using: str) -> None:
 
 
 def _tie(provider_ids: Iterable[str], using: str) -> set[UUID]:
-    """Give events that are of no mail yet the mail their provider's id stands for; return which."""
+    """Link events that have no mail yet to the mail with their provider's id; return its ids."""
     wanted = {it for it in provider_ids if it}
     if not wanted:
         return set()
@@ -245,10 +251,9 @@ def _tie(provider_ids: Iterable[str], using: str) -> set[UUID]:
 
 
 def _suppress(event: EmailEvent, using: str) -> None:
-    """Hold mail back from an address of which an event says that it wants, or takes, none.
+    """Suppress the event's address if it accepts no mail, or wants none.
 
-    Who unsubscribes from mail of a category gets the rest; so while the mail is not known, nobody
-    is suppressed for it.
+    An unsubscribe applies to the category of its mail, so it has no effect until that is known.
     """
     reason = _REASONS.get(Kind(event.kind))
     if event.kind == Kind.BOUNCED and event.reason == PERMANENT:
@@ -264,10 +269,10 @@ def _suppress(event: EmailEvent, using: str) -> None:
         logs = EmailLog.objects.using(using).filter(pk=event.email_id)
         scope = logs.values_list("category", flat=True).first() or ""
     note = f"{event.source}: {event.kind}"
-    with contextlib.suppress(ValueError):  # what a provider takes for an address, and is none
+    with contextlib.suppress(ValueError):  # the provider may report an invalid address
         suppression.add(event.address, reason=reason, scope=scope, note=note)
 
 
-def _tell(event: EmailEvent) -> None:
-    event.__dict__.pop("created_at", None)  # an expression until the database has said its time
+def _send_signal(event: EmailEvent) -> None:
+    event.__dict__.pop("created_at", None)  # a database expression until reloaded
     signals.email_event.send_robust(EmailEvent, event=event)

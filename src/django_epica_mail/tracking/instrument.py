@@ -1,4 +1,4 @@
-"""What the worker adds to a message, where the site asks for it: headers, and tracking."""
+"""Adds to a message what its row asks for: unsubscribe headers, open and click tracking."""
 
 from __future__ import annotations
 
@@ -27,11 +27,17 @@ CLICKS: Final = "clicks"
 
 LIST_UNSUBSCRIBE, LIST_UNSUBSCRIBE_POST = "List-Unsubscribe", "List-Unsubscribe-Post"
 
+_MAX_URL_LENGTH = 1500
+"""Characters of a link that is tracked. Django redirects to URLs of 2048 at most, and the signed
+link is longer than its target."""
+
+_ATTRIBUTE = re.compile(r"""[\s/]*([^\s/>=][^\s/>=]*)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s>]*))?""")
+
 
 class _OneLine(str):
-    """The value of a header that stays on one line: a link that is folded is none.
+    """A header value that is never folded, because a folded link is broken.
 
-    Python's own headers write a long word as an encoded one, which no mail reader looks into.
+    Python would write a long link as an encoded word, which mail clients do not decode here.
     """
 
     name = LIST_UNSUBSCRIBE
@@ -42,37 +48,22 @@ class _OneLine(str):
 
 
 def instrument(message: EmailMessage, mail: EmailLog) -> None:
-    """Change a message as its row asks for. Only mails with exactly one recipient do.
+    """Add to a message what its row asks for, which only a mail to one recipient does.
 
-    A mail is sent without them where no link to the site can be made any more.
+    If links to the site can no longer be made, the mail is sent without them.
     """
-    words = mail.additions.split()
+    wanted = mail.additions.split()
     try:
-        if UNSUBSCRIBE in words:
+        if UNSUBSCRIBE in wanted:
             _offer_unsubscribe(message, mail)
-        if OPENS in words or CLICKS in words:
-            _track(message, mail, opens=OPENS in words, clicks=CLICKS in words)
+        if OPENS in wanted or CLICKS in wanted:
+            _track(message, mail, opens=OPENS in wanted, clicks=CLICKS in wanted)
     except ImproperlyConfigured as error:
-        logger.error("E-mail %s is sent without the links it was to carry. %s", mail.pk, error)
-
-
-def _track(message: EmailMessage, mail: EmailLog, *, opens: bool, clicks: bool) -> None:
-    """Let the provider count opens and clicks where it can, and count them ourselves elsewhere."""
-    if transports.tracks(mail.transport):
-        vars(message).update(track_opens=opens, track_clicks=clicks)
-        return
-    instrument_html(
-        message,
-        track=partial(links.click_url, mail.pk) if clicks else None,
-        image=links.open_url(mail.pk) if opens else None,
-        but=str(_header(message, LIST_UNSUBSCRIBE) or ""),
-    )
-    for name in ("track_opens", "track_clicks"):  # which the provider would refuse
-        vars(message).pop(name, None)
+        logger.error("E-mail %s is sent without its links to the site. %s", mail.pk, error)
 
 
 def _offer_unsubscribe(message: EmailMessage, mail: EmailLog) -> None:
-    """Add the headers of RFC 2369 and RFC 8058, unless the caller has said how to unsubscribe."""
+    """Add the headers of RFC 2369 and RFC 8058, unless the caller has set its own."""
     if _header(message, LIST_UNSUBSCRIBE) is not None:
         return
     (address,) = message.recipients()
@@ -81,30 +72,43 @@ def _offer_unsubscribe(message: EmailMessage, mail: EmailLog) -> None:
     message.extra_headers[LIST_UNSUBSCRIBE_POST] = "List-Unsubscribe=One-Click"
 
 
+def _track(message: EmailMessage, mail: EmailLog, *, opens: bool, clicks: bool) -> None:
+    """Have the provider count opens and clicks if it can; otherwise count them ourselves."""
+    if transports.tracks(mail.transport):
+        vars(message).update(track_opens=opens, track_clicks=clicks)
+        return
+    instrument_html(
+        message,
+        track=partial(links.click_url, mail.pk) if clicks else None,
+        image=links.open_url(mail.pk) if opens else None,
+        exempt=str(_header(message, LIST_UNSUBSCRIBE) or ""),
+    )
+    for name in ("track_opens", "track_clicks"):  # the provider would refuse these
+        vars(message).pop(name, None)
+
+
 def _header(message: EmailMessage, name: str) -> Any:
-    """Return a header that the caller has set, however the name is written."""
+    """Return a header set by the caller, or ``None``; case does not matter in its name."""
     headers = {known.lower(): value for known, value in message.extra_headers.items()}
     return headers.get(name.lower())
 
 
-_LONGEST = 1500
-"""Characters. Django redirects to no longer address than 2048, and a signed link is longer."""
-
-_ATTRIBUTE = re.compile(r"""[\s/]*([^\s/>=][^\s/>=]*)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s>]*))?""")
-
-
 def instrument_html(
-    message: EmailMessage, *, track: Callable[[str], str] | None, image: str | None, but: str = ""
+    message: EmailMessage,
+    *,
+    track: Callable[[str], str] | None,
+    image: str | None,
+    exempt: str = "",
 ) -> None:
-    """Rewrite the HTML of a message, and nothing else of it.
+    """Rewrite the links in the HTML parts of a message, and nothing else.
 
-    ``track`` returns the link that stands in for another; ``image`` is the address of the image;
-    ``but`` is text, in which links stand that are left alone. A message that is stored as it goes
-    over the wire is left as it is.
+    ``track`` returns the replacement for a link; ``image`` is the URL of the tracking image; links
+    that occur in the text ``exempt`` are left alone. A ``RawMessage``, which is stored in its wire
+    format, is left unchanged.
     """
 
     def rewritten(text: str) -> str:
-        return rewrite_links(text, track=track, image=image, but=but)
+        return rewrite_links(text, track=track, image=image, exempt=exempt)
 
     if isinstance(message, RawMessage):
         return
@@ -120,33 +124,33 @@ def instrument_html(
 
 
 def rewrite_links(
-    text: str, *, track: Callable[[str], str] | None, image: str | None, but: str = ""
+    text: str, *, track: Callable[[str], str] | None, image: str | None, exempt: str = ""
 ) -> str:
-    """Return HTML with its links replaced and an image at its end; the rest is as it was."""
+    """Return HTML with its links replaced and an image at its end; the rest is unchanged."""
     page = _Page(text)
     edits = []
     if track is not None:
         for start, end in page.hrefs:
             url = html.unescape(text[start:end]).strip()
-            if _is_tracked(url, but):
+            if _is_tracked(url, exempt):
                 edits.append((start, end, html.escape(track(url))))
     if image is not None:
         tag = f'<img src="{html.escape(image)}" width="1" height="1" alt="">'
         edits.append((page.end_of_body, page.end_of_body, tag))
     pieces, done = [], 0
-    for start, end, new in sorted(edits):  # a link may stand after the end of the body
+    for start, end, new in sorted(edits):  # a link may come after the end of the body
         pieces += [text[done:start], new]
         done = end
     return "".join([*pieces, text[done:]])
 
 
-def _is_tracked(url: str, but: str) -> bool:
-    is_way_out = "unsubscribe" in url.lower() or url in but
-    return len(url) <= _LONGEST and links.leads_to_a_page(url) and not is_way_out
+def _is_tracked(url: str, exempt: str) -> bool:
+    is_unsubscribe = "unsubscribe" in url.lower() or url in exempt
+    return len(url) <= _MAX_URL_LENGTH and links.leads_to_a_page(url) and not is_unsubscribe
 
 
 class _Page(HTMLParser):
-    """Finds where in HTML the links stand, and where its body ends."""
+    """A parser that locates the links in HTML and the end of its body."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=False)
@@ -158,17 +162,17 @@ class _Page(HTMLParser):
         self.end_of_body = len(text) if self._end is None else self._end
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note where the first ``href`` of a link stands; of several, it is the one that counts."""
+        """Record the position of a link's first ``href``; browsers ignore any further ones."""
         if tag in ("a", "area"):
-            written = self.get_starttag_text() or ""
+            tag_text = self.get_starttag_text() or ""
             start = self._offset()
-            for name, first, last in _attributes(written, 1 + len(tag)):
+            for name, first, last in _attributes(tag_text, 1 + len(tag)):
                 if name == "href":
                     self.hrefs.append((start + first, start + last))
                     break
 
     def handle_endtag(self, tag: str) -> None:
-        """Note where the body ends; the last time counts."""
+        """Record where the body ends; the last end tag counts."""
         if tag == "body":
             self._end = self._offset()
 
@@ -178,7 +182,7 @@ class _Page(HTMLParser):
 
 
 def _attributes(tag: str, start: int) -> Iterator[tuple[str, int, int]]:
-    """Yield the attributes of a tag that have a value: name, and where the value stands."""
+    """Yield a tag's attributes that have a value: name, start and end of the value."""
     while (found := _ATTRIBUTE.match(tag, start)) is not None:
         start = found.end()
         if found[2]:

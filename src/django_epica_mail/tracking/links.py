@@ -1,4 +1,4 @@
-"""Links that a mail carries: signed, and good for one purpose each."""
+"""The links that mails carry: signed, and each valid for one purpose only."""
 
 from __future__ import annotations
 
@@ -18,57 +18,60 @@ _UNSUBSCRIBE, _OPEN, _CLICK = "unsubscribe", "open", "click"
 
 @dataclass(frozen=True, slots=True)
 class Unsubscription:
-    """Who wants no more mail of a category; ``scope`` is empty for all mail."""
+    """A request for no more mail of a category; an empty ``scope`` means all mail."""
 
     found_by: str
-    """The digest of the address, which itself stands in no link."""
+    """The digest of the address; the address itself is in no link."""
     scope: str
     email_id: UUID | None
-    """The mail that carried the link, if one did."""
+    """The mail that carried the link, if any."""
 
 
 def unsubscribe_url(address: str, category: str = "", *, email_id: UUID | None = None) -> str:
     """Return the link by which an address unsubscribes from a category, or from all mail.
 
-    For the body of a mail; the header has one of its own. Raises ``ImproperlyConfigured`` where
-    the site has no address of its own.
+    Put it in the body of a mail; the ``List-Unsubscribe`` header gets a link of its own. Raises
+    ``ImproperlyConfigured`` if the site cannot serve it, as ``check`` does.
     """
     mail = email_id.hex if email_id else ""
     return _url(_UNSUBSCRIBE, [suppression.digest(address), category, mail])
 
 
 def open_url(email_id: UUID) -> str:
-    """Return the address of the image by which a mail tells that it is opened."""
+    """Return the URL of the image that reports a mail as opened."""
     return _url(_OPEN, [email_id.hex])
 
 
 def click_url(email_id: UUID, url: str) -> str:
-    """Return the link that leads to ``url`` and tells that it is followed."""
+    """Return the link that records a click and redirects to ``url``."""
     return _url(_CLICK, [email_id.hex, url])
 
 
 def read_unsubscribe(token: str) -> Unsubscription:
-    """Return what an unsubscribe link says; raise ``BadSignature`` for what is not ours."""
+    """Return the request that an unsubscribe token encodes; raise ``BadSignature`` if invalid."""
     found_by, scope, mail = _read(_UNSUBSCRIBE, token)
     return Unsubscription(found_by, scope, UUID(mail) if mail else None)
 
 
 def read_open(token: str) -> UUID:
-    """Return the mail that is opened; raise ``BadSignature`` for what is not ours."""
+    """Return the id of the opened mail; raise ``BadSignature`` if the token is invalid."""
     (mail,) = _read(_OPEN, token)
     return UUID(mail)
 
 
 def read_click(token: str) -> tuple[UUID, str]:
-    """Return the mail and where its link leads; raise ``BadSignature`` for what is not ours."""
+    """Return the mail's id and the link's target; raise ``BadSignature`` if invalid."""
     mail, url = _read(_CLICK, token)
     if not leads_to_a_page(url):
-        raise BadSignature("The link leads to no page.")
+        raise BadSignature("The link does not lead to a web page.")
     return UUID(mail), url
 
 
 def leads_to_a_page(url: str) -> bool:
-    """Tell whether a link is of http or https and names a host, and nothing hides in it."""
+    """Return whether a URL is http(s), names a host and has no deceptive characters.
+
+    Spaces, backslashes and unprintable characters can hide where it really leads.
+    """
     try:
         parts = urlsplit(url)
         has_host = bool(parts.hostname)
@@ -79,7 +82,7 @@ def leads_to_a_page(url: str) -> bool:
 
 
 def check() -> None:
-    """Raise ``ImproperlyConfigured``, naming the remedy, where no link can be made."""
+    """Raise ``ImproperlyConfigured``, naming the remedy, if links cannot be made."""
     _path(_UNSUBSCRIBE, "x")
 
 
@@ -91,15 +94,15 @@ def _url(purpose: str, what: list[Any]) -> str:
 def _path(purpose: str, token: str) -> str:
     if conf.get().base_url is None:
         raise ImproperlyConfigured(
-            "A mail is to carry links to your site, and EPICA_MAIL['BASE_URL'] is not set: set it "
-            "to the site's own address, 'https://www.example.com' for instance."
+            "Mail with links to your site needs EPICA_MAIL['BASE_URL'], which is not set: set it "
+            "to the site's own address, such as 'https://www.example.com'."
         )
     try:
         return reverse(f"epica_mail:{purpose}", args=[token])
     except NoReverseMatch:
         raise ImproperlyConfigured(
-            "A mail is to carry links to your site, which does not serve them: add "
-            "path('mail/', include('django_epica_mail.urls')) to its URLs."
+            "Mail with links to your site needs the pages they lead to, which it does not serve: "
+            "add path('mail/', include('django_epica_mail.urls')) to its URLs."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What providers report by webhook, as anymail tells it: made an event of ours."""
+"""Receives provider webhooks through anymail and records them as events."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from django_epica_mail.transports import anymail
 _KINDS = {"queued": Kind.ACCEPTED, "sent": Kind.ACCEPTED} | {
     kind.value: kind for kind in Kind if kind is not Kind.ACCEPTED
 }
-"""Ours, by anymail's word for it."""
+"""Our kinds of event, by anymail's names for them."""
 
-_SAYS_HOW_LONG = frozenset(
+_BOUNCE_FIELDS = frozenset(
     {"bouncetype", "type", "event", "severity", "hard_bounce", "bounce_class", "status"}
 )
-_FOR_NOW = re.compile(r"soft|transient|temporary|blocked|undetermined")
-_FOR_GOOD = re.compile(r"hard|permanent|invalid_email|user_unknown|user_inactive")
-_SENDGRIDS_FOR_GOOD = "bounce"
-_SPARKPOSTS_FOR_GOOD = frozenset({"10", "30", "90"})
+_TRANSIENT = re.compile(r"soft|transient|temporary|blocked|undetermined")
+_PERMANENT = re.compile(r"hard|permanent|invalid_email|user_unknown|user_inactive")
+_SENDGRID_PERMANENT = "bounce"
+_SPARKPOST_PERMANENT = frozenset({"10", "30", "90"})
 _NO_SUCH_ADDRESS = re.compile(r"\b5\.(1\.[1236]|2\.1|4\.4)\b")
-"""Enhanced status codes of an address or domain that is not, or is no longer, there; RFC 3463."""
+"""Enhanced status codes (RFC 3463) of an address or domain that does not exist (any more)."""
 
 
 def receive(sender: object, *, event: Any, esp_name: str, **_: Any) -> None:
-    """Record an event that anymail's ``tracking`` signal tells.
+    """Record an event reported by anymail's ``tracking`` signal.
 
-    Raises ``DatabaseError``, so that the provider, which is answered with 500, tells it again.
+    Raises ``DatabaseError``: the provider then gets status 500 and reports the event again.
     """
     kind = _KINDS.get(event.event_type)
     if kind is None:
@@ -70,7 +70,7 @@ def receive(sender: object, *, event: Any, esp_name: str, **_: Any) -> None:
 
 
 def _find_email(metadata: object, provider_id: str, using: str) -> UUID | None:
-    """Return the mail an event is of: by our id, else by the provider's, else by Message-ID."""
+    """Return the id of the event's mail, found by our id, the provider's id or the Message-ID."""
     logs = EmailLog.objects.using(using)
     try:
         our_id = UUID(str(metadata[anymail.ID]))  # type: ignore[index]
@@ -89,9 +89,9 @@ def _find_email(metadata: object, provider_id: str, using: str) -> UUID | None:
 
 
 def _url(url: str, mail: UUID | None, using: str) -> str:
-    """Return a link as it is kept: not at all, of a mail whose own content is not kept.
+    """Return the link to store: empty if the content of its mail is not kept.
 
-    It may be a secret, to choose a new password by for instance.
+    It may be a secret, such as a password reset link.
     """
     if not url or mail is None:
         return reply_text(url)
@@ -100,9 +100,9 @@ def _url(url: str, mail: UUID | None, using: str) -> str:
 
 
 def _key(event: Any, esp_name: str, kind: Kind, address: str) -> str:
-    """Return a digest that is the same however often a provider tells of an event.
+    """Return a digest that identifies an event however often the provider reports it.
 
-    Amazon SES tells of several recipients under one id; some providers give no id.
+    Amazon SES reports several recipients under one event id; some providers give no id.
     """
     at = event.timestamp.isoformat() if event.timestamp else ""
     what = [event.event_id] if event.event_id else [at, event.message_id, event.click_url]
@@ -117,25 +117,25 @@ def _reason(kind: Kind, event: Any, raw: Mapping[str, Any]) -> str:
 
 
 def is_for_good(reply: str, raw: Mapping[str, Any]) -> bool:
-    """Tell whether a bounce is for good: by the provider's own words, else by the server's code.
+    """Return whether a bounce is permanent, by the provider's classification or the reply code.
 
-    A bounce of which neither says so is not: to send once more does less harm than never again.
+    If neither classifies it, it is not: sending once more does less harm than never sending again.
     """
     words = set(_words(raw))
-    if any(_FOR_NOW.search(word) for word in words):
+    if any(_TRANSIENT.search(word) for word in words):
         return False
     return (
-        any(_FOR_GOOD.search(word) for word in words)
-        or (_SENDGRIDS_FOR_GOOD in words and "sg_event_id" in raw)
-        or bool(_SPARKPOSTS_FOR_GOOD & words)
+        any(_PERMANENT.search(word) for word in words)
+        or (_SENDGRID_PERMANENT in words and "sg_event_id" in raw)
+        or bool(_SPARKPOST_PERMANENT & words)
         or _NO_SUCH_ADDRESS.search(reply) is not None
     )
 
 
 def _words(raw: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
-    """Yield what the fields of an event that say how long a bounce lasts say."""
+    """Yield the values of those fields of an event that classify a bounce."""
     for name, value in raw.items():
         if isinstance(value, Mapping) and depth < 3:
             yield from _words(value, depth + 1)
-        elif str(name).lower() in _SAYS_HOW_LONG:
+        elif str(name).lower() in _BOUNCE_FIELDS:
             yield str(name).lower() if value is True else str(value).lower()

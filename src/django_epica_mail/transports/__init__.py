@@ -1,1 +1,1 @@
-"""The way out: which transports a site has, and the connections to them."""
+"""Transports: which ones a site configures, the connections to them, and what is sent."""

@@ -1,6 +1,6 @@
-"""Providers by HTTP, through anymail's backends: what they are given, and what they answer.
+"""HTTP providers, through anymail's backends: prepares messages and classifies the answers.
 
-By the names of anymail's classes and attributes, for anymail need not be installed.
+anymail is optional, so its classes and attributes are recognised by name.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from django_epica_mail.messages import addresses
 from django_epica_mail.retry import Failure, Kind, Result, mildest, reply_text
 
 ID = "epica_mail_id"
-"""The name of our id in the metadata that providers repeat in their events."""
+"""The key of our id in the metadata that providers repeat in their events."""
 
-_ANYMAIL = "anymail.exceptions"
 HTTP_STATUS_KIND = {
     401: Kind.OUTAGE,
     403: Kind.OUTAGE,
@@ -38,44 +37,46 @@ AMAZON_ERROR_KIND = {
     "ExpiredTokenException": Kind.OUTAGE,
     "UnrecognizedClientException": Kind.OUTAGE,
 }
-"""Errors of Amazon SES that come with a status of 400 and mean more than that."""
+"""Errors of Amazon SES that come with status 400 but are more specific than it."""
 
-_NEVER_SENT = frozenset(
+_EXCEPTIONS_MODULE = "anymail.exceptions"
+_NOT_POSTED = frozenset(
     (
         *("ConnectTimeout", "ConnectTimeoutError", "NewConnectionError", "NameResolutionError"),
         *("EndpointConnectionError", "NoCredentialsError", "PartialCredentialsError"),
     )
 )
-_REFUSED = {"invalid": Kind.PERMANENT, "rejected": Kind.PERMANENT, "failed": Kind.TRANSIENT}
-"""What anymail's status of one recipient means, where the provider did not take it."""
-
-_WITH_METADATA = frozenset(
+"""Classes of errors raised before anything is posted to the provider."""
+_REFUSAL_KIND = {"invalid": Kind.PERMANENT, "rejected": Kind.PERMANENT, "failed": Kind.TRANSIENT}
+"""What anymail's status of a recipient means if the provider did not accept it."""
+_METADATA_PROVIDERS = frozenset(
     (
         *("Amazon SES", "Brevo", "Mailgun", "Mailjet", "Mailtrap", "Mandrill", "Postmark"),
         *("Resend", "Scaleway", "SendGrid", "SparkPost", "Test", "Unisender Go"),
     )
 )
-_WITH_TRACKING = frozenset(
+_TRACKING_PROVIDERS = frozenset(
     (
         *("MailerSend", "Mailgun", "Mailjet", "Mandrill", "Postmark", "SendGrid", "SparkPost"),
         *("Test", "Unisender Go"),
     )
 )
-_LONGEST_WAIT = 24 * 3600.0
+_MAX_RETRY_AFTER = 24 * 3600.0
+"""Seconds; a longer ``Retry-After`` is ignored."""
 
 
 def is_provider(backend: BaseEmailBackend | type[BaseEmailBackend]) -> bool:
-    """Tell whether a backend is one of anymail's."""
+    """Return whether a backend is one of anymail's."""
     cls = backend if isinstance(backend, type) else type(backend)
     return any(base.__module__ == "anymail.backends.base" for base in cls.__mro__)
 
 
 def restrain(backend: Any) -> None:
-    """Keep a backend within the time of one mail, and boto3 from posting a mail by itself again.
+    """Limit a backend to the time allowed for one mail, and stop boto3 from retrying on its own.
 
-    It does so after a time-out too, when the mail may have been taken.
+    boto3 would also retry after a time-out, when the provider may have accepted the mail.
     """
-    seconds = conf.get().send_timeout / 2  # for connecting, and again for the answer
+    seconds = conf.get().send_timeout / 2  # once to connect, once to read the answer
     timeout = getattr(backend, "timeout", None)
     if isinstance(timeout, (int, float)):
         backend.timeout = min(timeout, seconds)
@@ -90,76 +91,73 @@ def restrain(backend: Any) -> None:
 
 
 def prepare(backend: Any, message: EmailMessage) -> None:
-    """Give a message our id, and take from it who is not to get it.
+    """Add our id to a message, and drop the addresses that ``recipients()`` leaves out.
 
-    anymail reads To, Cc and Bcc where SMTP goes by ``recipients()``.
+    SMTP uses ``recipients()``; anymail reads To, Cc and Bcc instead.
     """
-    left = Counter(message.recipients())
+    remaining = Counter(message.recipients())
     for name in ("to", "cc", "bcc"):
         kept = []
         for address in getattr(message, name) or ():
-            if left[address]:
-                left[address] -= 1
+            if remaining[address]:
+                remaining[address] -= 1
                 kept.append(address)
         setattr(message, name, kept)
     our_id = getattr(message, ID, None)
     given = getattr(message, "metadata", None)
-    if our_id and backend.esp_name in _WITH_METADATA:
+    if our_id and backend.esp_name in _METADATA_PROVIDERS:
         known = given if isinstance(given, Mapping) else {}
         message.metadata = {**known, ID: our_id}  # type: ignore[attr-defined]
 
 
 def tracks(backend: Any) -> bool:
-    """Tell whether a provider counts opens and clicks where a message asks for it."""
-    return backend.esp_name in _WITH_TRACKING
+    """Return whether a provider tracks opens and clicks if a message asks for it."""
+    return backend.esp_name in _TRACKING_PROVIDERS
 
 
 def result(message: EmailMessage, failure: Failure | None, seconds: float) -> Result:
-    """Return what a provider said of a message and of each of its recipients."""
+    """Return what a provider answered about a message and each of its recipients."""
     status = getattr(message, "anymail_status", None)
-    said = getattr(status, "recipients", None) or {}
+    statuses = getattr(status, "recipients", None) or {}
     code = getattr(getattr(status, "esp_response", None), "status_code", None)
-    if failure is not None and not said:
+    if failure is not None and not statuses:
         return Result(failure=failure, code=failure.code, seconds=seconds)
-    if not said:
-        reply = "Nothing was sent: the mail was stopped on its way to the provider."
+    if not statuses:
+        reply = "Nothing was sent: the mail was cancelled before it reached the provider."
         failure = Failure(kind=Kind.MESSAGE, reply=reply)
         return Result(failure=failure, seconds=seconds)
-    by_address = {_bare(address): it for address, it in said.items()}
+    by_address = {_bare_lower(address): it for address, it in statuses.items()}
     refused = {}
     for position, address in enumerate(message.recipients()):
-        word = getattr(by_address.get(_bare(address)), "status", None)
-        if word in _REFUSED:
-            refused[position] = Failure(kind=_REFUSED[word], reply=f"The provider says: {word}.")
+        word = getattr(by_address.get(_bare_lower(address)), "status", None)
+        if word in _REFUSAL_KIND:
+            reply = f"The provider reported: {word}."
+            refused[position] = Failure(kind=_REFUSAL_KIND[word], reply=reply)
     if failure is None and len(refused) == len(message.recipients()):
         failure = mildest(refused.values())
-    ids = [str(it.message_id) for it in said.values() if it.message_id not in (None, "")]
+    ids = [str(it.message_id) for it in statuses.values() if it.message_id not in (None, "")]
     return Result(
         failure=failure,
         refused=refused,
         code=failure.code if failure else code,
-        reply=", ".join(sorted({str(it.status) for it in said.values()})),
+        reply=", ".join(sorted({str(it.status) for it in statuses.values()})),
         seconds=seconds,
         provider_id=ids[0][:255] if ids else "",
     )
 
 
-def _bare(address: str) -> str:
-    return addresses.bare(address).lower()
-
-
 def classify(error: Exception) -> Failure | None:
     """Return what an error of an anymail backend means, or ``None`` for any other error.
 
-    What leaves open whether the provider took the mail is ``UNKNOWN``: a time-out after posting,
-    and a gateway that does not say.
+    ``UNKNOWN`` if the provider may have accepted the mail: a time-out after posting, or a gateway
+    error.
     """
-    names = {base.__name__ for base in type(error).__mro__ if base.__module__ == _ANYMAIL}
+    names = {base.__name__ for base in type(error).__mro__ if base.__module__ == _EXCEPTIONS_MODULE}
     if not names:
         return None
     status = _http_status(error)
     return Failure(
-        kind=_kind(error, names, status),
+        kind=_failure_kind(error, names, status),
         code=status,
         reply=reply_text(f"{type(error).__name__}: {error}"),
         retry_after=_retry_after(error),
@@ -167,7 +165,7 @@ def classify(error: Exception) -> Failure | None:
 
 
 def _http_status(error: Exception) -> int | None:
-    """Return the HTTP status of a provider's answer, as anymail's and boto3's errors carry it."""
+    """Return the HTTP status of a provider's answer, from an error of anymail or boto3."""
     status = getattr(error, "status_code", None)
     response = getattr(error, "response", None)
     if status is None and isinstance(response, Mapping):
@@ -175,7 +173,7 @@ def _http_status(error: Exception) -> int | None:
     return status if isinstance(status, int) and 100 <= status < 600 else None
 
 
-def _kind(error: Exception, names: set[str], status: int | None) -> Kind:
+def _failure_kind(error: Exception, names: set[str], status: int | None) -> Kind:
     if status is not None:
         response = getattr(error, "response", None)
         if isinstance(response, Mapping):
@@ -190,36 +188,41 @@ def _kind(error: Exception, names: set[str], status: int | None) -> Kind:
     if "AnymailRecipientsRefused" in names:
         return Kind.PERMANENT
     if "AnymailAPIError" not in names:
-        return Kind.MESSAGE  # an address, a feature or a value that the provider cannot do
-    return Kind.OUTAGE if _NEVER_SENT & set(_causes(error)) else Kind.UNKNOWN
+        return Kind.MESSAGE  # an address, a feature or a value that the provider does not support
+    return Kind.OUTAGE if _NOT_POSTED & set(_error_class_names(error)) else Kind.UNKNOWN
 
 
-def _causes(error: BaseException) -> Iterator[str]:
-    """Yield the names of the classes of an error, of its causes, and of errors it was given."""
+def _error_class_names(error: BaseException) -> Iterator[str]:
+    """Yield the class names of an error, its causes and the errors among its arguments."""
     seen: set[int] = set()
-    waiting: list[object] = [error]
-    while waiting:
-        one = waiting.pop()
-        if not isinstance(one, BaseException) or id(one) in seen:
+    pending: list[object] = [error]
+    while pending:
+        current = pending.pop()
+        if not isinstance(current, BaseException) or id(current) in seen:
             continue
-        seen.add(id(one))
-        yield from (base.__name__ for base in type(one).__mro__)
-        waiting += [one.__cause__, one.__context__, getattr(one, "reason", None), *one.args]
+        seen.add(id(current))
+        yield from (base.__name__ for base in type(current).__mro__)
+        reason = getattr(current, "reason", None)
+        pending += [current.__cause__, current.__context__, reason, *current.args]
 
 
 def _retry_after(error: Exception) -> float | None:
-    """Return the seconds of a ``Retry-After`` header; RFC 9110, section 10.2.3.
+    """Return the seconds in a ``Retry-After`` header (RFC 9110, section 10.2.3).
 
-    Its other form, a date, would need a clock.
+    Its other form, a date, is ignored: it would need a clock.
     """
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):
         headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        said = headers.get("retry-after", "")
+        value = headers.get("retry-after", "")
     else:
-        said = (getattr(response, "headers", None) or {}).get("Retry-After", "")
+        value = (getattr(response, "headers", None) or {}).get("Retry-After", "")
     try:
-        seconds = float(said)
+        seconds = float(value)
     except (TypeError, ValueError):
         return None
-    return seconds if 0 <= seconds <= _LONGEST_WAIT else None
+    return seconds if 0 <= seconds <= _MAX_RETRY_AFTER else None
+
+
+def _bare_lower(address: str) -> str:
+    return addresses.bare(address).lower()

@@ -1,6 +1,6 @@
-"""Which transports a site configures, by ``MAILERS`` (Django 6.1) or ``EMAIL_BACKEND``.
+"""Reads which transports a site configures, from ``MAILERS`` (Django 6.1) or ``EMAIL_BACKEND``.
 
-The only place, beside the checks, that knows which of the two a site uses.
+Apart from the checks, only this module knows which of the two a site uses.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ LOCMEM = "django.core.mail.backends.locmem.EmailBackend"
 
 
 def uses_mailers() -> bool:
-    """Tell whether the site configures mail by ``MAILERS``."""
+    """Return whether the site configures mail with ``MAILERS``."""
     return hasattr(mail, "mailers") and hasattr(settings, "MAILERS")
 
 
 def under_test() -> bool:
-    """Tell whether Django's test runner has replaced the site's mail backends by locmem.
+    """Return whether Django's test runner has replaced the site's mail backends with locmem.
 
-    Then delivery goes there too, so that no test of a site can send real mail.
+    Delivery then uses locmem too: no test of a site can send real mail.
     """
     return hasattr(mail, "outbox") and not conf.get().real_transports_in_tests
 
 
 def is_queue(spec: Mapping[str, Any]) -> bool:
-    """Tell whether a backend's configuration leads back to the queue."""
+    """Return whether a backend's configuration leads back to the queue."""
     path = spec.get("BACKEND", DJANGO_SMTP)
     try:
         ancestors = import_string(path).__mro__
@@ -49,7 +49,7 @@ def is_queue(spec: Mapping[str, Any]) -> bool:
 
 
 def specs() -> dict[str, Mapping[str, Any]]:
-    """Return the configuration of every real transport, by alias."""
+    """Return the configuration of every real transport (never the queue itself), by alias."""
     if uses_mailers():
         configured: Mapping[str, Mapping[str, Any]] = settings.MAILERS
     else:
@@ -63,7 +63,7 @@ def aliases() -> tuple[str, ...]:
 
 
 def tracks(alias: str) -> bool:
-    """Tell whether a transport is a provider that itself counts opens and clicks of a message."""
+    """Return whether a transport is a provider that tracks opens and clicks itself."""
     if under_test():
         return False
     try:
@@ -76,7 +76,7 @@ def tracks(alias: str) -> bool:
 def default_alias() -> str:
     """Return the transport of a mail that names none.
 
-    Raises ``ImproperlyConfigured`` where the site's settings name none either.
+    Raises ``ImproperlyConfigured`` if the site's settings do not name one either.
     """
     named = conf.get().default_transport
     if named is not None:
@@ -99,7 +99,7 @@ def default_alias() -> str:
 
 
 def queueing() -> dict[str, Mapping[str, Any]]:
-    """Return the OPTIONS of every alias of ``MAILERS`` that queues mail."""
+    """Return the OPTIONS of every alias in ``MAILERS`` that queues mail; empty without it."""
     if not uses_mailers():
         return {}
     mailers: Mapping[str, Mapping[str, Any]] = settings.MAILERS
@@ -108,11 +108,11 @@ def queueing() -> dict[str, Mapping[str, Any]]:
 
 
 def is_send_mail_queued() -> bool:
-    """Tell whether ``send_mail()`` goes through the queue where it names no backend."""
+    """Return whether ``send_mail()`` without a named backend goes through the queue."""
     if under_test():
         return True
     if uses_mailers():
         return "default" in queueing()
-    with warnings.catch_warnings():  # Django 6.1 deprecates the setting; here it is asked for
+    with warnings.catch_warnings():  # Django 6.1 deprecates the setting
         warnings.simplefilter("ignore")
         return is_queue({"BACKEND": settings.EMAIL_BACKEND})

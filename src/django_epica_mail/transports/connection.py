@@ -1,4 +1,7 @@
-"""Connections to the real transports: the only place that opens one."""
+"""Connections to the real transports: the only module that opens them.
+
+A process keeps its idle connections open in a pool, and a task borrows one to send several mails.
+"""
 
 from __future__ import annotations
 
@@ -22,31 +25,37 @@ from django_epica_mail.transports.config import DJANGO_SMTP, LOCMEM, specs, unde
 from django_epica_mail.transports.smtp import RecordingBackend, recording_backend
 
 
-def _build(alias: str) -> BaseEmailBackend:
-    """Return a new, unconnected backend for a transport."""
-    if under_test():
-        spec: Mapping[str, Any] = {"BACKEND": LOCMEM}
-    else:
-        spec = specs()[alias]
-    backend_class = import_string(spec.get("BACKEND", DJANGO_SMTP))
-    options = dict(spec.get("OPTIONS", {}))
-    options.pop("fail_silently", None)  # a failure that is kept silent would be taken for success
-    if issubclass(backend_class, DjangoSMTPBackend):
-        backend_class = recording_backend(backend_class)
-        if hasattr(mail, "mailers"):
-            # Django 6.1 takes this for "by the site's EMAIL_* settings", without a warning.
-            options["alias"] = None
-    if uses_mailers():
-        options["alias"] = alias
-    backend: BaseEmailBackend = backend_class(**options)
-    backend.fail_silently = False  # nor may a class say so of itself
-    if anymail.is_provider(backend):
-        anymail.restrain(backend)
-    return backend
+@contextlib.contextmanager
+def connection(alias: str) -> Iterator[Connection]:
+    """Lend one task a connection to a transport, and keep it open for the next task."""
+    lent = _pool.take(alias)
+    try:
+        yield lent
+    except BaseException:
+        lent.close()
+        raise
+    _pool.put(lent)
+
+
+def close_connections() -> None:
+    """Close every connection of this process that no task is using."""
+    _pool.close()
+
+
+def probe(alias: str) -> Failure | None:
+    """Connect and authenticate to a transport, then close it; return why that failed, if it did."""
+    probed = Connection(alias)
+    try:
+        probed.open(time.monotonic() + conf.get().send_timeout)
+    except Exception as error:  # noqa: BLE001 - any error is the answer
+        return _classify(error, Stage.CONNECT)
+    finally:
+        probed.close()
+    return None
 
 
 class Connection:
-    """One backend, kept open over several mails, used by one task at a time."""
+    """One backend, kept open for several mails and used by one task at a time."""
 
     def __init__(self, alias: str) -> None:
         self.alias = alias
@@ -55,56 +64,33 @@ class Connection:
         self._backend: BaseEmailBackend | None = None
 
     def send(self, message: EmailMessage) -> Result:
-        """Hand a message to the transport; return what came of it. Never raises.
+        """Send a message through the transport and return the result. Never raises.
 
-        A server may have hung up on a connection since its last mail. That shows before the
-        content is sent, so one more try, on a new connection and in the time left, is safe.
+        A server may have closed the connection since its last mail. That shows before the content
+        is sent, so a second attempt, on a new connection and in the time left, is safe.
         """
         reused = self._backend is not None
         deadline = time.monotonic() + conf.get().send_timeout
-        result = self._try(message, deadline)
+        result = self._attempt(message, deadline)
         if (
             reused
             and result.failure is not None
-            and _hung_up(result.failure)
+            and _is_disconnect(result.failure)
             and time.monotonic() < deadline
         ):
-            result = self._try(message, deadline)
+            result = self._attempt(message, deadline)
         if self.mails >= conf.get().connection_max_mails:
-            self.close()
-        return result
-
-    def _try(self, message: EmailMessage, deadline: float) -> Result:
-        started = time.monotonic()
-        failure = None
-        try:
-            stage = Stage.CONNECT
-            backend = self.open(deadline)
-            if anymail.is_provider(backend):
-                anymail.prepare(backend, message)
-            stage = Stage.UNSEEN
-            backend.send_messages([message])
-        except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this mail alone
-            failure = _classify(error, _stage_reached(self._backend, stage))
-        self.mails += 1
-        self.used_at = time.monotonic()
-        seconds = self.used_at - started
-        if self._backend is not None and anymail.is_provider(self._backend):
-            result = anymail.result(message, failure, seconds)
-        else:
-            result = _result(self._backend, failure, seconds)
-        if failure is not None:
             self.close()
         return result
 
     def open(self, deadline: float) -> BaseEmailBackend:
         """Return the backend, connected and authenticated by ``deadline`` (monotonic seconds).
 
-        Raises whatever it raises that it is not; SMTP's own deadline is kept exactly.
+        Raises whatever the backend raises. Only SMTP backends keep the deadline exactly.
         """
         if self._backend is None:
             self._backend = _build(self.alias)
-            if not isinstance(self._backend, RecordingBackend):  # which opens when it begins
+            if not isinstance(self._backend, RecordingBackend):  # that one opens in begin()
                 self._backend.open()
         if isinstance(self._backend, RecordingBackend):
             self._backend.begin(deadline)
@@ -114,18 +100,64 @@ class Connection:
         """Close the backend, whatever state it is in."""
         backend, self._backend, self.mails = self._backend, None, 0
         if backend is not None:
-            with contextlib.suppress(Exception):  # it is thrown away in any case
+            with contextlib.suppress(Exception):  # the backend is discarded in any case
                 backend.close()
+
+    def _attempt(self, message: EmailMessage, deadline: float) -> Result:
+        started = time.monotonic()
+        failure = None
+        try:
+            stage = Stage.CONNECT
+            backend = self.open(deadline)
+            if anymail.is_provider(backend):
+                anymail.prepare(backend, message)
+            stage = Stage.UNSEEN
+            backend.send_messages([message])
+        except Exception as error:  # noqa: BLE001 - any error concerns this mail alone
+            failure = _classify(error, _stage_reached(self._backend, stage))
+        self.mails += 1
+        self.used_at = time.monotonic()
+        seconds = self.used_at - started
+        if self._backend is not None and anymail.is_provider(self._backend):
+            result = anymail.result(message, failure, seconds)
+        else:
+            result = _backend_result(self._backend, failure, seconds)
+        if failure is not None:
+            self.close()
+        return result
+
+
+def _build(alias: str) -> BaseEmailBackend:
+    """Return a new, unconnected backend for a transport."""
+    if under_test():
+        spec: Mapping[str, Any] = {"BACKEND": LOCMEM}
+    else:
+        spec = specs()[alias]
+    backend_class = import_string(spec.get("BACKEND", DJANGO_SMTP))
+    options = dict(spec.get("OPTIONS", {}))
+    options.pop("fail_silently", None)  # a silent failure would look like success
+    if issubclass(backend_class, DjangoSMTPBackend):
+        backend_class = recording_backend(backend_class)
+        if hasattr(mail, "mailers"):
+            # Django 6.1 reads None as "use the site's EMAIL_* settings", without a warning.
+            options["alias"] = None
+    if uses_mailers():
+        options["alias"] = alias
+    backend: BaseEmailBackend = backend_class(**options)
+    backend.fail_silently = False  # a class may have set it itself
+    if anymail.is_provider(backend):
+        anymail.restrain(backend)
+    return backend
 
 
 def _classify(error: Exception, stage: Stage) -> Failure:
-    """Return what an error means: by the site's own function if it knows, else by ours."""
+    """Return what an error means: the site's own function decides first, then this package."""
     path = conf.get().classify
     known: Failure | None = import_string(path)(error, stage) if path else None
     return known or anymail.classify(error) or retry.classify(error, stage)
 
 
-def _hung_up(failure: Failure) -> bool:
+def _is_disconnect(failure: Failure) -> bool:
     return failure.code in (None, 421) and failure.kind in (
         retry.Kind.TRANSIENT,
         retry.Kind.THROTTLED,
@@ -139,7 +171,10 @@ def _stage_reached(backend: BaseEmailBackend | None, stage: Stage) -> Stage:
     return stage
 
 
-def _result(backend: BaseEmailBackend | None, failure: Failure | None, seconds: float) -> Result:
+def _backend_result(
+    backend: BaseEmailBackend | None, failure: Failure | None, seconds: float
+) -> Result:
+    """Return the result of an attempt; only a ``RecordingBackend`` knows the server's replies."""
     if not isinstance(backend, RecordingBackend) or backend.connection is None:
         return Result(failure=failure, code=failure.code if failure else None, seconds=seconds)
     refused = {
@@ -200,39 +235,10 @@ _pool = _Pool()
 
 
 def _forget_connections() -> None:
-    """Start a forked child without its parent's connections: a socket has one user."""
+    """Drop the parent's connections in a forked child: processes cannot share a socket."""
     global _pool
     _pool = _Pool()
 
 
 _compat.run_after_fork(_forget_connections)
 atexit.register(lambda: _pool.close())
-
-
-@contextlib.contextmanager
-def connection(alias: str) -> Iterator[Connection]:
-    """Lend a connection to a transport, for one task alone, kept open for the next one."""
-    lent = _pool.take(alias)
-    try:
-        yield lent
-    except BaseException:
-        lent.close()
-        raise
-    _pool.put(lent)
-
-
-def close_connections() -> None:
-    """Close every connection of this process that no task is using."""
-    _pool.close()
-
-
-def probe(alias: str) -> Failure | None:
-    """Open a transport, with its credentials, and close it again; return why that failed."""
-    tried = Connection(alias)
-    try:
-        tried.open(time.monotonic() + conf.get().send_timeout)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
-        return _classify(error, Stage.CONNECT)
-    finally:
-        tried.close()
-    return None

@@ -1,7 +1,8 @@
-"""Policies of the standard library's e-mail, under which Django builds a mail with less ado.
+"""Policies of the standard library's ``email`` package under which Django builds a mail faster.
 
-Most of it is folding, and since Django 6.0 parsing, headers that are plain: short, printable ASCII.
-Those need neither; all others are left to it.
+Most of the cost is folding (and, since Django 6.0, parsing) headers that need neither: short,
+printable ASCII. These policies write such headers unchanged and pass all others to the standard
+library.
 """
 
 from __future__ import annotations
@@ -17,25 +18,26 @@ import django
 from django_epica_mail.messages import addresses
 
 _IS_MODERN = django.VERSION >= (6, 0)
-_LINE = 76
-"""Characters that fit into a line for certain; the standard library folds after 78."""
+_MAX_LINE_LENGTH = 76
+"""Characters that certainly fit on a line; the standard library folds after 78."""
 _WORDS = re.compile(r"[!-~]+(?: [!-~]+)*")
 _MESSAGE_ID = re.compile(r"<[A-Za-z0-9.-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*>")
-_OF_PARTS = frozenset({"content-type", "content-transfer-encoding", "mime-version"})
-_OF_ADDRESSES = frozenset({"from", "to", "cc", "reply-to"})
+_PART_HEADERS = frozenset({"content-type", "content-transfer-encoding", "mime-version"})
+_ADDRESS_HEADERS = frozenset({"from", "to", "cc", "reply-to"})
 
 
 def is_written_verbatim(name: str, value: object) -> bool:
-    """Tell whether a header is written as it was given.
+    """Return whether a header is written exactly as given.
 
-    It is plain, and, since Django 6.0 parses headers, of a kind of which that would change nothing.
+    It must be plain. Since Django 6.0 parses headers, its kind must also be one that parsing
+    leaves unchanged.
     """
     if not _is_plain(name, value):
         return False
     if not _IS_MODERN:
         return True
     kind, text = name.lower(), str(value)
-    if kind in _OF_ADDRESSES:
+    if kind in _ADDRESS_HEADERS:
         return addresses.is_plain(text)
     if kind == "message-id":
         return _MESSAGE_ID.fullmatch(text) is not None
@@ -43,16 +45,16 @@ def is_written_verbatim(name: str, value: object) -> bool:
 
 
 def _is_plain(name: str, value: object) -> bool:
-    """Tell whether text is printable words that fit into one line and stand for themselves."""
+    """Return whether a value is printable ASCII words on one line, none of them encoded."""
     return (
         isinstance(value, str)
-        and len(name) + len(value) < _LINE
+        and len(name) + len(value) < _MAX_LINE_LENGTH
         and _WORDS.fullmatch(value) is not None
-        and "=?" not in value  # RFC 2047: the beginning of an encoded word
+        and "=?" not in value  # RFC 2047: the start of an encoded word
     )
 
 
-class _Compat(Compat32):
+class _LegacyPolicy(Compat32):
     """The policy of Django 5.2's messages."""
 
     def fold_binary(self, name: str, value: Any) -> bytes:
@@ -61,13 +63,22 @@ class _Compat(Compat32):
         return super().fold_binary(name, value)
 
 
-class _PlainHeader(str):
-    """A header that is kept, and written, as it was given."""
+class _ModernPolicy(EmailPolicy):
+    """The policy of Django 6's messages, ``email.policy.SMTP``."""
+
+    def header_store_parse(self, name: str, value: Any) -> tuple[str, Any]:
+        if is_written_verbatim(name, value):
+            value = _VerbatimHeader(name, value)
+        return super().header_store_parse(name, value)
+
+
+class _VerbatimHeader(str):
+    """A header kept, and written, exactly as given."""
 
     __slots__ = ("name",)
     name: str
 
-    def __new__(cls, name: str, value: str) -> _PlainHeader:
+    def __new__(cls, name: str, value: str) -> _VerbatimHeader:
         header = super().__new__(cls, value)
         header.name = name
         return header
@@ -76,35 +87,26 @@ class _PlainHeader(str):
         return f"{self.name}: {self}{policy.linesep}"
 
 
-class _Policy(EmailPolicy):
-    """The policy of Django 6's messages, ``email.policy.SMTP``."""
+class _CachingRegistry(HeaderRegistry):
+    """The standard library's header registry, with header classes and part headers cached."""
 
-    def header_store_parse(self, name: str, value: Any) -> tuple[str, Any]:
-        if is_written_verbatim(name, value):
-            value = _PlainHeader(name, value)
-        return super().header_store_parse(name, value)
-
-
-class _Headers(HeaderRegistry):
-    """The standard library's headers, but each class, and what is said of each part, made once."""
-
-    @lru_cache(maxsize=256)  # noqa: B019 - there is one registry
+    @lru_cache(maxsize=256)  # noqa: B019 - there is only one registry
     def __getitem__(self, name: str) -> type[BaseHeader]:
         return super().__getitem__(name)
 
     def __call__(self, name: str, value: Any) -> BaseHeader:
-        if name.lower() in _OF_PARTS and isinstance(value, str) and "boundary" not in value:
-            return self._of_part(name, value)
+        if name.lower() in _PART_HEADERS and isinstance(value, str) and "boundary" not in value:
+            return self._part_header(name, value)
         return super().__call__(name, value)
 
     @lru_cache(maxsize=256)  # noqa: B019
-    def _of_part(self, name: str, value: str) -> BaseHeader:
+    def _part_header(self, name: str, value: str) -> BaseHeader:
         return super().__call__(name, value)
 
 
 POLICY: Policy = (
-    _Policy(linesep=SMTP.linesep, header_factory=_Headers())
+    _ModernPolicy(linesep=SMTP.linesep, header_factory=_CachingRegistry())
     if _IS_MODERN
-    else _Compat(linesep=SMTP.linesep)
+    else _LegacyPolicy(linesep=SMTP.linesep)
 )
-"""The policy under which a message of this Django is built."""
+"""The policy under which this version of Django builds messages."""

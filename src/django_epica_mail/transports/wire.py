@@ -1,7 +1,8 @@
-"""Building the bytes of a mail: those that Django's SMTP backend puts on the wire, with less ado.
+"""Builds the bytes of a mail: the same as Django's SMTP backend would send, but faster.
 
-Building is the largest part of what a mail costs a worker. An ordinary one, text with alternatives,
-is written outright; any other is built by Django, under policies that skip what costs most.
+Building a mail is the largest part of a worker's cost per mail. An ordinary mail (text, with or
+without alternatives) is written directly. Django builds any other mail, under the policies of
+``header_folding``, which skip the most expensive steps.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from typing import NamedTuple
 import django
 from django.conf import settings
 from django.core.mail import EmailMessage, EmailMultiAlternatives
-from django.core.mail.message import forbid_multi_line_headers
 from django.utils.timezone import get_current_timezone
 
 from django_epica_mail.transports import header_folding
@@ -29,24 +29,26 @@ if django.VERSION < (6, 0):
     from django.core.mail.message import forbid_multi_line_headers
 
 _IS_MODERN = django.VERSION >= (6, 0)
-_ALTERNATIVE = getattr(EmailMultiAlternatives, "alternative_subtype", None)
-_MIMETYPE = re.compile(r"text/[a-z]{1,20}")
-_NAME = re.compile(r"[A-Za-z0-9-]{1,40}")
-_LONGEST = 998
-"""Bytes in a line (RFC 5322, section 2.1.1); text with a longer one is encoded by Django 5.2."""
-_VERSION = "MIME-Version: 1.0\r\n"
+_DEFAULT_ALTERNATIVE_SUBTYPE = getattr(EmailMultiAlternatives, "alternative_subtype", None)
+_TEXT_TYPE = re.compile(r"text/[a-z]{1,20}")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,40}")
+_MAX_LINE_BYTES = 998
+"""RFC 5322, section 2.1.1. Django 5.2 encodes text that has a longer line."""
+_MIME_VERSION = "MIME-Version: 1.0\r\n"
 _WRITTEN_FIRST = frozenset({"from", "to", "cc", "reply-to"})
-_LEFT_TO_DJANGO = frozenset(
+"""Headers written before the message's other extra headers."""
+_DJANGO_ONLY = frozenset(
     {"subject", "bcc", "mime-version", "content-type", "content-transfer-encoding"}
 )
+"""Extra headers that only Django knows how to write."""
 
 
-class _NotSimple(Exception):  # noqa: N818 - it is an answer
-    """There is something in a message about which Django has to be asked."""
+class _NotSimple(Exception):  # noqa: N818 - an answer, not an error
+    """The message has something only Django knows how to write."""
 
 
-class _Text(NamedTuple):
-    """A text as it is encoded for the wire."""
+class _EncodedText(NamedTuple):
+    """The body or an alternative, encoded for the wire."""
 
     mimetype: str
     encoding: str
@@ -54,49 +56,97 @@ class _Text(NamedTuple):
     content: bytes
 
 
+def build(message: EmailMessage) -> bytes:
+    """Return the bytes of a message that does not build its own MIME. Raises what Django raises.
+
+    They are the bytes of Django's own backend, except for the boundaries, which are random in both.
+    """
+    written = write_simple(message, new_boundary()) if _writes_same_bytes_as_django() else None
+    return _build_with_django(message) if written is None else written
+
+
 def write_simple(message: EmailMessage, boundary: str) -> bytes | None:
     """Return the bytes of a message as Django writes them, or ``None`` if it is not ordinary.
 
-    Raises what Django raises for an impossible header.
+    Raises what Django raises for an invalid header.
     """
     try:
-        texts = _texts(message)
-        headers = b"".join(_line(name, value) for name, value in _headers(message))
+        texts = _encoded_texts(message)
+        headers = b"".join(_header_line(name, value) for name, value in _message_headers(message))
     except _NotSimple:
         return None
     if len(texts) == 1:
-        return b"".join([_about(texts[0]), headers, b"\r\n", texts[0].content])
-    kind = f'Content-Type: multipart/alternative;\r\n boundary="{boundary}"\r\n'
-    pieces = [(_VERSION + kind if _IS_MODERN else kind + _VERSION).encode(), headers]
+        return b"".join([_content_headers(texts[0]), headers, b"\r\n", texts[0].content])
+    content_type = f'Content-Type: multipart/alternative;\r\n boundary="{boundary}"\r\n'
+    first = _MIME_VERSION + content_type if _IS_MODERN else content_type + _MIME_VERSION
+    pieces = [first.encode(), headers]
     for text in texts:
-        # Django 6 gives the version to the message and not to the body, which had it before.
-        about = _about(text, with_version=not (_IS_MODERN and text is texts[0]))
-        pieces += [f"\r\n--{boundary}\r\n".encode(), about, b"\r\n", text.content]
+        # Django 6 moves MIME-Version from the body to the message.
+        with_version = not (_IS_MODERN and text is texts[0])
+        part_headers = _content_headers(text, with_version=with_version)
+        pieces += [f"\r\n--{boundary}\r\n".encode(), part_headers, b"\r\n", text.content]
     return b"".join([*pieces, f"\r\n--{boundary}--\r\n".encode()])
 
 
 def new_boundary() -> str:
-    """Return a boundary in the standard library's form; its 63 random bits are in no text."""
+    """Return a boundary in the standard library's form: 63 random bits, which no text contains."""
     return f"==============={random.getrandbits(63):019d}=="
 
 
-def _texts(message: EmailMessage) -> list[_Text]:
-    """Return the body and its alternatives."""
+@cache
+def _writes_same_bytes_as_django() -> bool:
+    """Return whether this Django and this Python build a sample mail exactly as this module does.
+
+    A future version may build it differently; then Django builds every mail.
+    """
+    sample = EmailMultiAlternatives("Ş", "ş\n.", "a@example.com", ["b@example.com"])
+    sample.extra_headers = {
+        "Date": "Mon, 02 Jan 2023 04:05:06 +0000",
+        "Message-ID": "<1@a.example>",
+    }
+    sample.attach_alternative("<p>", "text/html")
+    built = _build_with_django(sample)
+    boundary = re.search(rb'boundary="([^"]+)"', built)
+    return boundary is not None and write_simple(sample, boundary[1].decode()) == built
+
+
+def _build_with_django(message: EmailMessage) -> bytes:
+    """Return the bytes of a message, built by Django under our policy."""
+    if django.VERSION >= (6, 0):
+        mime: Message = message.message(policy=header_folding.POLICY)
+        _set_boundaries(mime)
+        return mime.as_bytes()
+    mime = message.message()
+    _set_boundaries(mime)
+    mime.policy = header_folding.POLICY
+    return mime.as_bytes(linesep="\r\n")  # type: ignore[call-arg]
+
+
+def _set_boundaries(mime: Message) -> None:
+    """Give each multipart a boundary: to choose one, the standard library reads the whole text."""
+    for part in mime.walk():
+        if part.get_content_maintype() == "multipart" and part.get_boundary() is None:
+            part.set_boundary(new_boundary())
+
+
+def _encoded_texts(message: EmailMessage) -> list[_EncodedText]:
+    """Return the body and the alternatives, encoded."""
     alternatives = getattr(message, "alternatives", None) or []
+    subtype = getattr(message, "alternative_subtype", _DEFAULT_ALTERNATIVE_SUBTYPE)
     if (
         message.attachments
         or message.encoding
         or settings.DEFAULT_CHARSET != "utf-8"
-        or getattr(message, "alternative_subtype", _ALTERNATIVE) != _ALTERNATIVE
+        or subtype != _DEFAULT_ALTERNATIVE_SUBTYPE
         or (alternatives and not message.body)
     ):
         raise _NotSimple
-    texts = [_text(f"text/{message.content_subtype}", message.body)]
-    return texts + [_text(mimetype, content) for content, mimetype in alternatives]
+    texts = [_encode_text(f"text/{message.content_subtype}", message.body)]
+    return texts + [_encode_text(mimetype, content) for content, mimetype in alternatives]
 
 
-def _text(mimetype: str, content: object) -> _Text:
-    if not (isinstance(content, str) and _MIMETYPE.fullmatch(mimetype)):
+def _encode_text(mimetype: str, content: object) -> _EncodedText:
+    if not (isinstance(content, str) and _TEXT_TYPE.fullmatch(mimetype)):
         raise _NotSimple
     try:
         data = content.encode()
@@ -106,36 +156,36 @@ def _text(mimetype: str, content: object) -> _Text:
     longest = max(map(len, lines), default=0)
     encoding = "7bit" if data.isascii() else "8bit"
     if not _IS_MODERN:
-        if longest > _LONGEST:
+        if longest > _MAX_LINE_BYTES:
             raise _NotSimple
-        return _Text(mimetype, encoding, _with_crlf(data))
+        return _EncodedText(mimetype, encoding, _with_crlf(data))
     if longest > (header_folding.POLICY.max_line_length or 0):
         part = Part(policy=header_folding.POLICY)
         part.set_content(content, subtype=mimetype.removeprefix("text/"), charset="utf-8")
         payload = str(part.get_payload()).encode("ascii")
-        return _Text(mimetype, part["Content-Transfer-Encoding"], _with_crlf(payload))
-    return _Text(mimetype, encoding, b"\r\n".join(lines) + b"\r\n")
+        return _EncodedText(mimetype, part["Content-Transfer-Encoding"], _with_crlf(payload))
+    return _EncodedText(mimetype, encoding, b"\r\n".join(lines) + b"\r\n")
 
 
 def _with_crlf(data: bytes) -> bytes:
-    """Return text with the ends of lines that SMTP has."""
+    """Return text with CRLF line ends, as SMTP requires."""
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 
 
-def _about(text: _Text, *, with_version: bool = True) -> bytes:
-    """Return the headers that say what a text is, in Django's order."""
-    version = _VERSION if with_version else ""
-    kind = f'Content-Type: {text.mimetype}; charset="utf-8"\r\n'
+def _content_headers(text: _EncodedText, *, with_version: bool = True) -> bytes:
+    """Return the headers that describe a text, in Django's order."""
+    version = _MIME_VERSION if with_version else ""
+    content_type = f'Content-Type: {text.mimetype}; charset="utf-8"\r\n'
     encoding = f"Content-Transfer-Encoding: {text.encoding}\r\n"
-    about = kind + encoding + version if _IS_MODERN else kind + version + encoding
-    return about.encode()
+    headers = content_type + encoding + version if _IS_MODERN else content_type + version + encoding
+    return headers.encode()
 
 
-def _headers(message: EmailMessage) -> Iterator[tuple[str, object]]:
+def _message_headers(message: EmailMessage) -> Iterator[tuple[str, object]]:
     """Yield all other headers, in Django's order."""
     own = message.extra_headers
     names = {name.lower() for name in own}
-    if len(names) < len(own) or "message-id" not in names or not _LEFT_TO_DJANGO.isdisjoint(names):
+    if len(names) < len(own) or "message-id" not in names or not _DJANGO_ONLY.isdisjoint(names):
         raise _NotSimple
     yield "Subject", message.subject
     yield "From", own.get("From", message.from_email)
@@ -145,33 +195,33 @@ def _headers(message: EmailMessage) -> Iterator[tuple[str, object]]:
         elif values:
             yield name, ", ".join(map(str, values))
     if "date" not in names:
-        yield "Date", _date()
+        yield "Date", _date_now()
     for name, value in own.items():
         if name.lower() not in _WRITTEN_FIRST:
             yield name, value
 
 
-def _date() -> str:
+def _date_now() -> str:
     if not _IS_MODERN:
         return formatdate(localtime=settings.EMAIL_USE_LOCALTIME)
     zone = get_current_timezone() if settings.EMAIL_USE_LOCALTIME else timezone.utc
     return format_datetime(datetime.now(zone))
 
 
-def _line(name: str, value: object) -> bytes:
-    """Return a header as it is written."""
-    if not (isinstance(value, str) and value.isprintable() and _NAME.fullmatch(name)):
+def _header_line(name: str, value: object) -> bytes:
+    """Return a header as it is written, with its line end."""
+    if not (isinstance(value, str) and value.isprintable() and _HEADER_NAME.fullmatch(name)):
         raise _NotSimple
     if header_folding.is_written_verbatim(name, value):
         return f"{name}: {value}\r\n".encode()
-    return _folded(name, value)
+    return _fold_header(name, value)
 
 
 @lru_cache(maxsize=64, typed=True)
-def _folded(name: str, value: str) -> bytes:
-    """Return a header that is not plain; many are the same in each mail of a batch.
+def _fold_header(name: str, value: str) -> bytes:
+    """Return a header that needs folding or encoding; many repeat in each mail of a batch.
 
-    By the type of the value too: it may be a header that says itself how it is folded.
+    The cache is typed because a ``str`` subclass may define its own folding.
     """
     if not _IS_MODERN:
         return header_folding.POLICY.fold_binary(*forbid_multi_line_headers(name, value, "utf-8"))
@@ -181,48 +231,3 @@ def _folded(name: str, value: str) -> bytes:
     ):
         raise _NotSimple
     return header_folding.POLICY.fold_binary(name, header)
-
-
-def build(message: EmailMessage) -> bytes:
-    """Return the bytes of a message that Django itself builds; raise whatever it raises.
-
-    They are those of Django's own backend but for the boundaries, which are random in both.
-    """
-    written = write_simple(message, new_boundary()) if _writes_as_django() else None
-    return _built(message) if written is None else written
-
-
-@cache
-def _writes_as_django() -> bool:
-    """Tell whether this Django and this Python build an ordinary mail as it is written here.
-
-    One that is yet to come may do it in another way, which then holds.
-    """
-    sample = EmailMultiAlternatives("Ş", "ş\n.", "a@example.com", ["b@example.com"])
-    sample.extra_headers = {
-        "Date": "Mon, 02 Jan 2023 04:05:06 +0000",
-        "Message-ID": "<1@a.example>",
-    }
-    sample.attach_alternative("<p>", "text/html")
-    built = _built(sample)
-    boundary = re.search(rb'boundary="([^"]+)"', built)
-    return boundary is not None and write_simple(sample, boundary[1].decode()) == built
-
-
-def _built(message: EmailMessage) -> bytes:
-    """Return the bytes of a message of any kind, which Django builds."""
-    if django.VERSION >= (6, 0):
-        mime: Message = message.message(policy=header_folding.POLICY)
-        _choose_boundaries(mime)
-        return mime.as_bytes()
-    mime = message.message()
-    _choose_boundaries(mime)
-    mime.policy = header_folding.POLICY
-    return mime.as_bytes(linesep="\r\n")  # type: ignore[call-arg]
-
-
-def _choose_boundaries(mime: Message) -> None:
-    """Give each multipart a boundary; to choose one the standard library reads the whole text."""
-    for part in mime.walk():
-        if part.get_content_maintype() == "multipart" and part.get_boundary() is None:
-            part.set_boundary(new_boundary())

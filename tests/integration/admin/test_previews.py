@@ -1,4 +1,4 @@
-"""Template previews: those the site names, in each of its languages, in the sandbox."""
+"""Template previews: the templates that the site names, in each of its languages, sandboxed."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Permission, User
 from django.test import Client
-from django.urls import reverse
+
+from tests.integration.admin.pages import client_of, html_of, url
+
+LIST, PREVIEWS, FRAME = "emaillog_changelist", "emaillog_previews", "emaillog_preview"
 
 
 def sample() -> dict[str, Any]:
+    """Return a context that depends on the language."""
     from django.utils.translation import gettext
 
     return {"name": gettext("Monday")}
 
 
 @pytest.fixture
-def browser(site: None, settings: Any, epica_mail: Callable[..., None], tmp_path: Path) -> Client:
-    """Return the browser of a person who may read mails, on a site with three previews."""
+def reader(site: None, settings: Any, epica_mail: Callable[..., None], tmp_path: Path) -> Client:
+    """Log in a user who may read e-mails, on a site with three previews."""
     settings.TEMPLATES = [{**settings.TEMPLATES[0], "DIRS": [tmp_path]}]
     settings.LANGUAGES = [("en", "English"), ("tr", "Türkçe")]
     (tmp_path / "greeting.html").write_text("<p>Hi {{ name }}</p><script>alert(1)</script>")
@@ -35,70 +38,55 @@ def browser(site: None, settings: Any, epica_mail: Callable[..., None], tmp_path
             "emails/welcome": {"user_name": "Ayşe", "action_url": "https://shop.example.com/"},
         }
     )
-    user = User.objects.create_user("reader", is_staff=True)
-    names = ["view_content", "view_emaillog"]
-    user.user_permissions.set(Permission.objects.filter(codename__in=names))
-    client = Client()
-    client.force_login(user)
-    return client
+    return client_of("view_emaillog", "view_content")
 
 
-def text_of(browser: Client, **query: str) -> str:
-    page = browser.get(reverse("admin:epica_mail_emaillog_previews"), query)
-    assert page.status_code == 200
-    return page.content.decode()
-
-
-FRAME = "admin:epica_mail_emaillog_preview"
-
-
-def test_templates_with_a_sample_context_can_be_chosen(browser) -> None:
-    text = text_of(browser)
+def test_templates_with_a_sample_context_are_offered(reader) -> None:
+    text = html_of(reader, PREVIEWS)
     for name in ("greeting", "broken", "emails/welcome"):
         assert f'<option value="{name}">' in text
     assert "secret" not in text
 
 
 @pytest.mark.parametrize(("language", "day"), [("en", "Monday"), ("tr", "Pazartesi")])
-def test_a_preview_is_rendered_in_the_language_asked_for(browser, language, day) -> None:
+def test_a_preview_is_rendered_in_the_chosen_language(reader, language, day) -> None:
     query = {"template": "greeting", "language": language}
-    text = text_of(browser, **query)
+    text = html_of(reader, PREVIEWS, **query)
     assert f"A greeting for {day}" in text
     assert f"Hi {day} &amp; co" in text
-    frame = browser.get(reverse(FRAME), query)
+    frame = reader.get(url(FRAME), query)
     assert frame.content.decode() == f"<p>Hi {day}</p><script>alert(1)</script>"
     assert frame["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
 
 
-def test_the_packages_own_templates_can_be_previewed(browser) -> None:
-    text = text_of(browser, template="emails/welcome", language="tr", width="phone")
+def test_templates_of_the_package_can_be_previewed(reader) -> None:
+    text = html_of(reader, PREVIEWS, template="emails/welcome", language="tr", width="phone")
     assert "epica-frame-phone" in text
     assert "template=emails%2Fwelcome&amp;language=tr&amp;images=0" in text
-    frame = browser.get(reverse(FRAME), {"template": "emails/welcome", "language": "tr"})
+    frame = reader.get(url(FRAME), {"template": "emails/welcome", "language": "tr"})
     assert "Hesabınız" in frame.content.decode()
 
 
-def test_a_template_that_cannot_be_rendered_says_why(browser) -> None:
-    text = text_of(browser, template="broken")
+def test_a_broken_template_shows_its_error(reader) -> None:
+    text = html_of(reader, PREVIEWS, template="broken")
     assert "TemplateSyntaxError" in text
-    assert browser.get(reverse(FRAME), {"template": "broken"}).status_code == 404
+    assert reader.get(url(FRAME), {"template": "broken"}).status_code == 404
 
 
 @pytest.mark.parametrize("name", ["secret", "secret.txt", "../settings.py", ""])
-def test_no_other_template_is_ever_rendered(browser, name) -> None:
-    assert "not named" not in text_of(browser, template=name)
-    assert browser.get(reverse(FRAME), {"template": name}).status_code == 404
+def test_other_templates_are_never_rendered(reader, name) -> None:
+    assert "not named" not in html_of(reader, PREVIEWS, template=name)
+    assert reader.get(url(FRAME), {"template": name}).status_code == 404
 
 
-def test_the_list_of_mails_leads_to_the_previews(browser, epica_mail) -> None:
-    address = reverse("admin:epica_mail_emaillog_changelist")
-    assert reverse("admin:epica_mail_emaillog_previews") in browser.get(address).content.decode()
+def test_the_list_of_mails_links_to_the_previews(reader, epica_mail) -> None:
+    assert url(PREVIEWS) in html_of(reader, LIST)
     epica_mail(PREVIEWS={})
-    assert "previews/" not in browser.get(address).content.decode()
+    assert "previews/" not in html_of(reader, LIST)
 
 
 @pytest.mark.parametrize("value", [[], {"x": 3}, {"": {}}, {3: {}}])
-def test_what_is_no_preview_is_refused_with_the_setting(value) -> None:
+def test_an_invalid_setting_is_refused(value) -> None:
     from django.core.exceptions import ImproperlyConfigured
 
     from django_epica_mail import conf

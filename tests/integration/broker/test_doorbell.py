@@ -1,4 +1,4 @@
-"""The bell: once per window, bounded, quiet while the broker is down."""
+"""The doorbell: once per window, in bounded time, and silent while the broker is down."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def celery(monkeypatch) -> Any:
     return use
 
 
-def test_a_ring_carries_the_queues_name_and_its_time_and_nothing_else(redis, bell, celery) -> None:
+def test_a_ring_carries_only_its_queue_and_time(redis, bell, celery) -> None:
     celery(redis.url())
     doorbell._ring_unless_covered("emails")
     with redis.client() as client:
@@ -55,7 +55,7 @@ def test_a_ring_carries_the_queues_name_and_its_time_and_nothing_else(redis, bel
     assert len(raw) < 1500
 
 
-def test_within_the_window_a_queue_is_rung_for_once(redis, bell, celery) -> None:
+def test_a_queue_is_rung_for_once_within_the_window(redis, bell, celery) -> None:
     celery(redis.url())
     for _ in range(20):
         doorbell._ring_unless_covered("emails")
@@ -65,9 +65,7 @@ def test_within_the_window_a_queue_is_rung_for_once(redis, bell, celery) -> None
         assert client.llen("bulk_emails") == 1
 
 
-def test_a_refused_ring_is_quick_unstamps_the_window_and_silences_the_bell(
-    bell, celery, caplog
-) -> None:
+def test_a_refused_ring_unstamps_the_window_and_silences_the_bell(bell, celery, caplog) -> None:
     celery(f"redis://127.0.0.1:{free_port()}/0")
     started = time.monotonic()
     with caplog.at_level(logging.WARNING):
@@ -80,7 +78,7 @@ def test_a_refused_ring_is_quick_unstamps_the_window_and_silences_the_bell(
     assert len(caplog.records) == 1
 
 
-def test_a_broker_that_hangs_costs_the_ring_time_out_once(redis, bell, celery) -> None:
+def test_a_broker_that_hangs_costs_one_time_out(redis, bell, celery) -> None:
     celery(redis.url())
     redis.pause()
     try:
@@ -92,25 +90,25 @@ def test_a_broker_that_hangs_costs_the_ring_time_out_once(redis, bell, celery) -
         redis.resume()
 
 
-def test_a_broker_without_memory_raises_nothing(redis, bell, celery) -> None:
+def test_a_broker_out_of_memory_raises_nothing(redis, bell, celery) -> None:
     celery(redis.url())
     with redis.client() as client:
         client.config_set("maxmemory", "1")
     assert doorbell.ring("emails") is False
 
 
-def test_after_the_pause_one_ring_finds_the_broker_back(redis, bell, celery) -> None:
+def test_after_the_pause_a_ring_finds_the_broker_back(redis, bell, celery) -> None:
     celery(redis.url())
     redis.kill()
     assert doorbell.ring("emails") is False
     redis.start()
-    assert doorbell.ring("emails") is False, "it is not asked yet"
+    assert doorbell.ring("emails") is False, "too early to ask again"
     bell.silent_until = time.monotonic() - 0.001
     assert doorbell.ring("emails") is True
     assert bell.silent_until == 0
 
 
-def test_the_sites_celery_settings_are_left_as_they_are(redis, bell, celery) -> None:
+def test_the_sites_celery_settings_are_unchanged(redis, bell, celery) -> None:
     app = celery(redis.url())
     assert app.conf.task_always_eager is False
     before = dict(app.conf.changes)
@@ -128,14 +126,14 @@ def test_a_ring_without_a_time_covers_nothing_later() -> None:
     assert doorbell.needs_second_look(None) is False
 
 
-def test_a_forked_child_starts_with_a_bell_of_its_own(bell) -> None:
+def test_a_forked_child_starts_with_its_own_bell(bell) -> None:
     bell.rung_at["emails"] = time.monotonic()
     doorbell._forget_after_fork()
     assert doorbell._bell.rung_at == {}
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_eager_site_delivers_at_the_commit(smtp, bell, celery, queue_mail) -> None:
+def test_an_eager_site_delivers_on_commit(smtp, bell, celery, queue_mail) -> None:
     celery("memory://", task_always_eager=True)
     with transaction.atomic():
         queue_mail()
@@ -145,7 +143,7 @@ def test_an_eager_site_delivers_at_the_commit(smtp, bell, celery, queue_mail) ->
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_savepoint_that_is_rolled_back_takes_its_ring_along(queue_mail, rings) -> None:
+def test_a_savepoint_rolled_back_discards_its_ring(queue_mail, rings) -> None:
     with transaction.atomic():
         try:
             with transaction.atomic():
@@ -164,7 +162,7 @@ def test_without_a_transaction_the_bell_is_rung_at_once(queue_mail, rings) -> No
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_bell_that_breaks_is_no_trouble_of_the_caller(queue_mail, monkeypatch) -> None:
+def test_an_error_of_the_bell_does_not_reach_the_caller(queue_mail, monkeypatch) -> None:
     def explode(queue: str) -> None:
         raise RuntimeError("bell")
 

@@ -1,4 +1,4 @@
-"""Which mail a worker takes, in which order, and which it leaves."""
+"""Which mail a worker claims, in which order, and which it leaves."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from django_epica_mail.models import EmailLog
 def claimed(queue: str = "emails") -> list[list[object]]:
     batches = []
     while (batch := claims.claim(queue)) is not None:
-        batches.append([mail.pk for mail in batch.mails])
+        batches.append([mail.row.pk for mail in batch.mails])
     return batches
 
 
-def test_the_most_urgent_go_first_and_among_them_the_oldest(smtp, queue_mail) -> None:
+def test_mail_is_claimed_by_priority_then_age(smtp, queue_mail) -> None:
     low, first = queue_mail(priority="low"), queue_mail(priority="urgent")
     normal, second = queue_mail(priority=3), queue_mail(priority=9)
     assert claimed() == [[first.pk, second.pk], [normal.pk], [low.pk]]
 
 
-def test_a_claim_takes_a_batch_at_most(smtp, queue_mail, epica_mail) -> None:
+def test_a_claim_takes_at_most_one_batch(smtp, queue_mail, epica_mail) -> None:
     epica_mail(BATCH_SIZE=2)
     ids = [queue_mail().pk for _ in range(5)]
     assert claimed() == [ids[:2], ids[2:4], ids[4:]]
 
 
-def test_mail_of_other_queues_and_of_unknown_transports_waits(smtp, queue_mail) -> None:
+def test_mail_of_other_queues_and_unknown_transports_waits(smtp, queue_mail) -> None:
     queue_mail(transport="gone")
     queue_mail(queue="bulk_emails")
     assert claimed() == []
 
 
-def test_a_paused_queue_and_a_paused_transport_are_passed_over(smtp, queue_mail) -> None:
+def test_paused_queues_and_transports_are_skipped(smtp, queue_mail) -> None:
     log = queue_mail()
     outbox.pause(queue="emails")
     assert claimed() == []
@@ -50,7 +50,7 @@ def test_a_paused_queue_and_a_paused_transport_are_passed_over(smtp, queue_mail)
     assert claimed() == [[log.pk]]
 
 
-def test_pausing_wants_a_queue_or_a_transport() -> None:
+def test_pausing_needs_a_queue_or_a_transport() -> None:
     with pytest.raises(ValueError, match="only one"):
         gates.set_paused(True)
 
@@ -62,7 +62,7 @@ def test_a_mail_whose_worker_died_is_claimed_alone(smtp, queue_mail) -> None:
     assert claimed() == [[log.pk] for log in logs]
 
 
-def test_a_row_changed_by_hand_is_not_claimed_and_holds_up_no_other(
+def test_a_row_changed_by_hand_is_not_claimed_and_blocks_no_other(
     smtp, queue_mail, monkeypatch
 ) -> None:
     monkeypatch.setattr(claims, "_CLAIM_PATIENCE", 0.2)
@@ -71,7 +71,7 @@ def test_a_row_changed_by_hand_is_not_claimed_and_holds_up_no_other(
     assert claimed() == [[low.pk]]
 
 
-def test_a_claim_is_a_lease_in_the_name_of_its_worker(smtp, queue_mail) -> None:
+def test_a_claim_is_a_lease_that_names_the_worker(smtp, queue_mail) -> None:
     log = queue_mail()
     batch = claims.claim("emails")
     log.refresh_from_db()
@@ -83,11 +83,11 @@ def test_a_claim_is_a_lease_in_the_name_of_its_worker(smtp, queue_mail) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_no_other_worker_comes_between_reading_rows_and_marking_them(smtp, queue_mail) -> None:
-    """One who claimed, tried and postponed a mail meanwhile left it neither due nor as it was read.
+def test_rows_are_locked_between_reading_and_claiming_them(smtp, queue_mail) -> None:
+    """Another worker could otherwise claim, attempt and postpone a mail in between.
 
-    The second claim would try it too early, under the number of the first's attempt, and would
-    not know which recipients had accepted it.
+    This claim would then send it too early, under the number of the other's attempt, and without
+    knowing which recipients had accepted it.
     """
     queue_mail()
     with CaptureQueriesContext(connection) as queries:
@@ -96,7 +96,7 @@ def test_no_other_worker_comes_between_reading_rows_and_marking_them(smtp, queue
     begin = max(index for index, word in enumerate(statements) if word == "BEGIN")
     claim = statements[begin + 1 : statements.index("COMMIT", begin)]
     if connection.vendor == "sqlite":
-        # Which locks no rows, but has one writer, from the first write of a transaction on.
+        # SQLite locks no rows, but allows one writer from a transaction's first write on.
         assert claim == ["UPDATE", "SELECT", "UPDATE"]
     else:
         assert claim == ["SELECT", "UPDATE"]
@@ -115,7 +115,7 @@ def test_many_workers_never_take_the_same_mail(smtp, queue_mail, epica_mail) -> 
         connections.close_all()
 
     if connection.vendor == "sqlite":
-        # In memory, it belongs to one thread; the acceptance tests have a file, and processes.
+        # In memory, it belongs to one thread; the acceptance tests use a file and processes.
         taken += [pk for batch in claimed() for pk in batch]
     else:
         threads = [threading.Thread(target=work) for _ in range(6)]

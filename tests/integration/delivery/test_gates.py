@@ -1,4 +1,4 @@
-"""What holds mail back: pauses, and the breaker of a transport with its single probe."""
+"""Pauses, and a transport's breaker with its single probe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def breaker(smtp) -> DeliveryGate:
 
 @pytest.fixture
 def heard():
-    """Note the signals about transports."""
+    """Record the signals about transports."""
     noted: list[tuple[str, str]] = []
 
     def tripped(*, transport: str, **_: object) -> None:
@@ -41,7 +41,7 @@ def heard():
     signals.transport_recovered.disconnect(recovered)
 
 
-def test_nothing_is_held_back_at_first_and_to_know_it_costs_one_query(
+def test_without_gates_nothing_is_held_back_and_costs_one_query(
     db, django_assert_num_queries
 ) -> None:
     with django_assert_num_queries(1):
@@ -52,7 +52,7 @@ def test_nothing_is_held_back_at_first_and_to_know_it_costs_one_query(
         assert state.reasons() == {}
 
 
-def test_a_pause_concerns_its_own_queue_or_transport(db) -> None:
+def test_a_pause_affects_only_its_queue_or_transport(db) -> None:
     outbox.pause(queue="emails")
     outbox.pause(transport="ses")
     state = gates.Gates("default")
@@ -76,7 +76,7 @@ def test_one_gate_is_named_at_a_time(named) -> None:
         outbox.pause(**named)
 
 
-def test_a_tripped_transport_gets_nothing_until_its_time(breaker, queue_mail, travel) -> None:
+def test_a_tripped_transport_gets_no_mail_until_the_probe(breaker, queue_mail, travel) -> None:
     log = queue_mail()
     assert claim.claim("emails") is None
     travel(seconds=29)
@@ -84,16 +84,16 @@ def test_a_tripped_transport_gets_nothing_until_its_time(breaker, queue_mail, tr
     travel(seconds=2)
     batch = claim.claim("emails")
     assert batch is not None
-    assert (batch.is_probe, [mail.pk for mail in batch.mails]) == (True, [log.pk])
+    assert (batch.is_probe, [mail.row.pk for mail in batch.mails]) == (True, [log.pk])
 
 
 def test_only_one_worker_probes(breaker, travel) -> None:
-    assert not gates.take_probe("smtp", "default"), "it is not time yet"
+    assert not gates.take_probe("smtp", "default"), "too early"
     travel(seconds=31)
     assert gates.take_probe("smtp", "default")
     assert not gates.take_probe("smtp", "default")
     travel(seconds=31)
-    assert gates.take_probe("smtp", "default"), "the one who probed may have died"
+    assert gates.take_probe("smtp", "default"), "the worker that probed may have died"
 
 
 def test_a_probe_waits_for_a_mail_that_is_due(breaker, queue_mail, travel) -> None:
@@ -117,7 +117,7 @@ def test_a_paused_transport_is_not_probed(breaker, queue_mail, travel) -> None:
     assert claim.claim("emails") is None
 
 
-def test_each_failed_probe_is_counted_and_a_good_one_resets_all(breaker, heard) -> None:
+def test_failed_probes_are_counted_until_one_succeeds(breaker, heard) -> None:
     gates.trip("smtp", OUTAGE, "default")
     breaker.refresh_from_db()
     assert breaker.outages == 2
@@ -128,7 +128,7 @@ def test_each_failed_probe_is_counted_and_a_good_one_resets_all(breaker, heard) 
     assert heard == [("tripped", "smtp"), ("recovered", "smtp")]
 
 
-def test_a_probe_refused_for_its_own_sake_shows_that_the_transport_works(
+def test_a_refused_probe_shows_that_the_transport_works(
     breaker, smtp, queue_mail, deliver, travel
 ) -> None:
     smtp.inject(refuse("rcpt", 550, times=1))
@@ -144,7 +144,7 @@ def test_a_probe_refused_for_its_own_sake_shows_that_the_transport_works(
     assert breaker.outages == 0
 
 
-def test_a_probe_that_never_asked_the_transport_leaves_its_turn_to_the_next_mail(
+def test_a_probe_that_is_not_sent_passes_to_the_next_mail(
     breaker, smtp, queue_mail, deliver, travel
 ) -> None:
     queue_mail(expires_at=timezone.now())
@@ -160,7 +160,7 @@ def test_a_probe_that_never_asked_the_transport_leaves_its_turn_to_the_next_mail
     assert breaker.outages == 0
 
 
-def test_an_outage_uses_up_no_try_however_long_it_lasts(smtp, queue_mail, deliver, travel) -> None:
+def test_an_outage_uses_no_retry_however_long_it_lasts(smtp, queue_mail, deliver, travel) -> None:
     log = queue_mail()
     smtp.refuse_connections()
     for _ in range(6):

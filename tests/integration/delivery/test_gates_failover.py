@@ -1,4 +1,4 @@
-"""Failover: the next transport of a route takes over what the first surely did not accept."""
+"""Failover: a route's next transport takes mail that the first certainly did not accept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from django_epica_mail.models import EmailLog
 
 @pytest.fixture
 def two(smtp: SMTPServer, settings: Any, epica_mail: Any) -> SMTPServer:
-    """A transport that nobody listens to, the server, and a route from the one to the other."""
+    """Route mail to a transport that is down, with the server as the fallback."""
     backend = "django.core.mail.backends.smtp.EmailBackend"
     specs = {
         "ses": {"BACKEND": backend, "OPTIONS": {"host": "127.0.0.1", "port": 1}},
@@ -35,10 +35,10 @@ def queue(**options: Any) -> EmailLog:
     return outbox.enqueue(EmailMessage("S", "B", None, ["to@example.com"]), **options)
 
 
-def test_mail_of_a_transport_out_of_order_goes_out_by_the_next_at_once(two, deliver) -> None:
+def test_mail_of_a_tripped_transport_fails_over_at_once(two, deliver) -> None:
     logs = [queue(category="x") for _ in range(5)]
     assert {(log.transport, tuple(log.fallbacks)) for log in logs} == {("ses", ("smtp",))}
-    assert deliver() == 6  # five, and the one that found out
+    assert deliver() == 6  # five, and the attempt that found the outage
     assert len(two.accepted) == 5
     rows = EmailLog.objects.values_list("status", "transport", "fallbacks", "tries")
     assert {(s, t, tuple(f), n) for s, t, f, n in rows} == {("sent", "smtp", ("ses",), 1)}
@@ -52,7 +52,7 @@ def test_mail_without_another_transport_waits(two, deliver) -> None:
     assert maintenance.dispatch()["rerouted"] == 0
 
 
-def test_mail_queued_while_the_breaker_is_open_is_rerouted_by_the_sweep(two, deliver) -> None:
+def test_the_sweep_reroutes_mail_queued_while_the_breaker_is_open(two, deliver) -> None:
     queue(category="x")
     deliver()
     late = [queue(category="x") for _ in range(3)]
@@ -64,7 +64,7 @@ def test_mail_queued_while_the_breaker_is_open_is_rerouted_by_the_sweep(two, del
     }
 
 
-def test_what_may_have_been_accepted_is_not_given_to_another(two, deliver, epica_mail) -> None:
+def test_mail_that_may_have_been_accepted_does_not_fail_over(two, deliver, epica_mail) -> None:
     epica_mail(ROUTES=[{"match": {"category": "y"}, "transport": ["smtp", "ses"]}])
     two.inject(drop("content", times=1))
     log = queue(category="y")
@@ -74,7 +74,7 @@ def test_what_may_have_been_accepted_is_not_given_to_another(two, deliver, epica
     assert log.failure_kind == "unknown"
 
 
-def test_nothing_moves_while_every_transport_is_out_of_order(two, deliver, epica_mail) -> None:
+def test_nothing_fails_over_while_every_transport_is_tripped(two, deliver, epica_mail) -> None:
     two.refuse_connections()
     logs = [queue(category="x") for _ in range(2)]
     deliver()

@@ -1,4 +1,4 @@
-"""Guards: mail bombs are refused, and a staging site writes to nobody but those it names."""
+"""Restricted recipients: redirection, allow-lists and limits against mail bombs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def arrived(smtp: Any) -> Any:
 # -- redirection
 
 
-def test_all_mail_of_a_staging_site_goes_to_its_own_addresses(smtp, deliver, epica_mail) -> None:
+def test_all_mail_of_a_staging_site_is_redirected(smtp, deliver, epica_mail) -> None:
     epica_mail(REDIRECT_ALL_TO=STAGING)
     log = to_everyone()
     deliver()
@@ -59,7 +59,7 @@ def test_all_mail_of_a_staging_site_goes_to_its_own_addresses(smtp, deliver, epi
     assert "real.example" not in str(others)
 
 
-def test_the_log_keeps_the_true_recipients_and_the_true_subject(smtp, deliver, epica_mail) -> None:
+def test_the_row_keeps_the_real_recipients_and_subject(smtp, deliver, epica_mail) -> None:
     epica_mail(REDIRECT_ALL_TO=STAGING)
     log = to_everyone()
     deliver()
@@ -77,7 +77,7 @@ def test_rows_of_a_copied_database_are_redirected_too(smtp, deliver, epica_mail)
 
 
 @pytest.mark.parametrize("refused", [1, 2])
-def test_what_the_server_says_of_the_own_addresses_is_not_said_of_the_true_ones(
+def test_refusals_of_redirect_addresses_mark_no_real_recipient(
     smtp, deliver, epica_mail, refused
 ) -> None:
     epica_mail(REDIRECT_ALL_TO=STAGING)
@@ -90,7 +90,7 @@ def test_what_the_server_says_of_the_own_addresses_is_not_said_of_the_true_ones(
     assert outcomes == {""}
 
 
-def test_headers_that_would_name_other_recipients_are_left_out(smtp, deliver, epica_mail) -> None:
+def test_headers_that_name_other_recipients_are_removed(smtp, deliver, epica_mail) -> None:
     epica_mail(REDIRECT_ALL_TO=STAGING[:1])
     message = EmailMessage(
         "S", "B", None, ["ann@real.example"],
@@ -102,7 +102,7 @@ def test_headers_that_would_name_other_recipients_are_left_out(smtp, deliver, ep
     assert (mail["To"], mail["Cc"], mail["X-Kept"]) == (STAGING[0], None, "yes")
 
 
-def test_a_message_kept_as_bytes_is_redirected_and_says_so(smtp, deliver, epica_mail) -> None:
+def test_a_message_stored_as_bytes_is_redirected_too(smtp, deliver, epica_mail) -> None:
     epica_mail(REDIRECT_ALL_TO=STAGING)
     message = dict(corpus.CORPUS)["class_that_builds_itself"]()
     outbox.enqueue(message, transport="smtp")
@@ -115,7 +115,7 @@ def test_a_message_kept_as_bytes_is_redirected_and_says_so(smtp, deliver, epica_
 
 @pytest.fixture
 def provider(settings: Any, epica_mail: Any, db: None, monkeypatch: Any) -> list[Any]:
-    """Queue for anymail's test backend, and note what it would post."""
+    """Queue for anymail's test backend, and record what it would post."""
     backend = "anymail.backends.test.EmailBackend"
     if django.VERSION >= (6, 1):
         settings.MAILERS = {"provider": {"BACKEND": backend}}
@@ -147,7 +147,7 @@ def to_provider() -> None:
     )  # fmt: skip
 
 
-def test_a_provider_is_given_the_own_addresses_alone(provider, deliver, epica_mail) -> None:
+def test_a_provider_gets_only_the_redirect_addresses(provider, deliver, epica_mail) -> None:
     epica_mail(REDIRECT_ALL_TO=STAGING)
     to_provider()
     deliver()
@@ -156,7 +156,7 @@ def test_a_provider_is_given_the_own_addresses_alone(provider, deliver, epica_ma
     assert params["subject"].startswith("[to ann@real.example")
 
 
-def test_a_provider_is_given_allowed_addresses_alone(provider, deliver, epica_mail) -> None:
+def test_a_provider_gets_only_allowed_addresses(provider, deliver, epica_mail) -> None:
     epica_mail(ALLOWED_RECIPIENTS=["staging.example"])
     to_provider()
     deliver()
@@ -164,7 +164,7 @@ def test_a_provider_is_given_allowed_addresses_alone(provider, deliver, epica_ma
     assert addresses(params, "to", "cc", "bcc") == ["cy@staging.example"]
 
 
-# -- the list of those allowed
+# -- allowed recipients
 
 
 @pytest.mark.parametrize(
@@ -186,14 +186,12 @@ def test_a_provider_is_given_allowed_addresses_alone(provider, deliver, epica_ma
         ("example.com", "", False),
     ],
 )
-def test_a_pattern_allows_what_it_says_and_nothing_else(
-    epica_mail, pattern, recipient, allowed
-) -> None:
+def test_a_pattern_allows_only_what_it_matches(epica_mail, pattern, recipient, allowed) -> None:
     epica_mail(ALLOWED_RECIPIENTS=[pattern])
     assert prepare.is_allowed(recipient) is allowed
 
 
-def test_recipients_that_are_not_allowed_are_left_out_and_noted(smtp, deliver, epica_mail) -> None:
+def test_recipients_that_are_not_allowed_are_dropped_and_marked(smtp, deliver, epica_mail) -> None:
     epica_mail(ALLOWED_RECIPIENTS=["bob@real.example", "dan@real.example"])
     log = to_everyone()
     deliver()
@@ -210,7 +208,7 @@ def test_recipients_that_are_not_allowed_are_left_out_and_noted(smtp, deliver, e
     assert "ALLOWED_RECIPIENTS" in log.recipients.get(address="ann@real.example").reply
 
 
-def test_a_refusal_of_the_server_is_noted_of_the_one_it_refused(smtp, deliver, epica_mail) -> None:
+def test_a_refusal_marks_the_recipient_the_server_refused(smtp, deliver, epica_mail) -> None:
     epica_mail(ALLOWED_RECIPIENTS=["bob@real.example", "dan@real.example"])
     smtp.inject(refuse("rcpt", 550, "5.1.1 No such user", times=1))
     log = to_everyone()
@@ -221,7 +219,7 @@ def test_a_refusal_of_the_server_is_noted_of_the_one_it_refused(smtp, deliver, e
     assert "ALLOWED_RECIPIENTS" in replies["cy@real.example"]
 
 
-def test_one_tried_again_is_not_sent_to_twice_and_the_others_never(
+def test_a_retry_reaches_only_the_refused_allowed_recipient(
     smtp, deliver, epica_mail, travel
 ) -> None:
     epica_mail(ALLOWED_RECIPIENTS=["bob@real.example", "dan@real.example"])
@@ -238,7 +236,7 @@ def test_one_tried_again_is_not_sent_to_twice_and_the_others_never(
 
 
 @pytest.mark.parametrize("allowed", [[], ["example.com"]])
-def test_a_mail_that_nobody_may_get_fails_without_a_word_to_the_server(
+def test_mail_without_an_allowed_recipient_is_never_transmitted(
     smtp, deliver, epica_mail, allowed
 ) -> None:
     epica_mail(ALLOWED_RECIPIENTS=allowed)
@@ -258,7 +256,7 @@ def test_a_mail_that_nobody_may_get_fails_without_a_word_to_the_server(
         ({"ALLOWED_RECIPIENTS": ["bob@real.example"]}, ("bob@real.example",)),
     ],
 )
-def test_what_the_site_itself_does_to_a_message_does_not_lead_past_its_guards(
+def test_recipients_added_by_a_receiver_are_restricted_too(
     smtp, deliver, epica_mail, keys, expected
 ) -> None:
     epica_mail(**keys)
@@ -276,7 +274,7 @@ def test_what_the_site_itself_does_to_a_message_does_not_lead_past_its_guards(
 
 
 @pytest.mark.parametrize("key", ["REDIRECT_ALL_TO", "ALLOWED_RECIPIENTS"])
-def test_a_mail_that_is_in_part_suppressed_is_guarded_too(smtp, deliver, epica_mail, key) -> None:
+def test_partly_suppressed_mail_is_restricted_too(smtp, deliver, epica_mail, key) -> None:
     suppression.add("bob@real.example")
     epica_mail(**{key: STAGING if key == "REDIRECT_ALL_TO" else ["bob@*", "*@real.example"]})
     log = to_everyone()
@@ -311,7 +309,7 @@ def test_too_many_recipients_are_refused_in_the_call(smtp, epica_mail, field) ->
     assert EmailLog.objects.count() == 1
 
 
-def test_a_bulk_call_refuses_the_one_entry_that_is_a_bomb(smtp, epica_mail) -> None:
+def test_a_bulk_call_refuses_only_the_mail_bombs(smtp, epica_mail) -> None:
     epica_mail(MAX_RECIPIENTS=3, MAX_MESSAGE_BYTES=10_000)
     entry = {"subject": "S", "message": "M", "recipient_list": ["to@example.com"]}
     bombs = [{**entry, "recipient_list": to_many(4)}, {**entry, "message": "M" * 10_000}]
@@ -331,7 +329,7 @@ def large(where: str) -> EmailMessage:
 
 
 @pytest.mark.parametrize("where", ["body", "html", "attachments"])
-def test_too_large_a_mail_is_refused_in_the_call(db, epica_mail, where) -> None:
+def test_a_mail_that_is_too_large_is_refused_in_the_call(db, epica_mail, where) -> None:
     epica_mail(MAX_MESSAGE_BYTES=9000)
     with pytest.raises(InvalidMessage, match=r"bytes.*MAX_MESSAGE_BYTES.*allows 9000.*link"):
         outbox.enqueue(large(where))
@@ -367,7 +365,7 @@ def test_without_limits_anything_goes(db, epica_mail) -> None:
         ("MAX_MESSAGE_BYTES", 1.5),
     ],
 )
-def test_a_guard_that_cannot_be_meant_is_refused(key, value) -> None:
+def test_an_invalid_restriction_is_refused(key, value) -> None:
     with pytest.raises(ImproperlyConfigured, match=key):
         conf.parse({key: value})
 
@@ -381,7 +379,7 @@ def test_a_guard_that_cannot_be_meant_is_refused(key, value) -> None:
         ({}, False, []),
     ],
 )
-def test_a_guard_on_what_may_be_the_real_site_is_warned_of(
+def test_a_restriction_in_production_is_warned_about(
     smtp, epica_mail, settings, keys, debug, ids
 ) -> None:
     epica_mail(**keys)

@@ -1,4 +1,4 @@
-"""The hook before a mail is sent: a site may stop it, or delay it by a fault of its own."""
+"""Receivers of ``before_send`` may veto a mail; one that fails only delays it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Receiver = Callable[[EmailLog, EmailMessage], None]
 
 @pytest.fixture
 def hook() -> Iterator[Callable[[Receiver], None]]:
-    """Connect a receiver for the time of a test."""
+    """Connect a receiver until the end of the test."""
     connected: list[Any] = []
 
     def connect(receiver: Receiver) -> None:
@@ -34,7 +34,7 @@ def hook() -> Iterator[Callable[[Receiver], None]]:
         signals.before_send.disconnect(receive)
 
 
-def test_a_veto_stops_a_mail_and_its_reason_is_kept(smtp, queue_mail, deliver, hook) -> None:
+def test_a_veto_stops_a_mail_and_its_reason_is_stored(smtp, queue_mail, deliver, hook) -> None:
     def veto(email: EmailLog, message: EmailMessage) -> None:
         if message.subject == "Not this":
             raise Veto("over the month's budget")
@@ -53,7 +53,7 @@ def test_a_veto_stops_a_mail_and_its_reason_is_kept(smtp, queue_mail, deliver, h
     assert (type(failure), failure.kind) == (DeliveryFailed, "vetoed")
 
 
-def test_the_move_is_told(smtp, queue_mail, deliver, hook) -> None:
+def test_a_veto_is_reported_by_email_moved(smtp, queue_mail, deliver, hook) -> None:
     def veto(email: EmailLog, message: EmailMessage) -> None:
         raise Veto("no")
 
@@ -72,7 +72,7 @@ def test_the_move_is_told(smtp, queue_mail, deliver, hook) -> None:
     assert heard == [(lifecycle.SUPPRESS, "no")]
 
 
-def test_a_hook_with_a_fault_delays_mail_and_loses_none(
+def test_a_failing_receiver_delays_mail_and_loses_none(
     smtp, queue_mail, deliver, hook, travel, caplog
 ) -> None:
     faults = [RuntimeError("of the hook")]
@@ -93,9 +93,7 @@ def test_a_hook_with_a_fault_delays_mail_and_loses_none(
     assert log.status == "sent"
 
 
-def test_it_sees_the_message_as_it_will_be_sent_and_may_change_it(
-    smtp, queue_mail, deliver, hook
-) -> None:
+def test_it_gets_the_message_to_be_sent_and_may_change_it(smtp, queue_mail, deliver, hook) -> None:
     def note(email: EmailLog, message: EmailMessage) -> None:
         message.extra_headers["X-Row"] = str(email.pk)
 
@@ -105,7 +103,7 @@ def test_it_sees_the_message_as_it_will_be_sent_and_may_change_it(
     assert f"X-Row: {log.pk}".encode() in smtp.accepted[0].content
 
 
-def test_a_mail_that_some_accepted_before_is_sent_though_the_rest_is_vetoed(
+def test_a_veto_of_the_rest_leaves_partly_accepted_mail_sent(
     smtp, queue_mail, deliver, hook, travel
 ) -> None:
     smtp.inject(refuse("rcpt", 451, "4.3.0 Later", times=1))
@@ -123,9 +121,7 @@ def test_a_mail_that_some_accepted_before_is_sent_though_the_rest_is_vetoed(
     assert len(smtp.accepted) == 1
 
 
-def test_a_mail_that_is_not_tried_again_is_credited_with_no_try(
-    smtp, queue_mail, deliver, hook, travel
-) -> None:
+def test_a_vetoed_mail_is_credited_with_no_attempt(smtp, queue_mail, deliver, hook, travel) -> None:
     smtp.inject(refuse("rcpt", 451, "4.3.0 Later", times=1))
     vetoed = queue_mail("later@example.com", "now@example.com")
     deliver()

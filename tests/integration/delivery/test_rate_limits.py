@@ -1,4 +1,4 @@
-"""Budgets: how many recipients may go in a time, and what waits for how long."""
+"""Rate limits: how many recipients are sent to, and how long the others wait."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from django_epica_mail.models import EmailLog
 
 @pytest.fixture
 def budgets(epica_mail: Any) -> Iterator[Any]:
-    """Set the site's rates, counted in this process's memory and from zero."""
+    """Set the site's rates, counted from zero in this process's memory."""
 
     def set_rates(**rate: str) -> None:
         rate_limits._budgets.clear()
@@ -27,7 +27,7 @@ def budgets(epica_mail: Any) -> Iterator[Any]:
     rate_limits._budgets.clear()
 
 
-def test_a_transport_is_given_no_more_than_its_rate(smtp, queue_mail, deliver, budgets) -> None:
+def test_a_transport_gets_no_more_than_its_rate(smtp, queue_mail, deliver, budgets) -> None:
     budgets(smtp="3/h")
     for number in range(5):
         queue_mail(f"{number}@example.com")
@@ -51,7 +51,7 @@ def test_a_rate_counts_recipients(smtp, queue_mail, deliver, budgets) -> None:
     assert EmailLog.objects.filter(status="queued").count() == 1
 
 
-def test_a_mail_to_more_recipients_than_the_whole_budget_goes_alone(
+def test_a_mail_larger_than_the_whole_budget_is_sent_alone(
     smtp, queue_mail, deliver, budgets
 ) -> None:
     budgets(smtp="2/h")
@@ -60,7 +60,7 @@ def test_a_mail_to_more_recipients_than_the_whole_budget_goes_alone(
     assert rate_limits.allowance("smtp") == 0
 
 
-def test_a_rate_of_a_domain_holds_up_no_other(smtp, queue_mail, deliver, budgets) -> None:
+def test_a_domains_rate_delays_no_other_domain(smtp, queue_mail, deliver, budgets) -> None:
     budgets(**{"@slow.example": "2/h"})
     for number in range(6):
         queue_mail(f"{number}@SLOW.example")
@@ -71,9 +71,7 @@ def test_a_rate_of_a_domain_holds_up_no_other(smtp, queue_mail, deliver, budgets
     assert "quick@example.com" in arrived
 
 
-def test_what_a_domain_cannot_take_is_put_off_once_and_in_turn(
-    smtp, queue_mail, deliver, budgets
-) -> None:
+def test_mail_over_a_domains_rate_is_postponed_in_order(smtp, queue_mail, deliver, budgets) -> None:
     budgets(**{"@slow.example": "2/h"})
     for number in range(6):
         queue_mail(f"{number}@slow.example")
@@ -84,7 +82,7 @@ def test_what_a_domain_cannot_take_is_put_off_once_and_in_turn(
     assert [round(minute) for minute in minutes] == [90, 120, 150, 180]
 
 
-def test_all_mail_may_be_limited_and_celerys_annotation_says_so_too(
+def test_celerys_rate_limit_annotation_limits_all_mail(
     smtp, queue_mail, deliver, budgets, monkeypatch
 ) -> None:
     task = current_app.tasks["django_epica_mail.tasks.send_email_task"]
@@ -95,7 +93,7 @@ def test_all_mail_may_be_limited_and_celerys_annotation_says_so_too(
     assert deliver() == 2
 
 
-def test_a_short_wait_is_waited_for_by_the_worker(smtp, queue_mail, deliver, budgets) -> None:
+def test_the_worker_waits_out_a_short_delay(smtp, queue_mail, deliver, budgets) -> None:
     budgets(smtp="2/s")
     for number in range(3):
         queue_mail(f"{number}@example.com")
@@ -104,14 +102,14 @@ def test_a_short_wait_is_waited_for_by_the_worker(smtp, queue_mail, deliver, bud
     assert smtp.accepted[2].time - smtp.accepted[0].time > 0.9
 
 
-def test_while_the_store_of_the_rates_is_lost_limited_mail_waits(
+def test_limited_mail_waits_while_the_store_is_unreachable(
     smtp, queue_mail, deliver, epica_mail, caplog
 ) -> None:
     rate_limits._budgets.clear()
     epica_mail(RATES={"smtp": "100/s"}, RATES_STORAGE="redis://127.0.0.1:1/0")
     queue_mail()
     assert deliver() == 0
-    assert "The store of the rates cannot be reached (ConnectionError)" in caplog.text
+    assert "The store of the rate limits is unreachable (ConnectionError)" in caplog.text
     assert EmailLog.objects.get().status == "queued"
     epica_mail(RATES={"other": "100/s"})
     assert deliver() == 1
@@ -121,11 +119,11 @@ def test_while_the_store_of_the_rates_is_lost_limited_mail_waits(
     "value",
     [[], {"": "1/s"}, {"@": "1/s"}, {"ses": "0/s"}, {"ses": 5}, {"ses": "5"}, {"ses": "5/x"}],
 )
-def test_a_rate_that_cannot_be_meant_is_refused(value: Any) -> None:
+def test_an_invalid_rate_is_refused(value: Any) -> None:
     with pytest.raises(ImproperlyConfigured, match="RATES"):
         conf.parse({"RATES": value})
 
 
 @pytest.mark.parametrize("rate", ["14/s", "1000/h", "20000/d", "5/10s", "3/minute"])
-def test_a_rate_is_read(rate: str) -> None:
+def test_a_valid_rate_is_accepted(rate: str) -> None:
     assert conf.parse({"RATES": {"ses": rate}}).rates == {"ses": rate}

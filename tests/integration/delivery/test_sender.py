@@ -1,4 +1,4 @@
-"""More connections at once while the server is slow."""
+"""A slow server gets several connections at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def send_all(queue_mail, deliver, number: int) -> None:
 
 
 @pytest.mark.parametrize("connections", [1, 3])
-def test_a_slow_server_is_asked_over_several(
+def test_a_slow_server_gets_several_connections(
     smtp, queue_mail, deliver, epica_mail, connections: int
 ) -> None:
     epica_mail(CONNECTIONS=connections)
@@ -62,5 +62,5 @@ def test_a_slow_server_that_shuts_down_leaves_the_rest_queued(
     assert DeliveryGate.objects.get(scope="transport").outages
 
 
-def test_there_is_always_a_permit_for_a_mail_that_begins() -> None:
+def test_there_is_always_a_permit_for_the_next_mail() -> None:
     assert MOST_CONNECTIONS < lifecycle.PERMITS

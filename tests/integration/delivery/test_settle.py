@@ -1,12 +1,16 @@
-"""Writing down what became of a mail: whose word counts, and what repeating it changes."""
+"""Settling the outcomes of a claim: whose result counts, and repeated settles."""
 
 from __future__ import annotations
+
+import time
+from types import SimpleNamespace
 
 import pytest
 from django.db import OperationalError
 
 from django_epica_mail import lifecycle, maintenance
 from django_epica_mail.delivery import claim as claims
+from django_epica_mail.delivery import db_retry
 from django_epica_mail.delivery import settle as settling
 from django_epica_mail.delivery.claim import Batch
 from django_epica_mail.delivery.outcome import Outcome
@@ -17,7 +21,7 @@ from django_epica_mail.retry import Decision, Result
 
 def success(batch: Batch) -> list[Outcome]:
     decision = Decision(moves=(lifecycle.SUCCEED,))
-    return [Outcome(mail, Result(code=250, seconds=0.1), decision) for mail in batch.mails]
+    return [Outcome(mail.row, Result(code=250, seconds=0.1), decision) for mail in batch.mails]
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def batch(smtp, queue_mail) -> Batch:
     return claim
 
 
-def test_settling_twice_changes_nothing_more(batch) -> None:
+def test_settling_twice_changes_nothing(batch) -> None:
     for _ in range(2):
         assert len(settle(success(batch), token=batch.token, using=batch.using)) == 1
     log = EmailLog.objects.get()
@@ -36,7 +40,7 @@ def test_settling_twice_changes_nothing_more(batch) -> None:
     assert DeliveryAttempt.objects.count() == 1
 
 
-def test_a_late_answer_decides_what_was_given_up_as_unknown(batch, travel) -> None:
+def test_a_late_result_decides_unknown_mail(batch, travel) -> None:
     travel(minutes=5)
     assert maintenance.rescue() == 1
     assert EmailLog.objects.get().status == "unknown"
@@ -44,10 +48,10 @@ def test_a_late_answer_decides_what_was_given_up_as_unknown(batch, travel) -> No
     assert EmailLog.objects.get().status == "sent"
 
 
-def test_the_word_of_a_replaced_worker_does_not_count(batch, travel, smtp) -> None:
+def test_the_result_of_a_replaced_worker_is_ignored(batch, travel, smtp) -> None:
     EmailLog.objects.update(on_unknown="resend")
     for mail in batch.mails:
-        mail.on_unknown = "resend"
+        mail.row.on_unknown = "resend"
     travel(minutes=5)
     maintenance.rescue()
     second = claims.claim("emails")
@@ -57,7 +61,7 @@ def test_the_word_of_a_replaced_worker_does_not_count(batch, travel, smtp) -> No
     assert (log.status, log.lease_token) == ("sending", second.token)
 
 
-def test_a_settle_is_tried_again_while_the_database_fails(batch, monkeypatch) -> None:
+def test_a_settle_is_repeated_while_the_database_fails(batch, monkeypatch) -> None:
     real, failures = settling.settle, [OperationalError("gone"), OperationalError("gone")]
 
     def fail_twice(*args, **kwargs):
@@ -66,7 +70,7 @@ def test_a_settle_is_tried_again_while_the_database_fails(batch, monkeypatch) ->
         return real(*args, **kwargs)
 
     monkeypatch.setattr(settling, "settle", fail_twice)
-    monkeypatch.setattr("django_epica_mail.delivery.db_retry.connections", _Outside())
+    monkeypatch.setattr(db_retry, "connections", _OutsideTransactions())
     settler = Settler(batch)
     for outcome in success(batch):
         settler.add(outcome)
@@ -75,31 +79,40 @@ def test_a_settle_is_tried_again_while_the_database_fails(batch, monkeypatch) ->
     assert EmailLog.objects.get().status == "sent"
 
 
-class _Outside:
-    """Stands for connections that are in no transaction, as a worker's are, unlike a test's."""
+class _OutsideTransactions:
+    """Connections outside a transaction, like a worker's; a test's are inside one."""
 
     in_atomic_block = False
 
-    def __getitem__(self, alias: str) -> _Outside:
+    def __getitem__(self, alias: str) -> _OutsideTransactions:
         return self
 
     def close(self) -> None:
-        """Keep the connection that the test's transaction is on."""
+        """Keep the connection open, for the test's transaction."""
 
 
-def test_a_settle_that_keeps_failing_raises_when_the_lease_is_over(batch, monkeypatch) -> None:
+def test_a_settle_that_keeps_failing_raises_when_the_lease_ends(batch, monkeypatch) -> None:
+    times = [time.monotonic()]
+
     def fail(*args, **kwargs):
         raise OperationalError("gone")
 
+    def sleep(seconds: float) -> None:
+        times.append(times[-1] + seconds)
+
     monkeypatch.setattr(settling, "settle", fail)
+    monkeypatch.setattr(db_retry, "connections", _OutsideTransactions())
+    clock = SimpleNamespace(monotonic=lambda: times[-1], sleep=sleep)
+    monkeypatch.setattr(db_retry, "time", clock)
     settler = Settler(batch)
     for outcome in success(batch):
         settler.add(outcome)
     with pytest.raises(OperationalError):
         settler.flush()
+    assert batch.lease_ends - 1 <= times[-1] < batch.lease_ends
 
 
-def test_permits_bound_what_is_begun_and_not_settled(smtp, queue_mail, epica_mail) -> None:
+def test_permits_bound_the_mails_begun_and_not_settled(smtp, queue_mail, epica_mail) -> None:
     epica_mail(SETTLE_DELAY=60)
     for _ in range(lifecycle.PERMITS + 5):
         queue_mail()
@@ -109,7 +122,7 @@ def test_permits_bound_what_is_begun_and_not_settled(smtp, queue_mail, epica_mai
     for outcome in success(batch):
         settler.make_room()
         unsettled = EmailLog.objects.filter(status="sending").count()
-        begun = batch.mails.index(outcome.mail)
+        begun = [mail.row for mail in batch.mails].index(outcome.mail)
         assert begun - (len(batch.mails) - unsettled) < lifecycle.PERMITS
         settler.add(outcome)
     settler.flush()

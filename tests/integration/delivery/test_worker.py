@@ -1,4 +1,4 @@
-"""Sending what is due: who is tried, what is remembered, what one failure does to others."""
+"""Sending due mail: recipients attempted, outcomes recorded, and failures contained."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def outcomes(log: EmailLog) -> list[str]:
     return list(log.recipients.values_list("outcome", flat=True))
 
 
-def test_a_due_mail_is_sent_once_and_its_try_is_kept(smtp, queue_mail, deliver) -> None:
+def test_a_due_mail_is_sent_once_and_its_attempt_recorded(smtp, queue_mail, deliver) -> None:
     log = queue_mail("Ayşe <Ayse@Example.com>")
     assert deliver() == 1
     assert deliver() == 0
@@ -61,7 +61,7 @@ def test_a_due_mail_is_sent_once_and_its_try_is_kept(smtp, queue_mail, deliver) 
     assert attempt.seconds > 0
 
 
-def test_what_is_not_due_is_left_alone(smtp, queue_mail, deliver, travel) -> None:
+def test_mail_that_is_not_due_is_left_alone(smtp, queue_mail, deliver, travel) -> None:
     log = queue_mail()
     EmailLog.objects.update(due_at=log.created_at.replace(year=log.created_at.year + 1))
     assert deliver() == 0
@@ -69,9 +69,7 @@ def test_what_is_not_due_is_left_alone(smtp, queue_mail, deliver, travel) -> Non
     assert deliver() == 1
 
 
-def test_a_mail_refused_for_good_fails_alone_at_once_with_the_reply(
-    smtp, queue_mail, deliver
-) -> None:
+def test_a_permanent_refusal_fails_only_its_mail_with_the_reply(smtp, queue_mail, deliver) -> None:
     smtp.inject(refuse("rcpt", 550, "5.1.1 No such user", recipient=lambda a: a.startswith("no")))
     bad = queue_mail("no@example.com")
     queue_mail("yes@example.com")
@@ -82,7 +80,7 @@ def test_a_mail_refused_for_good_fails_alone_at_once_with_the_reply(
     assert "No such user" in bad.reply
 
 
-def test_a_mail_refused_for_now_is_tried_again_later_and_gives_up_in_the_end(
+def test_a_transient_refusal_is_retried_until_the_retries_are_used_up(
     smtp, queue_mail, deliver, travel
 ) -> None:
     smtp.inject(refuse("content", 451, "4.3.0 Later"))
@@ -99,7 +97,7 @@ def test_a_mail_refused_for_now_is_tried_again_later_and_gives_up_in_the_end(
     assert log.delivery_attempts.count() == 4
 
 
-def test_the_message_id_is_the_same_on_every_try(smtp, queue_mail, deliver, travel) -> None:
+def test_the_message_id_is_the_same_on_every_attempt(smtp, queue_mail, deliver, travel) -> None:
     smtp.inject(drop("content", accepted=True, times=1))
     log = queue_mail()
     deliver()
@@ -112,7 +110,7 @@ def test_the_message_id_is_the_same_on_every_try(smtp, queue_mail, deliver, trav
 
 
 @pytest.mark.parametrize(("policy", "status"), [("hold", "unknown"), ("fail", "failed")])
-def test_a_lost_reply_is_never_followed_by_a_second_copy_where_the_policy_forbids_it(
+def test_hold_and_fail_never_resend_after_a_lost_reply(
     smtp, queue_mail, deliver, travel, policy, status
 ) -> None:
     smtp.inject(drop("content", accepted=True, times=1))
@@ -124,7 +122,7 @@ def test_a_lost_reply_is_never_followed_by_a_second_copy_where_the_policy_forbid
     assert len(smtp.accepted) == 1
 
 
-def test_of_two_recipients_only_the_refused_one_is_noted(smtp, queue_mail, deliver) -> None:
+def test_only_the_refused_one_of_two_recipients_is_marked(smtp, queue_mail, deliver) -> None:
     smtp.inject(refuse("rcpt", 550, "5.1.1 No", recipient=lambda a: a.startswith("no")))
     log = queue_mail("no@example.com", "yes@example.com")
     deliver()
@@ -167,7 +165,7 @@ def test_an_expired_mail_is_not_sent(smtp, queue_mail, deliver, travel) -> None:
     assert DeliveryAttempt.objects.count() == 0
 
 
-def test_an_outage_trips_the_breaker_and_uses_up_no_try(smtp, queue_mail, deliver, travel) -> None:
+def test_an_outage_trips_the_breaker_and_uses_no_retry(smtp, queue_mail, deliver, travel) -> None:
     for _ in range(5):
         queue_mail()
     smtp.refuse_connections()
@@ -177,7 +175,7 @@ def test_an_outage_trips_the_breaker_and_uses_up_no_try(smtp, queue_mail, delive
     assert DeliveryGate.objects.get(scope="transport", name="smtp").outages == 1
     assert deliver() == 0
     travel(seconds=31)
-    assert deliver() == 1, "one mail probes"
+    assert deliver() == 1, "one mail is the probe"
     assert deliver() == 0
     travel(seconds=31)
     smtp.listen_again()
@@ -186,7 +184,7 @@ def test_an_outage_trips_the_breaker_and_uses_up_no_try(smtp, queue_mail, delive
     assert len(smtp.accepted) == 5
 
 
-def test_what_is_not_begun_in_time_is_released(smtp, queue_mail, deliver, epica_mail) -> None:
+def test_mail_not_begun_in_time_is_released(smtp, queue_mail, deliver, epica_mail) -> None:
     for _ in range(3):
         queue_mail()
     epica_mail(BATCH_SECONDS=1e-9, RUN_SECONDS=1e-9)
@@ -195,7 +193,7 @@ def test_what_is_not_begun_in_time_is_released(smtp, queue_mail, deliver, epica_
     assert set(EmailLog.objects.values_list("tries", flat=True)) == {0}
 
 
-def test_a_mail_is_begun_only_while_the_lease_outlasts_it(smtp, queue_mail, epica_mail) -> None:
+def test_a_mail_is_begun_only_if_the_lease_outlasts_it(smtp, queue_mail, epica_mail) -> None:
     queue_mail()
     batch = claims.claim("emails")
     assert worker._may_begin(batch)
@@ -211,7 +209,7 @@ def test_a_mail_is_begun_only_while_the_lease_outlasts_it(smtp, queue_mail, epic
     assert not worker._may_begin(aged)
 
 
-def test_a_421_on_a_used_connection_is_answered_by_a_new_one(smtp, queue_mail, deliver) -> None:
+def test_a_421_on_a_used_connection_leads_to_a_new_connection(smtp, queue_mail, deliver) -> None:
     smtp.inject(
         lambda stage, session: (
             Reply(421, "4.3.2 Enough") if stage == "mail" and session.accepted >= 2 else None
@@ -223,7 +221,7 @@ def test_a_421_on_a_used_connection_is_answered_by_a_new_one(smtp, queue_mail, d
     assert statuses() == ["sent"] * 6
 
 
-def test_a_receiver_that_raises_stops_nothing(smtp, queue_mail, deliver) -> None:
+def test_a_raising_signal_receiver_stops_nothing(smtp, queue_mail, deliver) -> None:
     def explode(**_: object) -> None:
         raise RuntimeError("receiver")
 
@@ -237,7 +235,7 @@ def test_a_receiver_that_raises_stops_nothing(smtp, queue_mail, deliver) -> None
     assert statuses() == ["sent", "sent"]
 
 
-def test_listeners_hear_of_each_committed_move(smtp, queue_mail, deliver) -> None:
+def test_email_moved_is_sent_for_each_committed_move(smtp, queue_mail, deliver) -> None:
     heard: list[tuple[object, lifecycle.Move]] = []
 
     def listen(*, email_id: object, move: lifecycle.Move, **_: object) -> None:
@@ -252,16 +250,16 @@ def test_listeners_hear_of_each_committed_move(smtp, queue_mail, deliver) -> Non
     assert heard == [(log.pk, lifecycle.SUCCEED)]
 
 
-def test_the_number_of_queries_grows_with_settles_not_with_mails(
+def test_queries_grow_with_settles_not_with_mails(
     smtp, queue_mail, deliver, django_assert_num_queries, epica_mail
 ) -> None:
     epica_mail(SETTLE_DELAY=60)
     for _ in range(25):
         queue_mail()
     becomes_writer = not connection.features.has_select_for_update_skip_locked
-    # Claim: gates, level, and a transaction of its own (a savepoint here) of rows and update; on
-    # SQLite a write before them. Attachments. Settle: a transaction of two writes. Then a look in
-    # vain: two.
+    # Claim: gates, level, and a transaction (a savepoint here) with rows and update; on SQLite, a
+    # write first. Attachments. Settle: a transaction with two writes. Then two queries that find
+    # nothing.
     claim = 2 + 4 + becomes_writer
     with django_assert_num_queries(claim + 1 + 4 + 2):
         assert deliver() == 25
@@ -273,7 +271,9 @@ def test_the_number_of_queries_grows_with_settles_not_with_mails(
         assert deliver() == 0
 
 
-def test_a_full_batch_calls_for_help_once(smtp, queue_mail, deliver, epica_mail, rings) -> None:
+def test_a_full_batch_rings_once_for_more_workers(
+    smtp, queue_mail, deliver, epica_mail, rings
+) -> None:
     epica_mail(BATCH_SIZE=2)
     for _ in range(6):
         queue_mail()
@@ -283,7 +283,7 @@ def test_a_full_batch_calls_for_help_once(smtp, queue_mail, deliver, epica_mail,
 
 
 @pytest.mark.parametrize("stage", ["rcpt", "content"])
-def test_a_reply_no_text_column_takes_is_kept_without_what_it_does_not_take(
+def test_a_reply_is_stored_without_characters_the_database_refuses(
     smtp, queue_mail, deliver, stage
 ) -> None:
     smtp.inject(refuse(stage, 550, "5.1.1 \0 No \x80", recipient=lambda a: a.startswith("no")))
@@ -295,7 +295,7 @@ def test_a_reply_no_text_column_takes_is_kept_without_what_it_does_not_take(
     assert "No" in (reply or log.reply)
 
 
-def test_a_line_that_is_no_reply_is_kept_without_a_code(smtp, queue_mail, deliver) -> None:
+def test_an_invalid_reply_line_is_stored_without_a_code(smtp, queue_mail, deliver) -> None:
     smtp.inject(lambda stage, session: Reply(-12, "what") if stage == "rcpt" else None)
     log = queue_mail()
     assert deliver() == 1
@@ -303,7 +303,7 @@ def test_a_line_that_is_no_reply_is_kept_without_a_code(smtp, queue_mail, delive
     assert (log.status, log.failure_kind, log.failure_code) == ("retrying", "transient", None)
 
 
-def test_a_gate_keeps_the_words_of_an_outage_as_any_database_takes_them(
+def test_an_outages_reply_is_stored_in_a_form_any_database_accepts(
     smtp, queue_mail, deliver
 ) -> None:
     smtp.inject(refuse("connect", 421, "4.3.2 \0 closed"))
@@ -313,7 +313,7 @@ def test_a_gate_keeps_the_words_of_an_outage_as_any_database_takes_them(
 
 
 class ArchivingBackend(SMTPBackend):
-    """A site's own SMTP backend: a copy of everything goes to its archive."""
+    """A site's own SMTP backend that sends a copy of everything to an archive."""
 
     def _send(self, email_message):
         everyone = [*email_message.recipients(), "archive@example.com"]
@@ -321,7 +321,7 @@ class ArchivingBackend(SMTPBackend):
         return super()._send(email_message)
 
 
-def test_a_refused_recipient_that_the_backend_added_is_in_no_row(
+def test_refusal_of_a_recipient_added_by_the_backend_is_ignored(
     smtp, queue_mail, deliver, use_backend
 ) -> None:
     use_backend(ArchivingBackend)
@@ -333,14 +333,14 @@ def test_a_refused_recipient_that_the_backend_added_is_in_no_row(
 
 
 class ReportingBackend(SMTPBackend):
-    """A site's own SMTP backend, whose book-keeping fails after the server took the mail."""
+    """A site's own SMTP backend that fails after the server has accepted the mail."""
 
     def send_messages(self, email_messages):
         super().send_messages(email_messages)
         raise RuntimeError("the statistics server is down")
 
 
-def test_a_mail_the_server_accepted_is_sent_whatever_fails_afterwards(
+def test_an_accepted_mail_is_sent_whatever_fails_afterwards(
     smtp, queue_mail, deliver, use_backend
 ) -> None:
     use_backend(ReportingBackend)
@@ -351,14 +351,14 @@ def test_a_mail_the_server_accepted_is_sent_whatever_fails_afterwards(
 
 
 class PlainBackend(SMTPBackend):
-    """A site's own SMTP backend, written without thought of later versions of Django."""
+    """A site's own SMTP backend that knows only the arguments of older versions of Django."""
 
     def __init__(self, host=None, port=None, fail_silently=False):
         super().__init__(host=host, port=port, fail_silently=fail_silently)
 
 
 @pytest.mark.skipif("django.VERSION >= (6, 1)", reason="Django 6.1 itself passes an alias")
-def test_a_backend_is_given_no_more_than_its_django_would_give_it(
+def test_a_backend_gets_only_the_arguments_its_django_passes(
     smtp, queue_mail, deliver, use_backend
 ) -> None:
     use_backend(PlainBackend)
@@ -367,7 +367,7 @@ def test_a_backend_is_given_no_more_than_its_django_would_give_it(
     assert statuses() == ["sent"]
 
 
-def test_a_server_that_wants_credentials_first_is_an_outage(smtp, queue_mail, deliver) -> None:
+def test_a_server_that_requires_authentication_is_an_outage(smtp, queue_mail, deliver) -> None:
     smtp.inject(refuse("mail", 530, "5.7.0 Authentication required"))
     queue_mail()
     assert deliver() == 1
@@ -375,9 +375,7 @@ def test_a_server_that_wants_credentials_first_is_an_outage(smtp, queue_mail, de
     assert DeliveryGate.objects.get(name="smtp").outages == 1
 
 
-def test_what_a_batch_needs_failing_to_load_leaves_nothing_claimed(
-    smtp, queue_mail, deliver, monkeypatch
-) -> None:
+def test_a_batch_that_cannot_be_loaded_is_released(smtp, queue_mail, deliver, monkeypatch) -> None:
     queue_mail()
 
     def fail(*args: object) -> None:
@@ -389,7 +387,7 @@ def test_what_a_batch_needs_failing_to_load_leaves_nothing_claimed(
     assert statuses() == ["queued"]
 
 
-def test_after_a_partial_success_an_unreadable_mail_notes_who_never_got_it(
+def test_an_unreadable_mail_marks_the_recipients_it_never_reached(
     smtp, queue_mail, deliver, travel
 ) -> None:
     smtp.inject(refuse("rcpt", 451, "4.7.1 Grey", recipient=lambda a: a[0] == "g", times=1))

@@ -1,4 +1,4 @@
-"""The doctor's findings, each by what makes it speak."""
+"""Each finding of the doctor, with the problem that causes it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMTP = "django.core.mail.backends.smtp.EmailBackend"
 
 @pytest.fixture
 def celery_conf(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Set keys of Celery's configuration, until the end of the test."""
+    """Set keys of Celery's configuration until the end of the test."""
 
     def set_keys(**keys: Any) -> None:
         for key, value in keys.items():
@@ -33,14 +33,14 @@ def celery_conf(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return set_keys
 
 
-def found(sort: str, **options: Any) -> Finding:
-    (finding,) = [it for it in doctor.examine(**options) if it.id == sort]
+def found(name: str, **options: Any) -> Finding:
+    (finding,) = [it for it in doctor.examine(**options) if it.id == name]
     assert finding.text
     assert finding.remedy
     return finding
 
 
-def sorts(**options: Any) -> set[str]:
+def ids(**options: Any) -> set[str]:
     return {it.id for it in doctor.examine(**options)}
 
 
@@ -50,13 +50,13 @@ def test_a_broker_that_is_down_is_found() -> None:
     assert "OperationalError" in finding.text
 
 
-def test_no_worker_at_all_is_found() -> None:
+def test_a_missing_worker_is_found() -> None:
     (finding,) = doctor.without_worker({"emails", "bulk_emails"}, set())
     assert (finding.level, finding.id) == ("error", "no-worker")
     assert "-Q celery,bulk_emails,emails" in finding.remedy
 
 
-def test_a_queue_that_nobody_consumes_is_found() -> None:
+def test_a_queue_without_a_worker_is_found() -> None:
     consumed = {"celery", "emails"}
     (finding,) = doctor.without_worker({"emails", "bulk_emails"}, consumed)
     assert (finding.level, finding.id) == ("error", "queue-without-worker")
@@ -64,7 +64,7 @@ def test_a_queue_that_nobody_consumes_is_found() -> None:
     assert list(doctor.without_worker({"emails"}, consumed)) == []
 
 
-def test_a_worker_is_wanted_for_what_is_routed_and_what_waits(
+def test_routed_queues_and_queues_with_mail_need_a_worker(
     smtp, epica_mail, queue_mail, deliver, celery_conf
 ) -> None:
     epica_mail(ROUTES=[{"match": {"bulk": True}, "queue": "newsletter"}])
@@ -75,24 +75,24 @@ def test_a_worker_is_wanted_for_what_is_routed_and_what_waits(
 
 
 @pytest.mark.skipif(django.VERSION < (6, 1), reason="OPTIONS are MAILERS', of Django 6.1")
-def test_a_worker_is_wanted_for_the_queue_of_an_alias(smtp, settings) -> None:
+def test_the_queue_of_an_alias_needs_a_worker(smtp, settings) -> None:
     queued = {**settings.MAILERS["default"], "OPTIONS": {"transport": "smtp", "queue": "slow"}}
     settings.MAILERS = {**settings.MAILERS, "slow": queued}
     assert "slow" in doctor.queues()
 
 
-def test_a_beat_that_does_not_beat_is_found(queue_mail, travel, rings) -> None:
+def test_a_missing_beat_is_found(queue_mail, travel, rings) -> None:
     queue_mail()
-    assert "no-sweep" not in sorts()  # it has not had the time
+    assert "no-sweep" not in ids()  # a sweep is not overdue yet
     travel(minutes=6)
     assert "The last sweep was never" in found("no-sweep").text
     maintenance.dispatch()
-    assert "no-sweep" not in sorts()
+    assert "no-sweep" not in ids()
     travel(minutes=6)
     assert found("no-sweep").level == "error"
 
 
-def test_tables_that_are_missing_are_found(transactional_db) -> None:
+def test_missing_tables_are_found(transactional_db) -> None:
     def refuse_all(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         return execute(sql.replace("epica_mail_emaillog", "no_such_table"), params, many, context)
 
@@ -103,9 +103,9 @@ def test_tables_that_are_missing_are_found(transactional_db) -> None:
     assert "migrate" in finding.remedy
 
 
-def test_results_that_are_forgotten_sooner_than_mail_are_found(celery_conf) -> None:
+def test_results_that_expire_before_mail_are_found(celery_conf) -> None:
     celery_conf(result_backend=None, result_expires=timedelta(minutes=5))
-    assert "result-expires" not in sorts()
+    assert "result-expires" not in ids()
     celery_conf(result_backend="cache+memory://")
     finding = found("result-expires")
     assert finding.level == "warning"
@@ -113,28 +113,28 @@ def test_results_that_are_forgotten_sooner_than_mail_are_found(celery_conf) -> N
     celery_conf(result_expires=timedelta(days=1))
     assert found("result-expires").level == "info"
     celery_conf(result_expires=timedelta(days=30))
-    assert "result-expires" not in sorts()
+    assert "result-expires" not in ids()
 
 
-def test_results_that_tell_less_than_they_could_are_spoken_of(celery_conf) -> None:
+def test_incomplete_results_are_found(celery_conf) -> None:
     celery_conf(result_backend="cache+memory://", result_extended=False, task_track_started=False)
     assert found("result-extended").level == found("track-started").level == "info"
     celery_conf(result_extended=True, task_track_started=True)
-    assert not sorts() & {"result-extended", "track-started"}
+    assert not ids() & {"result-extended", "track-started"}
 
 
-def test_a_redis_that_may_hang_is_spoken_of(celery_conf) -> None:
+def test_a_redis_without_a_timeout_is_found(celery_conf) -> None:
     assert found("socket-timeout").level == "info"
     celery_conf(broker_transport_options={"socket_timeout": 5})
-    assert "socket-timeout" not in sorts()
+    assert "socket-timeout" not in ids()
 
 
-def test_tasks_that_run_at_once_are_found_and_no_worker_is_asked_for(celery_conf, settings) -> None:
+def test_eager_tasks_are_found_and_no_worker_is_required(celery_conf, settings) -> None:
     celery_conf(task_always_eager=True)
     assert found("always-eager").level == "warning"
-    assert "broker" not in sorts()
+    assert "broker" not in ids()
     settings.DEBUG = True
-    assert "always-eager" not in sorts()
+    assert "always-eager" not in ids()
 
 
 def test_mail_held_back_is_found(smtp, queue_mail, deliver) -> None:
@@ -146,13 +146,13 @@ def test_mail_held_back_is_found(smtp, queue_mail, deliver) -> None:
     assert "transport smtp" in found("out-of-order").text
 
 
-def test_mail_for_a_transport_that_is_gone_is_found(smtp, queue_mail) -> None:
+def test_mail_for_a_removed_transport_is_found(smtp, queue_mail) -> None:
     queue_mail(transport="yesterdays")
     assert "'yesterdays'" in found("transport-gone").text
 
 
-def test_send_mail_past_the_queue_is_found(smtp, settings) -> None:
-    assert "send-mail-not-queued" not in sorts()
+def test_send_mail_without_the_queue_is_found(smtp, settings) -> None:
+    assert "send-mail-not-queued" not in ids()
     if django.VERSION >= (6, 1):
         settings.MAILERS = {**settings.MAILERS, "default": settings.MAILERS["smtp"]}
     else:
@@ -160,16 +160,16 @@ def test_send_mail_past_the_queue_is_found(smtp, settings) -> None:
     assert found("send-mail-not-queued").level == "warning"
 
 
-def test_a_transport_that_cannot_be_opened_is_found_only_on_request(smtp) -> None:
+def test_an_unreachable_transport_is_found_only_on_request(smtp) -> None:
     smtp.refuse_connections()
-    assert "transport" not in sorts()
+    assert "transport" not in ids()
     assert "ConnectionRefusedError" in found("transport", open_transports=True).text
     smtp.listen_again()
-    assert "transport" not in sorts(open_transports=True)
+    assert "transport" not in ids(open_transports=True)
     assert smtp.accepted == []
 
 
-def test_credentials_that_are_refused_are_found(smtp, settings, epica_mail) -> None:
+def test_refused_credentials_are_found(smtp, settings, epica_mail) -> None:
     with SMTPServer(credentials={"user": "right"}) as server:
         options = {"host": server.host, "port": server.port, "username": "user"}
         for password, is_found in (("mistyped", True), ("right", False)):
@@ -178,14 +178,14 @@ def test_credentials_that_are_refused_are_found(smtp, settings, epica_mail) -> N
                 settings.MAILERS = {**settings.MAILERS, "smtp": spec}
             else:
                 epica_mail(TRANSPORTS={"smtp": spec})
-            assert ("credentials" in sorts(open_transports=True)) is is_found
+            assert ("credentials" in ids(open_transports=True)) is is_found
             if is_found:
                 finding = found("credentials", open_transports=True)
                 assert "535" in finding.text or "5.7.8" in finding.text
                 assert "mistyped" not in finding.text + finding.remedy
 
 
-def test_what_the_checks_know_the_doctor_says_first(smtp, epica_mail, settings) -> None:
+def test_findings_of_the_checks_come_first(smtp, epica_mail, settings) -> None:
     epica_mail(ROUTES=[{"transport": ["gone", "smtp"]}])
     settings.DEFAULT_FROM_EMAIL = "webmaster@localhost"
     first, *_ = doctor.examine()
@@ -194,9 +194,9 @@ def test_what_the_checks_know_the_doctor_says_first(smtp, epica_mail, settings) 
     assert found("epica_mail.W004").level == "warning"
 
 
-def test_of_a_setting_that_cannot_be_read_nothing_else_is_said(settings) -> None:
+def test_an_invalid_setting_hides_all_other_findings(settings) -> None:
     settings.EPICA_MAIL = {"BATCH_SIZE": 0}
-    assert sorts() == {"epica_mail.E001"}
+    assert ids() == {"epica_mail.E001"}
 
 
 def test_it_explains_where_a_mail_would_go(smtp, epica_mail) -> None:
@@ -208,10 +208,10 @@ def test_it_explains_where_a_mail_would_go(smtp, epica_mail) -> None:
         ]
     )
     official = doctor.explain("A@GOV.TR")
-    assert (official["rule"], official["match"]) == (0, {"to": "*@gov.tr"})
-    assert (official["queue"], official["queue by"]) == ("official", "ROUTES")
-    assert (official["priority"], official["priority by"]) == (9, "default")
-    assert official["transports"] == ["ses", "smtp"]
-    assert doctor.explain("a@example.com")["rule"] == "none"
-    assert doctor.explain("a@example.com", bulk=True)["priority"] == 1
-    assert doctor.explain("a@example.com", category="order")["rule"] == 2
+    assert (official.rule, official.match) == (0, {"to": "*@gov.tr"})
+    assert (official.queue, official.queue_by) == ("official", "ROUTES")
+    assert (official.priority, official.priority_by) == (9, "default")
+    assert official.transports == ["ses", "smtp"]
+    assert doctor.explain("a@example.com").rule == "none"
+    assert doctor.explain("a@example.com", bulk=True).priority == 1
+    assert doctor.explain("a@example.com", category="order").rule == 2

@@ -1,4 +1,4 @@
-"""The history: the totals of a period, in hours and in days of the site's time zone."""
+"""The history of a period, in hours and days of the site's time zone."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def total(hour: datetime, count: int, event: str = "sent", **more) -> None:
 
 
 def sent(period: str, **where) -> dict[str, int]:
-    """Return what was sent by the local beginning of the slot, where something was."""
+    """Return the mails sent, by the local start of the slot, without empty slots."""
     slots = history.read(PERIODS[period], "default", **where).slots
     counts = {f"{slot.start:%d %H:%M}": slot.counts["sent"] for slot in slots}
     return {start: count for start, count in counts.items() if count}
 
 
-def test_an_hour_is_where_the_clock_on_the_wall_has_it() -> None:
+def test_an_hour_is_shown_in_the_sites_time_zone() -> None:
     total(NOW.replace(minute=0), 3)
     total(NOW.replace(minute=0) - timedelta(hours=23), 4)
     total(NOW.replace(minute=0) - timedelta(hours=24), 99)
-    total(totals.EVER, 999)
+    total(totals.ALL_TIME, 999)
     assert sent("24h") == {"09 16:00": 4, "10 15:00": 3}
 
 
@@ -49,7 +49,7 @@ def test_a_day_ends_at_midnight_of_the_sites_time_zone() -> None:
     assert sent("7d") == {"08 00:00": 1, "09 00:00": 6}
 
 
-def test_a_day_in_which_the_clock_is_put_forward_is_a_day(settings) -> None:
+def test_a_day_with_a_change_of_clocks_is_one_day(settings) -> None:
     settings.TIME_ZONE = "Europe/Berlin"
     with time_machine.travel(datetime(2026, 3, 31, 12, tzinfo=timezone.utc), tick=False):
         total(datetime(2026, 3, 28, 23, tzinfo=timezone.utc), 1)  # Sunday, 0:00
@@ -59,7 +59,7 @@ def test_a_day_in_which_the_clock_is_put_forward_is_a_day(settings) -> None:
         assert len(history.read(PERIODS["90d"], "default").slots) == 90
 
 
-def test_one_queue_or_transport_can_be_looked_at() -> None:
+def test_history_can_be_limited_to_a_queue_or_transport() -> None:
     total(NOW.replace(minute=0), 3)
     total(NOW.replace(minute=0), 5, queue="bulk_emails")
     total(NOW.replace(minute=0), 7, transport="ses")
@@ -68,7 +68,7 @@ def test_one_queue_or_transport_can_be_looked_at() -> None:
     assert sent("24h", queue="emails", transport="ses") == {"10 15:00": 7}
 
 
-def test_reasons_come_most_frequent_first_and_add_up_over_hours() -> None:
+def test_reasons_are_summed_and_sorted_by_frequency() -> None:
     hour = NOW.replace(minute=0)
     for at, number in ((hour, 2), (hour - totals.HOUR, 3)):
         total(at, number, "failed", failure_kind="permanent", failure_code=550)
@@ -80,7 +80,7 @@ def test_reasons_come_most_frequent_first_and_add_up_over_hours() -> None:
     ]
 
 
-def test_times_of_delivery_add_up_by_slot_and_by_queue() -> None:
+def test_delivery_times_are_summed_by_slot_and_by_queue() -> None:
     hour = NOW.replace(minute=0)
     total(hour, 3, buckets=[1, 2])
     total(hour, 1, transport="ses", buckets=[0, 0, 1])

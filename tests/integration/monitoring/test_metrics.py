@@ -1,4 +1,4 @@
-"""The metrics: one truth for every process, that no restart and no clean-up takes back."""
+"""The metrics: the same from every process, and unaffected by restarts and cleanup."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.monitoring import metrics, totals
 
 TOKEN = "a-token-of-the-tests"
-LANE = {"queue": "emails", "transport": "smtp"}
+LABELS = {"queue": "emails", "transport": "smtp"}
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "metrics.md"
 
 
 @pytest.fixture(autouse=True)
 def site(settings: Any, epica_mail: Any, db: None) -> None:
-    """Put the package's addresses into a site with log-ins."""
+    """Serve the package's URLs on a site with users."""
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
     settings.MIDDLEWARE = [
         "django.contrib.sessions.middleware.SessionMiddleware",
@@ -39,7 +39,7 @@ def site(settings: Any, epica_mail: Any, db: None) -> None:
 
 @pytest.fixture
 def count(travel: Any) -> Any:
-    """Let the sweep count what has happened until now."""
+    """Count everything up to now, as the sweep does."""
 
     def run() -> None:
         travel(minutes=2)
@@ -54,7 +54,7 @@ def scrape(token: str = TOKEN, accept: str = "", client: Client | None = None) -
 
 
 def value(name: str, /, **labels: str) -> float | None:
-    """Return one sample as a scrape reads it; ``None`` if there is none."""
+    """Return the value of a sample in a scrape, or ``None`` if it is absent."""
     families = text_string_to_metric_families(scrape().content.decode())
     samples = [sample for family in families for sample in family.samples]
     found = [it.value for it in samples if (it.name, it.labels) == (f"epica_mail_{name}", labels)]
@@ -62,24 +62,22 @@ def value(name: str, /, **labels: str) -> float | None:
     return found[0] if found else None
 
 
-def test_what_waits_and_what_is_held_is_told_by_queue_and_transport(
-    smtp, queue_mail, travel
-) -> None:
+def test_gauges_are_labelled_by_queue_and_transport(smtp, queue_mail, travel) -> None:
     queue_mail()
     travel(minutes=1)
     claim.claim("emails")
     queue_mail()
     queue_mail(queue="bulk_emails")
-    assert value("in_flight", **LANE) == 1
-    assert value("waiting", **LANE) == value("due", **LANE) == 1
+    assert value("in_flight", **LABELS) == 1
+    assert value("waiting", **LABELS) == value("due", **LABELS) == 1
     assert value("waiting", queue="bulk_emails", transport="smtp") == 1
     travel(seconds=30)
-    age = value("oldest_due_seconds", **LANE)
+    age = value("oldest_due_seconds", **LABELS)
     assert age is not None
     assert 30 <= age < 60
 
 
-def test_what_was_sent_and_what_failed_is_counted(smtp, queue_mail, deliver, count) -> None:
+def test_sent_and_failed_mail_is_counted(smtp, queue_mail, deliver, count) -> None:
     queue_mail()
     deliver()
     smtp.inject(refuse("rcpt", 550, times=1))
@@ -88,18 +86,18 @@ def test_what_was_sent_and_what_failed_is_counted(smtp, queue_mail, deliver, cou
     queue_mail()
     deliver()
     count()
-    assert value("enqueued_total", **LANE) == 3
-    assert value("sent_total", **LANE) == 1
-    assert value("failed_total", **LANE, failure="permanent") == 2
-    assert value("failed_total", **LANE, failure="outage") == 0
-    assert value("attempts_total", **LANE, failure="") == 1
-    assert value("attempts_total", **LANE, failure="permanent") == 2
+    assert value("enqueued_total", **LABELS) == 3
+    assert value("sent_total", **LABELS) == 1
+    assert value("failed_total", **LABELS, failure="permanent") == 2
+    assert value("failed_total", **LABELS, failure="outage") == 0
+    assert value("attempts_total", **LABELS, failure="") == 1
+    assert value("attempts_total", **LABELS, failure="permanent") == 2
 
 
-def test_a_counter_starts_at_nothing_so_that_its_first_increase_is_seen(smtp, queue_mail) -> None:
+def test_a_counter_starts_at_zero(smtp, queue_mail) -> None:
     queue_mail()
-    assert value("sent_total", **LANE) == 0
-    assert value("failed_total", **LANE, failure="permanent") == 0
+    assert value("sent_total", **LABELS) == 0
+    assert value("failed_total", **LABELS, failure="permanent") == 0
 
 
 def test_no_counter_goes_down_when_rows_are_deleted(
@@ -111,7 +109,7 @@ def test_no_counter_goes_down_when_rows_are_deleted(
     count()
     travel(days=2)
     assert maintenance.cleanup() == 1
-    assert value("sent_total", **LANE) == value("enqueued_total", **LANE) == 1
+    assert value("sent_total", **LABELS) == value("enqueued_total", **LABELS) == 1
 
 
 def test_times_are_histograms(smtp, queue_mail, deliver, count) -> None:
@@ -119,17 +117,15 @@ def test_times_are_histograms(smtp, queue_mail, deliver, count) -> None:
     deliver()
     count()
     for name in ("delivery_seconds", "attempt_seconds"):
-        assert value(f"{name}_count", **LANE) == 1
-        assert value(f"{name}_bucket", **LANE, le="60.0") == 1
-        taken = value(f"{name}_sum", **LANE)
+        assert value(f"{name}_count", **LABELS) == 1
+        assert value(f"{name}_bucket", **LABELS, le="60.0") == 1
+        taken = value(f"{name}_sum", **LABELS)
         assert taken is not None
         assert 0 <= taken < 60
-    assert value("attempt_seconds_bucket", **LANE, le="0.005") in (0, 1)
+    assert value("attempt_seconds_bucket", **LABELS, le="0.005") in (0, 1)
 
 
-def test_the_breaker_pauses_and_the_health_check_are_told(
-    smtp, queue_mail, deliver, travel
-) -> None:
+def test_breakers_pauses_and_health_checks_are_exposed(smtp, queue_mail, deliver, travel) -> None:
     queue_mail()
     assert value("breaker_open", transport="smtp") == 0
     assert value("healthy", check="breaker") == 1
@@ -147,14 +143,16 @@ def test_the_breaker_pauses_and_the_health_check_are_told(
     assert 40 <= age < 60
 
 
-def test_the_token_or_staff_alone_sees_them() -> None:
+def test_only_the_token_or_staff_can_read_them() -> None:
     assert scrape().status_code == 200
     refused = scrape(token="wrong")
     assert (refused.status_code, refused.content) == (401, b"")
     assert refused.headers["WWW-Authenticate"].startswith("Bearer")
     client = Client()
     client.force_login(User.objects.create_user("clerk", is_staff=True))
-    assert scrape(token="wrong", client=client).status_code == 401, "a wrong token is wrong"
+    assert scrape(token="wrong", client=client).status_code == 401, (
+        "a wrong token is refused even with a session"
+    )
     assert client.get(reverse("epica_mail:metrics")).status_code == 200
     client.force_login(User.objects.create_user("customer"))
     assert client.get(reverse("epica_mail:metrics")).status_code == 401
@@ -167,20 +165,20 @@ def test_the_format_is_the_one_asked_for() -> None:
     assert scrape().headers["Content-Type"].startswith("text/plain")
 
 
-def test_without_the_package_the_error_says_what_to_install(monkeypatch) -> None:
+def test_without_the_package_the_error_names_the_extra(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(MissingExtra, match=re.escape('"django-epica-mail[metrics]"')):
         metrics.registry()
 
 
-def test_a_site_may_put_them_into_its_own_registry(smtp, queue_mail) -> None:
+def test_a_site_can_use_its_own_registry(smtp, queue_mail) -> None:
     queue_mail()
     registry = CollectorRegistry()
     registry.register(metrics.Collector())
-    assert registry.get_sample_value("epica_mail_waiting", LANE) == 1
+    assert registry.get_sample_value("epica_mail_waiting", LABELS) == 1
 
 
-def test_the_reference_names_each_metric_with_its_type_and_labels(
+def test_the_reference_lists_each_metric_with_type_and_labels(
     smtp, queue_mail, deliver, count
 ) -> None:
     queue_mail()
@@ -188,17 +186,17 @@ def test_the_reference_names_each_metric_with_its_type_and_labels(
     count()
     maintenance.dispatch()
     outbox.pause(queue="a queue")
-    told = {}
+    exposed = {}
     for family in metrics.Collector().collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = {label for it in family.samples for label in it.labels if label != "le"}
-        told[name] = (family.type, labels)
+        exposed[name] = (family.type, labels)
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \|", PAGE.read_text("utf-8"), re.MULTILINE)
     written = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
-    assert written == told
+    assert written == exposed
 
 
-def test_a_scrape_costs_the_same_however_much_mail_there_is(
+def test_the_cost_of_a_scrape_does_not_depend_on_the_backlog(
     smtp, queue_mail, deliver, count, django_assert_num_queries
 ) -> None:
     queue_mail()

@@ -1,4 +1,4 @@
-"""The totals: each mail and attempt is counted once, and nothing counted is ever lost."""
+"""The totals count each mail and attempt once, and never lose a count."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from django_epica_mail.monitoring import totals
 Event = EmailTotal.Event
 
 
-def ever() -> Counter[str]:
+def all_time() -> Counter[str]:
     """Return the totals of all time by event."""
     found: Counter[str] = Counter()
-    for total in EmailTotal.objects.filter(hour=totals.EVER):
+    for total in EmailTotal.objects.filter(hour=totals.ALL_TIME):
         found[total.event] += total.count
     return found
 
 
 @pytest.fixture(autouse=True)
 def _ids_travel_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make ids of the time to which the queue's clock is moved, as in real life."""
+    """Create ids at the time of the queue's clock, which tests move."""
     ahead = SimpleNamespace(
         time_ns=lambda: time.time_ns() + clock.offset // timedelta(microseconds=1) * 1000
     )
@@ -38,30 +38,28 @@ def _ids_travel_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def counted(travel: Any) -> Any:
-    """Count what has happened until now, and return the totals."""
+    """Count everything up to now, and return the totals of all time."""
 
     def count() -> Counter[str]:
         travel(minutes=2)  # beyond the lag
         totals.count()
-        return ever()
+        return all_time()
 
     return count
 
 
-def test_a_sent_mail_is_counted_once_however_often_is_counted(
-    smtp, queue_mail, deliver, counted
-) -> None:
+def test_a_sent_mail_is_counted_once(smtp, queue_mail, deliver, counted) -> None:
     queue_mail()
     deliver()
     assert counted() == {"enqueued": 1, "sent": 1, "attempt": 1}
     assert counted() == {"enqueued": 1, "sent": 1, "attempt": 1}
 
 
-def test_what_may_not_be_committed_yet_is_left_for_later(smtp, queue_mail, deliver) -> None:
+def test_rows_within_the_lag_are_not_counted_yet(smtp, queue_mail, deliver) -> None:
     queue_mail()
     deliver()
     totals.count()
-    assert ever() == {}
+    assert all_time() == {}
 
 
 def test_totals_outlive_the_mails(smtp, queue_mail, deliver, counted, travel, epica_mail) -> None:
@@ -79,11 +77,11 @@ def test_a_failed_mail_is_counted_with_kind_and_code(smtp, queue_mail, deliver, 
     queue_mail()
     deliver()
     assert counted() == {"enqueued": 1, "failed": 1, "attempt": 1}
-    failed = EmailTotal.objects.get(hour=totals.EVER, event=Event.FAILED)
+    failed = EmailTotal.objects.get(hour=totals.ALL_TIME, event=Event.FAILED)
     assert (failed.failure_kind, failed.failure_code) == ("permanent", 552)
 
 
-def test_a_postponed_mail_and_its_next_try_are_counted(
+def test_a_postponed_mail_and_its_next_attempt_are_counted(
     smtp, queue_mail, deliver, counted, travel
 ) -> None:
     smtp.inject(refuse("rcpt", 451, "4.3.0 Later", times=1))
@@ -95,9 +93,7 @@ def test_a_postponed_mail_and_its_next_try_are_counted(
     assert counted() == {"enqueued": 1, "attempt": 2, "postponed": 1, "retried": 1, "sent": 1}
 
 
-def test_the_try_that_was_the_last_is_not_counted_as_postponed(
-    smtp, queue_mail, deliver, counted
-) -> None:
+def test_the_last_attempt_is_not_counted_as_postponed(smtp, queue_mail, deliver, counted) -> None:
     smtp.inject(refuse("rcpt", 451, "4.3.0 Later"))
     queue_mail()
     EmailLog.objects.update(max_retries=0)
@@ -112,7 +108,7 @@ def test_a_lost_reply_is_counted_as_unknown(smtp, queue_mail, deliver, counted) 
     assert counted() == {"enqueued": 1, "attempt": 1, "unknown": 1}
 
 
-def test_a_cancelled_mail_is_counted_and_so_is_the_same_mail_sent_later(
+def test_a_mail_cancelled_and_sent_later_is_counted_as_both(
     smtp, queue_mail, deliver, counted
 ) -> None:
     log = queue_mail()
@@ -132,34 +128,34 @@ def test_hours_are_kept_apart_and_add_up(smtp, queue_mail, deliver, counted, tra
     deliver()
     counted()
     sent = EmailTotal.objects.filter(event=Event.SENT)
-    hours = sent.exclude(hour=totals.EVER).order_by("hour")
+    hours = sent.exclude(hour=totals.ALL_TIME).order_by("hour")
     first, second = (total.hour for total in hours)
     assert second - first in (timedelta(hours=3), timedelta(hours=4))
     log.refresh_from_db()
     assert log.finished_at is not None
     assert second == totals.hour_of(log.finished_at)
-    assert sent.get(hour=totals.EVER).count == 2
+    assert sent.get(hour=totals.ALL_TIME).count == 2
 
 
-def test_the_time_of_delivery_counts_from_queueing(smtp, queue_mail, deliver, counted) -> None:
+def test_delivery_time_starts_at_queueing(smtp, queue_mail, deliver, counted) -> None:
     log = queue_mail()
     past = timedelta(seconds=20)
     EmailLog.objects.update(created_at=log.created_at - past, give_up_at=log.give_up_at - past)
     deliver()
     counted()
-    sent = EmailTotal.objects.get(hour=totals.EVER, event=Event.SENT)
+    sent = EmailTotal.objects.get(hour=totals.ALL_TIME, event=Event.SENT)
     assert 20 <= sent.seconds < 30
     assert sent.buckets[totals.BOUNDS[Event.SENT].index(30)] == sum(sent.buckets) == 1
 
 
-def test_the_time_of_delivery_of_scheduled_mail_counts_from_its_time(
+def test_delivery_time_of_scheduled_mail_starts_at_its_time(
     smtp, queue_mail, deliver, counted, travel
 ) -> None:
     queue_mail(send_at=timezone.now() + timedelta(days=2))
     travel(days=2, seconds=1)
     deliver()
     counted()
-    assert EmailTotal.objects.get(hour=totals.EVER, event=Event.SENT).seconds < 30
+    assert EmailTotal.objects.get(hour=totals.ALL_TIME, event=Event.SENT).seconds < 30
 
 
 def test_the_sweep_counts(smtp, queue_mail, deliver, travel) -> None:
@@ -167,40 +163,40 @@ def test_the_sweep_counts(smtp, queue_mail, deliver, travel) -> None:
     deliver()
     travel(minutes=2)
     maintenance.dispatch()
-    assert ever()["sent"] == 1
+    assert all_time()["sent"] == 1
 
 
 def test_two_sweeps_at_once_count_once(smtp, queue_mail, deliver, counted, monkeypatch) -> None:
     queue_mail()
     deliver()
-    look = totals._next_window
+    next_window = totals._next_window
     windows: list[Any] = []
 
-    def behind(using: str) -> Any:
-        """Return what another sweep has counted between this one's look and its count."""
+    def counted_already(using: str) -> Any:
+        """Return a first window that another sweep has counted since."""
         if not windows:
-            windows.append(look(using))
+            windows.append(next_window(using))
             totals._count_window(*windows[0], using)
             return windows[0]
-        return look(using)
+        return next_window(using)
 
-    monkeypatch.setattr(totals, "_next_window", behind)
+    monkeypatch.setattr(totals, "_next_window", counted_already)
     assert counted()["sent"] == 1
 
 
-def test_a_sweep_with_nothing_new_costs_little(
+def test_a_sweep_without_new_events_needs_few_queries(
     mid_hour, smtp, queue_mail, deliver, counted, travel, django_assert_num_queries
 ) -> None:
     queue_mail()
     deliver()
     counted()
     travel(seconds=1)
-    # The mark, the savepoint, the mark moved, a look at each of ends, tries and ids, the release.
+    # Mark, savepoint, mark moved; finished mail, attempts and new mail; savepoint released.
     with django_assert_num_queries(7):
         totals.count()
 
 
-def test_the_clean_up_forgets_old_hours_and_keeps_the_sum(
+def test_cleanup_deletes_old_hours_and_keeps_the_sum(
     smtp, queue_mail, deliver, counted, travel
 ) -> None:
     queue_mail()
@@ -208,25 +204,25 @@ def test_the_clean_up_forgets_old_hours_and_keeps_the_sum(
     before = counted()
     travel(days=100)
     maintenance.cleanup()
-    assert not EmailTotal.objects.exclude(hour=totals.EVER).exists()
-    assert ever() == before
+    assert not EmailTotal.objects.exclude(hour=totals.ALL_TIME).exists()
+    assert all_time() == before
 
 
 @pytest.mark.parametrize(
     ("share", "seconds"), [(0.45, 7.5), (0.9, 10.0), (0.95, 20.0), (1.0, 30.0)]
 )
-def test_a_quantile_lies_where_its_share_of_the_bucket_does(share, seconds) -> None:
+def test_a_quantile_is_interpolated_within_its_bucket(share, seconds) -> None:
     bounds = totals.BOUNDS[Event.SENT]
     buckets = [0] * (len(bounds) + 1)
     buckets[bounds.index(10)], buckets[bounds.index(30)] = 90, 10
     assert totals.quantile(Event.SENT, buckets, share) == pytest.approx(seconds)
 
 
-def test_of_the_open_bucket_a_quantile_tells_its_lower_bound() -> None:
+def test_a_quantile_in_the_last_bucket_is_its_lower_bound() -> None:
     bounds = totals.BOUNDS[Event.SENT]
     buckets = [*[0] * len(bounds), 1]
     assert totals.quantile(Event.SENT, buckets, 0.5) == bounds[-1]
 
 
-def test_there_is_no_quantile_of_nothing() -> None:
+def test_there_is_no_quantile_without_durations() -> None:
     assert totals.quantile(Event.SENT, [], 0.5) is None

@@ -1,4 +1,4 @@
-"""Encrypted rows, sent as they were meant, and the change of the key that encrypts them."""
+"""Encrypted rows, which are sent unchanged, and the rotation of their keys."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def queue(**options: Any) -> EmailLog:
 
 
 def stored() -> str:
-    """Return every value of every row of ours, but for what is said to stay in clear."""
+    """Return every value of our rows, except the subject, which is stored in clear."""
     values = []
     with connection.cursor() as cursor:
         for model in (EmailLog, EmailAttachment, EmailBatch):
@@ -44,7 +44,7 @@ def stored() -> str:
     return "\n".join(values)
 
 
-def test_what_waits_is_encrypted_and_arrives_as_it_was_meant(smtp, deliver, epica_mail) -> None:
+def test_waiting_mail_is_encrypted_and_arrives_decrypted(smtp, deliver, epica_mail) -> None:
     epica_mail(ENCRYPTION_KEYS=[OLD])
     log = queue()
     bulk.submit([{"subject": "S", "message": SECRET, "recipient_list": ["to@example.com"]}])
@@ -58,7 +58,7 @@ def test_what_waits_is_encrypted_and_arrives_as_it_was_meant(smtp, deliver, epic
     assert attached == f"{SECRET} attached".encode()
 
 
-def test_without_keys_the_same_can_be_read_in_the_rows(smtp) -> None:
+def test_without_keys_content_is_stored_in_clear(smtp) -> None:
     queue()
     assert stored().count(SECRET) == 3, "in the envelope twice, in the attachment once"
 
@@ -71,9 +71,7 @@ def test_a_bulk_call_is_expanded_from_its_encrypted_form(smtp, deliver, epica_ma
     assert deliver("bulk_emails") == 2
 
 
-def test_never_keeps_neither_the_content_in_clear_nor_the_subject(
-    smtp, deliver, epica_mail
-) -> None:
+def test_never_stores_neither_subject_nor_content_in_clear(smtp, deliver, epica_mail) -> None:
     epica_mail(ENCRYPTION_KEYS=[OLD])
     log = queue(keep_content="never")
     assert log.subject == ""
@@ -85,14 +83,14 @@ def test_never_keeps_neither_the_content_in_clear_nor_the_subject(
     assert not EmailAttachment.objects.exists()
 
 
-def test_never_without_a_key_is_refused_in_the_caller_with_the_remedy(smtp) -> None:
+def test_never_without_a_key_is_refused_in_the_call(smtp) -> None:
     with pytest.raises(ImproperlyConfigured, match=r"ENCRYPTION_KEYS.*until_sent"):
         queue(keep_content="never")
     assert not EmailLog.objects.exists()
     assert not EmailAttachment.objects.exists()
 
 
-def test_an_entry_of_a_bulk_call_that_may_not_be_stored_is_refused_by_itself(smtp) -> None:
+def test_a_bulk_entry_that_must_not_be_stored_is_refused_alone(smtp) -> None:
     entry = {"subject": "S", "message": "M", "recipient_list": ["to@example.com"]}
     batch = bulk.submit([entry, {**entry, "keep_content": "never"}])
     batch = bulk.expand(batch.pk)
@@ -100,7 +98,7 @@ def test_an_entry_of_a_bulk_call_that_may_not_be_stored_is_refused_by_itself(smt
     assert [(it["index"], "ENCRYPTION_KEYS" in it["reason"]) for it in batch.refused] == [(1, True)]
 
 
-def test_a_mail_whose_key_is_missing_waits_for_it_and_stops_no_other(
+def test_mail_waits_for_a_missing_key_and_blocks_no_other(
     smtp, deliver, epica_mail, travel
 ) -> None:
     epica_mail(ENCRYPTION_KEYS=[OLD])
@@ -120,7 +118,7 @@ def test_a_mail_whose_key_is_missing_waits_for_it_and_stops_no_other(
 
 
 @pytest.mark.parametrize("what", ["envelope", "attachment"])
-def test_what_was_changed_in_the_database_is_not_sent(smtp, deliver, epica_mail, what) -> None:
+def test_content_changed_in_the_database_is_not_sent(smtp, deliver, epica_mail, what) -> None:
     epica_mail(ENCRYPTION_KEYS=[OLD])
     log = queue()
     if what == "envelope":
@@ -137,9 +135,7 @@ def test_what_was_changed_in_the_database_is_not_sent(smtp, deliver, epica_mail,
     assert smtp.accepted == []
 
 
-def test_a_repeated_idempotency_key_knows_its_message_though_it_is_encrypted(
-    smtp, deliver, epica_mail, caplog
-) -> None:
+def test_a_repeated_key_recognises_its_encrypted_message(smtp, deliver, epica_mail, caplog) -> None:
     epica_mail(ENCRYPTION_KEYS=[OLD])
     first = queue(idempotency_key="k", keep_content="until_sent")
     assert queue(idempotency_key="k").pk == first.pk
@@ -148,7 +144,7 @@ def test_a_repeated_idempotency_key_knows_its_message_though_it_is_encrypted(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     deliver()
     caplog.clear()
-    assert queue(idempotency_key="k").pk == first.pk, "its content is forgotten by now"
+    assert queue(idempotency_key="k").pk == first.pk, "its content has been deleted"
     assert caplog.records == []
 
 
@@ -176,7 +172,7 @@ def test_rotation_makes_the_old_key_dispensable(smtp, deliver, epica_mail, monke
     )
 
 
-def test_rotation_leaves_what_no_key_reads_and_says_so(smtp, epica_mail, capsys) -> None:
+def test_rotation_leaves_and_reports_unreadable_content(smtp, epica_mail, capsys) -> None:
     epica_mail(ENCRYPTION_KEYS=[OLD])
     log = queue()
     epica_mail(ENCRYPTION_KEYS=[NEW])
@@ -187,9 +183,7 @@ def test_rotation_leaves_what_no_key_reads_and_says_so(smtp, epica_mail, capsys)
     assert EmailLog.objects.get(pk=log.pk).envelope == log.envelope
 
 
-def test_rotation_does_not_bring_back_what_was_forgotten_meanwhile(
-    smtp, epica_mail, monkeypatch
-) -> None:
+def test_rotation_does_not_bring_back_deleted_content(smtp, epica_mail, monkeypatch) -> None:
     log = queue()
     epica_mail(ENCRYPTION_KEYS=[NEW])
 

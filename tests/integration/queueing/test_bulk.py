@@ -1,17 +1,14 @@
-"""Bulk calls: stored whole, expanded in portions, interrupted and gone on with."""
+"""Bulk calls: stored whole, expanded in chunks, interrupted and resumed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import current_app
-from django.core.mail import EmailMessage
 from django.db import OperationalError
 from django.test import TestCase
 
-from django_epica_mail import maintenance, outbox
+from django_epica_mail import maintenance
 from django_epica_mail.models import EmailBatch, EmailLog
 from django_epica_mail.queueing import bulk, enqueue
 from django_epica_mail.tasks import send_bulk_emails_task
@@ -45,7 +42,7 @@ def test_delay_writes_one_row_in_the_callers_transaction(
 
 
 @pytest.mark.filterwarnings("ignore:get.. waits for a mail:RuntimeWarning")
-def test_each_entry_becomes_a_mail_of_its_own(smtp, deliver) -> None:
+def test_each_entry_becomes_its_own_mail(smtp, deliver) -> None:
     result = send_bulk_emails_task.apply_async(kwargs={"emails": entries(3)})
     report = send_bulk_emails_task(result.id)
     assert (report["accepted"], report["refused"]) == (3, [])
@@ -56,7 +53,7 @@ def test_each_entry_becomes_a_mail_of_its_own(smtp, deliver) -> None:
     assert {m.recipients[0] for m in smtp.accepted} == {f"{n}@example.com" for n in range(3)}
 
 
-def test_a_bad_entry_is_reported_and_refuses_no_other(smtp) -> None:
+def test_a_bad_entry_is_reported_and_the_others_are_queued(smtp) -> None:
     mails = entries(4)
     mails[1]["recipient_list"] = "1@example.com"
     mails[2] = "no mail"
@@ -67,7 +64,7 @@ def test_a_bad_entry_is_reported_and_refuses_no_other(smtp) -> None:
     assert "must be a dict of named values" in report["refused"][1]["reason"]
 
 
-def test_the_reason_for_a_refusal_is_kept_as_any_database_takes_it(db) -> None:
+def test_the_reason_for_a_refusal_can_be_stored_by_any_database(db) -> None:
     (refused,) = send_bulk_emails_task(["no\0mail \ud800"])["refused"]
     assert refused["reason"].startswith("TypeError: An entry must be a dict")
     (refused,) = EmailBatch.objects.get().refused
@@ -75,18 +72,18 @@ def test_the_reason_for_a_refusal_is_kept_as_any_database_takes_it(db) -> None:
 
 
 @pytest.mark.parametrize("emails", ["text", 7, None, {"subject": "x"}])
-def test_what_is_no_list_is_refused_in_the_caller(emails: Any, db) -> None:
+def test_a_call_without_a_list_is_refused_at_once(emails: Any, db) -> None:
     with pytest.raises(TypeError, match="emails must be a list of dicts"):
         send_bulk_emails_task.delay(emails)
     assert not EmailBatch.objects.exists()
 
 
-def test_what_cannot_be_stored_is_refused_in_the_caller(db) -> None:
+def test_a_value_that_cannot_be_stored_is_refused_at_once(db) -> None:
     with pytest.raises(TypeError, match=r"a value of the type builtins\.object"):
         send_bulk_emails_task.delay([{"subject": object()}])
 
 
-def test_attachments_options_and_templates_go_with_an_entry(smtp, deliver, settings) -> None:
+def test_entries_may_have_attachments_options_and_templates(smtp, deliver, settings) -> None:
     engine = "django.template.backends.django.DjangoTemplates"
     settings.TEMPLATES = [{"BACKEND": engine, "APP_DIRS": True}]
     (entry,) = entries(1)
@@ -106,7 +103,7 @@ def test_attachments_options_and_templates_go_with_an_entry(smtp, deliver, setti
     assert len(subjects) == 2
 
 
-def test_what_was_interrupted_goes_on_where_it_was_and_doubles_nothing(
+def test_an_interrupted_expansion_resumes_and_duplicates_nothing(
     smtp, monkeypatch, rings, travel
 ) -> None:
     monkeypatch.setattr(enqueue, "CHUNK", 10)
@@ -133,18 +130,18 @@ def test_what_was_interrupted_goes_on_where_it_was_and_doubles_nothing(
     assert EmailLog.objects.count() == 35
 
 
-def test_of_two_workers_at_a_batch_each_portion_is_made_by_one(smtp, monkeypatch) -> None:
+def test_two_workers_on_a_batch_make_each_mail_once(smtp, monkeypatch) -> None:
     monkeypatch.setattr(enqueue, "CHUNK", 10)
     batch = bulk.submit(entries(30))
     decode, raced = bulk.decode, []
 
-    def let_another_be_quicker(form: Any) -> Any:
+    def decode_slowly(form: Any) -> Any:
         if not raced:
             raced.append(True)
-            bulk.expand(batch.pk)  # between this one's look at the position and its first portion
+            bulk.expand(batch.pk)  # another worker, after this one has read the position
         return decode(form)
 
-    monkeypatch.setattr(bulk, "decode", let_another_be_quicker)
+    monkeypatch.setattr(bulk, "decode", decode_slowly)
     assert bulk.expand(batch.pk).accepted == 30
     assert EmailLog.objects.values("subject").distinct().count() == 30
     assert EmailLog.objects.count() == 30
@@ -153,36 +150,3 @@ def test_of_two_workers_at_a_batch_each_portion_is_made_by_one(smtp, monkeypatch
 def test_an_empty_call_is_finished_at_once(smtp) -> None:
     assert send_bulk_emails_task([])["accepted"] == 0
     assert EmailBatch.objects.get().is_finished
-
-
-@pytest.fixture
-def task_routes() -> Iterator[Callable[[Any], None]]:
-    """Set the site's ``CELERY_TASK_ROUTES``."""
-
-    def set_routes(routes: Any) -> None:
-        current_app.conf.task_routes = routes
-        current_app.amqp.flush_routes()
-        current_app.amqp.router = current_app.amqp.Router()
-
-    yield set_routes
-    set_routes(None)
-
-
-def test_the_sites_celery_routes_say_where_mail_waits(smtp, task_routes) -> None:
-    task_routes(
-        {
-            "django_epica_mail.tasks.send_bulk_emails_task": {"queue": "mass", "priority": "low"},
-            "django_epica_mail.tasks.send_email_task": {"queue": "single", "priority": 8},
-        }
-    )
-    send_bulk_emails_task(entries(1))
-    single = outbox.enqueue(EmailMessage("Subject", "Text", None, ["to@example.com"]))
-    mass = EmailLog.objects.exclude(pk=single.pk).get()
-    assert (mass.queue, mass.priority) == ("mass", 0)
-    assert (single.queue, single.priority) == ("single", 8)
-
-
-def test_a_route_of_celery_may_be_a_bare_queue_or_a_pattern(smtp, task_routes) -> None:
-    task_routes({"django_epica_mail.tasks.send_*": "mail"})
-    log = outbox.enqueue(EmailMessage("Subject", "Text", None, ["to@example.com"]))
-    assert (log.queue, log.priority) == ("mail", 9)

@@ -1,4 +1,4 @@
-"""What a call or an entry becomes, and what is refused in it."""
+"""The messages that calls and entries become, and the arguments that are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from django_epica_mail.tasks import (
 
 @pytest.fixture
 def templates(settings: Any, tmp_path: Path) -> Path:
-    """A site's own templates."""
+    """Write the site's own templates; return their folder."""
     (tmp_path / "emails").mkdir()
     (tmp_path / "emails" / "hello_subject.txt").write_text("Hello {{ user.username }}\n")
     (tmp_path / "emails" / "hello.txt").write_text("Dear {{ user.username }} & co")
@@ -34,7 +34,7 @@ def templates(settings: Any, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_call_with_everything_becomes_the_mail_it_says(smtp, deliver, tmp_path) -> None:
+def test_every_argument_of_a_call_takes_effect(smtp, deliver, tmp_path) -> None:
     (tmp_path / "terms.txt").write_text("terms")
     result = send_email_async(
         subject="Your order",
@@ -67,7 +67,7 @@ def test_a_call_with_everything_becomes_the_mail_it_says(smtp, deliver, tmp_path
     assert b"bcc@" not in arrived.content
 
 
-def test_no_sender_is_the_sites_own(smtp, deliver) -> None:
+def test_the_default_sender_is_the_sites(smtp, deliver) -> None:
     send_email_async("Subject", "Text", None, ["to@example.com"])
     deliver()
     assert smtp.accepted[0].sender == "shop@example.com"
@@ -84,12 +84,12 @@ def test_no_sender_is_the_sites_own(smtp, deliver) -> None:
         ({"context": {}}, TypeError, "give a template_name too"),
         ({"message": None}, TypeError, "There is nothing to send"),
         ({"priority": 10}, ValueError, "priority must be 0 to 9"),
-        ({"language": "xx"}, ValueError, "language must be a code of LANGUAGES"),
+        ({"language": "xx"}, ValueError, "language must be a code from LANGUAGES"),
         ({"subject": "a\nb"}, ValueError, "newline|carriage return"),
         ({"expires_after": 0}, ValueError, "expires_after must be above 0; it is 0"),
     ],
 )
-def test_wrong_arguments_are_refused_in_the_caller_and_nothing_is_written(
+def test_wrong_arguments_are_refused_and_nothing_is_written(
     given: Any, error: type[Exception], words: str, smtp
 ) -> None:
     call = {
@@ -103,7 +103,7 @@ def test_wrong_arguments_are_refused_in_the_caller_and_nothing_is_written(
     assert not EmailLog.objects.exists()
 
 
-def test_lazy_text_is_frozen_in_the_language_named() -> None:
+def test_lazy_text_is_translated_to_the_language_of_the_call() -> None:
     lazy = gettext_lazy("Password")
     message, _ = compose(
         {"subject": lazy, "message": lazy, "recipient_list": ["a@example.com"], "language": "tr"}
@@ -111,7 +111,7 @@ def test_lazy_text_is_frozen_in_the_language_named() -> None:
     assert (message.subject, message.body) == ("Parola", "Parola")
 
 
-def test_a_template_is_rendered_in_the_caller_with_any_object(smtp, deliver, templates) -> None:
+def test_a_template_is_rendered_at_once_with_any_object(smtp, deliver, templates) -> None:
     result = send_templated_email_async(
         subject=None,
         template_name="emails/hello",
@@ -128,7 +128,7 @@ def test_a_template_is_rendered_in_the_caller_with_any_object(smtp, deliver, tem
     assert html.strip() == "<p>Dear Ay&lt;şe&gt;</p>"
 
 
-def test_a_subject_that_is_given_stands_before_the_templates_own(templates) -> None:
+def test_a_subject_overrides_that_of_the_template(templates) -> None:
     given = {"template_name": "emails/hello", "recipient_list": ["a@example.com"]}
     assert compose({**given, "subject": "Own"})[0].subject == "Own"
 
@@ -140,7 +140,7 @@ def test_a_template_without_a_subject_needs_one(templates) -> None:
         compose(given)
 
 
-def test_the_rules_of_the_site_know_the_template(templates, settings) -> None:
+def test_the_options_name_the_template_that_was_found(templates, settings) -> None:
     _, options = compose(
         {
             "template_name": ["emails/none", "emails/hello"],
@@ -151,7 +151,7 @@ def test_the_rules_of_the_site_know_the_template(templates, settings) -> None:
     assert options.template == "emails/hello"
 
 
-def test_one_template_goes_to_many_each_with_a_context_of_its_own(
+def test_one_template_goes_to_many_each_with_its_own_context(
     smtp, deliver, templates, django_assert_max_num_queries
 ) -> None:
     recipients = ((f"{name}@example.com", {"user": User(username=name)}) for name in "abc")
@@ -163,19 +163,19 @@ def test_one_template_goes_to_many_each_with_a_context_of_its_own(
     assert sorted(m.header("Subject") for m in smtp.accepted) == ["Hello a", "Hello b", "Hello c"]
 
 
-def test_a_rule_for_a_template_is_for_its_bulk_mail_too(smtp, templates, epica_mail) -> None:
+def test_a_rule_for_a_template_matches_bulk_mail_too(smtp, templates, epica_mail) -> None:
     epica_mail(ROUTES=[{"match": {"template": "emails/hello"}, "queue": "news"}])
     recipients = [("a@example.com", {"user": User(username="a")})]
     batch = send_bulk_templated_emails(None, "emails/hello", recipients)
     assert batch.emails.get().queue == "news"
 
 
-def test_a_wrong_option_is_refused_before_a_recipient_is_asked_for(db) -> None:
+def test_a_wrong_option_is_refused_before_recipients_are_read(db) -> None:
     with pytest.raises(ValueError, match="priority must be 0 to 9"):
         send_bulk_templated_emails(None, "emails/hello", iter([]), priority=11)
 
 
-def test_nothing_of_a_call_is_sent_past_the_queue(smtp) -> None:
+def test_a_call_sends_nothing_past_the_queue(smtp) -> None:
     send_email_async("Subject", "Text", None, ["to@example.com"])
     assert mail.outbox == []
     assert smtp.accepted == []

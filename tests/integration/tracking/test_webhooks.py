@@ -1,4 +1,4 @@
-"""What providers report: tied to its mail, recorded once, the same in whatever order it comes."""
+"""Provider webhooks: recorded once, linked to their mail, with the same result in any order."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def post(page: str, body: Any, **headers: str) -> int:
 
 
 class SendGrid:
-    """Posts what SendGrid's event webhook does."""
+    """Posts events as SendGrid's webhook does."""
 
     name = "SendGrid"
 
     def __init__(self, log: EmailLog, provider_id: str, *, with_id: bool = True) -> None:
         self.log, self.provider_id, self.with_id = log, provider_id, with_id
 
-    def tell(self, event: str, to: str, **more: Any) -> None:
-        told = {
+    def post(self, event: str, to: str, **more: Any) -> None:
+        reported = {
             "email": to,
             "timestamp": AT,
             "smtp-id": "<14c5d75ce93.dfd.64b469@ismtpd-555>",
@@ -63,43 +63,43 @@ class SendGrid:
             **more,
         }
         if self.with_id:
-            told["epica_mail_id"] = str(self.log.pk)
-        assert post("sendgrid", [told]) == 200
+            reported["epica_mail_id"] = str(self.log.pk)
+        assert post("sendgrid", [reported]) == 200
 
     def delivered(self, to: str) -> None:
-        self.tell("delivered", to, response="250 OK id=1")
+        self.post("delivered", to, response="250 OK id=1")
 
     def deferred(self, to: str) -> None:
-        self.tell("deferred", to, response="400 try again later", attempt="5")
+        self.post("deferred", to, response="400 try again later", attempt="5")
 
     def bounced(self, to: str) -> None:
-        self.tell("bounce", to, type="bounce", status="5.0.0", reason="550 5.1.1 unknown user")
+        self.post("bounce", to, type="bounce", status="5.0.0", reason="550 5.1.1 unknown user")
 
     def blocked(self, to: str) -> None:
-        self.tell("bounce", to, type="blocked", status="5.7.1", reason="550 5.7.1 spam")
+        self.post("bounce", to, type="blocked", status="5.7.1", reason="550 5.7.1 spam")
 
     def complained(self, to: str) -> None:
-        self.tell("spamreport", to)
+        self.post("spamreport", to)
 
     def opened(self, to: str) -> None:
-        self.tell("open", to, useragent="Mozilla/5.0 (X11; Linux x86_64) Gecko", ip="255.255.2.1")
+        self.post("open", to, useragent="Mozilla/5.0 (X11; Linux x86_64) Gecko", ip="255.255.2.1")
 
     def clicked(self, to: str) -> None:
-        self.tell("click", to, useragent="Mozilla/5.0 (X11) Gecko", url="https://example.com/")
+        self.post("click", to, useragent="Mozilla/5.0 (X11) Gecko", url="https://example.com/")
 
     def unsubscribed(self, to: str) -> None:
-        self.tell("unsubscribe", to)
+        self.post("unsubscribe", to)
 
 
 class Amazon:
-    """Posts what Amazon SES publishes through SNS."""
+    """Posts events as Amazon SES publishes them through SNS."""
 
     name = "Amazon SES"
 
     def __init__(self, log: EmailLog, provider_id: str, *, with_id: bool = True) -> None:
         self.log, self.provider_id, self.with_id = log, provider_id, with_id
 
-    def tell(self, event: str, to: str, about: dict[str, Any]) -> None:
+    def post(self, event: str, to: str, about: dict[str, Any]) -> None:
         everyone = list(self.log.recipients.values_list("address", flat=True))
         headers = [
             {"name": "From", "value": "shop@example.com"},
@@ -130,15 +130,15 @@ class Amazon:
         assert post("amazon_ses", envelope, **types) == 200
 
     def delivered(self, to: str) -> None:
-        self.tell("Delivery", to, {"recipients": [to], "smtpResponse": "250 OK"})
+        self.post("Delivery", to, {"recipients": [to], "smtpResponse": "250 OK"})
 
     def deferred(self, to: str) -> None:
-        self.tell("DeliveryDelay", to, {"delayedRecipients": [{"emailAddress": to}]})
+        self.post("DeliveryDelay", to, {"delayedRecipients": [{"emailAddress": to}]})
 
     def _bounced(self, to: str, kind: str, code: str) -> None:
-        people = [{"emailAddress": to, "action": "failed", "diagnosticCode": code}]
-        about = {"bounceType": kind, "bounceSubType": "General", "bouncedRecipients": people}
-        self.tell("Bounce", to, about)
+        bounced = [{"emailAddress": to, "action": "failed", "diagnosticCode": code}]
+        about = {"bounceType": kind, "bounceSubType": "General", "bouncedRecipients": bounced}
+        self.post("Bounce", to, about)
 
     def bounced(self, to: str) -> None:
         self._bounced(to, "Permanent", "smtp; 550 5.1.1 user unknown")
@@ -147,16 +147,16 @@ class Amazon:
         self._bounced(to, "Transient", "smtp; 550 5.7.1 spam")
 
     def complained(self, to: str) -> None:
-        people = [{"emailAddress": to}]
-        self.tell(
-            "Complaint", to, {"complainedRecipients": people, "complaintFeedbackType": "abuse"}
+        complained = [{"emailAddress": to}]
+        self.post(
+            "Complaint", to, {"complainedRecipients": complained, "complaintFeedbackType": "abuse"}
         )
 
     def opened(self, to: str) -> None:
-        self.tell("Open", to, {"userAgent": "Mozilla/5.0 (X11; Linux x86_64) Gecko"})
+        self.post("Open", to, {"userAgent": "Mozilla/5.0 (X11; Linux x86_64) Gecko"})
 
     def clicked(self, to: str) -> None:
-        self.tell("Click", to, {"userAgent": "Mozilla/5.0 (X11)", "link": "https://example.com/"})
+        self.post("Click", to, {"userAgent": "Mozilla/5.0 (X11)", "link": "https://example.com/"})
 
 
 @pytest.fixture(params=[SendGrid, Amazon], ids=lambda cls: cls.name)
@@ -170,21 +170,22 @@ def queue(*to: str, **options: Any) -> EmailLog:
 
 
 def settle(batch: Batch, result: Result) -> None:
-    """Settle a mail as the worker does."""
+    """Settle a claimed batch as the worker does."""
     settler = settling.Settler(batch)
     for mail in batch.mails:
-        tried = list(range(mail.recipients.count()))
-        policy = outcome.policy_of(mail, too_old=False)
+        tried = list(range(mail.row.recipients.count()))
+        policy = outcome.policy_of(mail.row, too_old=False)
         decision = retry.conclude(result, policy, tried, False)
-        settler.add(outcome.Outcome(mail, result, decision))
+        settler.add(outcome.Outcome(mail.row, result, decision))
     settler.flush()
 
 
 LOST = Result(failure=Failure(kind=Kind.UNKNOWN, reply="ReadTimeout"), seconds=30)
-TAKEN = Result(seconds=0.1, provider_id="provider-1")
+ACCEPTED = Result(seconds=0.1, provider_id="provider-1")
 
 
-def all_there_is() -> Any:
+def stored() -> Any:
+    """Return the mail, its events and the suppression list, without the ids of rows."""
     log = EmailLog.objects.get()
     what = EmailEvent.objects.order_by("key").values_list(
         "email", "key", "kind", "at", "source", "address", "reason", "reply", "url", "is_machine"
@@ -198,7 +199,7 @@ def all_there_is() -> Any:
 
 
 def play(provider: Any, result: Result, steps: tuple[str, ...], **options: Any) -> Any:
-    """Return what is in the database after a mail's settle and its events, in an order."""
+    """Settle a mail and post its events in the given order; return what is stored then."""
     with_id = options.pop("with_id", True)
     EmailEvent.objects.all().delete()
     Suppression.objects.all().delete()
@@ -212,11 +213,11 @@ def play(provider: Any, result: Result, steps: tuple[str, ...], **options: Any) 
             settle(batch, result)
         else:
             getattr(webhook, step)("b@example.com" if step == "bounced" else "a@example.com")
-    return all_there_is()
+    return stored()
 
 
 @pytest.mark.parametrize("on_unknown", ["hold", "resend", "fail"])
-def test_events_of_a_mail_whose_answer_was_lost_decide_it_in_every_order(
+def test_events_decide_a_mail_of_unknown_outcome_in_any_order(
     provider: Any, on_unknown: str
 ) -> None:
     steps = ["settle", "delivered", "bounced", "delivered"]
@@ -228,48 +229,50 @@ def test_events_of_a_mail_whose_answer_was_lost_decide_it_in_every_order(
     ]
     assert len(ends) == (60 if on_unknown == "hold" else 12)
     assert all(end == ends[0] for end in ends)
-    row, told, listed = ends[0]
+    row, recorded, listed = ends[0]
     assert row == ("sent", "", "", True, None)
     complaints = steps.count("complained")
-    assert sorted(it[2] for it in told) == ["bounced", *["complained"] * complaints, "delivered"]
+    assert sorted(it[2] for it in recorded) == [
+        "bounced",
+        *["complained"] * complaints,
+        "delivered",
+    ]
     complained = [("a@example.com", "", "complaint")] * complaints
     assert listed == [*complained, ("b@example.com", "", "bounce")]
 
 
 @pytest.mark.parametrize("with_id", [True, False], ids=["our id", "the provider's id"])
-def test_events_of_a_mail_that_was_taken_are_its_own_in_every_order(
-    provider: Any, with_id: bool
-) -> None:
+def test_events_of_an_accepted_mail_are_linked_in_any_order(provider: Any, with_id: bool) -> None:
     steps = ("settle", "opened", "clicked", "clicked")
     ends = [
-        play(provider, TAKEN, order, with_id=with_id)
+        play(provider, ACCEPTED, order, with_id=with_id)
         for order in sorted(set(itertools.permutations(steps)))
     ]
     assert all(end == ends[0] for end in ends)
-    row, told, listed = ends[0]
+    row, recorded, listed = ends[0]
     assert row == ("sent", "", "", True, None)
-    people = 2 if provider is Amazon else 1  # it does not say which of the recipients it was
-    assert sorted(it[2] for it in told) == sorted(["opened", "clicked"] * people)
-    assert {it[0] for it in told} == {True}
+    events_each = 2 if provider is Amazon else 1  # SES does not name the recipient
+    assert sorted(it[2] for it in recorded) == sorted(["opened", "clicked"] * events_each)
+    assert {it[0] for it in recorded} == {True}
     assert listed == []
 
 
-def test_an_unsubscribe_that_comes_early_is_for_the_mails_category_all_the_same() -> None:
+def test_an_early_unsubscribe_is_for_the_mails_category_too() -> None:
     ends = [
-        play(SendGrid, TAKEN, order, with_id=False)
+        play(SendGrid, ACCEPTED, order, with_id=False)
         for order in itertools.permutations(("settle", "unsubscribed", "unsubscribed"))
     ]
     assert all(end == ends[0] for end in ends)
     assert ends[0][2] == [("a@example.com", "news", "unsubscribe")]
 
 
-def test_a_bounce_for_now_suppresses_nobody(provider: Any) -> None:
-    row, told, listed = play(provider, TAKEN, ("settle", "blocked"))
-    assert [(it[2], it[6]) for it in told] == [("bounced", "transient")]
+def test_a_transient_bounce_suppresses_nobody(provider: Any) -> None:
+    row, recorded, listed = play(provider, ACCEPTED, ("settle", "blocked"))
+    assert [(it[2], it[6]) for it in recorded] == [("bounced", "transient")]
     assert (row[0], listed) == ("sent", [])
 
 
-def test_a_bounce_for_good_suppresses_the_address_also_where_the_mail_is_gone(
+def test_a_permanent_bounce_suppresses_even_if_the_mail_is_deleted(
     provider: Any,
 ) -> None:
     log = queue("a@example.com")
@@ -281,7 +284,7 @@ def test_a_bounce_for_good_suppresses_the_address_also_where_the_mail_is_gone(
     assert (event.email_id, event.source) == (None, provider.name)
 
 
-def test_a_mail_is_not_decided_by_an_event_of_a_recipient_that_was_done_with_before() -> None:
+def test_an_event_of_a_settled_recipient_does_not_decide_a_mail() -> None:
     log = queue("a@example.com", "b@example.com", on_unknown="hold")
     log.recipients.filter(address="a@example.com").update(outcome="accepted")
     EmailLog.objects.update(attempts=1)
@@ -289,9 +292,9 @@ def test_a_mail_is_not_decided_by_an_event_of_a_recipient_that_was_done_with_bef
     assert batch is not None
     settler = settling.Settler(batch)
     decision = retry.conclude(
-        LOST, outcome.policy_of(batch.mails[0], too_old=False), [1], accepted_before=True
+        LOST, outcome.policy_of(batch.mails[0].row, too_old=False), [1], accepted_before=True
     )
-    settler.add(outcome.Outcome(batch.mails[0], LOST, decision))
+    settler.add(outcome.Outcome(batch.mails[0].row, LOST, decision))
     settler.flush()
     SendGrid(log, "x").delivered("a@example.com")
     assert EmailLog.objects.get().status == "unknown"
@@ -299,13 +302,13 @@ def test_a_mail_is_not_decided_by_an_event_of_a_recipient_that_was_done_with_bef
     assert EmailLog.objects.get().status == "sent"
 
 
-def test_a_mail_refused_for_good_stays_failed_whatever_is_told(provider: Any) -> None:
+def test_no_event_changes_a_permanently_refused_mail(provider: Any) -> None:
     refused = Result(failure=Failure(kind=Kind.PERMANENT, code=400), seconds=0.1)
     row, *_ = play(provider, refused, ("settle", "delivered"))
     assert row[:2] == ("failed", "permanent")
 
 
-def test_a_mail_that_was_resent_and_is_refused_now_is_known_to_have_been_sent(travel) -> None:
+def test_a_resent_mail_refused_now_is_sent_if_an_event_proves_it(travel) -> None:
     log = queue("a@example.com", on_unknown="resend")
     batch = claim.claim("emails")
     assert batch is not None
@@ -320,12 +323,12 @@ def test_a_mail_that_was_resent_and_is_refused_now_is_known_to_have_been_sent(tr
 
 
 @pytest.mark.parametrize(("keep", "url"), [("always", "https://example.com/"), ("until_sent", "")])
-def test_a_link_is_kept_of_mail_alone_whose_content_is(provider: Any, keep: str, url: str) -> None:
-    _, told, _ = play(provider, TAKEN, ("settle", "clicked"), keep_content=keep)
-    assert {it[8] for it in told} == {url}
+def test_a_clicked_link_is_kept_only_if_content_is(provider: Any, keep: str, url: str) -> None:
+    _, recorded, _ = play(provider, ACCEPTED, ("settle", "clicked"), keep_content=keep)
+    assert {it[8] for it in recorded} == {url}
 
 
-def test_an_event_that_is_not_committed_when_its_mail_is_settled_decides_it_when_it_is(
+def test_an_event_committed_after_the_settle_decides_the_mail(
     monkeypatch, django_capture_on_commit_callbacks
 ) -> None:
     log = queue("a@example.com", on_unknown="hold")
@@ -340,21 +343,21 @@ def test_an_event_that_is_not_committed_when_its_mail_is_settled_decides_it_when
     assert EmailLog.objects.get().status == "sent"
 
 
-def test_content_kept_until_sent_goes_when_an_event_decides(provider: Any) -> None:
+def test_content_kept_until_sent_is_deleted_by_a_deciding_event(provider: Any) -> None:
     play(provider, LOST, ("settle", "delivered"), on_unknown="hold", keep_content="until_sent")
     assert EmailLog.objects.get().envelope == ""
 
 
-def test_listeners_hear_of_each_event_once_and_of_the_move(
+def test_each_event_and_the_move_send_a_signal_once(
     django_capture_on_commit_callbacks: Any,
 ) -> None:
-    heard: list[tuple[str, Any]] = []
+    received: list[tuple[str, Any]] = []
 
     def on_event(*, event: EmailEvent, **_: Any) -> None:
-        heard.append((event.kind, event.email_id))
+        received.append((event.kind, event.email_id))
 
     def on_move(*, email_id: Any, move: lifecycle.Move, **_: Any) -> None:
-        heard.append((move.name, email_id))
+        received.append((move.name, email_id))
 
     signals.email_event.connect(on_event)
     signals.email_moved.connect(on_move)
@@ -369,20 +372,20 @@ def test_listeners_hear_of_each_event_once_and_of_the_move(
     finally:
         signals.email_event.disconnect(on_event)
         signals.email_moved.disconnect(on_move)
-    assert heard == [("lose", log.pk), ("succeed", log.pk), ("delivered", log.pk)]
+    assert received == [("lose", log.pk), ("succeed", log.pk), ("delivered", log.pk)]
 
 
-def test_an_event_by_the_message_id_finds_its_mail() -> None:
+def test_an_event_finds_its_mail_by_the_message_id() -> None:
     log = queue()
     SendGrid(log, log.message_id.strip("<>"), with_id=False).delivered("to@example.com")
     assert EmailEvent.objects.get().email_id == log.pk
 
 
-def test_an_id_that_is_none_of_ours_is_no_harm() -> None:
+def test_an_invalid_id_is_ignored() -> None:
     log = queue()
     webhook = SendGrid(log, "x", with_id=False)
     for forged in ("'", "00000000-0000-0000-0000-000000000000", 7, None, ["x"]):
-        webhook.tell("open", f"{forged!s:.5}@example.com", epica_mail_id=forged)
+        webhook.post("open", f"{forged!s:.5}@example.com", epica_mail_id=forged)
     assert set(EmailEvent.objects.values_list("email", flat=True)) == {None}
 
 
@@ -394,7 +397,7 @@ def test_without_the_secret_nothing_is_recorded() -> None:
     assert not Suppression.objects.exists()
 
 
-def test_events_go_with_their_mail_and_those_of_none_when_they_are_old(
+def test_the_clean_up_deletes_events_of_deleted_mail_and_old_ones(
     smtp, queue_mail, deliver, travel
 ) -> None:
     log = queue_mail()
@@ -408,7 +411,7 @@ def test_events_go_with_their_mail_and_those_of_none_when_they_are_old(
     assert not EmailEvent.objects.exists()
 
 
-def test_mail_by_smtp_costs_no_look_for_events(
+def test_mail_by_smtp_costs_no_query_for_events(
     smtp, queue_mail, deliver, django_assert_num_queries, monkeypatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -441,14 +444,12 @@ def test_mail_by_smtp_costs_no_look_for_events(
         ({}, "", False),
     ],
 )
-def test_a_bounce_is_for_good_where_the_provider_or_the_server_says_so(
-    raw, reply, is_for_good
-) -> None:
+def test_provider_or_reply_code_make_a_bounce_permanent(raw, reply, is_for_good) -> None:
     assert webhooks.is_for_good(reply, raw) is is_for_good
 
 
-def test_every_kind_that_anymail_tells_of_a_sent_mail_is_known() -> None:
+def test_every_kind_of_tracking_event_of_anymail_is_known() -> None:
     from anymail.signals import EventType
 
-    told = {value for name, value in vars(EventType).items() if name.isupper()}
-    assert told - set(webhooks._KINDS) == {"inbound", "inbound_failed", "unknown"}
+    known = {value for name, value in vars(EventType).items() if name.isupper()}
+    assert known - set(webhooks._KINDS) == {"inbound", "inbound_failed", "unknown"}

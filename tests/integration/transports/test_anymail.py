@@ -1,4 +1,4 @@
-"""Providers by HTTP: anymail's own backends, through the queue, to a server of their APIs."""
+"""HTTP providers: mail from the queue through anymail's backends to a server of their APIs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def server() -> Iterator[Provider]:
 def provider(
     server: Provider, settings: Any, epica_mail: Callable[..., None]
 ) -> Iterator[Provider]:
-    """Let the transports ``sendgrid`` and ``amazon`` go to the server, and ``test`` to nowhere."""
+    """Configure the transports ``sendgrid`` and ``amazon`` to use the server, and ``test`` none."""
     specs: dict[str, Any] = {
         "sendgrid": {
             "BACKEND": "anymail.backends.sendgrid.EmailBackend",
@@ -78,7 +78,7 @@ def state(log: EmailLog) -> tuple[str, str, int]:
     return log.status, log.failure_kind, log.tries
 
 
-def test_a_mail_is_taken_with_our_id_and_the_providers_id_is_kept(provider, deliver, api) -> None:
+def test_our_id_is_sent_and_the_providers_id_is_stored(provider, deliver, api) -> None:
     log = queue(api)
     assert deliver() == 1
     assert state(log) == ("sent", "", 1)
@@ -90,7 +90,7 @@ def test_a_mail_is_taken_with_our_id_and_the_providers_id_is_kept(provider, deli
     assert (attempt.provider_id, attempt.reply) == (known, "queued")
 
 
-def test_tags_and_metadata_of_the_caller_go_along(provider, deliver, api) -> None:
+def test_the_callers_tags_and_metadata_are_sent(provider, deliver, api) -> None:
     message = AnymailMessage(
         "S", "B", "shop@example.com", ["to@example.com"], tags=["news"], metadata={"order": "7"}
     )
@@ -101,9 +101,7 @@ def test_tags_and_metadata_of_the_caller_go_along(provider, deliver, api) -> Non
     assert metadata == {"order": "7", "epica_mail_id": str(log.pk)}
 
 
-def test_a_provider_that_throttles_is_waited_for_and_no_try_is_used(
-    provider, deliver, api, travel
-) -> None:
+def test_a_throttled_mail_waits_and_uses_no_try(provider, deliver, api, travel) -> None:
     provider.fail(429, error="TooManyRequestsException", headers={"Retry-After": "120"})
     log = queue(api)
     deliver()
@@ -127,14 +125,14 @@ def test_a_provider_that_throttles_is_waited_for_and_no_try_is_used(
         (504, "", ("retrying", "unknown", 1)),
     ],
 )
-def test_an_error_means_what_the_provider_says(
+def test_an_error_of_the_provider_determines_the_status(
     provider, deliver, api, status, error, expected
 ) -> None:
     provider.fail(status, error=error)
     log = queue(api, on_unknown="resend")
     deliver()
     assert state(log) == expected
-    assert provider.requests == 1, "posted again by itself"
+    assert provider.requests == 1, "posted more than once"
     assert DeliveryAttempt.objects.get().code == status
 
 
@@ -146,25 +144,23 @@ def test_an_error_means_what_the_provider_says(
         ("SendingPausedException", "outage"),
     ],
 )
-def test_what_amazon_means_by_400_is_known_by_its_name(provider, deliver, error, kind) -> None:
+def test_an_amazon_400_is_classified_by_its_error_name(provider, deliver, error, kind) -> None:
     provider.fail(400, error=error)
     log = queue("amazon")
     deliver()
     assert state(log) == ("retrying", kind, 0)
 
 
-def test_a_provider_that_takes_the_mail_and_does_not_answer_leaves_it_unknown(
-    provider, deliver, api, epica_mail
-) -> None:
+def test_a_lost_answer_of_the_provider_is_unknown(provider, deliver, api, epica_mail) -> None:
     epica_mail(SEND_TIMEOUT=1)
     provider.lose_answer(times=3)
     log = queue(api, on_unknown="hold")
     deliver()
     assert state(log) == ("unknown", "unknown", 1)
-    assert len(provider.taken) == provider.requests == 1, "posted again by itself"
+    assert len(provider.taken) == provider.requests == 1, "posted more than once"
 
 
-def test_a_provider_that_cannot_be_reached_is_an_outage(provider, deliver, api, settings) -> None:
+def test_an_unreachable_provider_is_an_outage(provider, deliver, api, settings) -> None:
     nowhere = {"sendgrid": "api_url", "amazon": "client_params"}[api]
     specs = transports.specs()
     value: Any = "http://127.0.0.1:1/v3/"
@@ -177,7 +173,7 @@ def test_a_provider_that_cannot_be_reached_is_an_outage(provider, deliver, api, 
     assert gates.Gates("default").out_of_order() == [api]
 
 
-def test_whom_the_list_suppresses_the_provider_is_not_told_of(provider, deliver, api) -> None:
+def test_suppressed_recipients_are_not_sent_to_the_provider(provider, deliver, api) -> None:
     suppression.add("gone@example.com")
     message = EmailMessage(
         "S", "B", "shop@example.com", ["a@example.com", "gone@example.com"],
@@ -203,7 +199,7 @@ def answer(**statuses: str) -> Callable[..., dict[str, Any]]:
     return post
 
 
-def test_what_a_provider_says_of_each_recipient_is_kept(
+def test_the_providers_status_of_each_recipient_is_stored(
     provider, deliver, monkeypatch, travel
 ) -> None:
     monkeypatch.setattr(
@@ -223,7 +219,7 @@ def test_what_a_provider_says_of_each_recipient_is_kept(
     assert list(DeliveryAttempt.objects.values_list("provider_id", flat=True)) == ["id-a", "id-c"]
 
 
-def test_a_mail_refused_for_all_fails(provider, deliver, monkeypatch) -> None:
+def test_a_mail_refused_for_all_recipients_fails(provider, deliver, monkeypatch) -> None:
     monkeypatch.setattr(
         "anymail.backends.test.EmailBackend.post_to_esp", answer(a="rejected", b="invalid")
     )
@@ -232,9 +228,7 @@ def test_a_mail_refused_for_all_fails(provider, deliver, monkeypatch) -> None:
     assert state(log) == ("failed", "permanent", 0)
 
 
-def test_a_mail_that_the_site_stops_at_anymails_door_is_not_taken_for_sent(
-    provider, deliver
-) -> None:
+def test_a_mail_cancelled_in_pre_send_is_not_sent(provider, deliver) -> None:
     from anymail.exceptions import AnymailCancelSend
     from anymail.signals import pre_send
 
@@ -248,10 +242,10 @@ def test_a_mail_that_the_site_stops_at_anymails_door_is_not_taken_for_sent(
     finally:
         pre_send.disconnect(stop)
     assert state(log) == ("failed", "message", 0)
-    assert "stopped on its way" in log.reply
+    assert "cancelled before it reached the provider" in log.reply
 
 
-def test_the_sites_own_retries_of_boto3_are_left_alone(provider) -> None:
+def test_the_sites_own_boto3_retries_are_kept(provider) -> None:
     backend: Any = connection._build("amazon")
     assert backend.client_params["config"].retries["total_max_attempts"] == 1
     params = transports.specs()["amazon"]["OPTIONS"]["client_params"]

@@ -1,4 +1,4 @@
-"""The connections of a worker process, and which transport a mail goes to."""
+"""The connections of a worker process to its transports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from unittest import mock
 import django
 import pytest
 from django.core import mail
-from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 
 from devservers.process import wait_until
@@ -16,7 +15,6 @@ from devservers.smtp_faults import drop, refuse
 from django_epica_mail import tasks
 from django_epica_mail.delivery import worker
 from django_epica_mail.retry import Failure, Kind, Stage
-from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection as transport_connection
 
 
@@ -36,14 +34,14 @@ def test_a_connection_is_kept_for_the_next_batch(smtp) -> None:
     assert smtp.connections.opened == before + 1
 
 
-def test_a_connection_is_replaced_after_its_share_of_mails(smtp, epica_mail) -> None:
+def test_a_connection_is_replaced_after_its_maximum_of_mails(smtp, epica_mail) -> None:
     epica_mail(CONNECTION_MAX_MAILS=2)
     before = smtp.connections.opened
     assert [send() for _ in range(4)] == [None] * 4
     assert smtp.connections.opened == before + 2
 
 
-def test_a_connection_left_idle_is_not_used_again(smtp, epica_mail) -> None:
+def test_a_connection_idle_for_too_long_is_not_reused(smtp, epica_mail) -> None:
     epica_mail(CONNECTION_MAX_IDLE=0)
     before = smtp.connections.opened
     send()
@@ -51,7 +49,7 @@ def test_a_connection_left_idle_is_not_used_again(smtp, epica_mail) -> None:
     assert smtp.connections.opened == before + 2
 
 
-def test_a_connection_that_failed_is_never_used_again(smtp) -> None:
+def test_a_failed_connection_is_not_reused(smtp) -> None:
     smtp.inject(refuse("content", 451, "4.3.0", times=1))
     before = smtp.connections.opened
     assert send() is Kind.TRANSIENT
@@ -59,21 +57,21 @@ def test_a_connection_that_failed_is_never_used_again(smtp) -> None:
     assert smtp.connections.opened == before + 2
 
 
-def test_a_server_that_hung_up_meanwhile_gets_one_more_try(smtp) -> None:
+def test_a_dropped_idle_connection_gets_a_second_attempt(smtp) -> None:
     assert send() is None
     smtp.cut_connections()
     assert send() is None
     assert len(smtp.accepted) == 2
 
 
-def test_no_second_try_follows_content_that_was_sent(smtp) -> None:
+def test_there_is_no_second_attempt_after_content_was_sent(smtp) -> None:
     assert send() is None
     smtp.inject(drop("content", accepted=True, times=1))
     assert send() is Kind.UNKNOWN
     assert len(smtp.accepted) == 2
 
 
-def test_two_tasks_at_once_use_two_connections(smtp) -> None:
+def test_two_concurrent_tasks_use_two_connections(smtp) -> None:
     before = smtp.connections.opened
     with (
         transport_connection.connection("smtp") as one,
@@ -84,13 +82,13 @@ def test_two_tasks_at_once_use_two_connections(smtp) -> None:
     assert smtp.connections.opened == before + 2
 
 
-def test_connections_are_closed_at_the_workers_end(smtp) -> None:
+def test_connections_are_closed_when_the_worker_stops(smtp) -> None:
     send()
     tasks._close_connections()
     assert smtp.commands["QUIT"] == 1
 
 
-def test_a_forked_child_leaves_its_parents_connections_alone(smtp) -> None:
+def test_a_forked_child_does_not_use_its_parents_connections(smtp) -> None:
     send()
     with mock.patch.object(transport_connection, "_pool", transport_connection._pool):
         transport_connection._forget_connections()
@@ -103,7 +101,7 @@ def test_a_forked_child_leaves_its_parents_connections_alone(smtp) -> None:
 
 
 @pytest.mark.parametrize("silent", [True, False])
-def test_a_transport_told_to_fail_silently_cannot_hide_a_failure(smtp, settings, silent) -> None:
+def test_fail_silently_cannot_hide_a_failure(smtp, settings, silent) -> None:
     spec = {
         "BACKEND": "django.core.mail.backends.smtp.EmailBackend",
         "OPTIONS": {"host": "127.0.0.1", "port": smtp.port, "fail_silently": silent},
@@ -124,29 +122,8 @@ def test_under_a_test_runner_mail_goes_to_the_outbox(smtp, epica_mail, queue_mai
     assert len(mail.outbox) == 1
 
 
-def test_a_mail_that_names_no_transport_takes_the_sites_default(smtp, epica_mail) -> None:
-    assert transports.default_alias() == "smtp"
-    epica_mail(DEFAULT_TRANSPORT="other")
-    assert transports.default_alias() == "other"
-
-
-def test_without_a_default_the_caller_is_told_where_to_name_one(smtp, settings, epica_mail) -> None:
-    spec = {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": {"host": "h"}}
-    if django.VERSION >= (6, 1):
-        settings.MAILERS = {"a": spec, "b": spec}
-    else:
-        epica_mail(TRANSPORTS={"a": spec, "b": spec})
-    with pytest.raises(ImproperlyConfigured, match="DEFAULT_TRANSPORT"):
-        transports.default_alias()
-
-
-def test_the_queue_itself_is_no_transport(smtp) -> None:
-    assert transports.is_queue({"BACKEND": "django_epica_mail.backends.EmailBackend"})
-    assert transports.aliases() == ("smtp",)
-
-
-def knows_better(error: Exception, stage: Stage) -> Failure | None:
-    """Take one error for what only this site knows it is."""
+def classify_quota(error: Exception, stage: Stage) -> Failure | None:
+    """Classify an error that only this site recognises."""
     if "quota" in str(error):
         return Failure(kind=Kind.THROTTLED, reply="quota", retry_after=3600)
     return None
@@ -155,10 +132,10 @@ def knows_better(error: Exception, stage: Stage) -> Failure | None:
 @pytest.mark.parametrize(
     ("words", "kind"), [("5.7.1 quota", "throttled"), ("5.1.1 no", "permanent")]
 )
-def test_a_site_may_know_better_what_an_error_means(
+def test_a_sites_own_classification_takes_precedence(
     smtp, queue_mail, deliver, epica_mail, words: str, kind: str
 ) -> None:
-    epica_mail(CLASSIFY=f"{__name__}.knows_better")
+    epica_mail(CLASSIFY=f"{__name__}.classify_quota")
     smtp.inject(refuse("mail", 550, words))
     log = queue_mail()
     deliver()
@@ -168,10 +145,12 @@ def test_a_site_may_know_better_what_an_error_means(
         assert log.due_at - log.created_at > timedelta(minutes=59)
 
 
-def test_a_probe_leaves_no_connection_open_whatever_it_finds(smtp) -> None:
+def test_a_probe_leaves_no_connection_open(smtp) -> None:
     assert transport_connection.probe("smtp") is None
     smtp.inject(refuse("ehlo", 421, "4.3.2 Shutting down"))
     failure = transport_connection.probe("smtp")
     assert failure is not None
     assert failure.kind == Kind.OUTAGE
-    wait_until(lambda: smtp.connections.open_now == 0, timeout=10, what="the ends to be seen")
+    wait_until(
+        lambda: smtp.connections.open_now == 0, timeout=10, what="the server to see the disconnects"
+    )

@@ -1,6 +1,6 @@
-"""What must hold of the queue's rows, told by what the server accepted and what the database saw.
+"""Checks the queue's rows against what the server accepted and which statuses changed.
 
-A trigger in the database notes every change of a status, whatever code made it.
+A trigger in the database records every change of a status, whatever code makes it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _DROP = {
 
 @contextmanager
 def witness() -> Iterator[None]:
-    """Let the database note every change of a status."""
+    """Record every change of a status in the database."""
     with connection.cursor() as cursor:
         for statement in _MAKE[connection.vendor]:
             cursor.execute(statement)
@@ -62,7 +62,7 @@ def witness() -> Iterator[None]:
 
 
 def changes() -> list[tuple[UUID, str, str]]:
-    """Return, and forget, the changes noted: mail, old status, new status."""
+    """Return and delete the recorded changes: mail, old status, new status."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT email, old, new FROM witness ORDER BY number")
         noted = [(UUID(str(mail)), old, new) for mail, old, new in cursor.fetchall()]
@@ -72,10 +72,10 @@ def changes() -> list[tuple[UUID, str, str]]:
 
 
 class Model:
-    """What the server was handed and what it accepted, and who gave leave for another copy.
+    """What the server was given and accepted, and how many copies of each mail are permitted.
 
-    A mail has one permission more each time the policy resends it and each time a person requeues
-    it; under one permission a recipient is sent the mail once.
+    A mail gets another permission each time the policy resends it or a person requeues it. Under
+    one permission, a recipient is sent the mail once.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Model:
         self._handed: dict[Worker, dict[int, tuple[UUID, int, int]]] = {}
 
     def note(self, noted: Iterable[tuple[UUID, str, str]], *, by: str = "") -> None:
-        """Check changes of status; ``by`` is who may wake final mail: a person, or a retry."""
+        """Check changes of status; a ``person`` or a ``retry`` may requeue final mail."""
         for mail, old, new in noted:
             assert (old, new) in LEGAL
             assert old != Status.SENT
@@ -106,21 +106,21 @@ class Model:
                 self.resent[mail] += 1
 
     def hand_over(self, worker: Worker, dialogue: Dialogue, begun_by: datetime) -> None:
-        """Check that a mail may be with the server: by its lease, its time and its past."""
+        """Check that a mail may be sent now, given its lease, times and earlier attempts."""
         assert not connection.in_atomic_block
         assert worker.batch is not None
         log = EmailLog.objects.get(pk=dialogue.mail)
         assert (log.status, log.lease_token) == (Status.SENDING, worker.batch.token)
         assert log.lease_until is not None
-        assert log.lease_until > begun_by, "its lease may end before the dialogue does"
+        assert log.lease_until > begun_by, "the lease may end before the dialogue"
         assert log.due_at < worker.batch_sought_at
         assert log.expires_at is None or log.expires_at > worker.batch_sought_at
         assert dialogue.positions
         done = log.recipients.exclude(outcome="").values_list("position", flat=True)
-        assert not set(done) & set(dialogue.positions), "done with before"
+        assert not set(done) & set(dialogue.positions), "already has an outcome"
         assert self._noted.isdisjoint((log.pk, position) for position in dialogue.positions)
         keys = {p: (log.pk, p, self.permissions[log.pk]) for p in dialogue.positions}
-        assert not self._taken.intersection(keys.values()), "handed over again without leave"
+        assert not self._taken.intersection(keys.values()), "sent again without permission"
         self._taken.update(keys.values())
         self._handed[worker] = keys
         worker.holds_until = log.lease_until
@@ -128,9 +128,9 @@ class Model:
     def answer(
         self, worker: Worker, taken: set[int], *, in_doubt: bool, late: bool = False
     ) -> None:
-        """Note whom the server took a mail for; unless in doubt, the others may be tried again.
+        """Record the accepted recipients; unless in doubt, the others may be attempted again.
 
-        ``late`` is the answer to a worker that may have been given up meanwhile.
+        ``late`` is a reply to a worker whose lease may have ended.
         """
         keys = self._handed.pop(worker)
         self.accepted |= {keys[position][:2] for position in taken}
@@ -138,13 +138,13 @@ class Model:
             self._taken -= {key for position, key in keys.items() if position not in taken}
         if late and worker.batch is not None:
             for mail in worker.batch.mails:
-                self.late[mail.pk].add(worker.batch.token)
+                self.late[mail.row.pk].add(worker.batch.token)
 
     def check_claims(self, present: datetime) -> None:
-        """Check that while a lease lasts, nobody takes away what a worker is or may be sending."""
+        """Check that no mail is taken from a worker whose lease has not ended."""
         for worker, keys in self._handed.items():
             assert worker.batch is not None
-            held = [mail.pk for mail in worker.batch.mails]
+            held = [mail.row.pk for mail in worker.batch.mails]
             (mail,) = {mail for mail, *_ in keys.values()}
             mine = held[held.index(mail) :]
             logs = EmailLog.objects.filter(pk__in=mine, lease_token=worker.batch.token)
@@ -152,7 +152,7 @@ class Model:
                 assert logs.filter(status=Status.SENDING).count() == len(mine)
 
     def check_rows(self) -> None:
-        """Check that every row is consistent in itself, and with what the server accepted."""
+        """Check that every row is consistent, and matches what the server accepted."""
         numbers, outcomes = defaultdict[UUID, list[int]](list), defaultdict[UUID, dict](dict)
         attempts = DeliveryAttempt.objects.order_by("number")
         for mail, number in attempts.values_list("email_id", "number"):
@@ -164,7 +164,7 @@ class Model:
             assert log.pending == (log.priority if claimable else None)
             assert (log.lease_until is not None) == (log.status == Status.SENDING)
             assert (log.finished_at is not None) == (log.status in lifecycle.FINAL)
-            # A late answer, to a try that the rescue has noted, counts that try once more.
+            # A late result counts an attempt that the rescue has already counted.
             late = log.attempts - len(numbers[log.pk])
             assert 0 <= late <= len(self.late[log.pk])
             assert not numbers[log.pk] or max(numbers[log.pk]) <= log.attempts
@@ -180,7 +180,7 @@ class Model:
         assert noted <= accepted
         self._noted |= {(log.pk, position) for position in noted}
         if log.status == Status.SENT:
-            assert accepted, "sent, and the server never accepted it"
-            assert set(outcomes) == accepted | refused, "sent, and a recipient was forgotten"
+            assert accepted, "sent, but never accepted by the server"
+            assert set(outcomes) == accepted | refused, "sent, but a recipient was left out"
         if log.status == Status.FAILED and log.failure_kind != Kind.OVERDUE:
             assert not noted

@@ -1,4 +1,4 @@
-"""Who may open which page of the admin: every address, with each kind of visitor."""
+"""Which visitors may open which page of the admin, for every URL."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ LOGIN, OK, NO, WRONG_METHOD = 302, 200, 403, 405
 
 
 class Page(NamedTuple):
-    """An address, what each visitor gets of it in the order of ``VISITORS``, and how."""
+    """A request, and the status code for each visitor, in the order of ``VISITORS``."""
 
     name: str
     codes: tuple[int, int, int, int]
     method: str = "get"
     args: tuple[str, ...] = ()
-    data: dict[str, str] = {}  # noqa: RUF012 - never written to
+    data: dict[str, str] = {}  # noqa: RUF012 - never changed
 
 
 LOOK = (LOGIN, NO, OK, OK)
@@ -76,7 +76,7 @@ PAGES = [
 
 @pytest.fixture
 def ids(site: None, epica_mail: Any) -> dict[str, Any]:
-    """Store one row of each kind, and return their ids by their kind."""
+    """Store one row of each kind, and return the ids by kind."""
     epica_mail(PREVIEWS={"emails/welcome": {}})
     message = EmailMultiAlternatives("S", "B", None, ["a@example.com"])
     message.attach_alternative("<p>html</p>", "text/html")
@@ -99,7 +99,7 @@ def ids(site: None, epica_mail: Any) -> dict[str, Any]:
 
 @pytest.fixture(params=VISITORS)
 def visitor(request: pytest.FixtureRequest, site: None) -> tuple[int, Client]:
-    """Return the number of a kind of visitor, and its browser."""
+    """Return each visitor's index in ``VISITORS``, and their browser."""
     client, permissions = Client(), VISITORS[request.param]
     if permissions is not None:
         user = User.objects.create_user("visitor", is_staff=True)
@@ -109,7 +109,7 @@ def visitor(request: pytest.FixtureRequest, site: None) -> tuple[int, Client]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.method} {page.name}")
-def test_each_page_is_for_those_it_is_for(visitor, ids, page) -> None:
+def test_each_page_is_open_only_to_its_visitors(visitor, ids, page) -> None:
     number, client = visitor
     before = list(EmailLog.objects.values())
     address = reverse(f"admin:epica_mail_{page.name}", args=[ids[kind] for kind in page.args])
@@ -122,7 +122,7 @@ def test_each_page_is_for_those_it_is_for(visitor, ids, page) -> None:
     assert DeliveryGate.objects.filter(name="smtp", paused=True).exists() == allowed
 
 
-def test_every_address_of_the_admin_is_among_these() -> None:
+def test_every_url_of_the_admin_is_listed_here() -> None:
     known = {f"epica_mail_{page.name}" for page in PAGES}
     addresses, _app, _namespace = admin.site.urls
     found = {
@@ -153,12 +153,11 @@ def test_each_operation_is_for_operators_only(visitor, ids, action) -> None:
     assert list(EmailLog.objects.values()) == before
 
 
-def test_every_operation_is_among_these(site) -> None:
-
+def test_every_operation_is_listed_here(site) -> None:
     assert sorted(operation.name for operation in OPERATIONS) == sorted(ACTIONS)
 
 
-def test_a_person_who_may_read_and_not_look_does_neither(site, ids) -> None:
+def test_view_content_without_view_emaillog_shows_nothing(site, ids) -> None:
     user = User.objects.create_user("reader", is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename="view_content"))
     client = Client()
@@ -181,7 +180,7 @@ input[value^="a"] { background: url(https://evil.example.com/a) }</style>
 """
 
 
-def test_a_hostile_mail_reaches_no_page_of_the_admin_unescaped(site, ids) -> None:
+def test_a_hostile_mail_is_escaped_on_every_admin_page(site, ids) -> None:
     client = Client()
     client.force_login(User.objects.create_superuser("root"))
     message = EmailMultiAlternatives(HOSTILE.replace("\n", " "), HOSTILE, None, ["a@example.com"])

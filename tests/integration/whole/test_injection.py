@@ -1,7 +1,7 @@
-"""Nothing that a visitor may have typed becomes a header, a recipient or a command of the mail.
+"""Text typed by a visitor never becomes a header, a recipient or an SMTP command.
 
-Each value goes into each field of each way to send. It is refused in the caller, with nothing
-stored; or it arrives, and what arrives has the headers and the recipients that were meant.
+Each value is put in each field of each way to send. Either the call refuses it and stores nothing,
+or the mail arrives with exactly the intended headers and recipients.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ WAYS = (by_message, by_outbox, by_outbox_many, by_call, by_bulk)
 
 
 def attempt(way: Callable[[Given], None], given: Given) -> bool:
-    """Send by a way; return whether that was refused."""
+    """Send in one way; return whether the call was refused."""
     usual = {"subject": "Hi", "message": "Body", "from_email": "shop@example.com"}
     try:
         way({**usual, "recipient_list": ["a@example.com"], **given})
@@ -128,16 +128,14 @@ def require_nothing_injected(smtp: SMTPServer) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("field", IN_HEADERS)
-def test_a_newline_in_what_becomes_a_header_is_refused_in_the_caller(smtp, way, field) -> None:
+def test_a_newline_in_a_header_field_is_refused_in_the_call(smtp, way, field) -> None:
     for end in NEWLINES.values():
         assert attempt(way, IN_HEADERS[field](end)), repr(end)
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("field", IN_HEADERS)
-def test_what_only_some_programs_take_for_a_newline_makes_no_header(
-    smtp, deliver, way, field
-) -> None:
+def test_characters_resembling_a_newline_make_no_header(smtp, deliver, way, field) -> None:
     for end in LIKE_NEWLINES.values():
         if not attempt(way, IN_HEADERS[field](end)):
             deliver()
@@ -147,7 +145,7 @@ def test_what_only_some_programs_take_for_a_newline_makes_no_header(
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("field", ELSEWHERE)
-def test_a_newline_in_what_is_no_header_stays_where_it_was_put(smtp, deliver, way, field) -> None:
+def test_a_newline_outside_headers_stays_in_its_field(smtp, deliver, way, field) -> None:
     accepted = 0
     for end in (*NEWLINES.values(), *LIKE_NEWLINES.values()):
         if not attempt(way, ELSEWHERE[field](end)):
@@ -159,7 +157,7 @@ def test_a_newline_in_what_is_no_header_stays_where_it_was_put(smtp, deliver, wa
 
 
 @pytest.mark.parametrize("field", ["subject", "recipient", "sender"])
-def test_mass_mail_with_one_bad_message_queues_none_of_it(smtp, field) -> None:
+def test_mass_mail_with_one_bad_message_queues_nothing(smtp, field) -> None:
     good = ("Hi", "Body", "shop@example.com", ["a@example.com"])
     given = {
         "subject": "Hi", "from_email": "shop@example.com", "recipient_list": ["a@example.com"],
@@ -171,9 +169,7 @@ def test_mass_mail_with_one_bad_message_queues_none_of_it(smtp, field) -> None:
     assert not EmailLog.objects.exists()
 
 
-def test_a_subject_from_a_template_is_one_line_whatever_is_put_into_it(
-    smtp, deliver, settings, tmp_path
-) -> None:
+def test_a_subject_rendered_from_a_template_is_one_line(smtp, deliver, settings, tmp_path) -> None:
     (tmp_path / "hi_subject.txt").write_text("Hi {{ name }}")
     (tmp_path / "hi.txt").write_text("Dear {{ name }}")
     settings.TEMPLATES = [
@@ -189,7 +185,7 @@ def test_a_subject_from_a_template_is_one_line_whatever_is_put_into_it(
     require_nothing_injected(smtp)
 
 
-def test_options_of_a_backend_are_no_way_in_either(db) -> None:
+def test_a_newline_in_a_backends_options_is_refused(db) -> None:
     for name in ("queue", "transport", "category"):
         for end in NEWLINES.values():
             with pytest.raises(ValueError, match="printable"):

@@ -1,4 +1,4 @@
-"""The life of e-mails under random orders of events, against a model of what the server took."""
+"""E-mails under random sequences of events, checked against a model of the server."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ EPICA_MAIL = {
     "MAX_RETRIES": 1,
     "RETRY_DELAY": 300,
     "GIVE_UP_AFTER": 3600,
-    "SETTLE_DELAY": 3600,  # outcomes wait until the permits are out, or the batch ends
+    "SETTLE_DELAY": 3600,  # settles only when permits run out or the batch ends
     "RUN_SECONDS": 1e6,
 }
 
 
 @dataclass(frozen=True)
 class Order:
-    """Some mails alike."""
+    """Some identical mails."""
 
     count: int
     recipients: int
@@ -69,9 +69,9 @@ class Order:
     transport: str
     on_unknown: str
     wait: float
-    """Seconds until they may be sent."""
+    """Seconds until they are due."""
     life: float
-    """Seconds until they are not worth sending any more, or 0 for ever."""
+    """Seconds until they expire, or 0 for never."""
 
 
 orders = st.builds(
@@ -93,15 +93,15 @@ refusals = st.dictionaries(
 
 
 def movable(move: lifecycle.Move) -> st.SearchStrategy[Status]:
-    """Return the statuses that a move starts from, in an order that lasts."""
+    """Return the source statuses of a move, in a stable order."""
     return st.sampled_from(sorted(move.sources))
 
 
 class Lifecycle(RuleBasedStateMachine):
-    """Drives the queue with two workers, and checks after each step what must hold.
+    """Drives the queue with two workers, and checks the invariants after each step.
 
-    Hypothesis leaves out some of the rules in each run, so none depends on another: where a rule
-    needs a worker, it starts one.
+    Hypothesis disables some rules in each run, so no rule depends on another: a rule that needs a
+    worker starts one.
     """
 
     mails = Bundle("mails")
@@ -111,7 +111,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.time, self.model = time, Model()
         self.workers: dict[int, Worker] = {}
 
-    # Users, and people who look after the queue
+    # Users and operators
 
     @initialize(target=mails, orders=st.lists(orders, min_size=1, max_size=3))
     def begin(self, orders: list[Order]) -> MultipleResults[UUID]:
@@ -184,7 +184,7 @@ class Lifecycle(RuleBasedStateMachine):
                 self.model.answer(worker, taken, in_doubt=True)
             worker.kill()
 
-    # Time and the caretakers
+    # Time and periodic work
 
     @rule(seconds=st.sampled_from([3, 31, 61, 301, 3601]))
     def let_time_pass(self, seconds: float) -> None:
@@ -192,7 +192,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(which=which)
     def stall(self, which: int) -> None:
-        """Let the lease of a worker that waits for an answer end, and another take its mail."""
+        """End the lease of a worker that waits for a reply, and start another worker."""
         self._worker_in_dialogue(which)
         self.time.sleep(LEASE)
         self.rescue()
@@ -228,16 +228,16 @@ class Lifecycle(RuleBasedStateMachine):
         assert len(gone) == count
         assert {before[mail] for mail in gone} <= lifecycle.FINAL
 
-    # What must hold
+    # Invariants
 
     @invariant()
-    def what_the_rows_say_holds(self) -> None:
+    def rows_are_consistent(self) -> None:
         self.model.note(changes())
         self.model.check_claims(self.time.present())
         self.model.check_rows()
 
     def teardown(self) -> None:
-        """Check that all mail comes to an end once all is well; leave nothing behind."""
+        """Check that all mail is finished once nothing fails any more; delete all rows."""
         try:
             if sys.exc_info()[0] is None:
                 self._finish()
@@ -258,13 +258,13 @@ class Lifecycle(RuleBasedStateMachine):
             self._worker_in_dialogue(0)
             while self.workers:
                 self.accept(0, times=1)
-            self.what_the_rows_say_holds()
+            self.rows_are_consistent()
             left = EmailLog.objects.exclude(status__in=lifecycle.FINAL)
             if set(left.values_list("status", "on_unknown")) <= {(Status.UNKNOWN, "hold")}:
                 return
         pytest.fail(f"Mail is stuck: {list(left.values())}")
 
-    # How it is done
+    # Helpers
 
     def _enqueue(self, order: Order) -> list[UUID]:
         to = [f"{position}@example.com" for position in range(order.recipients)]
@@ -282,13 +282,13 @@ class Lifecycle(RuleBasedStateMachine):
         ]
 
     def _statuses(self, mail: UUID, status: Status) -> dict[UUID, str | None]:
-        """Return the status of a mail, whatever it is, and of the first that has ``status``."""
+        """Return the statuses of a mail and of the first mail with ``status``."""
         first = EmailLog.objects.filter(status=status).order_by("pk")[:1]
         rows = EmailLog.objects.filter(Q(pk=mail) | Q(pk__in=[log.pk for log in first]))
         return {mail: None, **dict(rows.values_list("pk", "status"))}
 
     def _worker_in_dialogue(self, which: int) -> Worker | None:
-        """Return a worker that awaits the server's answer; start it, or bring it there."""
+        """Return a worker that waits for a reply, after starting or continuing it as needed."""
         worker = self.workers.get(which)
         if worker is None:
             self.workers[which] = Worker(connections[DEFAULT_DB_ALIAS], QUEUE, self.time)
@@ -324,7 +324,7 @@ def _empty_tables() -> None:
 
 
 def _tables() -> list[str]:
-    """Return the package's tables, those that refer to others first."""
+    """Return the package's tables, referring tables first."""
     models = reversed(list(apps.get_app_config("epica_mail").get_models(include_auto_created=True)))
     return sorted(
         (model._meta.db_table for model in models), key=lambda name: name == "epica_mail_emaillog"
@@ -333,7 +333,7 @@ def _tables() -> list[str]:
 
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Time:
-    """Let time pass, for rows and workers alike, only when told to."""
+    """Give rows and workers one clock that only the test moves."""
     time = Time()
     monkeypatch.setattr(clock, "now", time.now)
     for module in (claim, delivery_worker, settle, db_retry):
@@ -345,7 +345,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 @pytest.fixture
 def site(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configure two transports, small numbers, and workers that stop at each word."""
+    """Configure two transports, small limits, and workers that stop at each dialogue."""
     spec = {"BACKEND": "django.core.mail.backends.smtp.EmailBackend"}
     transports = dict.fromkeys(TRANSPORTS, spec)
     if django.VERSION >= (6, 1):
@@ -353,7 +353,7 @@ def site(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         settings.EPICA_MAIL = EPICA_MAIL
     else:
         settings.EPICA_MAIL = {**EPICA_MAIL, "TRANSPORTS": transports}
-    # With the true number it would take hundreds of mails to get past it.
+    # The real number would need hundreds of mails to be exceeded.
     monkeypatch.setattr(lifecycle, "PERMITS", PERMITS)
     monkeypatch.setattr(maintenance, "PERMITS", PERMITS)
     monkeypatch.setattr(transport_connection, "connection", workers.connection)
@@ -362,12 +362,12 @@ def site(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_no_order_of_events_loses_a_mail_or_sends_it_twice_without_leave(
+def test_no_order_of_events_loses_or_duplicates_a_mail(
     site: None, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start() -> Lifecycle:
-        # A failing run must repeat exactly, and its claims are found in the order of their tokens.
-        time.begin_anew()
+        # A failing run must be repeatable, and claims are sorted by their tokens.
+        time.reset()
         numbers = itertools.count()
         monkeypatch.setattr(uuid, "uuid4", lambda: UUID(int=next(numbers), version=4))
         return Lifecycle(time)

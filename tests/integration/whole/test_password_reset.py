@@ -1,4 +1,4 @@
-"""The form of the privacy page sends Django's reset link in a mail whose content is not kept."""
+"""The form in the privacy guide sends Django's reset link without keeping it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def block(word: str) -> str:
 
 @pytest.fixture
 def browser(smtp: object, settings: Any, epica_mail: Any) -> Client:
-    """Return the browser of somebody who visits a site made as the page says."""
+    """Return a visitor's browser on a site built from the code in the guide."""
     names: dict[str, Any] = {}
     exec(block("class PasswordResetForm"), names)
     exec(block('"keep_content"'), names)

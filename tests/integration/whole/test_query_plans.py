@@ -1,6 +1,6 @@
-"""The hot queries use an index and read few rows, however many there are and whatever is known.
+"""The hot queries use an index and read few rows, even in a large table with old statistics.
 
-The database explains each statement as it is run by the function itself, with its own parameters.
+The database explains each statement as the function itself runs it, with its own parameters.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from django_epica_mail.retry import Decision, Failure, Kind, Result
 
 BIG = {model._meta.db_table for model in (EmailLog, EmailRecipient, DeliveryAttempt)}
 MOST_ROWS = 2_000
-"""What one statement may read: a portion of 500, and something of other tables with each."""
+"""What one statement may read: a chunk of 500 rows, and some related rows for each."""
 
 
 @dataclass
 class Examined:
-    """One statement, and what the database says of how it ran it."""
+    """One statement, and how the database executed it."""
 
     sql: str
     scanned: set[str] = field(default_factory=set)
-    """The tables it read from end to end."""
+    """The tables that were scanned completely."""
     rows: float = 0
-    """How many rows and entries of indexes it read."""
+    """How many rows and index entries were read."""
     plan: object = None
 
 
 class Examiner:
-    """Lets the database explain every statement, right before it is executed."""
+    """A wrapper that has the database explain every statement just before executing it."""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._connection = connection
@@ -77,7 +77,7 @@ class Examiner:
         return execute(sql, params, many, context)
 
     def _run(self, sql: str, params: Any) -> list[tuple[Any, ...]]:
-        """Run a statement past Django, so that it is not explained in its turn."""
+        """Run a statement without Django, so that it is not explained itself."""
         with closing(self._connection.connection.cursor()) as cursor:
             cursor.execute("SAVEPOINT examined")
             cursor.execute(sql, params)
@@ -109,7 +109,7 @@ class Examiner:
             row[3] for row in self._run(f"EXPLAIN QUERY PLAN {sql}", params)
         ]
         statement.scanned = {detail.split()[1] for detail in details if detail.startswith("SCAN ")}
-        # It does not tell how many rows it read; but each costs it several of its instructions.
+        # SQLite does not report the rows read, but each row costs several of its instructions.
         instructions = itertools.count()
         raw = self._connection.connection
         raw.set_progress_handler(lambda: next(instructions) and None, _INSTRUCTIONS_A_ROW)
@@ -123,7 +123,7 @@ _READ = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Index Recheck
 
 
 def _nodes(plan: Any, key: str) -> Iterator[dict[str, Any]]:
-    """Yield the parts of a plan that have ``key``, at any depth."""
+    """Yield the nodes of a plan that have ``key``, at any depth."""
     if isinstance(plan, dict):
         if key in plan:
             yield plan
@@ -137,7 +137,7 @@ DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 
 
 def fill_with_finished_mail() -> None:
-    """Store what has been done with, as nearly all mail has."""
+    """Store finished mail, which is nearly all mail."""
     sent = template(Status.SENT, finished=-2 * DAY, give_up=DAY)
     multiply(sent, 20_000)
     refused = template(Status.FAILED, finished=-2 * DAY, give_up=DAY, kind=Kind.PERMANENT)
@@ -145,7 +145,7 @@ def fill_with_finished_mail() -> None:
 
 
 def fill_with_other_mail() -> None:
-    """Store a backlog, and some of what each caretaker looks for."""
+    """Store a backlog, and some rows for each periodic task."""
     multiply(template(Status.QUEUED, due=DAY, give_up=4 * DAY), 20_000)
     multiply(template(Status.QUEUED, priority=5), 5_000)
     multiply(template(Status.QUEUED, priority=0, transport="gone", give_up=-HOUR), 5_000)
@@ -164,7 +164,7 @@ def fill_with_other_mail() -> None:
 def backlog(
     request: pytest.FixtureRequest, django_db_setup: None, django_db_blocker: Any
 ) -> Iterator[None]:
-    """Fill the tables, and let the database count rows after that or, worse, halfway."""
+    """Fill the tables, and update the statistics afterwards or, worse, halfway."""
     with django_db_blocker.unblock(), override_settings(**SITE):
         with connection.cursor() as cursor:
             if connection.vendor == "postgresql":
@@ -200,7 +200,7 @@ SITE: dict[str, Any] = (
 
 @pytest.fixture
 def examined(backlog: None, db: None, settings: Any) -> Iterator[list[Examined]]:
-    """Collect what is run, and check it in the end."""
+    """Collect the statements that are run, and check them at the end."""
     for name, value in SITE.items():
         setattr(settings, name, value)
     examiner = Examiner(connection)
@@ -238,7 +238,7 @@ def test_the_sweep_gives_up_what_is_overdue(examined) -> None:
 
 def test_a_worker_claims(examined) -> None:
     batch = held()
-    assert {mail.priority for mail in batch.mails} == {5}
+    assert {mail.row.priority for mail in batch.mails} == {5}
     assert len(batch.mails) == 100
     MessageLoader(batch)
 
@@ -248,11 +248,11 @@ def test_a_worker_settles_and_releases(examined) -> None:
     sent = Decision(moves=(lifecycle.SUCCEED,))
     later = Decision(moves=(lifecycle.POSTPONE,), failure=Failure(kind=Kind.TRANSIENT))
     outcomes = [
-        *(Outcome(mail, Result(code=250, seconds=0.1), sent) for mail in batch.mails[:25]),
-        *(Outcome(mail, Result(failure=later.failure), later) for mail in batch.mails[25:30]),
+        *(Outcome(mail.row, Result(code=250, seconds=0.1), sent) for mail in batch.mails[:25]),
+        *(Outcome(mail.row, Result(failure=later.failure), later) for mail in batch.mails[25:30]),
     ]
     assert len(settle.settle(outcomes, token=batch.token, using=batch.using)) == 30
-    settle.Settler(batch).release(batch.mails[30:])
+    settle.Settler(batch).release([mail.row for mail in batch.mails[30:]])
 
 
 def test_people_cancel(examined) -> None:
@@ -265,7 +265,7 @@ def test_the_retry_of_failed_mail(examined) -> None:
 
 
 def test_the_clean_up(examined, monkeypatch) -> None:
-    monkeypatch.setattr(maintenance, "forget_given_up", lambda using: 0)  # below
+    monkeypatch.setattr(maintenance, "forget_given_up", lambda using: 0)  # tested below
     assert maintenance.cleanup() == 3_000
 
 
@@ -276,13 +276,13 @@ def test_the_sweep_counts(examined) -> None:
     assert totals._count_window(start, end, "default") == 601
 
 
-def test_what_failed_is_looked_through_each_night(reads_little) -> None:
+def test_the_nightly_search_for_given_up_mail(reads_little) -> None:
     assert maintenance.forget_given_up("default") == 0
 
 
 @pytest.fixture
 def reads_little(backlog: None, db: None, settings: Any) -> Iterator[None]:
-    """Check that what is run reads all rows of no table, unless it stops after a few."""
+    """Check that no statement scans a whole table, unless it stops after a few rows."""
     for name, value in SITE.items():
         setattr(settings, name, value)
     examiner = Examiner(connection)
@@ -295,16 +295,16 @@ def reads_little(backlog: None, db: None, settings: Any) -> Iterator[None]:
 
 
 def test_the_status_counts_without_reading_history(reads_little) -> None:
-    report = monitoring_backlog.status()["queues"]["emails"]
-    lanes = [("emails", "down"), ("emails", "gone"), ("emails", "smtp")]
-    assert list(waiting("default")) == lanes
-    assert (report["waiting"], report["due"]) == (38_004, 18_003)
+    status = monitoring_backlog.status().queues["emails"]
+    pairs = [("emails", "down"), ("emails", "gone"), ("emails", "smtp")]
+    assert list(waiting("default")) == pairs
+    assert (status.waiting, status.due) == (38_004, 18_003)
 
 
-def test_the_dashboard_looks_at_what_was_sent_in_the_last_minute(examined) -> None:
+def test_the_dashboard_counts_mail_of_the_last_minute(examined) -> None:
     assert history.sent_in_a_minute("default") == {}
 
 
 def test_the_health_check_looks_at_a_few_rows(reads_little) -> None:
-    lanes = {("emails", "down"), ("emails", "gone"), ("emails", "smtp")}
-    assert health.measure().due_ages.keys() == lanes
+    pairs = {("emails", "down"), ("emails", "gone"), ("emails", "smtp")}
+    assert health.measure().due_ages.keys() == pairs

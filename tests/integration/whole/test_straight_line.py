@@ -1,4 +1,4 @@
-"""The way of a mail through the code: short enough to follow in one stack trace."""
+"""The path of a mail through the code is short enough to follow in one stack trace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OURS = PurePath(django_epica_mail.__file__).parent
 
 @pytest.fixture
 def stacks(monkeypatch: pytest.MonkeyPatch) -> list[traceback.StackSummary]:
-    """Note by which way smtplib is reached, and let it go on."""
+    """Record the stack of each call of smtplib, and make the call."""
     noted: list[traceback.StackSummary] = []
     real = smtplib.SMTP.sendmail
 
@@ -29,9 +29,7 @@ def stacks(monkeypatch: pytest.MonkeyPatch) -> list[traceback.StackSummary]:
     return noted
 
 
-def test_from_the_task_to_smtplib_a_mail_passes_few_of_our_modules(
-    smtp, queue_mail, stacks
-) -> None:
+def test_a_mail_passes_few_modules_from_task_to_smtplib(smtp, queue_mail, stacks) -> None:
     queue_mail()
     assert tasks.deliver_emails.apply(args=("emails",)).get() == 1
     (stack,) = stacks
@@ -44,5 +42,5 @@ def test_from_the_task_to_smtplib_a_mail_passes_few_of_our_modules(
         "transports/connection.py",
         "transports/smtp.py",
     ]
-    assert len(modules) <= 9, "functions of ours on the way"
+    assert len(modules) <= 9, "our functions on the path"
     assert len(smtp.accepted) == 1

@@ -1,6 +1,6 @@
-"""Every word on a page is a string that can be translated, or data.
+"""Every word on an admin page is either translatable or data.
 
-The pages are shown in a language in which each translation is its source between brackets.
+The pages are rendered in a test language that puts each string in brackets.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from django_epica_mail.models import (
 )
 
 SPOKEN = {"title", "aria-label", "placeholder"}
-"""Attributes that people read or hear."""
+"""Attributes with text for people."""
 DATA = {
     *("emails", "bulk_emails", "smtp", "default", "ses", "emails/welcome", "root", "w@host"),
     *("450 4.2.0", "a.bin", "application/octet-stream", "a@example.com", "shop@example.com"),
 }
-"""What the rows hold, also as a part of a longer text."""
+"""Values of the rows, which may be part of a longer text."""
 NAMES = {
     *("Content-Type", "Content-Transfer-Encoding", "MIME-Version", "Message-ID", "Date"),
     *("Subject", "From", "To", 'text/plain; charset="utf-8"', "7bit", "Id", "SHA-256"),
 }
-"""What is called the same in every language: header fields, and what Django calls an id."""
+"""Names that are the same in every language: header fields, and Django's ``Id``."""
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|\w{3}, \d+ \w{3} \d{4} [\d:]+ [+-]\d{4}")
-"""An id, or the date of a mail as its header has it."""
+"""An id, or a date as in a mail's header."""
 _TRANSLATED = re.compile(r"⟦[^⟦⟧]*⟧")
 
 
 class _Texts(HTMLParser):
-    """Collects what people read of a page, but for what stands as it is: code and raw text."""
+    """Collects the texts of a page for people, except code and preformatted text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def untranslatable(page: str) -> set[str]:
 
 
 def _without_translations(text: str) -> str:
-    """Remove what is translated, from the inside out: one may be filled into another."""
+    """Remove translated strings, innermost first, because they may be nested."""
     while (shorter := _TRANSLATED.sub("", text)) != text:
         text = shorter
     for word in sorted({*DATA, "@localhost"}, key=len, reverse=True):
@@ -89,7 +89,7 @@ def _without_translations(text: str) -> str:
 
 @pytest.fixture
 def bracketed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Speak the language of brackets."""
+    """Switch to the test language."""
 
     def plural(one: str, more: str, number: int) -> str:
         return f"⟦{one if number == 1 else more}⟧"
@@ -105,7 +105,7 @@ def bracketed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def rows(site: None, epica_mail: Any) -> dict[str, Any]:
-    """Store a row of each kind that has pages, and return its id by the name of its model."""
+    """Store a row of each model that has pages, and return the ids by model name."""
     epica_mail(PREVIEWS={"emails/welcome": {}})
     message = EmailMultiAlternatives("⟦subject⟧", "⟦text⟧", None, ["a@example.com"])
     message.attach_alternative("<p>⟦html⟧</p>", "text/html")
@@ -145,14 +145,14 @@ def rows(site: None, epica_mail: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def browser(rows: dict[str, Any], bracketed: None) -> Client:
-    """Return the browser of a person who may do everything."""
+    """Return a superuser's browser."""
     client = Client()
     client.force_login(User.objects.create_superuser("root"))
     return client
 
 
 def pages(rows: dict[str, Any]) -> list[str]:
-    """Return the address of every page of the package's in the admin."""
+    """Return the URLs of all pages of the package in the admin."""
     found = [reverse("admin:app_list", args=["epica_mail"])]
     for model in admin.site._registry:
         if model._meta.app_label != "epica_mail":
@@ -166,7 +166,7 @@ def pages(rows: dict[str, Any]) -> list[str]:
     return [*found, previews, f"{previews}?template=emails/welcome&language=en"]
 
 
-def test_no_page_of_the_admin_shows_what_cannot_be_translated(browser, rows) -> None:
+def test_every_admin_page_is_translatable(browser, rows) -> None:
     for address in pages(rows):
         page = browser.get(address)
         assert page.status_code == 200, address
@@ -174,9 +174,7 @@ def test_no_page_of_the_admin_shows_what_cannot_be_translated(browser, rows) -> 
 
 
 @pytest.mark.parametrize("operation", [operation.name for operation in OPERATIONS])
-def test_no_confirmation_and_no_report_shows_what_cannot_be_translated(
-    browser, rows, operation
-) -> None:
+def test_every_confirmation_and_report_is_translatable(browser, rows, operation) -> None:
     address = reverse("admin:epica_mail_emaillog_changelist")
     asked = {"action": operation, "_selected_action": str(rows["emaillog"])}
     for data in (asked, {**asked, "confirmed": "yes"}):
@@ -185,7 +183,7 @@ def test_no_confirmation_and_no_report_shows_what_cannot_be_translated(
             assert untranslatable(page.content.decode()) == set()
 
 
-def test_a_page_is_in_the_language_of_who_reads_it(rows, settings) -> None:
+def test_a_page_is_in_the_readers_language(rows, settings) -> None:
     settings.LANGUAGE_CODE = "tr"
     outbox.pause(transport="smtp")
     client = Client()
@@ -194,4 +192,4 @@ def test_a_page_is_in_the_language_of_who_reads_it(rows, settings) -> None:
     page = client.get(address).content.decode()
     assert "“smtp” taşıyıcısı bekletiliyor (duraklatıldı)" in page
     assert "1,5 sn sürdü" in page
-    assert "bir kez daha gönder" in page, "the policy of what is unknown"
+    assert "bir kez daha gönder" in page, "the label of on_unknown"

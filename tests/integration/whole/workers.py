@@ -1,8 +1,8 @@
-"""Workers that stop at every word with the server, and a time that passes only when told to.
+"""Workers that stop at every dialogue with the server, and a clock that tests move.
 
-A worker is a thread that runs the real ``delivery.deliver``. Only one thread runs at a time: a
-worker runs until it waits for the server's answer, and goes on when the test gives one. All share
-the test's connection, so it would show if one held a transaction while it waits.
+A worker is a thread that runs the real ``worker.deliver``. Only one thread runs at a time: a worker
+runs until it waits for the server's reply, and continues when the test gives one. All share the
+test's connection, so a transaction held open while waiting would be noticed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TICK = 0.001
 
 
 class _Moment(Value):
-    """A time. That a bare text is one MariaDB would not know where it is selected."""
+    """A time. MariaDB would return a plain string if it selected the bare parameter."""
 
     def as_mysql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
         """Compile to a time with microseconds."""
@@ -41,50 +41,50 @@ class _Moment(Value):
 
 
 class Time:
-    """The present, the same for the database and for all workers: a replay repeats it exactly."""
+    """One clock for the database and all workers, which a replay repeats exactly."""
 
     def __init__(self) -> None:
-        self.begin_anew()
+        self.reset()
 
-    def begin_anew(self) -> None:
-        """Go back to the beginning."""
+    def reset(self) -> None:
+        """Go back to the start."""
         self._seconds = 0.0
 
     def now(self, delay: timedelta | float = 0) -> Value:
-        """Stand for ``clock.now``."""
+        """Replace ``clock.now``."""
         if not isinstance(delay, timedelta):
             delay = timedelta(seconds=delay)
         return _Moment(self.present(delay), output_field=DateTimeField())
 
     def present(self, delay: timedelta = timedelta()) -> datetime:
-        """Return a time that no earlier call returned, as no two statements run at one time."""
+        """Return a later time than any earlier call, as statements never run at the same time."""
         return _BEGINNING + timedelta(seconds=self.monotonic()) + delay
 
     def monotonic(self) -> float:
-        """Stand for ``time.monotonic``."""
+        """Replace ``time.monotonic``."""
         self._seconds += _TICK
         return self._seconds
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass; stands for ``time.sleep``."""
+        """Replace ``time.sleep``: move the clock forward."""
         self._seconds += seconds
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A mail handed to the server, which has not answered yet."""
+    """A mail handed to the server, which has not replied yet."""
 
     mail: UUID
     positions: tuple[int, ...]
-    """The recipients it is for, by their place among all of the mail."""
+    """The recipients of this attempt, as positions among all recipients of the mail."""
 
 
 class Killed(BaseException):
-    """The worker's process was killed; nothing of it may run on."""
+    """Raised in a killed worker, of which no more code may run."""
 
 
 class _NoDatabase:
-    """Stands for the connection of a killed worker, whose ``finally`` must not write either."""
+    """The connection of a killed worker, whose ``finally`` blocks must not write either."""
 
     def __getattr__(self, name: str) -> object:
         raise Killed
@@ -107,32 +107,32 @@ class Worker(threading.Thread):
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """The recipients of the mail that is with the server."""
+        """The recipients of the current dialogue."""
         assert self.dialogue is not None
         return self.dialogue.positions
 
     def seek(self, queue: str) -> Batch | None:
-        """Claim a batch, and remember it and the time."""
+        """Claim a batch, and record it and the time."""
         self.batch_sought_at = self._time.present()
         self.batch = _claim(queue)
         return self.batch
 
     def run(self) -> None:
-        """Deliver, once and as long as told to go on."""
+        """Deliver once, whenever the test lets the worker continue."""
         connections["default"] = self._connection
         self._go.acquire()
         try:
             delivery_worker.deliver(self._queue)
         except Killed:
             pass
-        except BaseException as error:  # noqa: BLE001 - raised where the worker is told to go on
+        except BaseException as error:  # noqa: BLE001 - raised again by go_on
             self._error = error
         finally:
             self.is_over = True
             self._stopped.release()
 
     def go_on(self, answer: Result | None = None) -> None:
-        """Let it run until its next stop; raise what it raised."""
+        """Run the worker until its next stop; raise its exception."""
         self._answer, self.dialogue = answer, None
         if not self.is_alive():
             self.start()
@@ -142,14 +142,14 @@ class Worker(threading.Thread):
             raise self._error
 
     def kill(self) -> None:
-        """End it where it stands, as SIGKILL would."""
+        """End the worker at once, as SIGKILL would."""
         self._killed = True
         if not self.is_over:
             self.go_on()
         self.join()
 
     def stop(self, dialogue: Dialogue | None = None) -> Result | None:
-        """Wait, in the worker's own thread, until told to go on; return the server's answer."""
+        """Wait, in the worker's own thread, for ``go_on``; return the server's reply."""
         self.dialogue = dialogue
         self._stopped.release()
         self._go.acquire()
@@ -166,12 +166,12 @@ def _current() -> Worker:
 
 
 class _Connection:
-    """What ``transport.connection`` lends: its words go to the test."""
+    """A connection whose server is the test."""
 
-    mails = 1  # so that the time it takes says nothing of its speed
+    mails = 1  # as for the first mail, whose duration is ignored
 
     def send(self, message: EmailMessage) -> Result:
-        """Hand a message over and wait for the answer."""
+        """Hand a message to the test and wait for the reply."""
         mail = UUID(re.findall(r"<([0-9a-f-]{36})@", message.extra_headers["Message-ID"])[0])
         positions = tuple(int(address.partition("@")[0]) for address in message.recipients())
         answer = _current().stop(Dialogue(mail, positions))
@@ -181,7 +181,7 @@ class _Connection:
 
 @contextmanager
 def connection(alias: str) -> Iterator[_Connection]:
-    """Stand for ``transport.connection``."""
+    """Replace ``connection.connection``."""
     yield _Connection()
 
 
@@ -189,12 +189,12 @@ _claim, _mark = claims.claim, claims._mark
 
 
 def claim(queue: str) -> Batch | None:
-    """Stand for ``claiming.claim``: the same, and the worker's batch is known to the test."""
+    """Replace ``claim.claim``, to record the worker's batch."""
     return _current().seek(queue)
 
 
 def mark(candidates: list[EmailLog], token: UUID, using: str) -> tuple[bool, list[EmailLog]]:
-    """Stand for ``claiming._mark``: where nothing is locked meanwhile, others may come between."""
+    """Replace ``claim._mark``: stop first if no rows are locked, so others can interfere."""
     if candidates and not connections[using].in_atomic_block:
         _current().stop()
     return _mark(candidates, token, using)

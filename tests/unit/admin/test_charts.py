@@ -24,7 +24,7 @@ def test_the_scale_ends_at_a_round_number(highest, top) -> None:
 
 
 @pytest.mark.parametrize(("highest", "top"), [(0.3, 0.4), (50, 120), (2000, 3600), (1e9, 1e9)])
-def test_the_scale_of_a_time_ends_at_a_round_time(highest, top) -> None:
+def test_a_time_scale_ends_at_a_round_time(highest, top) -> None:
     assert chart(highest, is_time=True).lines[-1].text == f"{top:g}"
 
 
@@ -36,7 +36,7 @@ def test_a_bar_is_as_high_as_its_share_of_the_scale() -> None:
         assert float(bar.y) + float(bar.height) == pytest.approx(charts.Chart.bottom, abs=0.1)
 
 
-def test_the_smallest_value_is_seen() -> None:
+def test_the_smallest_value_is_visible() -> None:
     assert float(chart(1_000_000, 1).bars[1].height) > 1
 
 
@@ -48,7 +48,7 @@ def test_bars_lie_side_by_side_within_the_frame() -> None:
 
 
 @pytest.mark.parametrize("slots", [1, 7, 24, 30, 90])
-def test_few_slots_are_labelled_and_the_last_one_is(slots) -> None:
+def test_at_most_six_slots_are_labelled_including_the_last(slots) -> None:
     labels = chart(*[1.0] * slots).labels
     assert len(labels) <= 6
     assert labels[-1].text == f"{slots - 1}h"

@@ -1,4 +1,4 @@
-"""Long work shows how far it is to a person, and to nobody else."""
+"""Long work shows its progress on a terminal, and nowhere else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Terminal(StringIO):
 
 
 def shown(stream: StringIO, total: int) -> str:
-    advance = output.progress_bar(OutputWrapper(stream), "searching")
+    advance = output.progress(OutputWrapper(stream), "searching")
     for done in range(1, total + 1):
         advance(done, total)
     return stream.getvalue()
@@ -27,9 +27,9 @@ def test_a_bar_grows_to_its_end() -> None:
     assert lines[-1] == f"searching [{'#' * 30}] 100 % of 4\n"
 
 
-def test_it_is_drawn_a_hundred_times_at_most() -> None:
+def test_it_is_drawn_at_most_a_hundred_times() -> None:
     assert shown(Terminal(), 5000).count("\r") <= 101
 
 
-def test_where_nobody_looks_on_nothing_is_drawn() -> None:
+def test_nothing_is_drawn_without_a_terminal() -> None:
     assert shown(StringIO(), 4) == ""

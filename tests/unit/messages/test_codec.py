@@ -1,4 +1,4 @@
-"""A message comes back from its stored form as it was, on every version of Django."""
+"""A stored message is restored exactly, on every version of Django."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def reload(stored: StoredMessage) -> Any:
     return load(stored.envelope, {blob.digest: blob.content for blob in stored.blobs})
 
 
-def there_and_back(message: EmailMessage) -> Any:
+def round_trip(message: EmailMessage) -> Any:
     return reload(dump(message))
 
 
@@ -47,7 +47,7 @@ def assert_same_on_the_wire(message: EmailMessage, other: EmailMessage) -> None:
 
 
 def snapshot(value: object) -> object:
-    """Return everything an object consists of, as values that can be compared."""
+    """Return everything an object consists of, as comparable values."""
     if isinstance(value, (list, tuple)):
         return [type(value), *map(snapshot, value)]
     if isinstance(value, dict):
@@ -58,19 +58,19 @@ def snapshot(value: object) -> object:
 
 
 @kinds
-def test_a_stored_message_goes_out_byte_for_byte_as_a_direct_one(make: Any) -> None:
-    assert_same_on_the_wire(make(), there_and_back(make()))
+def test_a_stored_message_is_sent_with_the_same_bytes(make: Any) -> None:
+    assert_same_on_the_wire(make(), round_trip(make()))
 
 
 @kinds
 def test_a_loaded_message_can_be_stored_again(make: Any) -> None:
-    once = there_and_back(make())
+    once = round_trip(make())
     check(once)
-    assert_same_on_the_wire(make(), there_and_back(once))
+    assert_same_on_the_wire(make(), round_trip(once))
 
 
 @kinds
-def test_checking_and_storing_leave_the_callers_message_untouched(make: Any) -> None:
+def test_check_and_dump_do_not_change_the_message(make: Any) -> None:
     message = make()
     before = snapshot(message)
     check(message)
@@ -79,14 +79,14 @@ def test_checking_and_storing_leave_the_callers_message_untouched(make: Any) -> 
 
 
 @kinds
-def test_the_locmem_backend_takes_a_loaded_message(make: Any) -> None:
+def test_the_locmem_backend_accepts_a_loaded_message(make: Any) -> None:
     mail.outbox = []
-    assert LocmemBackend(alias="memory").send_messages([there_and_back(make())]) == 1
+    assert LocmemBackend(alias="memory").send_messages([round_trip(make())]) == 1
     assert_same_on_the_wire(make(), mail.outbox[0])
 
 
 @kinds
-def test_the_envelope_is_plain_ascii_json_with_nothing_of_what_is_kept_out_of_line(
+def test_the_envelope_is_ascii_json_without_blobs(
     make: Any,
 ) -> None:
     stored = dump(make())
@@ -98,7 +98,7 @@ def test_the_envelope_is_plain_ascii_json_with_nothing_of_what_is_kept_out_of_li
     assert repr(make().body or "no body") not in repr(stored)
 
 
-def test_normalising_keeps_what_a_message_itself_says() -> None:
+def test_normalising_keeps_the_messages_own_headers_and_body() -> None:
     content = corpus.normalise(corpus.wire_bytes(corpus.fixed_ids()))
     assert b"<order-7@example.com>" in content
     assert b"Date: Mon, 01 Jan 2001 00:00:00 -0000" in content
@@ -108,7 +108,7 @@ def test_normalising_keeps_what_a_message_itself_says() -> None:
     assert b"Message-ID: <made>" in other
 
 
-def test_equal_contents_are_kept_once_and_text_apart_from_bytes() -> None:
+def test_equal_content_is_stored_once_as_text_and_as_bytes() -> None:
     message = corpus.plain()
     message.attachments += [
         EmailAttachment("a.json", "same", "application/json"),
@@ -119,12 +119,12 @@ def test_equal_contents_are_kept_once_and_text_apart_from_bytes() -> None:
     assert reload(stored).attachments == message.attachments
 
 
-def test_an_inline_image_is_kept_as_the_image_it_is() -> None:
+def test_an_inline_image_is_stored_decoded() -> None:
     (blob,) = dump(corpus.inline_legacy()).blobs
     assert (blob.content, blob.filename, blob.mimetype) == (corpus.PNG, "logo.png", "image/png")
 
 
-def test_a_memoryview_from_the_database_is_content_too() -> None:
+def test_a_memoryview_from_the_database_is_accepted() -> None:
     stored = dump(corpus.with_attachment("a.pdf", b"%PDF", "application/pdf"))
     message = load(stored.envelope, {b.digest: memoryview(b.content) for b in stored.blobs})  # type: ignore[misc]
     assert message.attachments == [EmailAttachment("a.pdf", b"%PDF", "application/pdf")]
@@ -150,30 +150,30 @@ VALUES = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_an_attribute_comes_back_as_the_value_it_was(name: str) -> None:
+def test_an_attribute_is_restored_with_its_value(name: str) -> None:
     message: Any = corpus.plain()
     message.metadata = {name: VALUES[name]}
-    back = there_and_back(message)
+    back = round_trip(message)
     assert back.metadata == message.metadata
     assert repr(back.metadata) == repr(message.metadata)
 
 
-def test_private_names_connections_and_anymails_status_are_not_content() -> None:
+def test_private_names_connection_and_status_are_not_stored() -> None:
     message: Any = corpus.plain()
     vars(message).update(_secret=object(), connection=object(), anymail_status=object())
-    assert not {"_secret", "anymail_status"} & set(vars(there_and_back(message)))
+    assert not {"_secret", "anymail_status"} & set(vars(round_trip(message)))
     assert "connection" not in json.loads(dump(message).envelope)["state"]
 
 
 @pytest.mark.parametrize("value", [object(), [object()], {"a": (object(),)}, print, 1j])
-def test_an_attribute_that_cannot_be_kept_is_refused_with_name_type_and_remedy(value: Any) -> None:
+def test_an_unstorable_attribute_is_refused_with_the_remedy(value: Any) -> None:
     message: Any = corpus.plain()
     message.context = value
-    with pytest.raises(UnstorableMessage, match=r"'context' of the type \w+ holds a .*delete"):
+    with pytest.raises(UnstorableMessage, match=r"'context' of type \w+ contains a .*delete"):
         dump(message)
 
 
-def test_an_attribute_that_holds_itself_is_refused() -> None:
+def test_an_attribute_that_contains_itself_is_refused() -> None:
     message: Any = corpus.plain()
     message.loop = []
     message.loop.append(message.loop)
@@ -181,14 +181,14 @@ def test_an_attribute_that_holds_itself_is_refused() -> None:
         dump(message)
 
 
-def test_anymails_message_comes_back_with_what_was_set_and_what_was_not() -> None:
+def test_anymails_message_is_restored_with_unset_attributes() -> None:
     message = AnymailMessage(
         "Subject", "Body", "from@example.com", ["to@example.com"], tags=["a"], track_opens=True
     )
     message.attach_alternative("<p>HTML</p>", "text/html")
     message.attach_inline_image(corpus.PNG, "logo.png", "png")
     message.merge_data = {"to@example.com": {"name": "Ayşe"}}
-    back = there_and_back(message)
+    back = round_trip(message)
     assert type(back) is AnymailMessage
     assert (back.tags, back.track_opens, back.merge_data) == (["a"], True, message.merge_data)
     assert back.metadata is UNSET
@@ -197,7 +197,7 @@ def test_anymails_message_comes_back_with_what_was_set_and_what_was_not() -> Non
 
 
 class Computed(EmailMultiAlternatives):
-    """A class that computes a field from what only it knows."""
+    """A class that computes a field from private data."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -216,24 +216,24 @@ class Computed(EmailMultiAlternatives):
         return object()
 
 
-def test_a_computed_field_is_kept_as_it_was_when_the_message_was_stored() -> None:
+def test_a_computed_field_is_stored_with_its_current_value() -> None:
     message = Computed("Ayşe")
     assert message.context is message.context
-    back = there_and_back(message)
+    back = round_trip(message)
     assert type(back) is EmailMultiAlternatives
     assert back.body == "Dear Ayşe"
 
 
 class Strict(EmailMultiAlternatives):
-    """A class whose ``__init__`` cannot be called without knowing it."""
+    """A class whose ``__init__`` has parameters of its own."""
 
     def __init__(self, order: dict[str, str], *, to: list[str]) -> None:
         super().__init__(order["title"], "Body", "from@example.com", to)
         self.order = order
 
 
-def test_a_class_is_built_again_without_calling_its_init() -> None:
-    back = there_and_back(Strict({"title": "Order 7"}, to=["to@example.com"]))
+def test_a_class_is_rebuilt_without_calling_its_init() -> None:
+    back = round_trip(Strict({"title": "Order 7"}, to=["to@example.com"]))
     assert type(back) is Strict
     assert (back.subject, back.order) == ("Order 7", {"title": "Order 7"})
     assert isinstance(vars(back), dict)
@@ -243,7 +243,7 @@ def test_a_class_is_built_again_without_calling_its_init() -> None:
 @pytest.mark.parametrize(
     "path", ["gone.module:Class", "tests.corpus:Gone", "json:JSONDecoder", "os:path", "no path", ""]
 )
-def test_a_class_that_is_gone_or_no_message_costs_no_part_of_the_mail(path: str) -> None:
+def test_a_missing_or_wrong_class_loses_no_part_of_the_mail(path: str) -> None:
     stored = dump(corpus.newsletter())
     form = {**json.loads(stored.envelope), "class": path}
     back = reload(StoredMessage(envelope=json.dumps(form), blobs=stored.blobs))
@@ -257,20 +257,20 @@ def test_a_local_class_keeps_its_fields_and_recipients() -> None:
         content_subtype = "html"
 
     message = Local("Subject", "<p>B</p>", "from@example.com", ["to@example.com"])
-    back = there_and_back(message)
+    back = round_trip(message)
     assert type(back) is EmailMultiAlternatives
     assert back.recipients() == ["to@example.com", "archive@example.com"]
     assert_same_on_the_wire(message, back)
 
 
-def test_the_recipients_a_class_computes_are_those_of_the_caller() -> None:
+def test_computed_recipients_are_stored_when_dumped() -> None:
     message = corpus.Archived("Subject", "Body", to=["to@example.com"])
     stored = dump(message)
     message.to.append("late@example.com")
     assert reload(stored).recipients() == ["to@example.com", "archive@example.com"]
 
 
-def test_headers_that_ignore_case_mean_the_same_as_a_plain_dict() -> None:
+def test_case_insensitive_headers_work_as_a_plain_dict() -> None:
     class Insensitive(dict):  # type: ignore[type-arg]
         def __getitem__(self, key: str) -> Any:
             return {name.lower(): value for name, value in self.items()}[key.lower()]
@@ -279,13 +279,13 @@ def test_headers_that_ignore_case_mean_the_same_as_a_plain_dict() -> None:
             return str(key).lower() in {name.lower() for name in self}
 
     message = corpus.plain(headers=Insensitive({"reply-to": "a@example.com", "x-own": "1"}))
-    back = there_and_back(message)
+    back = round_trip(message)
     assert type(back.extra_headers) is dict
     assert b"Reply-To: a@example.com" in corpus.wire_bytes(back)
     assert_same_on_the_wire(message, back)
 
 
-def test_a_lazy_object_is_evaluated_when_the_message_is_stored() -> None:
+def test_a_lazy_object_is_evaluated_when_dumped() -> None:
     subject = ["now"]
     message = corpus.plain(subject=SimpleLazyObject(lambda: subject[0]))
     stored = dump(message)
@@ -293,14 +293,14 @@ def test_a_lazy_object_is_evaluated_when_the_message_is_stored() -> None:
     assert reload(stored).subject == "now"
 
 
-def test_a_message_of_the_future_is_refused_with_its_version_and_the_remedy() -> None:
+def test_a_future_version_is_refused_with_the_remedy() -> None:
     form = {**json.loads(dump(corpus.plain()).envelope), "v": 2}
     with pytest.raises(UnreadableEnvelope, match=r"version 2;.*version 1: upgrade the package"):
         load(json.dumps(form), {})
 
 
 @pytest.mark.parametrize("envelope", ["", "{", "[]", "null", "{}"])
-def test_what_is_no_stored_message_is_refused(envelope: str) -> None:
+def test_an_invalid_envelope_is_refused(envelope: str) -> None:
     with pytest.raises(UnreadableEnvelope):
         load(envelope, {})
 
@@ -312,13 +312,13 @@ def test_a_value_of_an_unknown_kind_is_refused() -> None:
         load(json.dumps(form), {})
 
 
-def test_a_content_that_is_missing_is_named() -> None:
+def test_missing_content_is_named() -> None:
     stored = dump(corpus.with_attachment("a.pdf", b"%PDF", "application/pdf"))
     with pytest.raises(UnreadableEnvelope, match=stored.blobs[0].digest):
         load(stored.envelope, {})
 
 
-def test_what_cannot_be_attached_is_refused_when_stored_unchecked() -> None:
+def test_an_invalid_attachment_is_refused_without_check_too() -> None:
     message = corpus.plain()
     message.attachments.append(("a.txt", 7, "text/plain"))
     with pytest.raises(InvalidMessage, match=r"'a.txt' .*int"):
@@ -326,7 +326,7 @@ def test_what_cannot_be_attached_is_refused_when_stored_unchecked() -> None:
 
 
 def written(path: Path) -> dict[str, StoredMessage]:
-    """Return the messages of CORPUS as an earlier version wrote them; never write them anew."""
+    """Return the messages of CORPUS as an earlier version wrote them; never regenerate them."""
     return {
         kind: StoredMessage(
             envelope=json.dumps(stored["envelope"]),
@@ -340,7 +340,7 @@ def written(path: Path) -> dict[str, StoredMessage]:
 
 
 WRITTEN = {path.stem: written(path) for path in sorted(ENVELOPES.glob("v1_*.json"))}
-# What must be in the kinds that only some versions of Django can build, but all can send.
+# Expected in kinds that only some versions of Django can build, but all can send.
 FOREIGN = {
     "multipart_subtypes": b"Content-ID: <logo@example.com>",
     "encoding_as_charset_object": "Grüße, 10 £".encode(),
@@ -356,7 +356,7 @@ def test_there_are_envelopes_of_every_supported_django() -> None:
 
 
 @pytest.mark.parametrize(("version", "kind"), EVERY_ENVELOPE)
-def test_an_envelope_is_read_and_sent_by_every_django(version: str, kind: str) -> None:
+def test_every_django_reads_and_sends_every_envelope(version: str, kind: str) -> None:
     stored = WRITTEN[version][kind]
     message = reload(stored)
     direct = dict(corpus.CORPUS).get(kind)
@@ -368,7 +368,7 @@ def test_an_envelope_is_read_and_sent_by_every_django(version: str, kind: str) -
         assert FOREIGN[kind] in corpus.wire_bytes(message)
 
 
-# What a body or a name read with "surrogateescape" holds, besides all that Unicode knows.
+# All of Unicode, and what text decoded with "surrogateescape" contains.
 any_text = st.text(
     st.characters(exclude_categories=["Cs"])
     | st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)
@@ -400,7 +400,7 @@ an_attachment = st.tuples(
     attachments=st.lists(an_attachment, max_size=2),
     alternative=any_text | st.binary(max_size=100),
 )
-def test_whatever_passes_the_check_is_sent_as_django_would_send_it(
+def test_a_checked_message_is_sent_as_django_would_send_it(
     subject: str,
     body: str,
     sender: str,
@@ -415,7 +415,7 @@ def test_whatever_passes_the_check_is_sent_as_django_would_send_it(
         message.attach(*attachment)
     text = isinstance(alternative, str)
     message.attach_alternative(alternative, "text/html" if text else "application/pdf")
-    back = there_and_back(message)
+    back = round_trip(message)
     assert (back.subject, back.body, back.from_email) == (subject, body, sender)
     assert (back.to, back.bcc, back.extra_headers) == (to, bcc, headers)
     assert back.attachments == message.attachments
@@ -429,7 +429,7 @@ def test_whatever_passes_the_check_is_sent_as_django_would_send_it(
         assert_same_on_the_wire(message, back)
 
 
-def test_a_raw_message_is_what_a_class_that_builds_itself_becomes() -> None:
-    back = there_and_back(corpus.Signed("Subject", "Secret", to=["to@example.com"]))
+def test_a_class_that_builds_itself_becomes_a_raw_message() -> None:
+    back = round_trip(corpus.Signed("Subject", "Secret", to=["to@example.com"]))
     assert type(back) is RawMessage
     assert (back.subject, back.to, back.body) == ("Subject", ["to@example.com"], "")

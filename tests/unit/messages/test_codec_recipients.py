@@ -1,4 +1,4 @@
-"""A stored message loses recipients where it stands, and nothing else."""
+"""Recipients are removed from a stored message, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def reload(message: EmailMessage, left_out: Person = ANN) -> EmailMessage:
 
 
 @pytest.mark.parametrize("keys", [[], [KEY]])
-def test_a_recipient_is_gone_from_every_list_and_the_rest_is_the_same(settings: Any, keys) -> None:
+def test_a_recipient_is_removed_from_every_list(settings: Any, keys) -> None:
     settings.EPICA_MAIL = {"ENCRYPTION_KEYS": keys}
     message = EmailMessage(
         "Subject", "Dear ann@example.com", "shop@example.com",
@@ -43,27 +43,27 @@ def test_a_recipient_is_gone_from_every_list_and_the_rest_is_the_same(settings: 
     assert back.attachments[0][1] == b"\0content"
 
 
-def test_what_is_encrypted_stays_encrypted(settings: Any) -> None:
+def test_an_encrypted_message_stays_encrypted(settings: Any) -> None:
     settings.EPICA_MAIL = {"ENCRYPTION_KEYS": [KEY]}
     stored = messages.dump(EmailMessage("S", "secret", None, ["bob@example.com"]))
     assert "secret" not in without_recipients(stored.envelope, ANN.is_named)
 
 
-def test_recipients_of_a_class_of_its_own_are_left_out_too() -> None:
+def test_computed_recipients_are_removed_too() -> None:
     message = corpus.Archived("S", "B", to=["to@example.com", "ann@example.com"])
     before = message.recipients()
     assert "ann@example.com" in before
     assert reload(message).recipients() == [it for it in before if it != "ann@example.com"]
 
 
-def test_a_message_kept_as_bytes_goes_to_the_others_alone() -> None:
+def test_a_message_stored_as_bytes_loses_the_recipient_too() -> None:
     message = corpus.Signed("S", "Body", to=["bob@example.com", "ann@example.com"])
     back = reload(message)
     assert back.recipients() == ["bob@example.com"]
     assert back.to == ["bob@example.com"]
 
 
-def test_a_providers_data_of_the_recipient_goes_with_them() -> None:
+def test_the_recipients_merge_data_is_removed_too() -> None:
     message = AnymailMessage("S", "B", None, ["bob@example.com", "ann@example.com"])
     rows = {"bob@example.com": {"name": "Bob"}, "Ann@example.com": {"name": "Ann"}}
     message.merge_data = message.merge_metadata = rows
@@ -73,7 +73,7 @@ def test_a_providers_data_of_the_recipient_goes_with_them() -> None:
         assert getattr(back, name) == {"bob@example.com": {"name": "Bob"}}
 
 
-def test_without_a_recipient_to_leave_out_nothing_changes() -> None:
+def test_without_a_matching_recipient_nothing_changes() -> None:
     stored = messages.dump(corpus.newsletter())
     unchanged = without_recipients(stored.envelope, Person("nobody@example.com").is_named)
     assert json.loads(unchanged) == json.loads(stored.envelope)

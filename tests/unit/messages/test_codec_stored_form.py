@@ -1,4 +1,4 @@
-"""The stored form: readable anywhere, and never less than the message."""
+"""The stored form is portable ASCII JSON and loses nothing of the message."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def message(**fields) -> EmailMessage:
     return EmailMessage("Subject", "Body", "from@example.com", ["to@example.com"], **fields)
 
 
-def there_and_back(mail: EmailMessage) -> EmailMessage:
+def round_trip(mail: EmailMessage) -> EmailMessage:
     stored = dump(mail)
     return load(stored.envelope, {blob.digest: blob.content for blob in stored.blobs})
 
@@ -31,7 +31,7 @@ def test_the_envelope_is_ascii_json_with_a_version() -> None:
     assert json.loads(envelope)["v"] == 1
 
 
-def test_lazy_text_is_frozen_in_the_callers_language() -> None:
+def test_lazy_text_is_evaluated_in_the_callers_language() -> None:
     mail = message()
     mail.subject = gettext_lazy("Yes")
     with override("tr"):
@@ -40,7 +40,7 @@ def test_lazy_text_is_frozen_in_the_callers_language() -> None:
         assert load(stored.envelope, {}).subject == "Evet"
 
 
-def test_what_cannot_be_kept_is_refused_by_name() -> None:
+def test_an_unstorable_attribute_is_refused_by_name() -> None:
     mail = message()
     mail.callback = print  # type: ignore[attr-defined]
     with pytest.raises(UnstorableMessage, match="callback") as caught:
@@ -49,24 +49,24 @@ def test_what_cannot_be_kept_is_refused_by_name() -> None:
     assert isinstance(caught.value, ValueError)
 
 
-def test_a_version_of_the_future_is_told_from_a_broken_one() -> None:
+def test_a_future_version_is_named_in_the_error() -> None:
     form = json.loads(dump(message()).envelope)
     with pytest.raises(EpicaMailError, match="99"):
         load(json.dumps({**form, "v": 99}), {})
 
 
-def test_a_class_that_is_gone_costs_no_mail() -> None:
+def test_a_missing_class_does_not_lose_the_mail() -> None:
     envelope = dump(message()).envelope.replace("django.core.mail.message", "gone.module")
     assert load(envelope, {}).body == "Body"
 
 
-def test_content_is_kept_out_of_line_and_once() -> None:
+def test_equal_attachments_are_stored_once() -> None:
     mail = message()
     mail.attach("a.bin", b"same", "application/zip")
     mail.attach("b.bin", b"same", "application/zip")
     stored = dump(mail)
     assert [blob.content for blob in stored.blobs] == [b"same"]
-    assert len(there_and_back(mail).attachments) == 2
+    assert len(round_trip(mail).attachments) == 2
 
 
 json_like = st.recursive(
@@ -86,7 +86,7 @@ def test_any_text_and_any_attribute_survive(subject: str, body: str, value: obje
     mail = message()
     mail.subject, mail.body = subject, body
     mail.esp_extra = value  # type: ignore[attr-defined]
-    back = there_and_back(mail)
+    back = round_trip(mail)
     assert (back.subject, back.body) == (subject, body)
     assert back.esp_extra == value  # type: ignore[attr-defined]
     assert type(back.esp_extra) is type(value)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Encryption at rest: what is stored, and which key reads it."""
+"""Encryption at rest: what is stored, and which keys decrypt it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OLD, NEW = (Fernet.generate_key().decode() for _ in range(2))
 
 @pytest.fixture
 def keys(settings: Any) -> Any:
-    """Set the keys, as in ``keys(NEW, OLD)``."""
+    """Set the keys, for example ``keys(NEW, OLD)``."""
 
     def use(*keys: str) -> None:
         settings.EPICA_MAIL = {"ENCRYPTION_KEYS": list(keys)}
@@ -29,7 +29,7 @@ def keys(settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80raw", b"fernet:", b"\0" * 1000])
-def test_without_keys_everything_is_stored_as_it_is(content) -> None:
+def test_without_keys_content_is_stored_unchanged(content) -> None:
     assert encryption.seal("text") == "text"
     assert encryption.seal_bytes(content) is content
     assert encryption.unseal("text") == "text"
@@ -37,7 +37,7 @@ def test_without_keys_everything_is_stored_as_it_is(content) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80raw", b"fernet:", b"\0" * 1000])
-def test_what_is_sealed_comes_back_and_cannot_be_read(keys, content) -> None:
+def test_sealed_content_is_unreadable_until_unsealed(keys, content) -> None:
     keys(NEW)
     sealed = encryption.seal_bytes(content)
     assert len(sealed) > len(content)
@@ -48,25 +48,25 @@ def test_what_is_sealed_comes_back_and_cannot_be_read(keys, content) -> None:
     assert encryption.unseal(text) == "secret body"
 
 
-def test_the_same_content_never_looks_the_same_twice(keys) -> None:
+def test_the_same_text_is_encrypted_differently_each_time(keys) -> None:
     keys(NEW)
     assert encryption.seal("text") != encryption.seal("text")
 
 
-def test_what_was_stored_before_there_were_keys_stays_readable(keys) -> None:
+def test_content_stored_without_keys_stays_readable(keys) -> None:
     keys(NEW)
     assert encryption.unseal("{}") == "{}"
     assert encryption.unseal_bytes(b"\x80 not sealed", 12) == b"\x80 not sealed"
 
 
-def test_every_key_reads_and_the_first_one_writes(keys) -> None:
+def test_every_key_decrypts_and_the_first_one_encrypts(keys) -> None:
     keys(OLD)
     text, content = encryption.seal("text"), encryption.seal_bytes(b"bytes")
     keys(NEW, OLD)
     assert encryption.unseal(text) == "text"
     assert encryption.unseal_bytes(content, 5) == b"bytes"
     text, content = encryption.renew(text), encryption.renew_bytes(content, 5)
-    assert encryption.renew(text) is text, "it is the first key's already"
+    assert encryption.renew(text) is text, "already encrypted with the first key"
     assert encryption.renew_bytes(content, 5) is content
     keys(NEW)
     assert encryption.unseal(text) == "text"
@@ -93,7 +93,7 @@ def test_tampered_content_is_refused(keys) -> None:
         encryption.unseal(text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :])
 
 
-def test_a_stored_message_is_encrypted_whole_and_comes_back(keys) -> None:
+def test_a_stored_message_is_encrypted_completely(keys) -> None:
     keys(NEW)
     message = EmailMessage("Subject", "Body", "from@example.com", ["to@example.com"])
     stored = messages.dump(message)
@@ -114,7 +114,7 @@ def test_without_keys_a_stored_message_is_plain_json() -> None:
     "value",
     ["a key", 1, ["short"], [b"x" * 44], ["not base64, though it has 44 letters as it"], [None]],
 )
-def test_what_is_no_key_is_refused_without_showing_it(value) -> None:
+def test_an_invalid_key_is_refused_without_revealing_it(value) -> None:
     with pytest.raises(ImproperlyConfigured, match="ENCRYPTION_KEYS") as raised:
         conf.parse({"ENCRYPTION_KEYS": value})
     assert str(value) not in str(raised.value)

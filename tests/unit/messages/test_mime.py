@@ -1,4 +1,4 @@
-"""Python's MIME objects come back as they were built: headers, payload, policy."""
+"""Python's MIME objects are rebuilt exactly: headers, payload, policy."""
 
 from __future__ import annotations
 
@@ -34,37 +34,37 @@ POLICIES = [compat32, default, SMTP, SMTPUTF8, HTTP, default.clone(refold_source
 
 
 class Store(dict[str, bytes]):
-    """What ``keep`` is given, by digest; ``about`` has the name and type of each."""
+    """Content passed to ``keep``, by digest; ``names_and_types`` describes each."""
 
     def __init__(self) -> None:
-        self.about: list[tuple[str, str]] = []
+        self.names_and_types: list[tuple[str, str]] = []
 
     def keep(self, content: bytes, filename: str, mimetype: str) -> str:
         digest = hashlib.sha256(content).hexdigest()
         self[digest] = content
-        self.about.append((filename, mimetype))
+        self.names_and_types.append((filename, mimetype))
         return digest
 
 
-def there_and_back(part: Message) -> tuple[Any, Store]:
+def round_trip(part: Message) -> tuple[Any, Store]:
     store = Store()
     form = json.loads(json.dumps(pack(part, store.keep)))
     return unpack(form, store.__getitem__), store
 
 
 def state(part: Any) -> Any:
-    """Return all a MIME object consists of, and how each header is written."""
+    """Return everything a MIME object consists of, and each header as written."""
     if isinstance(part, list):
         return [state(item) for item in part]
     if not isinstance(part, Message):
         return part
     headers = [(name, type(value).__name__, str(value)) for name, value in part.raw_items()]
-    rest = {name: state(value) for name, value in vars(part).items() if name not in UNEQUAL}
+    rest = {name: state(value) for name, value in vars(part).items() if name not in NOT_COMPARED}
     folded = [part.policy.fold(name, value) for name, value in part.raw_items()]
     return type(part), headers, folded, rest, str(part.get_charset()), repr(part.policy)
 
 
-UNEQUAL = {"policy", "_headers", "_charset", "defects"}
+NOT_COMPARED = {"policy", "_headers", "_charset", "defects"}
 
 
 def set_content(policy: Any = default, **headers: Any) -> MIMEPart:
@@ -142,18 +142,18 @@ PARTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("make", PARTS.values(), ids=PARTS)
-def test_a_part_comes_back_with_everything_it_consists_of(make: Any) -> None:
+def test_a_part_is_rebuilt_with_all_its_state(make: Any) -> None:
     part = make()
     before = state(part)
-    back, _ = there_and_back(part)
+    back, _ = round_trip(part)
     assert state(back) == before
     assert state(part) == before
 
 
-def test_a_legacy_header_object_is_written_as_before() -> None:
+def test_a_legacy_header_object_is_written_unchanged() -> None:
     part = MIMEText("a")
     part["X-Light"] = Header("ışık " * 20, "utf-8", header_name="X-Light")
-    back, _ = there_and_back(part)
+    back, _ = round_trip(part)
     assert isinstance(back["X-Light"], Header)
     assert back.as_bytes() == part.as_bytes()
 
@@ -161,13 +161,13 @@ def test_a_legacy_header_object_is_written_as_before() -> None:
 @pytest.mark.parametrize("make", PARTS.values(), ids=PARTS)
 @pytest.mark.parametrize("policy", [compat32, default, SMTP], ids=["compat32", "default", "SMTP"])
 def test_a_part_is_written_with_the_same_bytes(make: Any, policy: Any) -> None:
-    back, _ = there_and_back(make())
+    back, _ = round_trip(make())
     assert back.as_bytes(policy=policy) == make().as_bytes(policy=policy)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_part_keeps_its_policy(policy: Any) -> None:
-    back, _ = there_and_back(Message(policy=policy))
+    back, _ = round_trip(Message(policy=policy))
     names = ("max_line_length", "linesep", "cte_type", "mangle_from_", "utf8", "refold_source")
     assert [getattr(back.policy, name, None) for name in names] == [
         getattr(policy, name, None) for name in names
@@ -175,11 +175,11 @@ def test_a_part_keeps_its_policy(policy: Any) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_a_base64_payload_is_kept_as_the_content_it_stands_for(content: bytes) -> None:
+def test_a_base64_payload_is_stored_decoded(content: bytes) -> None:
     part = MIMEApplication(content, "pdf", name="a.pdf")
-    back, store = there_and_back(part)
+    back, store = round_trip(part)
     assert list(store.values()) == [content]
-    assert store.about == [("a.pdf", "application/pdf")]
+    assert store.names_and_types == [("a.pdf", "application/pdf")]
     assert back.get_payload() == part.get_payload()
 
 
@@ -187,21 +187,21 @@ def test_a_base64_payload_is_kept_as_the_content_it_stands_for(content: bytes) -
     "payload",
     ["QUJD", "QUJD\r\n", "not base64", "QU\nJD\n", "=", "ğ", encodebytes(b"a" * 99) + b""],
 )
-def test_a_payload_in_another_form_is_kept_to_the_letter(payload: Any) -> None:
+def test_a_payload_in_another_form_is_stored_unchanged(payload: Any) -> None:
     part = MIMEBase("application", "pdf")
     part["Content-Transfer-Encoding"] = "base64"
     part.set_payload(payload if isinstance(payload, str) else payload.decode())
-    back, _ = there_and_back(part)
+    back, _ = round_trip(part)
     assert back.get_payload() == part.get_payload()
 
 
-def test_only_large_text_is_kept_out_of_line() -> None:
-    assert not there_and_back(MIMEText("short"))[1]
-    assert list(there_and_back(MIMEText("a" * 5000))[1].values()) == [b"a" * 5000]
+def test_only_large_text_is_stored_outside_the_json() -> None:
+    assert not round_trip(MIMEText("short"))[1]
+    assert list(round_trip(MIMEText("a" * 5000))[1].values()) == [b"a" * 5000]
 
 
 class Own(MIMEBase):
-    """A class of a site, with state of its own."""
+    """A site's own class, with its own state."""
 
     def __init__(self, token: object) -> None:
         super().__init__("application", "x-own")
@@ -209,12 +209,12 @@ class Own(MIMEBase):
 
 
 def test_a_sites_own_class_keeps_its_state_without_its_init() -> None:
-    back, _ = there_and_back(Own(b"token"))
+    back, _ = round_trip(Own(b"token"))
     assert type(back) is Own
     assert back.token == b"token"
 
 
-def test_a_class_that_is_gone_becomes_a_plain_part() -> None:
+def test_a_missing_class_becomes_a_plain_part() -> None:
     form = {**pack(Own("token"), Store().keep), "class": "gone:Own"}
     back = unpack(form, {}.__getitem__)
     assert type(back) is MIMEPart
@@ -229,12 +229,12 @@ def test_a_payload_that_is_neither_text_nor_parts_is_refused(payload: Any) -> No
         pack(part, Store().keep)
 
 
-def test_state_that_cannot_be_kept_is_refused() -> None:
+def test_an_attribute_without_a_json_form_is_refused() -> None:
     with pytest.raises(UnstorableMessage, match=r"Own .*builtins\.object"):
         pack(Own(object()), Store().keep)
 
 
-def test_a_parsed_header_that_cannot_be_built_from_its_text_is_refused() -> None:
+def test_a_header_that_cannot_be_rebuilt_is_refused() -> None:
     part = MIMEPart()
     value: Any = default.header_factory("X-A", "ok")
     value._parse_tree = default.header_factory("X-A", "another")._parse_tree
@@ -244,5 +244,5 @@ def test_a_parsed_header_that_cannot_be_built_from_its_text_is_refused() -> None
 
 
 @pytest.mark.parametrize("path", ["json:loads", "gone:A", "json", "", "tests.corpus:Gone.Inner"])
-def test_a_path_that_leads_to_no_such_class_leads_nowhere(path: str) -> None:
+def test_a_path_without_such_a_class_finds_nothing(path: str) -> None:
     assert find_class(path, Message) is None

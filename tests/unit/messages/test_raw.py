@@ -1,4 +1,4 @@
-"""A message that builds its own MIME is sent as the bytes it built, whatever sends it."""
+"""A message that builds its own MIME is sent as the bytes it built, by every backend."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FIELDS: dict[str, Any] = {
 
 
 class SignedForDjango52(EmailMessage):
-    """Written before ``policy``; since Django 6.0 the SMTP backend cannot send it."""
+    """Written before ``policy``: the SMTP backend cannot send it since Django 6.0."""
 
     def message(self) -> Any:  # type: ignore[override]
         mime = super().message()
@@ -44,14 +44,14 @@ class SignedForDjango52(EmailMessage):
 
 
 class PreBuilt(EmailMessage):
-    """A mail that was MIME before it came to Django, not made by Django's classes."""
+    """A mail whose MIME exists already and is not built by Django's classes."""
 
     def message(self, **kwargs: Any) -> Any:
         return email.message_from_bytes(b"Subject: built\nX-Odd:  kept \n\nBody\n", **kwargs)
 
 
 class Legacy(EmailMessage):
-    """Builds with Python's legacy classes, on every Django."""
+    """A mail built with Python's legacy classes, on every Django."""
 
     def message(self) -> Any:  # type: ignore[override]
         mime = MIMEText(self.body, "plain", "utf-8")
@@ -60,7 +60,7 @@ class Legacy(EmailMessage):
 
 
 class Hooked(EmailMultiAlternatives):
-    """Changes what Django builds in the private methods of Django 5.2 and of 6.0."""
+    """A mail that overrides the private build methods of Django 5.2 and of 6.0."""
 
     def _create_message(self, msg: Any) -> Any:
         msg.set_payload("encrypted\n")
@@ -70,11 +70,11 @@ class Hooked(EmailMultiAlternatives):
         msg.set_content("encrypted")
 
 
-# Given, so that Django does not look for them in the settings.
+# Passed explicitly: Django must not read them from the settings.
 PLAIN: Any = {"username": "", "password": "", "use_tls": False, "use_ssl": False, "timeout": 10}
 
 ALL = [corpus.Signed, SignedForDjango52, PreBuilt, Legacy, Hooked]
-# Those that Django's own SMTP backend of this version can send.
+# Those that this version of Django's own SMTP backend can send.
 SENDABLE = [corpus.Signed, Hooked] if MODERN else [corpus.Signed, SignedForDjango52, Hooked]
 
 
@@ -84,7 +84,7 @@ def stored(cls: type[EmailMessage]) -> Any:
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_it_is_recognised_and_kept_as_one_content_of_its_media_type(cls: Any) -> None:
+def test_it_is_recognised_and_stored_as_one_blob(cls: Any) -> None:
     message = cls(**FIELDS)
     assert builds_itself(message)
     (blob,) = dump(message).blobs
@@ -93,20 +93,20 @@ def test_it_is_recognised_and_kept_as_one_content_of_its_media_type(cls: Any) ->
     assert type(stored(cls)) is RawMessage
 
 
-def test_a_message_whose_method_was_replaced_is_recognised() -> None:
+def test_a_message_with_a_replaced_method_is_recognised() -> None:
     message: Any = EmailMessage(**FIELDS)
     assert not builds_itself(message)
     message.message = lambda **_: email.message_from_string("Subject: replaced\n\nBody\n")
     assert b"Subject: replaced" in dump(message).blobs[0].content
 
 
-def test_own_fields_recipients_and_sending_are_no_building() -> None:
+def test_own_fields_and_recipients_do_not_count_as_building() -> None:
     assert not builds_itself(corpus.newsletter())
     assert not builds_itself(corpus.Archived())
 
 
 @pytest.mark.parametrize("cls", SENDABLE)
-def test_its_bytes_and_envelope_are_those_of_a_direct_sending(cls: Any) -> None:
+def test_its_bytes_and_envelope_equal_those_sent_directly(cls: Any) -> None:
     assert corpus.wire(stored(cls)) == corpus.wire(cls(**FIELDS))
 
 
@@ -118,7 +118,7 @@ def test_its_bytes_and_envelope_are_those_of_a_direct_sending(cls: Any) -> None:
         (Legacy, b"Subject: "),
     ],
 )
-def test_a_message_method_without_policy_is_sent_on_every_django(cls: Any, expected: bytes) -> None:
+def test_a_message_method_without_policy_works_on_every_django(cls: Any, expected: bytes) -> None:
     assert expected in corpus.wire_bytes(stored(cls))
 
 
@@ -135,7 +135,7 @@ def test_it_is_sent_byte_for_byte_over_smtp(cls: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_the_locmem_backend_keeps_a_copy_with_the_same_bytes(cls: Any) -> None:
+def test_the_locmem_backend_stores_the_same_bytes(cls: Any) -> None:
     mail.outbox = []
     locmem.EmailBackend(alias="memory").send_messages([stored(cls)])
     assert corpus.wire(mail.outbox[0]) == corpus.wire(stored(cls))
@@ -143,9 +143,7 @@ def test_the_locmem_backend_keeps_a_copy_with_the_same_bytes(cls: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", SENDABLE)
-def test_the_console_and_file_backends_write_what_they_would_write_directly(
-    cls: Any, tmp_path: Path
-) -> None:
+def test_the_console_and_file_backends_write_the_same_bytes(cls: Any, tmp_path: Path) -> None:
     written = {}
     for way, message in (("direct", cls(**FIELDS)), ("stored", stored(cls))):
         stream = io.StringIO()
@@ -156,7 +154,7 @@ def test_the_console_and_file_backends_write_what_they_would_write_directly(
     assert written["stored"] == written["direct"]
 
 
-def test_its_mime_can_be_looked_into_but_not_changed() -> None:
+def test_its_mime_can_be_inspected_but_not_changed() -> None:
     mime = stored(corpus.Signed).message()
     assert mime["X-Signature"] == f"of {len(FIELDS['body'])} characters"
     assert mime.get_content_type() == "text/plain"
@@ -164,7 +162,7 @@ def test_its_mime_can_be_looked_into_but_not_changed() -> None:
     assert b"X-Late" not in mime.as_bytes()
 
 
-def test_line_ends_follow_what_is_asked_for() -> None:
+def test_line_ends_follow_the_request() -> None:
     message = stored(corpus.Signed)
     wire = corpus.wire_bytes(message)
     unix = wire.replace(b"\r\n", b"\n")
@@ -178,7 +176,7 @@ def test_line_ends_follow_what_is_asked_for() -> None:
     assert bytes(mime) == unix
 
 
-def test_the_parts_inside_have_bytes_of_their_own() -> None:
+def test_inner_parts_have_their_own_bytes() -> None:
     class Multipart(EmailMessage):
         def message(self, **kwargs: Any) -> Any:
             return corpus.html(headers=FIXED).message(**kwargs)
@@ -189,12 +187,12 @@ def test_the_parts_inside_have_bytes_of_their_own() -> None:
     assert html.as_bytes().startswith(b"Content-Type: text/html")
 
 
-def test_a_stored_raw_message_is_stored_again_as_the_same_bytes() -> None:
+def test_storing_it_again_gives_the_same_bytes() -> None:
     first = dump(corpus.Signed(**FIELDS))
     assert dump(stored(corpus.Signed)).blobs == first.blobs
 
 
-def test_it_is_built_once_by_check_and_dump_together() -> None:
+def test_check_and_dump_build_it_only_once() -> None:
     calls = []
 
     class Counted(EmailMessage):
@@ -208,14 +206,14 @@ def test_it_is_built_once_by_check_and_dump_together() -> None:
     assert calls == [1]
 
 
-def test_its_addresses_and_header_names_are_checked_like_any_others() -> None:
+def test_its_addresses_and_header_names_are_checked() -> None:
     with pytest.raises(InvalidHeader):
         check(corpus.Signed(**{**FIELDS, "headers": {"bcc": "b@example.com"}}))
     with pytest.raises(ValueError, match="address"):
         check(corpus.Signed(**{**FIELDS, "to": ["a@example.com, b@example.com"]}))
 
 
-def test_an_error_of_its_own_is_raised_in_the_caller() -> None:
+def test_its_own_error_is_raised_in_the_caller() -> None:
     class NoKeyError(Exception):
         pass
 
@@ -227,7 +225,7 @@ def test_an_error_of_its_own_is_raised_in_the_caller() -> None:
         dump(Encrypted(**FIELDS))
 
 
-def test_what_it_hides_from_the_mail_is_not_stored() -> None:
+def test_fields_it_leaves_out_of_the_mail_are_not_stored() -> None:
     message: Any = Hooked(**FIELDS)
     message.passphrase = "open sesame"
     message.key = object()
@@ -237,8 +235,8 @@ def test_what_it_hides_from_the_mail_is_not_stored() -> None:
     assert b"encrypted" in form.blobs[0].content
 
 
-def _writes_text_as_header() -> bool:
-    """Tell whether this Python writes a header set as text that is no ASCII; 3.12.1 does not."""
+def _writes_non_ascii_header() -> bool:
+    """Return whether this Python writes non-ASCII header text; 3.12.1 does not."""
     try:
         email.policy.SMTP.fold_binary("Subject", "Ş")
     except UnicodeEncodeError:
@@ -247,8 +245,8 @@ def _writes_text_as_header() -> bool:
 
 
 @pytest.mark.parametrize("cls", [corpus.Signed, SignedForDjango52, Legacy])
-def test_attached_to_another_message_it_is_kept_as_it_was_built(cls: Any) -> None:
-    can_be_written = cls is not Legacy or _writes_text_as_header()
+def test_attached_to_another_message_it_keeps_its_own_build(cls: Any) -> None:
+    can_be_written = cls is not Legacy or _writes_non_ascii_header()
     inner = cls(**{**FIELDS, "subject": FIELDS["subject"] if can_be_written else "Hi"})
     message = corpus.with_attachment("inner.eml", inner, "message/rfc822")
     check(message)

@@ -1,4 +1,4 @@
-"""Values that JSON has no form for come back as what they were."""
+"""Values that JSON has no form for are restored with their types."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ values = st.recursive(
 )
 
 
-def there_and_back(value: Any) -> Any:
+def round_trip(value: Any) -> Any:
     return decode(json.loads(json.dumps(encode(value), allow_nan=False)))
 
 
 def plain(value: Any) -> Any:
-    """Return what is compared: types, NaN by its name, a moment by its offset and not its zone."""
+    """Return a comparable form: with types, NaN by its name, times by offset instead of zone."""
     if isinstance(value, dict):
         return [dict, {repr(plain(key)): plain(item) for key, item in value.items()}]
     if isinstance(value, (set, frozenset)):
@@ -53,14 +53,14 @@ def plain(value: Any) -> Any:
 
 
 @given(values)
-def test_a_value_comes_back_with_its_type(value: Any) -> None:
-    assert plain(there_and_back(value)) == plain(value)
+def test_a_value_is_restored_with_its_type(value: Any) -> None:
+    assert plain(round_trip(value)) == plain(value)
 
 
-def test_a_moment_stays_the_same_moment_without_the_name_of_its_zone() -> None:
+def test_a_datetime_keeps_its_offset_but_not_its_zone_name() -> None:
     moment = datetime(2027, 7, 1, 12, tzinfo=zoneinfo.ZoneInfo("Europe/Istanbul"))
-    assert there_and_back(moment) == moment
-    assert there_and_back(moment).utcoffset() == moment.utcoffset()
+    assert round_trip(moment) == moment
+    assert round_trip(moment).utcoffset() == moment.utcoffset()
 
 
 @pytest.mark.parametrize(
@@ -76,20 +76,20 @@ def test_a_moment_stays_the_same_moment_without_the_name_of_its_zone() -> None:
     ],
     ids=repr,
 )
-def test_lazy_and_special_values_become_what_they_stand_for(value: Any, expected: Any) -> None:
-    assert there_and_back(value) == expected
-    assert type(there_and_back(value)) is type(expected)
+def test_lazy_and_special_values_become_ordinary_ones(value: Any, expected: Any) -> None:
+    assert round_trip(value) == expected
+    assert type(round_trip(value)) is type(expected)
 
 
-def test_pythons_charset_and_header_write_the_same_as_before() -> None:
+def test_a_charset_and_a_header_are_restored() -> None:
     header = Header("ışık", Charset("utf-8"), header_name="X-Light", maxlinelen=40)
     header.append(b"plain", "us-ascii")
-    back = there_and_back(header)
+    back = round_trip(header)
     assert back.encode() == header.encode()
-    assert vars(there_and_back(Charset("iso-8859-9"))) == vars(Charset("iso-8859-9"))
+    assert vars(round_trip(Charset("iso-8859-9"))) == vars(Charset("iso-8859-9"))
 
 
-def test_what_has_no_form_is_refused_with_its_type() -> None:
+def test_a_value_without_a_form_is_refused_with_its_type() -> None:
     with pytest.raises(UnencodableValue, match=r"^builtins\.complex$"):
         encode({"a": [1j]})
     assert encode([1j], unknown=str) == ["1j"]

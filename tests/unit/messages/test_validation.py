@@ -1,4 +1,4 @@
-"""What is refused in the caller, on every version of Django."""
+"""Errors are raised in the caller, on every version of Django."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ def message(**fields) -> EmailMessage:
     ],
     ids=str,
 )
-def test_what_could_inject_a_header_is_refused(fields: dict[str, object]) -> None:
+def test_header_injection_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"."):
         check(message(**fields))
 
 
-def test_an_entry_that_is_not_one_address_is_refused() -> None:
+def test_an_entry_with_two_addresses_is_refused() -> None:
     bad = message(to=["a@example.com, b@example.com"])
     with pytest.raises(ValueError, match=r"."):
         check(bad)
 
 
 @pytest.mark.parametrize("make", [make for _, make in corpus.CORPUS], ids=dict(corpus.CORPUS))
-def test_what_django_can_send_passes_and_is_left_untouched(make) -> None:
+def test_a_valid_message_passes_unchanged(make) -> None:
     good = make()
     before = copy.copy(vars(good))
     headers = dict(good.extra_headers)
@@ -73,18 +73,18 @@ def test_what_django_can_send_passes_and_is_left_untouched(make) -> None:
 
 
 @pytest.mark.parametrize("name", ["Bcc", "bcc", "BCC"])
-def test_the_refusal_of_a_bcc_header_names_the_remedy(name: str) -> None:
-    with pytest.raises(InvalidHeader, match=f"'{name}'.*give them in the bcc argument"):
+def test_a_bcc_header_is_refused_with_the_remedy(name: str) -> None:
+    with pytest.raises(InvalidHeader, match=f"'{name}'.*pass them in the bcc argument"):
         check(message(headers={name: "b@example.com"}))
 
 
 @pytest.mark.parametrize("name", ["", "X A", "X:A", "X-A\n", "Ünlü", "X\0", 7, lazystr("X-A")])
-def test_what_is_no_header_name_is_refused_with_the_rule(name: Any) -> None:
+def test_an_invalid_header_name_is_refused_with_the_rule(name: Any) -> None:
     with pytest.raises(InvalidHeader, match="RFC 5322"):
         check(message(headers={name: "value"}))
 
 
-def test_header_injection_is_the_error_contact_forms_catch() -> None:
+def test_header_injection_raises_what_contact_forms_catch() -> None:
     expected = getattr(django_mail, "BadHeaderError", ValueError)
     for fields in ({"subject": "a\nb"}, {"headers": {"X\nA": "b"}}, {"bcc": ["a@b.org\n"]}):
         with pytest.raises(expected):
@@ -116,19 +116,19 @@ def other(**attributes: Any) -> EmailMessage:
 
 
 REFUSED = {
-    "media type": (lambda: attached("a", b"x", "pdf"), r"'pdf': give type and subtype"),
-    "half a media type": (lambda: attached("a", b"x", "/pdf"), r"give type and subtype"),
+    "media type": (lambda: attached("a", b"x", "pdf"), r"'pdf': pass type and subtype"),
+    "half a media type": (lambda: attached("a", b"x", "/pdf"), r"pass type and subtype"),
     "newline in a media type": (lambda: attached("a", b"x", "a/b\nX: y"), "newlines"),
-    "file name": (lambda: attached(7, b"x", "a/b"), "file name .* 7: give a str"),
+    "file name": (lambda: attached(7, b"x", "a/b"), "file name .* 7: pass a str"),
     "newline in a file name": (lambda: attached("a\nb", b"x", "a/b"), "newlines"),
-    "content": (lambda: attached("a", 7, "text/plain"), "'a' .*int: give bytes"),
-    "no content": (lambda: attached("a", None, "text/plain"), "NoneType: give bytes"),
+    "content": (lambda: attached("a", 7, "text/plain"), "'a' .*int: pass bytes"),
+    "no content": (lambda: attached("a", None, "text/plain"), "NoneType: pass bytes"),
     "message as binary": (
         lambda: attached("a", message(), "image/png"),
-        "Alternatives: give bytes",
+        "Alternatives: pass bytes",
     ),
-    "text as attachment": (lambda: attached("name"), "of the type str .*give a MIME object"),
-    "long tuple": (lambda: attached(1, 2, 3, 4), "of the type tuple"),
+    "text as attachment": (lambda: attached("name"), "of type str .*pass a MIME object"),
+    "long tuple": (lambda: attached(1, 2, 3, 4), "of type tuple"),
     "python message as part": (
         lambda: attached(email.message.Message()),
         f"Message cannot be attached with Django {django.__version__}",
@@ -147,12 +147,12 @@ REFUSED = {
         lambda: attached("a", message(headers={"X A": "b"}), "message/rfc822"),
         "'X A'",
     ),
-    "alternative": (lambda: alternative("text"), "of the type str .*give a tuple"),
-    "alternative's length": (lambda: alternative("a", "b", "c"), "of the type tuple"),
-    "alternative's content": (lambda: alternative(object(), "text/html"), "object: give text"),
-    "alternative's media type": (lambda: alternative("a", "html"), "'html': give type"),
-    "no alternative's media type": (lambda: alternative("a", None), "None: give a str"),
-    "alternative in no text": (lambda: alternative(b"\xff", "text/html"), "Django cannot"),
+    "alternative": (lambda: alternative("text"), "of type str .*pass a tuple"),
+    "alternative's length": (lambda: alternative("a", "b", "c"), "of type tuple"),
+    "alternative's content": (lambda: alternative(object(), "text/html"), "object: pass text"),
+    "alternative's media type": (lambda: alternative("a", "html"), "'html': pass type"),
+    "no alternative's media type": (lambda: alternative("a", None), "None: pass a str"),
+    "alternative that is not text": (lambda: alternative(b"\xff", "text/html"), "Django cannot"),
     "character the encoding lacks": (
         lambda: other(body="10 \u20ac", encoding="iso-8859-1"),
         r"cannot encode .*u20ac.*another encoding",
@@ -169,8 +169,8 @@ REFUSED = {
     "domain too long": (lambda: message(to=["a@" + "ü" * 64 + ".org"]), "address|label"),
 }
 
-if django.VERSION >= (6, 0):  # before, any header was encoded
-    REFUSED["text where an id must be"] = (
+if django.VERSION >= (6, 0):  # earlier versions encode any header
+    REFUSED["text instead of a message id"] = (
         lambda: message(headers={"Message-ID": "<ş@example.com>"}),
         "cannot encode",
     )
@@ -181,9 +181,7 @@ if django.VERSION >= (6, 0):  # before, any header was encoded
 
 
 @pytest.mark.parametrize(("make", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_would_fail_in_the_worker_is_refused_with_value_and_rule(
-    make: Any, words: str
-) -> None:
+def test_a_message_that_would_fail_is_refused_with_the_reason(make: Any, words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         check(make())
 
@@ -212,10 +210,8 @@ ADDRESSES = [
 
 @pytest.mark.parametrize("address", ADDRESSES, ids=repr)
 @pytest.mark.parametrize("field", ["from_email", "to", "cc", "bcc"])
-def test_an_address_is_refused_exactly_if_djangos_smtp_backend_refuses_it(
-    field: str, address: Any
-) -> None:
-    # Through headers of its own, so that only the envelope decides.
+def test_an_address_is_refused_if_the_smtp_backend_refuses_it(field: str, address: Any) -> None:
+    # With its own headers: only the envelope decides.
     mail = message(headers={"From": "f@example.com", "To": "t@example.com"})
     setattr(mail, field, address if field == "from_email" else ["other@example.com", address])
     assert outcome(check, mail) == outcome(corpus.wire, mail)
@@ -231,7 +227,7 @@ def outcome(function: Any, mail: EmailMessage) -> str:
 
 PRINTABLE = st.text(max_size=200).filter(str.isprintable)
 BODIES = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
-ADDRESSES = st.from_regex(messages_addresses._PLAIN, fullmatch=True)
+PLAIN_ADDRESSES = st.from_regex(messages_addresses._PLAIN, fullmatch=True)
 HEADERS = st.dictionaries(st.from_regex("[Xx]-[A-Za-z0-9-]{1,60}", fullmatch=True), PRINTABLE)
 
 
@@ -240,10 +236,10 @@ HEADERS = st.dictionaries(st.from_regex("[Xx]-[A-Za-z0-9-]{1,60}", fullmatch=Tru
     BODIES,
     st.lists(st.tuples(BODIES, st.sampled_from(["text/html", "text/plain"])), max_size=2),
     st.sampled_from(["plain", "html"]),
-    st.lists(ADDRESSES, min_size=1, max_size=5),
+    st.lists(PLAIN_ADDRESSES, min_size=1, max_size=5),
     HEADERS,
 )
-def test_a_message_taken_without_building_it_is_built_by_django(
+def test_a_message_accepted_without_building_can_be_built(
     subject: str,
     body: str,
     alternatives: list[tuple[str, str]],
@@ -286,11 +282,11 @@ def test_a_message_taken_without_building_it_is_built_by_django(
     ],
     ids=str,
 )
-def test_what_django_might_refuse_it_is_asked_about(fields: dict[str, object]) -> None:
+def test_a_message_that_django_might_refuse_is_not_plain(fields: dict[str, object]) -> None:
     assert not _is_plain(message(**fields))
 
 
-def test_a_message_with_its_own_idea_of_building_is_asked_about() -> None:
+def test_a_message_with_build_options_is_not_plain() -> None:
     for name, value in {"encoding": "latin-1", "mixed_subtype": "related"}.items():
         mail = message()
         setattr(mail, name, value)
@@ -312,7 +308,7 @@ BODY = "secret " * 200
     ],
     ids=range(6),
 )
-def test_an_error_never_contains_what_a_mail_says(mail: EmailMessage) -> None:
+def test_an_error_never_contains_the_body(mail: EmailMessage) -> None:
     with pytest.raises(InvalidMessage) as caught:
         check(mail)
     error: BaseException | None = caught.value
@@ -322,7 +318,7 @@ def test_an_error_never_contains_what_a_mail_says(mail: EmailMessage) -> None:
 
 
 @pytest.mark.parametrize("content", [b"\xff" * 10_000_000, "text" * 2_500_000])
-def test_large_contents_are_not_built_to_be_checked(content: Any) -> None:
+def test_large_content_is_checked_without_building_it(content: Any) -> None:
     mail = attached("a", content, "text/plain" if isinstance(content, str) else "application/pdf")
     check(mail)
     tracemalloc.start()
@@ -331,4 +327,4 @@ def test_large_contents_are_not_built_to_be_checked(content: Any) -> None:
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert most < 1.5 * len(content)  # building it takes several times as much
+    assert most < 1.5 * len(content)  # building it would take several times as much

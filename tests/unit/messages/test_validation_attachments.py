@@ -1,4 +1,4 @@
-"""Attachments put into a message's list by hand are what ``attach()`` would have made of them."""
+"""Attachments set directly on a message are normalised as ``attach()`` would."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ types = st.sampled_from(["text/plain", "text/csv; x=y", "application/pdf", "mess
 
 
 @given(names, st.text() | st.binary(), types)
-def test_a_tuple_becomes_what_attach_makes_of_it(name: Any, content: Any, mimetype: Any) -> None:
+def test_a_tuple_becomes_what_attach_would_make_of_it(
+    name: Any, content: Any, mimetype: Any
+) -> None:
     by_hand, attached = EmailMessage(), EmailMessage()
     by_hand.attachments = [(name, content, mimetype)]
     if name is None and mimetype is None:  # attach() itself cannot guess
@@ -42,7 +44,7 @@ def test_a_tuple_becomes_what_attach_makes_of_it(name: Any, content: Any, mimety
     ],
     ids=range(7),
 )
-def test_short_lazy_and_buffer_forms_are_taken(item: Any, expected: Any) -> None:
+def test_short_lazy_and_buffer_forms_are_accepted(item: Any, expected: Any) -> None:
     message = EmailMessage()
     message.attachments = [item]
     (attachment,) = attachments(message)
@@ -50,7 +52,7 @@ def test_short_lazy_and_buffer_forms_are_taken(item: Any, expected: Any) -> None
     assert [type(part) for part in attachment] == [type(part) for part in expected]
 
 
-def test_mime_parts_and_messages_stay_the_objects_they_are() -> None:
+def test_mime_parts_and_messages_stay_the_same_objects() -> None:
     part = corpus.inline_legacy().attachments[0]
     inner = corpus.plain()
     message = corpus.with_attachment("inner.eml", inner, "message/rfc822")
@@ -60,7 +62,7 @@ def test_mime_parts_and_messages_stay_the_objects_they_are() -> None:
     assert second is part
 
 
-def test_alternatives_are_pairs_of_content_and_type_however_given() -> None:
+def test_alternatives_become_pairs_of_content_and_type() -> None:
     message: Any = corpus.html()
     message.alternatives += [("text", "text/markdown"), [lazystr("a"), lazystr("text/x-a")]]
     assert alternatives(message) == [
@@ -71,7 +73,7 @@ def test_alternatives_are_pairs_of_content_and_type_however_given() -> None:
     assert alternatives(corpus.plain()) == []
 
 
-def test_a_list_set_to_none_is_empty_as_it_is_to_django() -> None:
+def test_a_list_set_to_none_counts_as_empty() -> None:
     message: Any = corpus.html()
     message.attachments = message.alternatives = None
     assert (attachments(message), alternatives(message)) == ([], [])

@@ -1,4 +1,4 @@
-"""The verdict on signs of life."""
+"""The health checks, given measurements."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from django_epica_mail.conf import Settings
 from django_epica_mail.monitoring.health import Measurements, judge, spoken
 
-LANE = ("emails", "smtp")
+PAIR = ("emails", "smtp")
 
 
-def signs(**found: Any) -> Measurements:
-    """Return signs of a queue that is well, but for what is given."""
+def measured(**found: Any) -> Measurements:
+    """Return the measurements of a healthy queue, with ``found`` replaced."""
     well: dict[str, Any] = {
         "due_ages": {},
         "claimable": set(found.get("due_ages", ())),
@@ -30,76 +30,74 @@ def signs(**found: Any) -> Measurements:
 
 
 def failing(**found: Any) -> set[str]:
-    """Return the checks that fail."""
-    verdict = judge(signs(**found), Settings())
-    assert verdict.is_well == all(check.is_well for check in verdict.checks)
-    return {check.name for check in verdict.checks if not check.is_well}
+    """Return the names of the checks that fail."""
+    report = judge(measured(**found), Settings())
+    assert report.is_well == all(check.is_well for check in report.checks)
+    return {check.name for check in report.checks if not check.is_well}
 
 
-def test_all_is_well_where_mail_flows() -> None:
+def test_all_checks_pass_while_mail_flows() -> None:
     assert failing() == set()
-    assert failing(due_ages={LANE: 30.0}) == set()
+    assert failing(due_ages={PAIR: 30.0}) == set()
 
 
-def test_mail_that_is_due_for_long_fails_although_a_worker_is_busy() -> None:
-    assert failing(due_ages={LANE: 301.0}) == {"backlog"}
-    assert failing(due_ages={LANE: 301.0}, is_at_work=True) == {"backlog"}
+def test_mail_due_for_too_long_fails_even_with_a_busy_worker() -> None:
+    assert failing(due_ages={PAIR: 301.0}) == {"backlog"}
+    assert failing(due_ages={PAIR: 301.0}, is_at_work=True) == {"backlog"}
 
 
 @pytest.mark.parametrize("stopped", ["queue emails", "transport smtp"])
-def test_what_a_person_has_paused_may_wait(stopped) -> None:
-    assert failing(due_ages={LANE: 9e4}, claimable=set(), paused=[stopped]) == set()
+def test_paused_mail_may_wait(stopped) -> None:
+    assert failing(due_ages={PAIR: 9e4}, claimable=set(), paused=[stopped]) == set()
 
 
-def test_mail_of_a_transport_that_is_not_configured_any_more_fails() -> None:
-    assert failing(due_ages={LANE: 301.0}, claimable=set(), last_attempt_age=999.0) == {"backlog"}
+def test_mail_of_a_removed_transport_fails_the_backlog_check() -> None:
+    assert failing(due_ages={PAIR: 301.0}, claimable=set(), last_attempt_age=999.0) == {"backlog"}
 
 
-def test_due_mail_that_nobody_takes_means_that_no_worker_runs() -> None:
-    assert failing(due_ages={LANE: 130.0}, last_attempt_age=130.0) == {"worker"}
-    assert failing(due_ages={LANE: 130.0}, last_attempt_age=None) == {"worker"}
-    assert failing(due_ages={LANE: 130.0}, last_attempt_age=None, is_at_work=True) == set()
-    assert failing(due_ages={LANE: 110.0}, last_attempt_age=9e5) == set()
+def test_unclaimed_due_mail_fails_the_worker_check() -> None:
+    assert failing(due_ages={PAIR: 130.0}, last_attempt_age=130.0) == {"worker"}
+    assert failing(due_ages={PAIR: 130.0}, last_attempt_age=None) == {"worker"}
+    assert failing(due_ages={PAIR: 130.0}, last_attempt_age=None, is_at_work=True) == set()
+    assert failing(due_ages={PAIR: 110.0}, last_attempt_age=9e5) == set()
 
 
-def test_a_worker_with_nothing_to_do_is_not_missed() -> None:
+def test_an_idle_worker_without_due_mail_is_fine() -> None:
     assert failing(last_attempt_age=9e5) == set()
 
 
 @pytest.mark.parametrize("limited", ["smtp", "*"])
-def test_mail_that_waits_for_the_budget_of_a_rate_does_not_say_that_no_worker_runs(limited) -> None:
+def test_rate_limited_mail_does_not_fail_the_worker_check(limited) -> None:
     settings = Settings(rates={limited: "5/h"})
-    verdict = judge(signs(due_ages={LANE: 200.0}, last_attempt_age=200.0), settings)
-    assert verdict.is_well
+    report = judge(measured(due_ages={PAIR: 200.0}, last_attempt_age=200.0), settings)
+    assert report.is_well
 
 
-def test_sweeps_that_stopped_fail() -> None:
+def test_an_old_sweep_fails() -> None:
     assert failing(last_sweep_age=301.0) == {"beat"}
 
 
-def test_a_sweep_is_missed_once_there_has_been_mail_for_a_while() -> None:
+def test_a_missing_sweep_fails_once_mail_is_old_enough() -> None:
     assert failing(last_sweep_age=None) == {"beat"}
     assert failing(last_sweep_age=None, first_mail_age=20.0) == set()
     assert failing(last_sweep_age=None, first_mail_age=None) == set()
 
 
-def test_a_transport_out_of_order_fails_and_the_mail_that_waits_for_it_does_not_fail_again() -> (
-    None
-):
-    found = {"due_ages": {LANE: 9e4}, "claimable": set(), "out_of_order": ["smtp"]}
+def test_an_open_breaker_fails_only_the_breaker_check() -> None:
+    found = {"due_ages": {PAIR: 9e4}, "claimable": set(), "out_of_order": ["smtp"]}
     assert failing(**found) == {"breaker"}
 
 
-def test_many_failed_mails_fail_and_a_few_of_a_small_site_do_not() -> None:
+def test_the_share_of_failures_counts_only_from_ten_failures() -> None:
     assert failing(sent=100, failed=30) == {"failures"}
     assert failing(sent=100_000, failed=300) == set()
     assert failing(sent=0, failed=9) == set()
     assert failing(sent=0, failed=0) == set()
 
 
-def test_the_limits_are_the_sites() -> None:
+def test_the_limits_come_from_the_settings() -> None:
     settings = Settings(health_oldest_due=10, health_last_sweep=5, health_failed_share=0.001)
-    found = judge(signs(due_ages={LANE: 11.0}, failed=10), settings).checks
+    found = judge(measured(due_ages={PAIR: 11.0}, failed=10), settings).checks
     assert [check.is_well for check in found] == [False, True, False, True, False]
     assert found[0].value == 11.0
     assert found[0].limit == 10
@@ -118,5 +116,5 @@ def test_the_limits_are_the_sites() -> None:
         (10 * 86_400, "10 days"),
     ],
 )
-def test_a_time_is_told_in_the_unit_people_would_use(seconds, words) -> None:
+def test_a_duration_is_shown_in_the_unit_people_would_use(seconds, words) -> None:
     assert spoken(seconds) == words

@@ -1,4 +1,4 @@
-"""The HTML of a tracked mail: its links and its end changed, and not a byte beside them."""
+"""The HTML of a tracked mail: links and end of body are changed, and not a byte more."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from django.core.mail import EmailMultiAlternatives
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_epica_mail import routing
 from django_epica_mail.messages import RawMessage
 from django_epica_mail.tracking import instrument, links
 
@@ -22,12 +23,12 @@ def track(url: str) -> str:
     return "https://shop.example/click/" + url.encode().hex() + "/"
 
 
-def rewrite(text: str, *, image: str | None = None, but: str = "") -> str:
-    return instrument.rewrite_links(text, track=track, image=image, but=but)
+def rewrite(text: str, *, image: str | None = None, exempt: str = "") -> str:
+    return instrument.rewrite_links(text, track=track, image=image, exempt=exempt)
 
 
 def undo(text: str) -> str:
-    """Return the HTML as it was, where no link was written with references."""
+    """Return the original HTML, provided that none of its links has character references."""
 
     def original(found: re.Match[str]) -> str:
         return bytes.fromhex(found[1]).decode()
@@ -52,12 +53,12 @@ def undo(text: str) -> str:
         '<!doctype html><!-- <a href="https://no.example/"> --><a href="{}">x</a>',
     ],
 )
-def test_a_link_leads_over_ours_and_nothing_else_is_changed(before: str) -> None:
+def test_a_link_is_replaced_and_nothing_else_changes(before: str) -> None:
     url = "https://example.com/a?b=1"
     assert rewrite(before.format(url)) == before.format(track(url))
 
 
-def test_a_link_written_with_references_is_read_as_a_browser_does() -> None:
+def test_character_references_in_a_link_are_resolved() -> None:
     assert rewrite('<a href="https://e.com/?a=1&amp;b=2&#38;c=3">x</a>') == (
         f'<a href="{track("https://e.com/?a=1&b=2&c=3")}">x</a>'
     )
@@ -103,13 +104,13 @@ def test_a_link_written_with_references_is_read_as_a_browser_does() -> None:
         "<a",
     ],
 )
-def test_what_is_no_link_to_a_page_is_left_alone(text: str) -> None:
+def test_anything_but_a_link_to_a_web_page_is_left_alone(text: str) -> None:
     assert rewrite(text) == text
 
 
-def test_a_link_of_the_header_to_unsubscribe_is_left_alone() -> None:
+def test_a_link_in_the_unsubscribe_header_is_left_alone() -> None:
     text = '<a href="https://example.com/leave/7">x</a>'
-    assert rewrite(text, but="<https://example.com/leave/7>, <mailto:x@example.com>") == text
+    assert rewrite(text, exempt="<https://example.com/leave/7>, <mailto:x@example.com>") == text
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_a_link_of_the_header_to_unsubscribe_is_left_alone() -> None:
         ("", "{}"),
     ],
 )
-def test_the_image_stands_at_the_end_of_the_body(before: str, after: str) -> None:
+def test_the_image_is_at_the_end_of_the_body(before: str, after: str) -> None:
     assert instrument.rewrite_links(before, track=None, image=IMAGE) == after.format(IMG)
 
 
@@ -133,7 +134,7 @@ def test_a_link_after_the_end_of_the_body_is_tracked_too() -> None:
     assert undo(changed) == after
 
 
-PIECES = st.sampled_from(
+FRAGMENTS = st.sampled_from(
     [
         *('<a href="https://e.com/?a">', "<a href='http://e.com/'>", "<a href=https://e.com>"),
         *('<a\nhref="https://e.com/ü" x>', "</a>", "<p>", "\n", "\r\n", "\r", "é", "&amp;", "<!--"),
@@ -143,9 +144,9 @@ PIECES = st.sampled_from(
 )
 
 
-@given(st.lists(PIECES | st.text(max_size=3), max_size=30))
-def test_without_our_links_and_image_it_is_the_same_whatever_it_was(pieces: list[str]) -> None:
-    text = "".join(pieces)
+@given(st.lists(FRAGMENTS | st.text(max_size=3), max_size=30))
+def test_any_html_is_the_same_without_our_links_and_image(fragments: list[str]) -> None:
+    text = "".join(fragments)
     changed = rewrite(text, image=IMAGE)
     assert changed.count(IMG) == 1
     assert undo(changed) == text
@@ -165,41 +166,45 @@ class _Links(HTMLParser):
             self.found.append(value.strip())
 
 
-@given(st.lists(PIECES | st.text(max_size=3), max_size=30))
-def test_every_link_that_a_reader_sees_is_tracked(pieces: list[str]) -> None:
-    text = "".join(pieces)
+@given(st.lists(FRAGMENTS | st.text(max_size=3), max_size=30))
+def test_every_link_that_a_parser_finds_is_tracked(fragments: list[str]) -> None:
+    text = "".join(fragments)
     seen = [url for url in _Links(text).found if links.leads_to_a_page(url)]
     ours = [url for url in _Links(rewrite(text)).found if url.startswith("https://shop.example/")]
     assert ours == [track(url) for url in seen]
 
 
-def test_every_html_part_of_a_message_is_rewritten_and_no_other() -> None:
+def test_only_the_html_parts_of_a_message_are_rewritten() -> None:
     message = EmailMultiAlternatives("S", "see https://example.com/")
     link = '<a href="https://example.com/">x</a>'
     for content, mimetype in ((link, "text/html"), (link, "text/x-amp-html"), (link, "text/plain")):
         message.attach_alternative(content, mimetype)
     instrument.instrument_html(message, track=track, image=None)
     assert message.body == "see https://example.com/"
-    contents = [content for content, _ in message.alternatives]
-    assert contents == [rewrite(link), link, link]
+    alternatives = [content for content, _ in message.alternatives]
+    assert alternatives == [rewrite(link), link, link]
 
 
-def test_a_message_that_is_html_itself_is_rewritten() -> None:
+def test_an_html_body_is_rewritten() -> None:
     message = EmailMultiAlternatives("S", '<a href="https://example.com/">x</a>')
     message.content_subtype = "html"
     instrument.instrument_html(message, track=track, image=IMAGE)
     assert message.body == f'<a href="{track("https://example.com/")}">x</a>{IMG}'
 
 
-def test_a_message_kept_as_it_goes_over_the_wire_is_left_as_it_is() -> None:
+def test_a_message_in_its_wire_format_is_unchanged() -> None:
     message = RawMessage(b"Subject: S\r\n\r\nx", ["to@example.com"])
     message.content_subtype, message.body = "html", '<a href="https://example.com/">x</a>'
     instrument.instrument_html(message, track=track, image=IMAGE)
     assert message.body == '<a href="https://example.com/">x</a>'
 
 
-def test_what_is_put_in_is_written_with_references() -> None:
+def test_a_replacement_is_escaped() -> None:
     found = instrument.rewrite_links(
         "<a href='https://e.com/'>x</a>", track=lambda _: "x'\"&y", image=None
     )
     assert found == f"<a href='{html.escape(chr(120) + chr(39) + chr(34) + '&y')}'>x</a>"
+
+
+def test_the_words_of_the_row_are_those_of_the_options() -> None:
+    assert set(routing.ADDITIONS) == {instrument.UNSUBSCRIBE, instrument.OPENS, instrument.CLICKS}

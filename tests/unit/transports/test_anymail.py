@@ -1,4 +1,4 @@
-"""What the errors of anymail's backends mean."""
+"""What errors of anymail's backends mean."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from anymail import exceptions as anymail
 from requests.packages.urllib3.exceptions import MaxRetryError, NewConnectionError
 
 from django_epica_mail.retry import Kind, Policy, conclude
-from django_epica_mail.retry import Result as Tried
+from django_epica_mail.retry import Result as AttemptResult
 from django_epica_mail.transports.anymail import classify
 
 
-def test_an_error_of_anything_else_is_left_to_others() -> None:
+def test_an_error_that_is_not_anymails_is_not_classified() -> None:
     assert classify(ConnectionError("refused")) is None
 
 
@@ -41,22 +41,22 @@ def answered(status: int, **headers: str) -> anymail.AnymailRequestsAPIError:
         (504, Kind.UNKNOWN),
     ],
 )
-def test_an_answer_of_the_provider_means_what_its_status_says(status: int, kind: Kind) -> None:
+def test_an_http_status_determines_the_kind_of_failure(status: int, kind: Kind) -> None:
     failure = classify(answered(status))
     assert (failure.kind, failure.code) == (kind, status)
 
 
-def test_a_provider_that_says_how_long_to_wait_is_waited_for() -> None:
+def test_retry_after_sets_the_delay_and_uses_no_try() -> None:
     failure = classify(answered(429, **{"Retry-After": "120"}))
     policy = Policy(tries=0, max_retries=3, retry_delay=300, on_unknown="resend", too_old=False)
-    decision = conclude(Tried(failure=failure), policy, [0], False)
+    decision = conclude(AttemptResult(failure=failure), policy, [0], False)
     assert (decision.delay, decision.uses_try) == (120, False)
 
 
 @pytest.mark.parametrize(
     "value", ["", "soon", "-1", "1e99", "nan", "Wed, 21 Oct 2026 07:28:00 GMT"]
 )
-def test_a_time_to_wait_that_is_no_number_of_seconds_is_not_believed(value: str) -> None:
+def test_a_retry_after_that_is_not_in_seconds_is_ignored(value: str) -> None:
     assert classify(answered(429, **{"Retry-After": value})).retry_after is None
 
 
@@ -88,7 +88,5 @@ def raised_from(cause: Exception) -> Exception:
         (anymail.AnymailConfigurationError("x"), Kind.OUTAGE),
     ],
 )
-def test_an_error_without_an_answer_is_unknown_unless_nothing_was_posted(
-    error: Any, kind: Kind
-) -> None:
+def test_an_error_without_an_answer_is_unknown_if_posted(error: Any, kind: Kind) -> None:
     assert classify(error).kind is kind

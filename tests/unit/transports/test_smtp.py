@@ -1,4 +1,4 @@
-"""The thin SMTP layer: how far a dialogue came, and that it ends in time."""
+"""The SMTP layer records how far a dialogue came, and ends it in time."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ def stage_after(backend: RecordingBackend, mail: EmailMessage, seconds: float = 
         (refuse("content", 554, "Spam"), Stage.ANSWERED),
     ],
 )
-def test_the_stage_reached_is_known(server: SMTPServer, rule: Rule, stage: Stage) -> None:
+def test_the_stage_reached_is_recorded(server: SMTPServer, rule: Rule, stage: Stage) -> None:
     server.inject(Rule(rule.stage, rule.action))
     assert stage_after(backend_for(server.port), message()) is stage
 
 
-def test_success_is_an_answer(server: SMTPServer) -> None:
+def test_success_ends_in_the_stage_answered(server: SMTPServer) -> None:
     assert stage_after(backend_for(server.port), message()) is Stage.ANSWERED
     assert len(server.accepted) == 1
 
 
-def test_what_follows_a_refused_data_is_no_content(server: SMTPServer) -> None:
+def test_a_command_after_a_refused_data_is_not_content(server: SMTPServer) -> None:
     server.inject(refuse("data", 451, "4.3.0 Later", times=1))
     backend = backend_for(server.port)
     backend.begin(time.monotonic() + 5)
@@ -86,20 +86,20 @@ def test_what_follows_a_refused_data_is_no_content(server: SMTPServer) -> None:
     assert server.accepted == []
 
 
-def test_a_connection_cut_within_large_content_leaves_no_doubt(server: SMTPServer) -> None:
+def test_a_connection_cut_within_the_content_cannot_be_accepted(server: SMTPServer) -> None:
     server.inject(drop("body", reset=True))
-    body = ("x" * 70 + "\n") * 600_000  # 42 MB: more than the buffers of both sockets take
+    body = ("x" * 70 + "\n") * 600_000  # 42 MB: more than both sockets' buffers hold
     assert stage_after(backend_for(server.port), message(body)) is Stage.ENVELOPE
     assert server.accepted == []
 
 
-def test_large_content_arrives_whole(server: SMTPServer) -> None:
+def test_large_content_arrives_complete(server: SMTPServer) -> None:
     body = "".join(f"line {number}\n.\n" for number in range(20_000))
     assert stage_after(backend_for(server.port), message(body)) is Stage.ANSWERED
     assert server.accepted[0].content.count(b"\r\n.\r\n") >= 10_000
 
 
-def test_replies_are_kept_by_the_position_of_their_recipient(server: SMTPServer) -> None:
+def test_replies_are_recorded_by_recipient_position(server: SMTPServer) -> None:
     server.inject(refuse("rcpt", 550, "5.1.1 Gone", recipient=lambda a: a.startswith("no")))
     backend = backend_for(server.port)
     backend.begin(time.monotonic() + 5)
@@ -110,14 +110,14 @@ def test_replies_are_kept_by_the_position_of_their_recipient(server: SMTPServer)
 
 
 @pytest.mark.parametrize("stage", ["connect", "mail", "content"])
-def test_a_server_that_falls_silent_is_left_in_time(server: SMTPServer, stage) -> None:
+def test_a_silent_server_is_abandoned_at_the_deadline(server: SMTPServer, stage) -> None:
     server.inject(hang(stage))
     started = time.monotonic()
     stage_after(backend_for(server.port), message(), seconds=0.5)
     assert time.monotonic() - started < 2
 
 
-def test_the_sites_own_timeout_holds_where_it_is_shorter(server: SMTPServer) -> None:
+def test_the_sites_own_timeout_applies_if_it_is_shorter(server: SMTPServer) -> None:
     server.inject(hang("content"))
     backend = backend_for(server.port, timeout=0.2)
     started = time.monotonic()
@@ -125,7 +125,7 @@ def test_the_sites_own_timeout_holds_where_it_is_shorter(server: SMTPServer) -> 
     assert time.monotonic() - started < 2
 
 
-def test_the_sites_own_timeout_is_per_reply_and_no_limit_of_the_whole(server: SMTPServer) -> None:
+def test_the_sites_own_timeout_applies_per_reply(server: SMTPServer) -> None:
     server.inject(delay(0.15))  # before each of the replies, together longer than the timeout
     backend = backend_for(server.port, timeout=0.5)
     started = time.monotonic()
@@ -133,7 +133,7 @@ def test_the_sites_own_timeout_is_per_reply_and_no_limit_of_the_whole(server: SM
     assert time.monotonic() - started > 0.5
 
 
-def test_no_mail_is_begun_once_its_time_is_over(server: SMTPServer) -> None:
+def test_a_mail_past_its_deadline_is_not_started(server: SMTPServer) -> None:
     backend = backend_for(server.port)
     backend.begin(time.monotonic() + 5)
     assert backend.connection is not None
@@ -146,12 +146,12 @@ def test_no_mail_is_begun_once_its_time_is_over(server: SMTPServer) -> None:
     assert server.accepted == []
 
 
-def test_a_server_that_drips_cannot_outlast_the_deadline() -> None:
+def test_a_server_sending_byte_by_byte_cannot_pass_the_deadline() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(10)
     stopped = threading.Event()
 
-    def drip() -> None:
+    def send_byte_by_byte() -> None:
         connection, _ = listener.accept()
         with connection:
             while not stopped.wait(0.05):
@@ -160,7 +160,7 @@ def test_a_server_that_drips_cannot_outlast_the_deadline() -> None:
                 except OSError:
                     return
 
-    thread = threading.Thread(target=drip)
+    thread = threading.Thread(target=send_byte_by_byte)
     thread.start()
     started = time.monotonic()
     try:
@@ -173,7 +173,7 @@ def test_a_server_that_drips_cannot_outlast_the_deadline() -> None:
         listener.close()
 
 
-def test_the_record_starts_anew_with_each_mail(server: SMTPServer) -> None:
+def test_each_mail_starts_a_new_record(server: SMTPServer) -> None:
     backend = backend_for(server.port)
     for _ in range(2):
         backend.begin(time.monotonic() + 5)

@@ -1,4 +1,4 @@
-"""The envelope in one write: RFC 2920, and what smtplib makes of the replies."""
+"""The envelope is sent in one write (RFC 2920), and smtplib interprets the replies."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tests.unit.transports.test_smtp import backend_for, message
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Note what the client writes, write by write."""
-    noted: list[bytes] = []
+    """Record each write of the client."""
+    recorded: list[bytes] = []
     real = smtplib.SMTP.send
 
     def send(self: smtplib.SMTP, data: object) -> None:
-        noted.append(bytes(data))  # type: ignore[call-overload]
+        recorded.append(bytes(data))  # type: ignore[call-overload]
         real(self, data)  # type: ignore[arg-type]
 
     monkeypatch.setattr(smtplib.SMTP, "send", send)
-    return noted
+    return recorded
 
 
 def connect(port: int) -> tuple[RecordingBackend, RecordingClient]:
@@ -45,7 +45,7 @@ def send(backend: RecordingBackend, *to: str) -> None:
 
 
 @pytest.mark.parametrize(("offered", "number"), [(True, 2), (False, 5)])
-def test_the_envelope_is_one_write_where_the_server_offers_it(
+def test_the_envelope_is_one_write_if_the_server_offers_it(
     writes: list[bytes], offered: bool, number: int
 ) -> None:
     with SMTPServer(pipelining=offered) as server:
@@ -62,7 +62,7 @@ def test_the_envelope_is_one_write_where_the_server_offers_it(
         backend.close()
 
 
-def test_a_crowd_of_recipients_is_named_one_by_one(writes: list[bytes]) -> None:
+def test_more_than_100_recipients_are_not_pipelined(writes: list[bytes]) -> None:
     with SMTPServer() as server:
         backend, _ = connect(server.port)
         writes.clear()
@@ -79,7 +79,7 @@ def test_a_crowd_of_recipients_is_named_one_by_one(writes: list[bytes]) -> None:
         ("rcpt", smtplib.SMTPRecipientsRefused),
     ],
 )
-def test_after_a_refusal_the_connection_serves_the_next_mail(
+def test_after_a_refusal_the_connection_sends_the_next_mail(
     stage: str, error: type[smtplib.SMTPException]
 ) -> None:
     with SMTPServer() as server:
@@ -94,7 +94,7 @@ def test_after_a_refusal_the_connection_serves_the_next_mail(
         backend.close()
 
 
-def test_of_several_recipients_those_accepted_get_the_mail() -> None:
+def test_only_accepted_recipients_get_the_mail() -> None:
     with SMTPServer() as server:
         server.inject(refuse("rcpt", 550, "5.1.1 Gone", recipient=lambda a: a.startswith("no")))
         backend, client = connect(server.port)
@@ -105,7 +105,7 @@ def test_of_several_recipients_those_accepted_get_the_mail() -> None:
 
 
 @pytest.mark.parametrize("stage", ["mail", "rcpt", "data"])
-def test_a_server_that_says_good_bye_is_not_read_from_any_longer(stage: str) -> None:
+def test_no_reply_is_awaited_after_a_421(stage: str) -> None:
     with SMTPServer() as server:
         server.inject(refuse(stage, 421, "4.3.2 Shutting down"))  # type: ignore[arg-type]
         backend, client = connect(server.port)
@@ -120,11 +120,11 @@ def test_a_server_that_says_good_bye_is_not_read_from_any_longer(stage: str) -> 
 def script(
     replies: Sequence[bytes], *, hangs_up: bool = False
 ) -> Iterator[tuple[int, list[bytes]]]:
-    """Serve one connection that gets these replies to what it writes, and note what that is.
+    """Serve one connection: answer each write with the next reply, and record the writes.
 
-    After them it is closed, or goes on without an answer.
+    After the last reply it closes the connection, or keeps reading without answering.
     """
-    heard: list[bytes] = []
+    received: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def talk() -> None:
@@ -132,15 +132,15 @@ def script(
             with connection:
                 connection.sendall(b"220 odd ESMTP\r\n")
                 for reply in (b"250-odd\r\n250 PIPELINING\r\n", *replies):
-                    heard.append(connection.recv(65536))
+                    received.append(connection.recv(65536))
                     connection.sendall(reply)
                 while not hangs_up and (data := connection.recv(65536)):
-                    heard.append(data)
+                    received.append(data)
 
         thread = threading.Thread(target=talk)
         thread.start()
         try:
-            yield listener.getsockname()[1], heard
+            yield listener.getsockname()[1], received
         finally:
             thread.join(timeout=10)
 
@@ -150,18 +150,18 @@ def script(
     [b"550 No sender\r\n250 Ok\r\n354 Go\r\n", b"250 Ok\r\n550 Gone\r\n354 Go\r\n"],
     ids=["sender refused", "every recipient refused"],
 )
-def test_content_that_is_waited_for_in_vain_is_never_ended(replies: bytes) -> None:
-    with script([replies]) as (port, heard):
+def test_an_abandoned_envelope_never_becomes_an_empty_mail(replies: bytes) -> None:
+    with script([replies]) as (port, received):
         backend, client = connect(port)
         with pytest.raises((smtplib.SMTPSenderRefused, smtplib.SMTPRecipientsRefused)):
             send(backend, "a@example.com")
         assert client.sock is None
         assert client.stage is Stage.ENVELOPE
         backend.close()
-    assert len(heard) == 2  # the greeting and the envelope: no content, and no dot
+    assert len(received) == 2  # the greeting and the envelope: no content and no final dot
 
 
-def test_a_refusal_before_the_server_hangs_up_is_its_answer() -> None:
+def test_a_refusal_before_a_disconnect_is_the_answer() -> None:
     with script([b"250 Ok\r\n550 5.7.1 Blocked\r\n"], hangs_up=True) as (port, _):
         backend, _ = connect(port)
         with pytest.raises(smtplib.SMTPRecipientsRefused) as refused:
@@ -170,7 +170,7 @@ def test_a_refusal_before_the_server_hangs_up_is_its_answer() -> None:
         backend.close()
 
 
-def test_a_mail_goes_to_its_own_recipients_whatever_went_before_on_the_connection() -> None:
+def test_recipients_of_an_earlier_mail_are_not_reused() -> None:
     with SMTPServer() as server:
         backend, client = connect(server.port)
         client.sendmail("s@example.com", ["a@example.com"], b"One\r\n")
@@ -183,7 +183,7 @@ def test_a_mail_goes_to_its_own_recipients_whatever_went_before_on_the_connectio
         backend.close()
 
 
-def test_an_impossible_address_leaves_the_connection_usable() -> None:
+def test_an_invalid_address_leaves_the_connection_usable() -> None:
     with SMTPServer() as server:
         backend, client = connect(server.port)
         with pytest.raises(ValueError, match="newline"):

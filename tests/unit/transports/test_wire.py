@@ -1,4 +1,4 @@
-"""A mail built with less ado has the bytes that Django's own backend sends."""
+"""A mail is built with the bytes that Django's own backend sends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BUILT_BY_DJANGO = {name: make for name, make in corpus.CORPUS if not raw.builds_
 
 ID = "<1.2@example.com>"
 
-# Around the length at which lines are folded, and with what only looks plain.
+# Around the length at which lines are folded, and with text that only looks plain.
 words = st.text("aZ09 ,;:<>@=?\"()[]._-\\'", max_size=90)
 line = words | st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=90)
 address = (
@@ -31,7 +31,7 @@ address = (
 )
 message_id = st.from_regex(r"<[a-z0-9.-]{1,40}@[a-z0-9.-]{1,40}>", fullmatch=True) | line
 header = st.tuples(st.sampled_from(["X-Order", "x-b", "List-Id", "Reply-To", "Message-ID"]), line)
-# With all that ends lines somewhere, and around the lengths at which lines are encoded.
+# With everything that ends lines somewhere, and around the lengths at which text is encoded.
 text = st.lists(
     st.sampled_from(
         ["\n", "\r", "\r\n", "\v", "\x1c", "\u2028", ".", "From ", " ", "\t", "\0", "="]
@@ -44,15 +44,17 @@ subtype = st.sampled_from(["plain", "html", "calendar", "x-amp-html"])
 
 
 def outcome(build: Callable[[EmailMessage], bytes], message: EmailMessage) -> bytes | str:
-    """Return what is built, or the kind of the error."""
+    """Return the normalised bytes, or the name of the error's class."""
     try:
         return corpus.normalise(build(message))
-    except Exception as error:  # noqa: BLE001 - both must raise it
+    except Exception as error:  # noqa: BLE001 - both builders must raise it
         return type(error).__name__
 
 
 @pytest.mark.parametrize("make", BUILT_BY_DJANGO.values(), ids=BUILT_BY_DJANGO)
-def test_every_kind_of_message_is_built_as_by_django(make: Callable[[], EmailMessage]) -> None:
+def test_every_kind_of_message_is_built_as_django_builds_it(
+    make: Callable[[], EmailMessage],
+) -> None:
     assert corpus.normalise(wire.build(make())) == corpus.normalise(corpus.wire_bytes(make()))
 
 
@@ -66,7 +68,7 @@ def test_every_kind_of_message_is_built_as_by_django(make: Callable[[], EmailMes
     own_id=st.none() | message_id,
     html=st.none() | st.just("<p>ğ</p>"),
 )
-def test_every_header_is_written_as_by_django(
+def test_every_header_is_written_as_django_writes_it(
     subject: str,
     sender: str,
     to: list[str],
@@ -95,7 +97,7 @@ def test_every_header_is_written_as_by_django(
     content_subtype=subtype,
     alternatives=st.lists(st.tuples(text, subtype.map("text/{}".format)), max_size=2),
 )
-def test_every_text_is_written_as_by_django(
+def test_every_text_is_written_as_django_writes_it(
     body: str, content_subtype: str, alternatives: list[tuple[str, str]]
 ) -> None:
     def make() -> EmailMessage:
@@ -118,8 +120,8 @@ def ordinary_mail(**changes: Any) -> EmailMultiAlternatives:
     return made
 
 
-def test_an_ordinary_mail_is_written_outright() -> None:
-    assert wire._writes_as_django()
+def test_an_ordinary_mail_is_written_directly() -> None:
+    assert wire._writes_same_bytes_as_django()
     assert wire.write_simple(ordinary_mail(), "b") is not None
 
 
@@ -140,31 +142,33 @@ def test_an_ordinary_mail_is_written_outright() -> None:
     ],
     ids=str,
 )
-def test_what_is_not_ordinary_is_left_to_django(changes: dict[str, Any]) -> None:
+def test_a_mail_that_is_not_ordinary_is_not_written_directly(changes: dict[str, Any]) -> None:
     assert wire.write_simple(ordinary_mail(**changes), "b") is None
 
 
-def test_a_domain_that_is_not_ascii_is_written_as_by_django() -> None:
+def test_a_non_ascii_domain_is_written_as_django_writes_it() -> None:
     made = partial(ordinary_mail, to=["Ayşe <ayse@bücher.example>"])
     assert outcome(wire.build, made()) == outcome(raw.render, made())
 
 
-def test_a_header_that_folds_itself_does() -> None:
+def test_a_header_with_its_own_folding_keeps_it() -> None:
     link = f"<https://example.com/{'a' * 90}>"
     headers = {"Message-ID": ID, "List-Unsubscribe": instrument._OneLine(link)}
-    for value in (link, headers["List-Unsubscribe"]):  # the same text, and not the same header
+    for value in (link, headers["List-Unsubscribe"]):  # the same text, but not the same header
         made = partial(ordinary_mail, extra_headers={**headers, "List-Unsubscribe": value})
         assert outcome(wire.build, made()) == outcome(raw.render, made())
         assert wire.write_simple(made(), "b") is not None
 
 
-def test_a_django_that_builds_otherwise_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "_VERSION", "MIME-Version: 1.1\r\n")
-    wire._writes_as_django.cache_clear()
+def test_a_django_that_builds_differently_builds_every_mail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "_MIME_VERSION", "MIME-Version: 1.1\r\n")
+    wire._writes_same_bytes_as_django.cache_clear()
     try:
         assert b"MIME-Version: 1.0\r\n" in wire.build(ordinary_mail())
     finally:
-        wire._writes_as_django.cache_clear()
+        wire._writes_same_bytes_as_django.cache_clear()
 
 
 def test_parts_of_one_message_do_not_leak_into_the_next() -> None:

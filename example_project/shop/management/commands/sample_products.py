@@ -1,4 +1,4 @@
-"""Fills an empty shop."""
+"""Fill an empty shop with sample products."""
 
 from decimal import Decimal
 from typing import Any
@@ -16,12 +16,12 @@ SAMPLES = (
 
 
 class Command(BaseCommand):
-    """Add the sample products; run again, it changes nothing."""
+    """A command that adds the sample products, unless they exist."""
 
-    help = "Add a few sample products; of the last there is only one, so ordering two is undone."
+    help = "Add sample products. Only one of the last is in stock: ordering two is rolled back."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Create each product that is not there yet."""
+        """Create each product that does not exist yet."""
         for name, price, stock in SAMPLES:
             Product.objects.get_or_create(
                 name=name, defaults={"price": Decimal(price), "stock": stock}

@@ -1,8 +1,7 @@
-"""Mail moved out of the tables of other packages: one module for each, and one that moves.
+"""Moves mail from the tables of other packages into the queue; each package has its own module.
 
-A mail that waits there becomes a row of the queue and is marked as done with in the same
-transaction, so that exactly one of the two packages sends it. What is finished is copied, as a
-record.
+A waiting mail becomes a row of the queue and is marked as done in the other package's table in the
+same transaction, so exactly one of the two packages sends it. Finished mail is copied as a record.
 """
 
 from django_epica_mail.management.importers.base import CannotImport, Source, find

@@ -1,4 +1,4 @@
-"""What a package must tell of its tables for its mail to be moved."""
+"""Defines ``Source``, the interface to the tables of a package whose mail is moved."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailLog
 
 SOURCES = ("post_office", "yubin", "mailer")
-"""The packages whose mail can be moved, each described by the module of that name."""
+"""The packages whose mail can be moved; the module of that name describes each."""
 
 
-class CannotImport(EpicaMailError):  # noqa: N818 - it says what is the case
-    """Another package's mail cannot be moved as things are."""
+class CannotImport(EpicaMailError):  # noqa: N818
+    """Another package's mail cannot be moved, for a reason the site can change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """What is kept of a mail that another package is done with."""
+    """What is known of a mail that another package has finished."""
 
     status: Status
     """``sent``, ``failed``, ``cancelled`` or ``suppressed``."""
     finished_at: datetime
-    """When it came to its end."""
+    """When it reached that status."""
     reply: str = ""
-    """What was said of it."""
+    """The server's reply, or the package's own note."""
 
 
 class Source:
-    """The tables of one package; ``Any`` stands for its models, which have no types."""
+    """The tables of one package. Its rows are ``Any``, because its models have no types."""
 
     package: str
-    """The distribution's name, which begins each idempotency key."""
+    """The distribution's name, the first part of each idempotency key."""
     app_label: str
 
     def queued(self) -> QuerySet[Any]:
-        """Return the rows of mail that waits to be sent."""
+        """Return the rows of mail waiting to be sent."""
         raise NotImplementedError
 
     def finished(self, since: datetime) -> QuerySet[Any]:
-        """Return the rows of mail that came to its end since a time."""
+        """Return the rows of mail finished since a time."""
         raise NotImplementedError
 
     def message(self, row: Any) -> EmailMessage:
-        """Return the message of a row; raise whatever keeps it from being read."""
+        """Return the message of a row; raise any exception if it cannot be read."""
         raise NotImplementedError
 
     def options(self, row: Any) -> Mapping[str, Any]:
-        """Return what the row says of priority, time and transport, as ``routing.Options``."""
+        """Return the row's priority, times and transport, named as in ``routing.Options``."""
         raise NotImplementedError
 
     def past(self, row: Any) -> Past:
-        """Return what became of the mail of a finished row."""
+        """Return what became of a finished row's mail."""
         raise NotImplementedError
 
     def created_at(self, row: Any) -> datetime:
@@ -71,50 +71,50 @@ class Source:
         raise NotImplementedError
 
     def listed(self) -> Iterable[str]:
-        """Return the addresses that the package sends nothing to, if it has a list of them."""
+        """Return the addresses the package never sends to, if it keeps such a list."""
         return ()
 
     def mark(self, moved: Sequence[tuple[Any, EmailLog]]) -> None:
-        """Write into the rows that the package is not to send them: ours are in their place."""
+        """Change the rows so that the package does not send them; our rows replace them."""
         raise NotImplementedError
 
     def holding_back(self) -> AbstractContextManager[None]:
-        """Keep the package from sending meanwhile, where it offers a way."""
+        """Prevent the package from sending meanwhile, if it offers a way."""
         return nullcontext()
 
     def key(self, row: Model) -> str:
-        """Return the idempotency key of a row's mail: it is moved once, however often it is tried.
+        """Return the idempotency key of a row's mail, made of package, table and primary key.
 
-        It names package, table and row.
+        Because of it a mail is moved once, however often the import is repeated.
         """
         return f"{self.package}:{row._meta.model_name}:{row.pk}"
 
     def model(self, name: str) -> Any:
-        """Return one of the package's models."""
+        """Return one of the package's models by name."""
         return apps.get_model(self.app_label, name)
 
 
 def find(name: str, **options: Any) -> Source:
-    """Return the source of one of ``NAMES``; ``options`` are for its own.
+    """Return the source named by one of ``SOURCES``, created with ``options``.
 
-    Raises ``CannotImport`` if its app is not installed, or keeps its rows in another database.
+    Raises ``CannotImport`` if its app is not installed or keeps its rows in another database.
     """
-    module = import_module(f"django_epica_mail.importing.{name}")
+    module = import_module(f"django_epica_mail.management.importers.{name}")
     source: Source = module.Tables(**options)
     if not apps.is_installed(module.APP):
         raise CannotImport(
-            f"{module.APP!r} is not in INSTALLED_APPS. Leave it there until its mail is moved."
+            f"{module.APP!r} is not in INSTALLED_APPS. Keep it there until its mail is moved."
         )
     ours, theirs = (router.db_for_write(model) for model in (EmailLog, source.queued().model))
     if ours != theirs:
         raise CannotImport(
-            f"The mail of {source.package} is in the database {theirs!r} and ours in {ours!r}. It "
-            "can be moved only within one database, in whose transactions it is in one place or "
-            "the other."
+            f"The mail of {source.package} is in the database {theirs!r}, ours is in {ours!r}. "
+            "Mail can be moved only within one database, because one transaction must cover both "
+            "tables."
         )
     return source
 
 
 def aware(time: datetime) -> datetime:
-    """Return a time with its time zone, on sites without ``USE_TZ`` too."""
+    """Return a time with a time zone, also on sites without ``USE_TZ``."""
     return timezone.make_aware(time) if timezone.is_naive(time) else time

@@ -1,7 +1,7 @@
-"""The tables of django-mailer: ``Message``, what waits, and ``MessageLog``, what was tried.
+"""The tables of django-mailer: ``Message`` for waiting mail, ``MessageLog`` for attempts.
 
-Their messages are pickles. Reading a pickle runs what its writer wrote into it: whoever can write
-to these tables runs code in this process. So that takes a word of the caller's.
+Their messages are pickles, and unpickling can run code chosen by the writer of a row. So the caller
+must declare that the tables are trusted.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ APP = "mailer"
 
 _SUCCESS, _DO_NOT_SEND = "1", "2"
 _PRIORITIES = {1: "high", 2: "normal", 3: "low", 4: "normal"}
-"""4 is a mail put off after a failure."""
+"""4 marks a mail deferred after a failure."""
 
 
 class Tables(Source):
-    """Reads both tables; a mail that is moved is deleted there, as it is when it is sent.
+    """Both tables. The row of a moved mail is deleted, as django-mailer does after sending.
 
-    It locks the row that it is sending, and looks again whether there is one before it does.
+    django-mailer locks the row it is about to send, and skips rows that no longer exist.
     """
 
     package = "django-mailer"
@@ -37,32 +37,32 @@ class Tables(Source):
         if not trust_pickles:
             raise CannotImport(
                 "django-mailer stores mail as pickles, and reading a pickle can run any code: "
-                "whoever could ever write to its tables can run theirs in this process, with all "
-                "its rights. If nobody but your site could, say --trust-pickles."
+                "anyone who has ever had write access to its tables could run code in this "
+                "process, with all its rights. If only your site has had it, pass --trust-pickles."
             )
 
     def queued(self) -> QuerySet[Any]:
-        """Return what waits, and what was put off after a failure."""
+        """Return waiting mail, including mail deferred after a failure."""
         rows: QuerySet[Any] = self.model("Message").objects.all()
         return rows
 
     def finished(self, since: datetime) -> QuerySet[Any]:
-        """Return what was sent, and what was not because of its list of addresses.
+        """Return mail that was sent, and mail not sent because of a "don't send" entry.
 
-        Its logs of failures are tries of mails that wait, or were sent later.
+        Logs of failures are attempts of mail that is still waiting or was sent later.
         """
         logs: QuerySet[Any] = self.model("MessageLog").objects.all()
         return logs.filter(result__in=(_SUCCESS, _DO_NOT_SEND), when_attempted__gte=since)
 
     def message(self, row: Any) -> EmailMessage:
-        """Return the pickled message, completed for this version of Django.
+        """Return the unpickled message, with the attributes that this version of Django expects.
 
-        Raises ``ValueError`` for one that is not kept or cannot be read any more.
+        Raises ``ValueError`` if the message was not kept or can no longer be read.
         """
         found = row.email
         if not isinstance(found, EmailMessage):
             raise ValueError(
-                "The row holds no message that can be read: it was not kept, or its class is gone."
+                "The row has no readable message: it was not kept, or its class no longer exists."
             )
         vars(found).update({**vars(EmailMessage()), **vars(found)})
         return found
@@ -72,7 +72,7 @@ class Tables(Source):
         return {"priority": _PRIORITIES.get(row.priority)}
 
     def past(self, row: Any) -> Past:
-        """Return the end of a mail."""
+        """Return the status, time and log message of a finished mail."""
         status = Status.SENT if row.result == _SUCCESS else Status.SUPPRESSED
         return Past(status=status, finished_at=row.when_attempted, reply=row.log_message)
 
@@ -82,11 +82,11 @@ class Tables(Source):
         return created
 
     def listed(self) -> Iterable[str]:
-        """Return the addresses of its entries "don't send"."""
+        """Return the addresses of its "don't send" entries."""
         entries = self.model("DontSendEntry").objects.order_by("pk")
         addresses: Iterable[str] = entries.values_list("to_address", flat=True).iterator()
         return addresses
 
     def mark(self, moved: Sequence[tuple[Any, EmailLog]]) -> None:
-        """Delete rows, of which ours are now the only ones."""
+        """Delete the rows; our rows replace them."""
         self.model("Message").objects.filter(pk__in=[row.pk for row, _ in moved]).delete()

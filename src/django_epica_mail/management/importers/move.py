@@ -1,8 +1,7 @@
-"""The move itself: in portions, each one transaction, to be stopped and begun again at any time."""
+"""Moves mail in chunks of one transaction each, so it can be stopped and repeated at any time."""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
@@ -12,7 +11,7 @@ from django.db import DatabaseError, connections, router, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from django_epica_mail import lifecycle, models, routing, suppression
+from django_epica_mail import lifecycle, routing, suppression
 from django_epica_mail._compat import batched
 from django_epica_mail.broker import celery_config
 from django_epica_mail.lifecycle import Status
@@ -40,23 +39,23 @@ class Report:
     """What was moved, or would be."""
 
     queued: int = 0
-    """Mails that waited, and wait here now."""
+    """Waiting mails, now in the queue."""
     finished: int = 0
-    """Mails that had come to an end, and are kept here as a record."""
+    """Finished mails, copied as a record."""
     listed: int = 0
-    """Addresses that are sent nothing, and are on the suppression list now."""
+    """Addresses added to the suppression list."""
     already: int = 0
     """Rows whose mail was moved before."""
     refused: list[dict[str, Any]] = field(default_factory=list)
-    """Rows that are left where they are, each with the reason."""
+    """Rows left unchanged, each with the reason."""
 
     @property
     def done(self) -> int:
-        """How many rows were looked at."""
+        """How many rows were examined."""
         return self.queued + self.finished + self.already + len(self.refused)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as it is printed."""
+        """Return the report as a dictionary, to be printed."""
         return asdict(self)
 
 
@@ -68,13 +67,12 @@ def move(
     transport: str | None = None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
-    """Move the mail of another package, waiting mail first; return what was moved.
+    """Move another package's mail, waiting mail first; return what was moved.
 
-    Before any mail, the addresses that the package sends nothing to go to the suppression list.
-
-    Finished mail is copied if it came to its end in the last ``days``. A ``dry_run`` reads and
-    checks all the same and writes nothing. ``transport`` is the alias for mail whose row names
-    none of ours. ``advance`` is called after each portion with the rows done and those there are.
+    Before any mail, the addresses the package never sends to are added to the suppression list.
+    Finished mail is copied if it was finished in the last ``days``. A ``dry_run`` reads and checks
+    everything and writes nothing. ``transport`` is the alias for mail whose row names none of ours.
+    ``advance`` is called after each chunk with the number of rows done and the total.
     """
     report = Report()
     recent = timezone.now() - timedelta(days=days)
@@ -85,7 +83,7 @@ def move(
         _suppress(source, report, dry_run=dry_run)
         for is_past, rows in tables.items():
             last = None
-            while (last := run.move_portion(rows, is_past, after=last)) is not None:
+            while (last := run.move_chunk(rows, is_past, after=last)) is not None:
                 advance(report.done, total)
     return report
 
@@ -99,16 +97,19 @@ class _Run:
     dry_run: bool
     transport: str | None
     moved: set[str] = field(default_factory=set)
-    """The keys of what waited, which is finished now where the package keeps its rows."""
+    """The keys of moved waiting mail, whose rows the package may now list as finished."""
 
-    def move_portion(self, rows: QuerySet[Any], is_past: bool, *, after: Any) -> Any:
-        """Move the rows after a primary key in one transaction; return the last one's."""
+    def move_chunk(self, rows: QuerySet[Any], is_past: bool, *, after: Any) -> Any:
+        """Move the rows after a primary key in one transaction; return the last one's key.
+
+        Returns ``None`` if there are no more rows.
+        """
         using = router.db_for_write(EmailLog)
         with transaction.atomic(using=using):
-            portion = self._portion(rows.using(using).order_by("pk"), after)
-            if not portion:
+            chunk = self._read_chunk(rows.using(using).order_by("pk"), after)
+            if not chunk:
                 return None
-            keys = self._new(portion, using)
+            keys = self._new(chunk, using)
             drafts = self._drafts(keys, is_past)
             if is_past:
                 self.report.finished += len(drafts)
@@ -122,10 +123,10 @@ class _Run:
                     self.source.mark([(row, draft.log) for row, draft, _ in drafts])
         if not is_past:
             self.moved.update(keys)
-        return portion[-1].pk
+        return chunk[-1].pk
 
-    def _portion(self, ordered: QuerySet[Any], after: Any) -> list[Any]:
-        """Read rows, locked, without those that others hold locked: they are being sent."""
+    def _read_chunk(self, ordered: QuerySet[Any], after: Any) -> list[Any]:
+        """Read and lock the next rows, skipping those locked by a sender."""
         features = connections[ordered.db].features
         rows = ordered if after is None else ordered.filter(pk__gt=after)
         if features.has_select_for_update and not self.dry_run:
@@ -135,9 +136,9 @@ class _Run:
             )
         return list(rows[:CHUNK])
 
-    def _new(self, portion: Sequence[Any], using: str) -> dict[str, Any]:
-        """Return the rows whose mail was not moved before, by their idempotency keys."""
-        keys = {self.source.key(row): row for row in portion}
+    def _new(self, chunk: Sequence[Any], using: str) -> dict[str, Any]:
+        """Return the rows whose mail was not moved before, by idempotency key."""
+        keys = {self.source.key(row): row for row in chunk}
         known = EmailLog.objects.using(using).filter(idempotency_key__in=keys)
         before = set(known.values_list("idempotency_key", flat=True))
         self.report.already += len(before - self.moved)
@@ -146,7 +147,7 @@ class _Run:
     def _drafts(
         self, keys: Mapping[str, Any], is_past: bool
     ) -> list[tuple[Any, Draft, Past | None]]:
-        """Return what rows become, and note those that can become nothing."""
+        """Return the drafts of rows, and note as refused the rows that cannot be moved."""
         drafts: list[tuple[Any, Draft, Past | None]] = []
         for key, row in keys.items():
             try:
@@ -161,11 +162,11 @@ class _Run:
 
 
 def _suppress(source: Source, report: Report, *, dry_run: bool) -> None:
-    """List the addresses that another package sends nothing to, where they are not listed."""
+    """Suppress the addresses another package never sends to, unless they already are."""
     reason, note = Suppression.Reason.MANUAL, f"Moved from {source.package}."
-    for portion in batched(source.listed(), CHUNK):
+    for chunk in batched(source.listed(), CHUNK):
         entries = []
-        for address in dict.fromkeys(portion):
+        for address in dict.fromkeys(chunk):
             try:
                 if not suppression.is_suppressed(address):
                     entries.append(suppression.entry(address, reason=reason, note=note))
@@ -177,7 +178,7 @@ def _suppress(source: Source, report: Report, *, dry_run: bool) -> None:
 
 
 def _draft(source: Source, row: Any, key: str, past: Past | None, transport: str | None) -> Draft:
-    """Return the rows that the mail of another package's row becomes."""
+    """Return the draft of another package's row."""
     given = dict(source.options(row))
     if given.get("transport") not in transports.aliases():
         given["transport"] = transport
@@ -192,20 +193,18 @@ def _draft(source: Source, row: Any, key: str, past: Past | None, transport: str
     draft.log.due_at, draft.log.finished_at = draft.log.created_at, finished_at
     draft.log.reply = reply_text(past.reply)
     if past.status is Status.FAILED:
-        draft.log.failure_kind = Kind.PERMANENT  # so that it is not tried again by itself
+        draft.log.failure_kind = Kind.PERMANENT  # which is never retried automatically
     return replace(draft, is_due=False)
 
 
 def _end(drafts: Iterable[tuple[Draft, Past]]) -> None:
-    """Let mails that were over before come to their end here, by the moves there are."""
+    """Move copied mails to their final status, by legal moves."""
     using = router.db_for_write(EmailLog)
     by_status: dict[Status, list[EmailLog]] = {}
     for draft, past in drafts:
         by_status.setdefault(past.status, []).append(draft.log)
-    token = uuid.uuid4()
+    rows = EmailLog.objects.using(using)
     for status, logs in by_status.items():
-        ids = [log.pk for log in logs]
         for step in _ENDS[status]:
-            EmailLog.objects.using(using).move(step, ids, lease_token=token)
-        if over := [log.pk for log in logs if models.ends_with(status, log.keep_content)]:
-            models.forget(over, using)
+            rows.move(step, [log.pk for log in logs])
+        rows.forget_content(log.pk for log in logs if log.forgets_content(status))

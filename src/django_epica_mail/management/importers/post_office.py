@@ -18,23 +18,23 @@ from django_epica_mail.models import EmailLog
 APP = "post_office"
 
 _SENT, _FAILED, _QUEUED, _REQUEUED = range(4)
-"""The values of its ``status``; a row without any is being sent by who made it."""
+"""The values of ``status``; a row without one is sent at once by the process that made it."""
 
 _PRIORITIES = {0: "low", 1: "normal", 2: "high", 3: "urgent"}
 
 
 class Tables(Source):
-    """Reads ``Email``; a mail that is moved is marked as sent there, with a log that says where."""
+    """The ``Email`` table. A moved mail is marked as sent, and a log entry names its new row."""
 
     package = "django-post_office"
     app_label = "post_office"
 
     def queued(self) -> QuerySet[Any]:
-        """Return what is queued or queued again."""
+        """Return mail that is queued or queued again."""
         return self._rows().filter(status__in=(_QUEUED, _REQUEUED))
 
     def finished(self, since: datetime) -> QuerySet[Any]:
-        """Return what was sent or has failed."""
+        """Return mail that was sent or has failed."""
         return self._rows().filter(status__in=(_SENT, _FAILED), last_updated__gte=since)
 
     def _rows(self) -> QuerySet[Any]:
@@ -42,12 +42,12 @@ class Tables(Source):
         return rows.prefetch_related("attachments", "template")
 
     def message(self, row: Any) -> EmailMessage:
-        """Return the message as django-post_office builds it, from a template if it has one."""
+        """Return the message as django-post_office builds it, from its template if it has one."""
         message: EmailMessage = row.prepare_email_message()
         return message
 
     def options(self, row: Any) -> Mapping[str, Any]:
-        """Return priority, times, and the backend's alias, which may be one of our transports."""
+        """Return priority, times and the backend's alias, which may name one of our transports."""
         return {
             "priority": _PRIORITIES.get(row.priority),
             "send_at": row.scheduled_time and aware(row.scheduled_time),
@@ -56,7 +56,7 @@ class Tables(Source):
         }
 
     def past(self, row: Any) -> Past:
-        """Return the end of a mail, with the last words of its log."""
+        """Return the status, time and last log message of a finished mail."""
         status = Status.SENT if row.status == _SENT else Status.FAILED
         last = row.logs.order_by("-pk").first()
         reply = last.message if last is not None else ""
@@ -68,7 +68,7 @@ class Tables(Source):
         return created
 
     def mark(self, moved: Sequence[tuple[Any, EmailLog]]) -> None:
-        """Mark rows as sent, for it looks at no others, and log where they went."""
+        """Mark the rows as sent, so that they are skipped, and log where the mail went."""
         emails, logs = self.model("Email").objects, self.model("Log").objects
         emails.filter(pk__in=[row.pk for row, _ in moved]).update(status=_SENT)
         logs.bulk_create(
@@ -80,9 +80,9 @@ class Tables(Source):
 
     @contextmanager
     def holding_back(self) -> Iterator[None]:
-        """Hold the lock file by which one machine has one sender at a time.
+        """Hold the lock file that allows one sender at a time on this machine.
 
-        It locks no rows, and sends what it has read: so a sender must not be under way.
+        django-post_office locks no rows and sends what it has read before, so no sender may run.
         """
         lockfile = import_module("post_office.lockfile")
         try:

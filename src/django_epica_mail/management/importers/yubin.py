@@ -1,4 +1,4 @@
-"""The table of django-yubin: ``Message``, which keeps mails as they were built."""
+"""The table of django-yubin: ``Message``, which stores mail as built."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _ENDS = {
 
 
 class Tables(Source):
-    """Reads ``Message``; a mail that is moved is marked as sent there, with a log that says where.
+    """The ``Message`` table. A moved mail is marked as sent, and a log entry names its new row.
 
-    Its task then finds nothing that it may send, and it holds a lock on the row that it is sending.
+    django-yubin's task locks the row it is about to send, and skips rows marked as sent.
     """
 
     package = "django-yubin"
     app_label = "django_yubin"
 
     def queued(self) -> QuerySet[Any]:
-        """Return what is created or queued; what is in process it has in hand."""
+        """Return mail that is created or queued, but none that a worker is sending."""
         return self._rows().filter(status__in=(_CREATED, _QUEUED))
 
     def finished(self, since: datetime) -> QuerySet[Any]:
-        """Return what came to an end."""
+        """Return mail that was sent, has failed, or was blacklisted or discarded."""
         recent = Q(date_sent__gte=since) | Q(date_sent=None, date_created__gte=since)
         return self._rows().filter(recent, status__in=_ENDS)
 
@@ -53,9 +53,10 @@ class Tables(Source):
         return rows
 
     def message(self, row: Any) -> EmailMessage:
-        """Return the mail as it was built: it is not parsed and put together again.
+        """Return the mail as it was built, without parsing and rebuilding it.
 
-        It is kept as text; of text that is not ASCII, Django writes only UTF-8 in 8bit.
+        It is stored as text. Django writes non-ASCII text in 8bit only as UTF-8, so that is the
+        encoding of the bytes.
         """
         text = _LINE_END.sub("\r\n", row.message_data)
         message = RawMessage(text.encode("utf-8", "surrogateescape"), row.recipients())
@@ -64,11 +65,11 @@ class Tables(Source):
         return message
 
     def options(self, row: Any) -> Mapping[str, Any]:
-        """Return nothing: its rows have neither priorities nor times."""
+        """Return nothing: rows have neither a priority nor times."""
         return {}
 
     def past(self, row: Any) -> Past:
-        """Return the end of a mail, with the last words of its log."""
+        """Return the status, time and last log message of a finished mail."""
         last = row.log_set.order_by("-pk").first()
         reply = last.log_message if last is not None else ""
         return Past(status=_ENDS[row.status], finished_at=row.ended_at, reply=reply)
@@ -85,7 +86,7 @@ class Tables(Source):
         return addresses
 
     def mark(self, moved: Sequence[tuple[Any, EmailLog]]) -> None:
-        """Mark rows as sent, which its task refuses to send, and log where they went."""
+        """Mark the rows as sent, so that the task skips them, and log where the mail went."""
         messages, logs = self.model("Message").objects, self.model("Log").objects
         messages.filter(pk__in=[row.pk for row, _ in moved]).update(status=_SENT)
         logs.bulk_create(

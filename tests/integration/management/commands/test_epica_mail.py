@@ -1,4 +1,4 @@
-"""``manage.py epica_mail``, as a person or a cron job runs it."""
+"""``manage.py epica_mail``, as run by a person or a cron job."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.django_db
 
 
 def run(*arguments: str) -> str:
-    said = StringIO()
-    call_command("epica_mail", *arguments, stdout=said)
-    return said.getvalue()
+    output = StringIO()
+    call_command("epica_mail", *arguments, stdout=output)
+    return output.getvalue()
 
 
 def test_status_counts_mail_by_queue_and_status(smtp, queue_mail, deliver) -> None:
@@ -33,19 +33,19 @@ def test_status_counts_mail_by_queue_and_status(smtp, queue_mail, deliver) -> No
     queue_mail(queue="bulk_emails")
     report = json.loads(run("status", "--json"))
     emails = report["queues"]["emails"]
-    assert emails.pop("oldest due") == str(waiting.due_at)
-    assert 0 <= emails.pop("oldest due age") < 60
-    assert emails == {"waiting": 1, "due": 1, "in flight": 0, "queued": 1, "sent": 1}
+    assert emails.pop("oldest_due") == str(waiting.due_at)
+    assert 0 <= emails.pop("oldest_due_age") < 60
+    assert emails == {"waiting": 1, "due": 1, "in_flight": 0, "queued": 1, "sent": 1}
     assert report["queues"]["bulk_emails"]["queued"] == 1
-    assert report["held back"] == {}
+    assert report["held_back"] == {}
 
 
-def test_status_says_what_is_held_back_and_why(smtp, queue_mail, deliver) -> None:
+def test_status_reports_what_is_held_back_and_why(smtp, queue_mail, deliver) -> None:
     queue_mail()
     smtp.refuse_connections()
     deliver()
     run("pause", "--queue", "bulk_emails")
-    held_back = json.loads(run("status", "--json"))["held back"]
+    held_back = json.loads(run("status", "--json"))["held_back"]
     assert held_back["queue bulk_emails"] == "paused"
     assert held_back["transport smtp"].startswith("out of order: ConnectionRefusedError")
 
@@ -61,10 +61,10 @@ def test_an_empty_queue_has_a_status_too() -> None:
     assert json.loads(run("status", "--json")) == {
         "queues": {},
         "hours": 24,
-        "unfinished batches": 0,
-        "last sweep": None,
-        "last sweep age": None,
-        "held back": {},
+        "unfinished_batches": 0,
+        "last_sweep": None,
+        "last_sweep_age": None,
+        "held_back": {},
     }
     assert "There is no mail." in run("status")
 
@@ -120,13 +120,13 @@ def test_a_transport_is_paused_and_resumed() -> None:
     ],
     ids=" ".join,
 )
-def test_what_is_not_understood_is_refused(arguments) -> None:
+def test_invalid_arguments_are_refused(arguments) -> None:
     with pytest.raises(CommandError):
         run(*arguments)
     assert DeliveryGate.objects.count() == 0
 
 
-def test_failed_mail_is_queued_again_by_id_or_all_that_may_pass(smtp, queue_mail, deliver) -> None:
+def test_retry_takes_ids_or_finds_retryable_mail(smtp, queue_mail, deliver) -> None:
     smtp.inject(refuse("rcpt", 550, "5.1.1 No such user", times=1))
     log = queue_mail()
     deliver()
@@ -136,7 +136,7 @@ def test_failed_mail_is_queued_again_by_id_or_all_that_may_pass(smtp, queue_mail
     assert log.status == "queued"
 
 
-def test_cancel_says_which_mail_was_too_late_and_ends_with_1(smtp, queue_mail, deliver) -> None:
+def test_cancel_reports_mail_that_was_too_late_and_exits_with_1(smtp, queue_mail, deliver) -> None:
     sent = queue_mail()
     deliver()
     waiting = queue_mail()
@@ -149,7 +149,7 @@ def test_cancel_says_which_mail_was_too_late_and_ends_with_1(smtp, queue_mail, d
     assert ended.value.code == 1
 
 
-def test_a_test_mail_is_queued_and_its_fate_told(smtp, monkeypatch) -> None:
+def test_a_test_mail_is_queued_and_its_status_reported(smtp, monkeypatch) -> None:
     report = json.loads(run("send-test", "to@example.com", "--json"))
     assert EmailLog.objects.get(pk=report["id"]).category == "test"
     assert report["status"] == "queued"
@@ -157,12 +157,12 @@ def test_a_test_mail_is_queued_and_its_fate_told(smtp, monkeypatch) -> None:
         run("send-test", "to@example.com", "--wait", "0.1")
 
 
-def test_the_doctor_ends_with_1_when_something_is_wrong(smtp, settings, monkeypatch) -> None:
-    said = StringIO()
-    with pytest.raises(SystemExit) as ended:  # no broker answers in these tests
-        call_command("epica_mail", "doctor", stdout=said)
+def test_the_doctor_exits_with_1_if_something_is_wrong(smtp, settings, monkeypatch) -> None:
+    output = StringIO()
+    with pytest.raises(SystemExit) as ended:  # there is no broker in these tests
+        call_command("epica_mail", "doctor", stdout=output)
     assert ended.value.code == 1
-    first, remedy, *_ = said.getvalue().splitlines()
+    first, remedy, *_ = output.getvalue().splitlines()
     assert re.match(r"error    The broker cannot be asked for its workers .* \(broker\)", first)
     assert remedy.startswith("         Start it")
     settings.DEBUG = True
@@ -171,13 +171,13 @@ def test_the_doctor_ends_with_1_when_something_is_wrong(smtp, settings, monkeypa
 
 
 class Terminal(StringIO):
-    """What a person looks at."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
-def test_status_tells_what_waits_from_what_is_due_and_how_long(smtp, queue_mail, travel) -> None:
+def test_status_separates_waiting_mail_from_due_mail(smtp, queue_mail, travel) -> None:
     later = timezone.now() + timedelta(days=2)
     queue_mail(send_at=later)
     queue_mail(transport="yesterdays", priority=3)
@@ -185,11 +185,11 @@ def test_status_tells_what_waits_from_what_is_due_and_how_long(smtp, queue_mail,
     queue_mail()
     emails = json.loads(run("status", "--json"))["queues"]["emails"]
     assert (emails["waiting"], emails["due"], emails["queued"]) == (3, 2, 3)
-    assert 300 <= emails["oldest due age"] < 330
+    assert 300 <= emails["oldest_due_age"] < 330
     assert "5 min" in run("status")
 
 
-def test_status_tells_mail_between_tries_from_mail_never_tried(smtp, queue_mail, deliver) -> None:
+def test_status_separates_retrying_mail_from_new_mail(smtp, queue_mail, deliver) -> None:
     smtp.inject(refuse("rcpt", 451, "4.3.0 Later", times=1))
     smtp.inject(drop("content", times=1))
     queue_mail()
@@ -205,7 +205,7 @@ def test_status_counts_what_is_in_flight(smtp, queue_mail) -> None:
     queue_mail()
     assert claim.claim("emails") is not None
     emails = json.loads(run("status", "--json"))["queues"]["emails"]
-    assert (emails["waiting"], emails["in flight"], emails["sending"]) == (0, 1, 1)
+    assert (emails["waiting"], emails["in_flight"], emails["sending"]) == (0, 1, 1)
 
 
 def test_status_leaves_history_out(smtp, queue_mail, deliver, travel) -> None:
@@ -218,14 +218,14 @@ def test_status_leaves_history_out(smtp, queue_mail, deliver, travel) -> None:
     assert "in the last 24 hours" in run("status")
 
 
-def test_status_tells_of_bulk_calls_and_of_the_last_sweep(smtp, queue_mail, travel) -> None:
+def test_status_reports_bulk_calls_and_the_last_sweep(smtp, queue_mail, travel) -> None:
     EmailBatch.objects.create(total=3, payload="[]")
     queue_mail()
     maintenance.dispatch()
     travel(minutes=10)
     report = json.loads(run("status", "--json"))
-    assert report["unfinished batches"] == 1
-    assert 600 <= report["last sweep age"] < 630
+    assert report["unfinished_batches"] == 1
+    assert 600 <= report["last_sweep_age"] < 630
     assert "last sweep: 10 min ago" in run("status")
 
 
@@ -233,7 +233,7 @@ def test_status_tells_of_bulk_calls_and_of_the_last_sweep(smtp, queue_mail, trav
 @pytest.mark.parametrize(
     ("action", "words"), [("retry", "1 queued again so far"), ("purge", "1 deleted so far")]
 )
-def test_long_work_shows_how_far_it_is_to_people_alone(
+def test_progress_is_shown_only_on_a_terminal(
     smtp, queue_mail, deliver, travel, action, words, stderr
 ) -> None:
     smtp.inject(refuse("rcpt", 451, "4.3.0 Later"))
@@ -242,34 +242,34 @@ def test_long_work_shows_how_far_it_is_to_people_alone(
     deliver()
     if action == "purge":
         travel(days=31)
-    said = stderr()
-    call_command("epica_mail", action, stdout=StringIO(), stderr=said, no_color=True)
-    assert said.getvalue() == (f"{words}\n" if stderr is Terminal else "")
+    output = stderr()
+    call_command("epica_mail", action, stdout=StringIO(), stderr=output, no_color=True)
+    assert output.getvalue() == (f"{words}\n" if stderr is Terminal else "")
 
 
-def test_a_transport_that_there_is_not_is_neither_paused_nor_tested(smtp) -> None:
+def test_an_unknown_transport_is_neither_paused_nor_tested(smtp) -> None:
     for arguments in (["pause", "--transport", "smpt"], ["send-test", "a@b.c", "--transport", "x"]):
         with pytest.raises(CommandError, match="There are: smtp"):
             run(*arguments)
     assert not DeliveryGate.objects.exists()
 
 
-def test_a_test_mail_that_cannot_be_sent_is_refused(smtp) -> None:
+def test_an_invalid_test_mail_is_refused(smtp) -> None:
     with pytest.raises(CommandError, match="newline"):
         run("send-test", "nobody\n@example.com")
     assert not EmailLog.objects.exists()
 
 
-def test_a_test_mail_that_fails_ends_with_1_and_the_servers_words(
+def test_a_failed_test_mail_exits_with_1_and_the_servers_reply(
     smtp, transactional_db, monkeypatch
 ) -> None:
     smtp.inject(refuse("rcpt", 550, "5.1.1 No such user"))
     monkeypatch.setitem(current_app.conf, "task_always_eager", True)
-    said = StringIO()
+    output = StringIO()
     with pytest.raises(SystemExit) as ended:
-        call_command("epica_mail", "send-test", "a@example.com", "--json", stdout=said)
+        call_command("epica_mail", "send-test", "a@example.com", "--json", stdout=output)
     assert ended.value.code == 1
-    report = json.loads(said.getvalue())
+    report = json.loads(output.getvalue())
     assert (report["status"], report["transport"]) == ("failed", "smtp")
     assert report["reply"].startswith("5.1.1")
 
@@ -278,6 +278,6 @@ def test_the_doctor_explains_a_route() -> None:
     assert json.loads(run("doctor", "--explain", "a@example.com", "--json"))["queue"] == "emails"
 
 
-def test_a_purge_of_no_days_is_refused() -> None:
+def test_purge_refuses_zero_days() -> None:
     with pytest.raises(CommandError, match="--days must be 1 or more; it is 0"):
         run("purge", "--days", "0")

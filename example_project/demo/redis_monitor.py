@@ -1,4 +1,4 @@
-"""Listens to everything Redis is told, to show that no mail passes through it."""
+"""Record every command that Redis receives, to show that no mail passes through it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from collections import Counter
 
 from redis import Redis, RedisError
 
-END = "end of the wiretap"
+END = "end of the recording"
 BODY = re.compile(r'"body": ?"([A-Za-z0-9+/=]+)"')
 EVENTS = "celeryev"
-"""What workers tell Flower of their tasks is published there."""
+"""The channel on which workers publish task events for Flower."""
 TASK = re.compile(r'"task": ?"([\w.]+)"')
 
 
-class Wiretap:
-    """Redis' MONITOR, read in a thread for the length of a `with` block."""
+class RedisMonitor:
+    """Redis's MONITOR, read in a thread for the length of a `with` block."""
 
     def __init__(self, url: str) -> None:
-        self.heard: list[str] = []
+        self.recorded: list[str] = []
         self.calls: Counter[str] = Counter()
-        # A monitor is silent for as long as nobody says anything: no time-out.
+        # MONITOR is silent while Redis receives no commands, so reading must not time out.
         self._redis = Redis.from_url(url, socket_timeout=None)
-        self._thread = threading.Thread(target=self._listen, name="wiretap", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="redis monitor", daemon=True)
         self._listening = threading.Event()
 
-    def __enter__(self) -> Wiretap:
+    def __enter__(self) -> RedisMonitor:
         self._thread.start()
         if not self._listening.wait(10):
             raise RuntimeError("Redis did not answer MONITOR within 10 s; see its log.")
@@ -40,36 +40,37 @@ class Wiretap:
         self._redis.close()
 
     def end(self) -> None:
-        """Stop listening, after everything said so far was heard."""
+        """Stop once every command so far is recorded."""
         if self._thread.is_alive():
             with contextlib.suppress(RedisError):
                 self._redis.echo(END)
             self._thread.join(10)
 
-    def betrayed(self, secrets: set[str]) -> set[str]:
-        """Return which of `secrets` were heard, be it inside the encoded arguments of a task."""
-        everything = "\n".join(self.heard)
+    def leaked(self, secrets: set[str]) -> set[str]:
+        """Return the `secrets` that were recorded, including in the encoded arguments of tasks."""
+        everything = "\n".join(self.recorded)
         return {secret for secret in secrets if secret in everything}
 
     def _listen(self) -> None:
-        # A Redis that has died is reported by whoever watches the processes.
+        # A dead Redis is reported by `Stack.check`.
         with contextlib.suppress(RedisError), self._redis.monitor() as monitor:
             self._listening.set()
             for event in monitor.listen():
                 command: str = event["command"]
                 if command == f"ECHO {END}":
                     return
-                self.heard.append(command)
+                self.recorded.append(command)
                 if (body := BODY.search(command)) is None:
                     continue
                 if command.startswith("LPUSH ") and (task := TASK.search(command)):
-                    self._note_task(task[1], b64decode(body[1]).decode())
+                    self._record_task(task[1], b64decode(body[1]).decode())
                 elif command.startswith("PUBLISH ") and EVENTS in command:
-                    self.heard.append(b64decode(body[1]).decode())
+                    self.recorded.append(b64decode(body[1]).decode())
 
-    def _note_task(self, task: str, body: str) -> None:
-        """Note a Celery message as kombu puts it into a queue's list."""
-        self.heard.append(body)
+    def _record_task(self, task: str, body: str) -> None:
+        """Record a Celery message that kombu pushed to a queue's list."""
+        self.recorded.append(body)
         args, kwargs, _ = json.loads(body)
-        said = [arg for arg in args if isinstance(arg, str)] + [f"{key}=…" for key in kwargs]
-        self.calls[f"{task.rpartition('.')[2]}({', '.join(said)})"] += 1
+        arguments = [arg for arg in args if isinstance(arg, str)]
+        arguments += [f"{key}=…" for key in kwargs]
+        self.calls[f"{task.rpartition('.')[2]}({', '.join(arguments)})"] += 1

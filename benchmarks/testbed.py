@@ -1,4 +1,4 @@
-"""The servers, environments and processes of a measurement."""
+"""The servers, environments and processes that measurements need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,45 +26,32 @@ REPOSITORY = Path(__file__).parent.parent
 _ENVIRONMENTS = REPOSITORY / ".tox" / "bench-sites"
 
 
-class SinkProcess:
+class SinkProcess(ManagedProcess):
     """The sink (``benchmarks.sink``) in a process of its own."""
 
-    def __init__(self, delay: float = 0.0) -> None:
-        self._popen = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.sink", str(delay)],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._popen.stdout is not None
-        self.port, self._control = map(int, self._popen.stdout.readline().split())
+    port: int
 
-    def ask(self, question: str = "look") -> dict[str, Any]:
-        """Return the counts; ``forget`` starts them again first."""
-        with socket.create_connection(("127.0.0.1", self._control)) as connection:
-            connection.sendall(f"{question}\n".encode())
+    def __init__(self, folder: Path, delay: float) -> None:
+        command = [sys.executable, "-m", "benchmarks.sink", str(delay)]
+        super().__init__(command, log=folder / "sink.log", cwd=REPOSITORY)
+
+    def start(self, timeout: float = 30.0) -> None:
+        """Start the process, and read its ports from what it prints."""
+        super().start(timeout)
+        self.port, self._control_port = map(int, self.log_text(since_start=True).split())
+
+    def is_ready(self) -> bool:
+        """Return whether it has printed its ports."""
+        return self.log_text(since_start=True).endswith("\n")
+
+    def counts(self) -> dict[str, Any]:
+        """Return the counts of accepted mail so far."""
+        with socket.create_connection(("127.0.0.1", self._control_port)) as connection:
             answer: dict[str, Any] = json.loads(connection.makefile("rb").read())
         return answer
 
-    def close(self) -> None:
-        """End the process."""
-        self._popen.kill()
-        self._popen.wait()
 
-
-class Worker(ManagedProcess):
-    """Whatever a subject runs to send what is queued."""
-
-    def __init__(self, command: Sequence[str], ready: str, **options: Any) -> None:
-        self._ready = ready
-        super().__init__(command, **options)
-
-    def is_ready(self) -> bool:
-        """Tell whether its log says so."""
-        return self._ready in self.log_text(since_start=True)
-
-
-class Machine:
+class Testbed:
     """PostgreSQL, Redis, a folder for logs, and an environment for each subject."""
 
     def __init__(self, stack: ExitStack) -> None:
@@ -73,7 +60,7 @@ class Machine:
         self.redis = stack.enter_context(RedisServer(self.folder))
 
     def prepare(self, subject: Subject) -> None:
-        """Install what a subject needs, and make its tables, once."""
+        """Install a subject's packages and create its tables; needed once per subject."""
         python = self._python(subject)
         if not python.exists():
             venv.create(python.parent.parent, with_pip=True, clear=True)
@@ -83,8 +70,12 @@ class Machine:
         self.postgres.create_database(_database(subject))
         self.run(subject, 0, _database(subject), "migrate")
 
+    def sink(self, delay: float = 0.0) -> SinkProcess:
+        """Return a sink, not yet started, that replies ``delay`` seconds late."""
+        return SinkProcess(self.folder, delay)
+
     def fresh_database(self, subject: Subject) -> str:
-        """Return the name of a new database with a subject's tables; Redis is emptied too."""
+        """Create a database with a subject's tables, empty Redis, and return the name."""
         with self.postgres.connect() as connection:
             connection.autocommit = True
             connection.execute("DROP DATABASE IF EXISTS measured WITH (FORCE)")
@@ -106,7 +97,7 @@ class Machine:
     ) -> dict[str, Any]:
         """Run the driver of a subject's site, and return what it measured.
 
-        ``broker`` stands in place of Redis, as a URL.
+        ``broker`` is the URL of a broker to use instead of Redis.
         """
         done = subprocess.run(
             [self._python(subject), "-m", "benchmarks.site.driver", *action],
@@ -123,7 +114,7 @@ class Machine:
     def worker(
         self, subject: Subject, smtp_port: int, database: str, processes: int
     ) -> Iterator[ManagedProcess | None]:
-        """Run a subject's worker, if it has one."""
+        """Run a subject's worker, if any, for the length of the ``with`` block."""
         if not subject.worker:
             yield None
             return
@@ -131,12 +122,12 @@ class Machine:
             str(self._python(subject)),
             *(part.format(processes=processes) for part in subject.worker),
         ]
-        worker = Worker(
+        worker = ManagedProcess(
             command,
-            subject.ready,
             log=self.folder / "worker.log",
             cwd=REPOSITORY,
             env=self._environment(subject, smtp_port, database),
+            ready_line=subject.ready,
         )
         worker.start()
         try:
@@ -166,7 +157,7 @@ class Machine:
         }
         return {
             **os.environ,
-            # A worker that is killed leaves its lock file behind.
+            # A killed worker leaves its lock file behind; here it is deleted with the folder.
             "TMPDIR": str(self.folder),
             "PYTHONPATH": str(REPOSITORY),
             "DJANGO_SETTINGS_MODULE": "benchmarks.site.settings",
@@ -183,7 +174,7 @@ def _database(subject: Subject) -> str:
 
 
 def _cpu_of_tree(pid: int) -> float:
-    """Add up a process, its living children, and those it has waited for."""
+    """Return the CPU seconds of a process, its live descendants, and those it has waited for."""
     total = 0.0
     for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
         try:

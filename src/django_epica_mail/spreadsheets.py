@@ -1,0 +1,40 @@
+"""CSV cells that no spreadsheet program takes for a formula (OWASP, CSV Injection)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from io import StringIO
+
+_SIGNS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a formula starts with; the last four are the full-width forms."""
+
+_SKIPPED = " \t\r\n\v\f\0\u00a0\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u2060\ufeff"
+"""What a spreadsheet program may ignore before the sign: white space, NBSP, zero-width, BOM."""
+
+
+def is_formula(text: str) -> bool:
+    """Return whether a spreadsheet program might evaluate a cell with this text."""
+    return text[:1] in ("\t", "\r", "\n") or text.lstrip(_SKIPPED).startswith(_SIGNS)
+
+
+def escape(text: str) -> str:
+    """Return the text of a cell, behind an apostrophe if it looks like a formula.
+
+    Text that starts with an apostrophe before a formula gets another one, so that ``unescape``
+    returns it unchanged.
+    """
+    return f"'{text}" if is_formula(text.lstrip("'")) else text
+
+
+def unescape(text: str) -> str:
+    """Return the text that ``escape`` was given."""
+    return text[1:] if text[:1] == "'" and is_formula(text.lstrip("'")) else text
+
+
+def line(cells: Iterable[str], *, quotes_all: bool = False) -> str:
+    """Return one line of CSV with its line end; ``quotes_all`` quotes every cell."""
+    written = StringIO()
+    writer = csv.writer(written, quoting=csv.QUOTE_ALL if quotes_all else csv.QUOTE_MINIMAL)
+    writer.writerow(cells)
+    return written.getvalue()

@@ -1,0 +1,93 @@
+"""What is read from the site's Celery configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery, current_app
+from django.core.mail import EmailMessage
+from kombu import Queue
+
+from django_epica_mail import outbox
+from django_epica_mail.broker import celery_config
+from django_epica_mail.broker.celery_config import BULK_TASK, SINGLE_TASK
+from django_epica_mail.models import EmailLog
+from django_epica_mail.tasks import send_bulk_emails_task, send_email_task
+
+
+@pytest.fixture
+def task_routes() -> Iterator[Callable[[Any], None]]:
+    """Set the site's ``CELERY_TASK_ROUTES``."""
+
+    def set_routes(routes: Any) -> None:
+        current_app.conf.task_routes = routes
+        current_app.amqp.flush_routes()
+        current_app.amqp.router = current_app.amqp.Router()
+
+    yield set_routes
+    set_routes(None)
+
+
+def queue_one() -> EmailLog:
+    return outbox.enqueue(EmailMessage("Subject", "Text", None, ["to@example.com"]))
+
+
+def test_the_names_are_those_of_the_tasks() -> None:
+    assert (send_email_task.name, send_bulk_emails_task.name) == (SINGLE_TASK, BULK_TASK)
+
+
+def test_celery_routes_choose_queue_and_priority(smtp, task_routes) -> None:
+    task_routes(
+        {
+            SINGLE_TASK: {"queue": "single", "priority": 8},
+            BULK_TASK: {"queue": "mass", "priority": "low"},
+        }
+    )
+    entry = {"subject": "Mail", "message": "Text", "recipient_list": ["0@example.com"]}
+    send_bulk_emails_task([entry])
+    single = queue_one()
+    mass = EmailLog.objects.exclude(pk=single.pk).get()
+    assert (mass.queue, mass.priority) == ("mass", 0)
+    assert (single.queue, single.priority) == ("single", 8)
+
+
+def test_a_celery_route_may_be_a_bare_queue_or_a_pattern(smtp, task_routes) -> None:
+    task_routes({"django_epica_mail.tasks.send_*": "mail"})
+    log = queue_one()
+    assert (log.queue, log.priority) == ("mail", 9)
+
+
+def test_a_celery_route_may_name_a_queue_object(task_routes) -> None:
+    task_routes({BULK_TASK: {"queue": Queue("mass")}})
+    assert celery_config.site_route(bulk=True)["queue"] == "mass"
+
+
+def test_routes_of_other_tasks_leave_mail_alone(smtp, task_routes) -> None:
+    task_routes({"shop.tasks.*": {"queue": "shop", "priority": 1}})
+    for bulk in (False, True):
+        assert not any(celery_config.site_route(bulk=bulk).values())
+    log = queue_one()
+    assert (log.queue, log.priority) == ("emails", 9)
+
+
+@pytest.mark.parametrize(
+    ("limit", "rate"), [(None, None), ("10/m", "10/m"), (5, "5/s"), (5.0, "5/s"), ("5", "5/s")]
+)
+def test_a_rate_without_a_unit_is_per_second(monkeypatch, limit: Any, rate: str | None) -> None:
+    monkeypatch.setattr(send_email_task, "rate_limit", limit)
+    assert celery_config.site_rate() == rate
+
+
+def test_an_app_without_our_tasks_has_no_rate(monkeypatch) -> None:
+    app = Celery("empty", set_as_current=False)
+    monkeypatch.setattr(celery_config, "app_or_default", lambda: app)
+    assert celery_config.site_rate() is None
+
+
+def test_the_brokers_url_includes_its_password(monkeypatch) -> None:
+    url = "redis://user:secret@broker.example:6379/3"
+    app = Celery("with-password", broker=url, set_as_current=False)
+    monkeypatch.setattr(celery_config, "app_or_default", lambda: app)
+    assert celery_config.broker_url() == url

@@ -1,0 +1,210 @@
+"""The backlog of each queue and transport, and the status of all queues."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from devservers.smtp_faults import drop, refuse
+from django_epica_mail import clock, maintenance, outbox
+from django_epica_mail.delivery import claim
+from django_epica_mail.models import EmailBatch, EmailLog
+from django_epica_mail.monitoring import backlog
+
+pytestmark = pytest.mark.django_db
+
+
+def now() -> datetime:
+    """Return the time of the queue's clock."""
+    return datetime.now(timezone.utc) + clock.offset
+
+
+def backlogs() -> dict[tuple[str, str], backlog.Backlog]:
+    found = backlog.backlogs("default", now())
+    keys = [(it.queue, it.transport) for it in found]
+    assert keys == sorted(set(keys))
+    return dict(zip(keys, found, strict=True))
+
+
+def set_due(log: EmailLog, seconds_ago: float) -> datetime:
+    """Make a mail due in the past; return when."""
+    due_at = now() - timedelta(seconds=seconds_ago)
+    EmailLog.objects.filter(pk=log.pk).update(due_at=due_at)
+    return due_at
+
+
+def test_an_empty_queue_has_no_backlog() -> None:
+    assert backlogs() == {}
+    assert list(backlog.waiting("default")) == []
+    assert backlog.due_ages("default", now()) == {}
+
+
+def test_waiting_due_and_claimed_mail_is_counted_separately(smtp, queue_mail) -> None:
+    for _ in range(2):
+        queue_mail()
+    assert claim.claim("emails") is not None
+    for _ in range(3):
+        queue_mail()
+    queue_mail(send_at=now() + timedelta(days=1))
+    (found,) = backlogs().values()
+    assert (found.waiting, found.due, found.in_flight) == (4, 3, 2)
+
+
+def test_the_oldest_due_mail_of_all_priorities_is_found(queue_mail) -> None:
+    set_due(queue_mail(priority="urgent"), 20)
+    oldest = set_due(queue_mail(priority="low"), 300)
+    set_due(queue_mail(priority="low"), 100)
+    (found,) = backlogs().values()
+    assert found.oldest_due == oldest
+    assert found.oldest_due_age == pytest.approx(300, abs=5)
+
+
+def test_each_queue_and_transport_has_its_own_backlog(queue_mail) -> None:
+    queue_mail()
+    queue_mail(transport="ses")
+    queue_mail(queue="bulk_emails")
+    queue_mail(queue="bulk_emails")
+    found = backlogs()
+    assert {key: it.waiting for key, it in found.items()} == {
+        ("bulk_emails", "smtp"): 2,
+        ("emails", "ses"): 1,
+        ("emails", "smtp"): 1,
+    }
+    assert list(backlog.waiting("default")) == list(found)
+
+
+def test_scheduled_mail_is_waiting_but_not_due(queue_mail, travel) -> None:
+    queue_mail(send_at=now() + timedelta(hours=1))
+    (found,) = backlogs().values()
+    assert (found.waiting, found.due, found.oldest_due, found.oldest_due_age) == (1, 0, None, None)
+    assert backlog.due_ages("default", now()) == {}
+    travel(hours=2)
+    assert backlog.due_ages("default", now()) == {("emails", "smtp"): pytest.approx(3600, abs=5)}
+
+
+def test_finished_mail_is_not_waiting(smtp, queue_mail, deliver) -> None:
+    queue_mail()
+    outbox.cancel([queue_mail().pk])
+    deliver()
+    assert backlogs() == {}
+    assert list(backlog.waiting("default")) == []
+
+
+def test_claimed_mail_has_a_backlog_of_its_own(smtp, queue_mail) -> None:
+    queue_mail()
+    claim.claim("emails")
+    (found,) = backlogs().values()
+    assert (found.queue, found.transport, found.in_flight) == ("emails", "smtp", 1)
+    assert (found.waiting, found.due, found.oldest_due) == (0, 0, None)
+
+
+def test_mail_is_in_flight_after_its_lease_until_it_is_rescued(smtp, queue_mail, travel) -> None:
+    queue_mail()
+    claim.claim("emails")
+    travel(minutes=10)
+    assert [it.in_flight for it in backlogs().values()] == [1]
+    maintenance.rescue()
+    assert sum(it.in_flight for it in backlogs().values()) == 0
+
+
+def test_the_first_mail_and_the_databases_time_are_read_together(queue_mail, travel) -> None:
+    moment, first = backlog.clock_and_first_mail("default")
+    assert first is None
+    assert abs(moment - now()) < timedelta(minutes=1)
+    oldest = queue_mail()
+    queue_mail()
+    travel(hours=1)
+    moment, first = backlog.clock_and_first_mail("default")
+    assert first == oldest.created_at
+    assert backlog.age(first, moment) == pytest.approx(3600, abs=5)
+
+
+def test_an_age_is_never_negative() -> None:
+    moment = now()
+    assert backlog.age(None, moment) is None
+    assert backlog.age(moment + timedelta(seconds=3), moment) == 0.0
+    assert backlog.age(moment - timedelta(seconds=1.26), moment) == 1.3
+
+
+def test_the_last_sweep_is_the_latest_of_all_queues(smtp, queue_mail, travel, rings) -> None:
+    assert backlog.last_sweep("default") is None
+    queue_mail()
+    maintenance.dispatch()
+    first = backlog.last_sweep("default")
+    assert first is not None
+    travel(minutes=5)
+    queue_mail(queue="bulk_emails")
+    maintenance.dispatch()
+    second = backlog.last_sweep("default")
+    assert second is not None
+    assert second - first >= timedelta(minutes=5)
+
+
+def test_the_status_adds_up_the_transports_of_a_queue(queue_mail) -> None:
+    oldest = set_due(queue_mail(transport="ses"), 200)
+    set_due(queue_mail(), 100)
+    queue_mail(send_at=now() + timedelta(days=1))
+    status = backlog.status().queues["emails"]
+    assert (status.waiting, status.due, status.oldest_due) == (3, 2, oldest)
+    assert status.oldest_due_age == pytest.approx(200, abs=5)
+    assert status.by_status == {"queued": 3}
+
+
+def test_the_status_counts_mail_by_status(smtp, queue_mail, deliver) -> None:
+    smtp.inject(refuse("rcpt", 451, "4.3.0 Later", times=1))
+    smtp.inject(drop("content", times=1))
+    queue_mail()
+    queue_mail(on_unknown="hold")
+    queue_mail()
+    deliver()
+    claimed = queue_mail()
+    assert claim.claim("emails") is not None
+    outbox.cancel([queue_mail().pk])
+    queue_mail()
+    status = backlog.status().queues["emails"]
+    states = ("sent", "retrying", "unknown", "sending", "cancelled", "queued")
+    assert status.by_status == dict.fromkeys(states, 1)
+    assert status.in_flight == 1
+    claimed.refresh_from_db()
+    assert claimed.status == "sending"
+
+
+def test_finished_mail_is_counted_for_a_day(smtp, queue_mail, deliver, travel) -> None:
+    queue_mail()
+    deliver()
+    travel(hours=backlog.RECENT_HOURS - 1)
+    assert backlog.status().queues["emails"].by_status == {"sent": 1}
+    travel(hours=2)
+    assert backlog.status().queues["emails"].by_status == {}
+
+
+def test_the_report_has_what_concerns_all_queues(smtp, queue_mail, travel, rings) -> None:
+    queue_mail()
+    EmailBatch.objects.create(total=3, payload="[]")
+    EmailBatch.objects.create(total=3, finished_at=now())
+    outbox.pause(queue="bulk_emails")
+    maintenance.dispatch()
+    travel(minutes=10)
+    report = backlog.status()
+    assert report.unfinished_batches == 1
+    assert report.held_back == {"queue bulk_emails": "paused"}
+    assert report.last_sweep_age == pytest.approx(600, abs=5)
+
+
+def test_a_report_as_json_has_the_counts_next_to_the_other_fields(queue_mail) -> None:
+    log = queue_mail()
+    report: dict[str, Any] = backlog.status().as_dict()
+    emails = report["queues"]["emails"]
+    assert emails.pop("oldest_due_age") < 60
+    assert emails == {
+        "waiting": 1,
+        "due": 1,
+        "in_flight": 0,
+        "oldest_due": log.due_at,
+        "queued": 1,
+    }
+    assert report.keys() == {
+        *("queues", "hours", "unfinished_batches", "last_sweep", "last_sweep_age", "held_back")
+    }

@@ -1,0 +1,173 @@
+"""Fast inserts: the same rows as ``bulk_create`` makes, in statements that databases accept."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.core.mail import EmailMessage
+from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.db.models.signals import post_save, pre_save
+from django.utils import timezone
+from django.utils.safestring import mark_safe
+
+from django_epica_mail import clock, outbox
+from django_epica_mail.backends import EmailBackend
+from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
+from django_epica_mail.queueing import inserts
+from django_epica_mail.transports import config as transports
+
+pytestmark = pytest.mark.django_db
+
+
+def message(**fields: Any) -> EmailMessage:
+    return EmailMessage("Subject", "Body", None, ["to@example.com"], **fields)
+
+
+def row(**values: Any) -> EmailLog:
+    """Return the row of a mail, not yet inserted."""
+    now = timezone.now()
+    times = {"created_at": now, "due_at": now, "give_up_at": now}
+    settings = {"priority": 3, "max_retries": 3, "retry_delay": 1.5, "on_unknown": "hold"}
+    return EmailLog(**{"queue": "emails", "transport": "smtp", **times, **settings, **values})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "order",
+        "x" * 64,
+        "it's",
+        '"',
+        "100%",
+        "%s",
+        "%(a)s",
+        "a\\",
+        "a\nb",
+        "order\n",
+        "Ayşe",
+        "-",
+    ],
+)
+def test_text_is_stored_unchanged(text: str) -> None:
+    inserts.insert_rows([row(category=text, reply=text)], "default")
+    log = EmailLog.objects.get()
+    assert (log.category, log.reply) == (text, text)
+
+
+def test_a_row_is_the_same_as_by_bulk_create() -> None:
+    values = {
+        "subject": mark_safe("safe_word"),  # a subclass of str
+        "status": EmailLog.status.field.default,
+        "fallbacks": ["a", {"b": [None, 1.5, "'"]}],
+        "store_result": True,
+        "lease_token": uuid4(),
+        "failure_code": 0,
+        "pending": None,
+        "expires_at": timezone.now() + timedelta(days=1),
+    }
+    one, two = row(**values), row(**values)
+    two.created_at, two.due_at, two.give_up_at = one.created_at, one.due_at, one.give_up_at
+    inserts.insert_rows([one], "default")
+    EmailLog.objects.bulk_create([two])
+    columns = [field.attname for field in EmailLog._meta.concrete_fields if not field.primary_key]
+    ours, djangos = (EmailLog.objects.values(*columns).get(pk=it.pk) for it in (one, two))
+    assert ours == djangos
+
+
+def test_inserted_rows_are_saved_ones_and_no_signal_is_sent() -> None:
+    sent: list[object] = []
+
+    def note(**given: Any) -> None:
+        sent.append(given["instance"])
+
+    for signal in (pre_save, post_save):
+        signal.connect(note, sender=EmailLog)
+    try:
+        log = row()
+        inserts.insert_rows([log], "default")
+    finally:
+        for signal in (pre_save, post_save):
+            signal.disconnect(note, sender=EmailLog)
+    assert (log._state.adding, log._state.db, sent) == (False, "default", [])
+    log.category = "order"
+    log.save()
+    assert EmailLog.objects.get().category == "order"
+
+
+def test_expressions_are_computed_by_the_database() -> None:
+    inserts.insert_rows([row(created_at=clock.now(), due_at=clock.now(60))], "default")
+    log = EmailLog.objects.get()
+    assert isinstance(log.created_at, datetime)
+    assert abs(log.due_at - log.created_at - timedelta(seconds=60)) < timedelta(seconds=5)
+
+
+def test_the_database_assigns_automatic_keys() -> None:
+    log = row()
+    recipients = [EmailRecipient(email_id=log.pk, position=n, kind="to") for n in range(3)]
+    inserts.insert_together([[log], recipients], "default")
+    assert EmailRecipient.objects.values("pk").distinct().count() == 3
+
+
+def test_no_rows_need_no_statement(django_assert_num_queries) -> None:
+    with django_assert_num_queries(0):
+        inserts.insert_rows([], "default")
+        inserts.insert_together([[], []], "default")
+
+
+def attempts(log: EmailLog, *numbers: int) -> list[DeliveryAttempt]:
+    values = {"transport": "smtp", "worker": "w", "created_at": clock.now()}
+    return [DeliveryAttempt(email_id=log.pk, number=number, **values) for number in numbers]
+
+
+def test_rows_that_conflict_are_skipped_only_on_request() -> None:
+    log = row()
+    log.save()
+    inserts.insert_rows(attempts(log, 1), "default")
+    with pytest.raises(IntegrityError), transaction.atomic():
+        inserts.insert_rows(attempts(log, 1, 2), "default")
+    inserts.insert_rows(attempts(log, 1, 2), "default", ignore_conflicts=True)
+    assert list(log.delivery_attempts.values_list("number", flat=True).order_by("number")) == [1, 2]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_rows_of_several_models_are_inserted_all_or_none() -> None:
+    log = row()
+    log.save()
+    with pytest.raises(DatabaseError):
+        inserts.insert_together([[row()], attempts(log, 1, 1)], "default")
+    assert EmailLog.objects.get() == log
+    assert not DeliveryAttempt.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_mail_in_one_statement_needs_no_transaction(django_assert_num_queries) -> None:
+    transports.aliases()
+    with django_assert_num_queries(1 if connection.vendor == "postgresql" else 5) as seen:
+        log = outbox.enqueue(message(bcc=["b@example.com"]), transport="smtp", store_result=True)
+    assert log.recipients.count() == 2
+    assert log.pending_result.due_at - log.due_at < timedelta(seconds=5)
+    if connection.vendor != "postgresql":
+        assert seen[-1]["sql"] == "COMMIT"
+
+
+def test_a_statement_is_no_longer_than_a_database_takes(
+    monkeypatch, django_assert_num_queries
+) -> None:
+    monkeypatch.setattr(inserts, "_MAX_STATEMENT_LENGTH", 1000)
+    queries = 1 if connection.vendor == "postgresql" else 4
+    with transaction.atomic(), django_assert_num_queries(queries) as seen:
+        mails = [EmailMessage("S", "x" * 600, None, ["to@example.com"]) for _ in range(5)]
+        assert EmailBackend(transport="smtp").send_messages(mails) == 5
+    assert EmailLog.objects.count() == 5
+    statements = sum(query["sql"].count("INSERT INTO") for query in seen)
+    assert statements == 4  # two mails each, then one, and the recipients
+
+
+def test_values_beyond_the_databases_limit_take_several_statements(monkeypatch) -> None:
+    monkeypatch.setattr(type(connection.features), "max_query_params", 10)
+    log = outbox.enqueue(message(), transport="smtp")
+    assert log.recipients.count() == 1

@@ -1,0 +1,77 @@
+"""The package's pytest plugin: the fixture, the ini option, and the documentation's examples."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.testing.mails import send, tomorrow
+
+pytest_plugins = ("pytester",)
+
+ROOT = Path(__file__).parents[2]
+CARELESS_TEST = """
+from django.core import mail
+from django.core.mail.backends.smtp import EmailBackend
+
+def test_of_a_site():
+    named = {"alias": "smtp"} if hasattr(mail, "mailers") else {}
+    try:
+        EmailBackend(host="127.0.0.1", port=1, **named).open()
+    except (AssertionError, OSError):
+        pass
+"""
+
+
+def run(pytester: pytest.Pytester, ini: str = "[pytest]\n") -> pytest.RunResult:
+    """Run the tests written so far as a project with the example project's settings does."""
+    pytester.makeini(f"{ini}pythonpath = {ROOT}/example_project\n")
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", "--ds=shopsite.settings")
+
+
+def test_the_fixture_offers_every_helper(epica_outbox) -> None:
+    send()
+    (log,) = epica_outbox.queued
+    assert epica_outbox.assert_queued(1, subject="Order") == [log]
+    with epica_outbox.fail(1, reply=(451, "4.3.0 Try again later")):
+        assert epica_outbox.drain() == []
+        with epica_outbox.travel(minutes=6):
+            assert epica_outbox.drain() == epica_outbox.delivered
+    with epica_outbox.travel_to(tomorrow()):
+        epica_outbox.assert_none_queued()
+    assert len(epica_outbox.delivered) == 1
+
+
+def test_the_examples_of_the_docs_pass_and_the_option_works(pytester) -> None:
+    page = (ROOT / "docs" / "how-to" / "testing.md").read_text(encoding="utf-8")
+    found = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    pytester.makepyfile(**{f"test_block_{number}": block for number, block in enumerate(found)})
+    pytester.makepyfile(test_careless=CARELESS_TEST)
+    (option,) = re.findall(r"^```ini\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    ran = run(pytester, option)
+    ran.assert_outcomes(passed=7, errors=1)
+    ran.stdout.fnmatch_lines(["*RealTransportOpened: The test tried to open *smtp.EmailBackend*"])
+
+
+def test_real_transports_are_allowed_by_default(pytester) -> None:
+    pytester.makepyfile(test_careless=CARELESS_TEST)
+    run(pytester).assert_outcomes(passed=1)
+
+
+def test_the_fixture_refuses_real_transports_by_default(pytester) -> None:
+    pytester.makepyfile(test_careless=CARELESS_TEST.replace("site()", "site(epica_outbox)"))
+    run(pytester).assert_outcomes(passed=1, errors=1)
+
+
+def test_importing_the_plugin_imports_no_django() -> None:
+    code = (
+        "import sys, django_epica_mail.pytest_plugin as plugin\n"
+        "ours = {'django_epica_mail', plugin.__name__}\n"
+        "print([it for it in sys.modules if it not in ours and it.startswith('django')])\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"

@@ -1,0 +1,193 @@
+"""``queued_mail``, ``travel``, ``travel_to`` and ``no_real_transports`` around a site's tests."""
+
+from __future__ import annotations
+
+import contextlib
+import unittest
+from datetime import timedelta
+
+import pytest
+from celery import current_app
+from django.core import mail
+from django.core.exceptions import ImproperlyConfigured
+from django.db import transaction
+from django.test import TestCase, override_settings
+from django.utils import timezone
+
+from django_epica_mail import clock
+from django_epica_mail.broker import result_backend
+from django_epica_mail.models import EmailLog
+from django_epica_mail.tasks import send_email_async
+from django_epica_mail.testing import (
+    RealTransportOpened,
+    assert_email_queued,
+    drain_email_queue,
+    fail_delivery,
+    no_real_transports,
+    queued_mail,
+    travel,
+    travel_to,
+)
+from django_epica_mail.transports import config as transports
+from tests.integration.testing.mails import send, tomorrow
+
+pytestmark = pytest.mark.django_db
+
+
+def test_mail_is_queued_inside_and_delivered_at_once_outside() -> None:
+    send()
+    assert (len(mail.outbox), EmailLog.objects.count()) == (1, 0)
+    with queued_mail():
+        send()
+    assert (len(mail.outbox), EmailLog.objects.count()) == (1, 1)
+    send()
+    assert (len(mail.outbox), EmailLog.objects.count()) == (2, 1)
+
+
+def test_no_broker_is_rung(rings, django_capture_on_commit_callbacks) -> None:
+    with queued_mail(), django_capture_on_commit_callbacks(execute=True) as callbacks:
+        send()
+    assert callbacks
+    assert rings == []
+
+
+def test_no_result_backend_is_contacted(monkeypatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(result_backend, "_bounded_backend", lambda: asked.append(None))
+    with queued_mail():
+        result = send_email_async("S", "M", None, ["a@example.com"])
+        drain_email_queue()
+    assert result.status == "SUCCESS"
+    assert asked == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_works_without_a_transaction_around_the_test(rings) -> None:
+    with queued_mail():
+        with contextlib.suppress(RuntimeError), transaction.atomic():
+            send("Undone")
+            raise RuntimeError
+        send("Kept")
+        assert [it.subject for it in drain_email_queue()] == ["Kept"]
+    assert rings == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_eager_tasks_deliver_at_the_commit(monkeypatch) -> None:
+    monkeypatch.setitem(current_app.conf, "task_always_eager", True)
+    with queued_mail():
+        with transaction.atomic():
+            send()
+            assert mail.outbox == []
+        assert len(mail.outbox) == 1
+
+
+def test_rates_do_not_apply(epica_mail) -> None:
+    epica_mail(RATES={"*": "1/d"}, RATES_STORAGE="redis://127.0.0.1:1")
+    with queued_mail():
+        send()
+        send()
+        assert len(drain_email_queue()) == 2
+
+
+def test_a_site_that_does_not_use_the_queue_is_reported(monkeypatch) -> None:
+    monkeypatch.setattr(transports, "QUEUE_BACKEND", "elsewhere.EmailBackend")
+    with pytest.raises(ImproperlyConfigured, match=r"queue.*elsewhere\.EmailBackend"):
+        queued_mail().enable()
+
+
+def test_a_change_that_fails_leaves_nothing_changed(monkeypatch, rings) -> None:
+    monkeypatch.setattr(transports, "QUEUE_BACKEND", "elsewhere.EmailBackend")
+    with pytest.raises(ImproperlyConfigured):
+        queued_mail().enable()
+    send()
+    assert len(mail.outbox) == 1
+
+
+@queued_mail()
+def test_travelling_to_the_send_time_makes_mail_due() -> None:
+    when = tomorrow()
+    send_email_async("Later", "Text", None, ["a@example.com"], send_at=when)
+    with travel_to(when - timedelta(minutes=1)):
+        assert drain_email_queue() == []
+    with travel_to(when):
+        assert [it.subject for it in drain_email_queue()] == ["Later"]
+
+
+def test_a_naive_time_is_refused() -> None:
+    with pytest.raises(ValueError, match="aware"):
+        travel_to(tomorrow().replace(tzinfo=None))
+
+
+@queued_mail()
+def test_shifts_add_up_and_are_undone() -> None:
+    send_email_async("Later", "Text", None, ["a@example.com"], send_at=tomorrow())
+    with travel(hours=13):
+        assert drain_email_queue() == []
+        with travel(hours=13):
+            assert len(drain_email_queue()) == 1
+    send_email_async("Later", "Text", None, ["a@example.com"], send_at=tomorrow())
+    assert drain_email_queue() == []
+
+
+def test_the_clock_of_python_is_unchanged() -> None:
+    before = timezone.now()
+    with travel(days=3):
+        assert timezone.now() - before < timedelta(days=1)
+        with travel_to(tomorrow()):
+            assert timezone.now() - before < timedelta(days=1)
+    assert clock.offset == timedelta()
+
+
+def test_a_delivery_by_a_real_transport_fails_the_test(smtp, queue_mail, deliver) -> None:
+    environment = no_real_transports()
+    environment.enable()
+    queue_mail()
+    deliver()
+    assert smtp.accepted == []
+    with pytest.raises(RealTransportOpened, match="REAL_TRANSPORTS_IN_TESTS"):
+        environment.disable()
+
+
+def test_the_smtp_backend_of_django_is_refused_too() -> None:
+    from django.core.mail.backends.smtp import EmailBackend
+
+    named = {"alias": "smtp"} if hasattr(mail, "mailers") else {}
+    backend = EmailBackend(host="127.0.0.1", port=1, **named)
+    environment = no_real_transports()
+    environment.enable()
+    with pytest.raises(RealTransportOpened, match="smtp"):
+        backend.open()
+    with pytest.raises(RealTransportOpened, match="smtp"):
+        environment.disable()
+
+
+def test_the_outbox_of_django_is_not_refused() -> None:
+    with no_real_transports(), queued_mail():
+        send()
+        assert len(drain_email_queue()) == 1
+
+
+@queued_mail()
+class DecoratedTests(TestCase):
+    """The helpers decorate Django's test cases as well."""
+
+    def test_mail_is_queued(self) -> None:
+        send()
+        assert_email_queued(1)
+
+    @fail_delivery(reply=(550, "5.1.1 No such user"))
+    def test_a_method_is_decorated(self) -> None:
+        send()
+        drain_email_queue()
+        assert_email_queued(1, status="failed")
+
+
+class PlainTests(unittest.TestCase):
+    """The helpers need a database, but not Django's test case."""
+
+    @override_settings(EPICA_MAIL={"DEFAULT_TRANSPORT": "smtp"})
+    @queued_mail()
+    def test_other_overrides_hold_within(self) -> None:
+        send()
+        self.assertEqual(assert_email_queued(1)[0].transport, "smtp")  # noqa: PT009

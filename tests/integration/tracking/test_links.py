@@ -1,0 +1,61 @@
+"""Links that were tampered with, followed by a browser: they lead nowhere and record nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core import signing
+from django.core.mail import EmailMessage
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import include, path
+
+from django_epica_mail import outbox
+from django_epica_mail.models import EmailEvent, EmailLog
+from django_epica_mail.tracking import links
+
+pytestmark = pytest.mark.django_db
+SITE = "https://shop.example.com"
+
+
+@pytest.fixture
+def log(settings: Any, epica_mail: Any) -> EmailLog:
+    """A mail of a site that serves links."""
+    settings.ROOT_URLCONF = (path("mail/", include("django_epica_mail.urls")),)
+    epica_mail(BASE_URL=SITE)
+    return outbox.enqueue(EmailMessage("S", "B", None, ["to@example.com"]), transport="smtp")
+
+
+def follow(browser: Client, what: list[Any], salt: str = "click") -> HttpResponse:
+    signer = signing.Signer(salt=f"django_epica_mail.{salt}", sep=".")
+    return browser.get(f"/mail/click/{signer.sign_object(what)}/")  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "javascript:alert(1)", "data:text/html,x", "//evil.example", "/relative", "ftp://e.com/",
+        "https://e.com\\@evil.example", "https://e.com/\r\nSet-Cookie: a=b", " https://e.com", "",
+    ],
+)  # fmt: skip
+def test_a_link_leads_only_to_a_web_page_even_if_it_is_signed(log, client, url) -> None:
+    assert follow(client, [log.pk.hex, url]).status_code == 404
+    assert not EmailEvent.objects.exists()
+
+
+def test_a_forged_link_leads_nowhere(log, client) -> None:
+    click = links.click_url(log.pk, "https://example.com/?a=1&b=2").removeprefix(SITE)
+    image = links.open_url(log.pk).removeprefix(SITE)
+    assert client.get(click).headers["Location"] == "https://example.com/?a=1&b=2"
+    EmailEvent.objects.all().delete()
+    token = click.removeprefix("/mail/click/").removesuffix("/")
+    body, _, signature = token.rpartition(".")
+    evil = signing.b64_encode(f'["{log.pk.hex}","https://evil.example/"]'.encode()).decode()
+    for forged in (token[:-1], f"{body}x.{signature}", f"{evil}.{signature}", "x", evil):
+        assert client.get(f"/mail/click/{forged}/").status_code == 404
+        assert client.get(f"/mail/open/{forged}/").status_code == 404
+    assert client.get(image.replace("open", "click")).status_code == 404
+    assert client.get(click.replace("click", "open")).status_code == 404
+    assert follow(client, [log.pk.hex, "https://evil.example/"], "unsubscribe").status_code == 404
+    assert not EmailEvent.objects.exists()
