@@ -10,6 +10,7 @@ from typing import Any
 
 from django.db import router, transaction
 from django.db.models import Q
+from django.utils import timezone
 
 from django_epica_mail import clock, conf, lifecycle, retry
 from django_epica_mail._compat import batched
@@ -23,6 +24,7 @@ from django_epica_mail.lifecycle import PERMITS, Status
 from django_epica_mail.models import (
     RECOVERABLE,
     DeliveryGate,
+    EmailAttachment,
     EmailBatch,
     EmailEvent,
     EmailLog,
@@ -77,28 +79,34 @@ def give_up_overdue() -> int:
     """Fail mail that has waited too long for a transport out of order; return how many e-mails."""
     using = router.db_for_write(EmailLog)
     rows = EmailLog.objects.using(using)
+    waiting = rows.filter(status__in=lifecycle.CLAIMABLE)  # never from a worker's hands
     down = DeliveryGate.objects.using(using).filter(
         scope=DeliveryGate.Scope.TRANSPORT, outages__gt=0
     )
     decision = Decision(moves=(lifecycle.GIVE_UP,), failure=_OVERDUE)
+
+    def give_up(mails: list[EmailLog]) -> int:
+        with transaction.atomic(using=using):
+            ids = [mail.pk for mail in mails]
+            moved = set(
+                waiting.move_returning_ids(
+                    lifecycle.GIVE_UP,
+                    ids,
+                    failure_kind=_OVERDUE.kind,
+                    reply=_OVERDUE.reply,
+                    finished_at=clock.now(),
+                )
+            )
+            outcomes = [Outcome(mail, None, decision) for mail in mails if mail.pk in moved]
+            rows.forget_content(it.mail.pk for it in outcomes if it.ends_content)
+        announce(outcomes, using)
+        return len(outcomes)
+
     count = 0
     for transport, level in product(list(down.values_list("name", flat=True)), LEVELS):
         overdue = rows.filter(transport=transport, pending=level, give_up_at__lte=clock.now())
-        while mails := list(overdue.order_by("give_up_at").defer("envelope")[:_CHUNK]):
-            with transaction.atomic(using=using):
-                moved = set(
-                    rows.move_returning_ids(
-                        lifecycle.GIVE_UP,
-                        [mail.pk for mail in mails],
-                        failure_kind=_OVERDUE.kind,
-                        reply=_OVERDUE.reply,
-                        finished_at=clock.now(),
-                    )
-                )
-                outcomes = [Outcome(mail, None, decision) for mail in mails if mail.pk in moved]
-                rows.forget_content(it.mail.pk for it in outcomes if it.ends_content)
-            count += len(outcomes)
-            announce(outcomes, using)
+        ordered = overdue.order_by("give_up_at", "id").defer("envelope")
+        count += ordered.change_in_chunks(_CHUNK, give_up)
     return count
 
 
@@ -131,6 +139,24 @@ def retry_failed(*, advance: Callable[[int], None] = lambda count: None) -> int:
         .exclude(envelope="")
     )
     count = 0
+
+    def requeue(mails: list[EmailLog]) -> int:
+        nonlocal count
+        # Only what still is failed: a person may have requeued and cancelled it meanwhile.
+        still_failed = EmailLog.objects.using(using).filter(status=Status.FAILED)
+        with transaction.atomic(using=using):
+            ids = still_failed.move_returning_ids(
+                lifecycle.REQUEUE,
+                [mail.pk for mail in mails],
+                due_at=clock.now(),
+                finished_at=None,
+            )
+            result_backend.expect(ids, using)
+        announce_moves(lifecycle.REQUEUE, ids)
+        count += len(ids)
+        advance(count)
+        return len(ids)
+
     for kind in PASSING:
         rows = failed.filter(failure_kind=kind).order_by("finished_at")
         newest = rows.values_list("finished_at", flat=True).last()
@@ -139,13 +165,7 @@ def retry_failed(*, advance: Callable[[int], None] = lambda count: None) -> int:
         # Skip what fails again meanwhile. Not "up to the newest": SQLite compares times as text,
         # and for a full second the database writes the fraction and Django does not.
         rows = rows.filter(finished_at__lt=newest + timedelta(milliseconds=1))
-        while ids := list(rows.values_list("pk", flat=True)[:_CHUNK]):
-            count += EmailLog.objects.using(using).move(
-                lifecycle.REQUEUE, ids, due_at=clock.now(), finished_at=None
-            )
-            result_backend.expect(ids, using)
-            announce_moves(lifecycle.REQUEUE, ids)
-            advance(count)
+        rows.only("pk").change_in_chunks(_CHUNK, requeue)
     return count
 
 
@@ -164,12 +184,17 @@ def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda 
     count = 0
     for kind in ("", *Kind):
         rows = old.filter(failure_kind=kind).order_by("finished_at")
-        while ids := list(rows.values_list("pk", flat=True)[:_CHUNK]):
-            EmailLog.objects.using(using).delete_with_content(ids)
+        while True:
+            with transaction.atomic(using=using):
+                ids = rows.lock_ids(_CHUNK)  # no row may be requeued before it is deleted
+                EmailLog.objects.using(using).delete_with_content(ids)
+            if not ids:
+                break
             count += len(ids)
             advance(count)
     forget_given_up(using)
     _forget_old_content(using)
+    _delete_orphaned_attachments(using)
     _delete_batches(age, using)
     _delete_events(age, using)
     totals.forget_hours(using)
@@ -191,8 +216,9 @@ def forget_given_up(using: str) -> int:
         )
         for ids in batched(list(given_up.values_list("pk", flat=True)), _CHUNK):
             with transaction.atomic(using=using):
-                EmailLog.objects.using(using).forget_content(ids)
-            count += len(ids)
+                locked = given_up.filter(pk__in=ids).lock_ids(_CHUNK)
+                EmailLog.objects.using(using).forget_content(locked)
+            count += len(locked)
     return count
 
 
@@ -252,6 +278,14 @@ def _delete_events(age: timedelta, using: str) -> None:
         events.filter(pk__in=ids).delete()
 
 
+def _delete_orphaned_attachments(using: str) -> None:
+    """Delete attachments that no e-mail uses; not those of calls that may still be open."""
+    yesterday = clock.lowest_id_at(timezone.now() - timedelta(days=1))
+    old = EmailAttachment.objects.using(using).filter(pk__lt=yesterday, emails__isnull=True)
+    for ids in batched(list(old.values_list("pk", flat=True)), _CHUNK):
+        EmailAttachment.objects.using(using).filter(pk__in=ids, emails__isnull=True).delete()
+
+
 def _forget_old_content(using: str) -> None:
     """Delete the content of finished mail that is older than ``KEEP_CONTENT_DAYS``."""
     days = conf.get().keep_content_days
@@ -266,7 +300,8 @@ def _forget_old_content(using: str) -> None:
         rows = finished.exclude(envelope="").order_by("finished_at")
         while portion := list(rows.values_list("pk", "finished_at")[:_CHUNK]):
             with transaction.atomic(using=using):
-                EmailLog.objects.using(using).forget_content(pk for pk, _ in portion)
+                locked = finished.filter(pk__in=[pk for pk, _ in portion]).lock_ids(_CHUNK)
+                EmailLog.objects.using(using).forget_content(locked)
             # Skip those before from now on. A second less, because SQLite compares times as text
             # and its own have fewer digits than Django's.
             latest = max(at for _, at in portion if at is not None)

@@ -11,11 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from celery import Task, shared_task
-from celery.signals import worker_process_shutdown, worker_shutdown
+from celery.signals import (
+    worker_init,
+    worker_process_shutdown,
+    worker_ready,
+    worker_shutdown,
+    worker_shutting_down,
+)
 from django.db import connections
 
 from django_epica_mail import maintenance
-from django_epica_mail.broker import result_backend
+from django_epica_mail.broker import doorbell, result_backend
 from django_epica_mail.broker.celery_config import BULK_TASK
 from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.delivery import worker
@@ -202,5 +208,25 @@ def _close_connections(**_: object) -> None:
     transport_connection.close_connections()
 
 
+def _begin_work(**_: object) -> None:
+    worker.begin_work()
+
+
+def _stop_work(**_: object) -> None:
+    worker.stop_work()
+
+
+def _look_at_queues(sender: Any, **_: object) -> None:
+    """Ring for every queue that a starting worker consumes.
+
+    Mail that became due while no worker ran, or whose ring was lost, must not wait for the sweep.
+    """
+    for queue in sender.app.amqp.queues.consume_from:
+        doorbell.ring(queue)
+
+
+worker_init.connect(_begin_work, dispatch_uid="django_epica_mail.begin")
+worker_ready.connect(_look_at_queues, dispatch_uid="django_epica_mail.ready")
+worker_shutting_down.connect(_stop_work, dispatch_uid="django_epica_mail.stop")
 worker_process_shutdown.connect(_close_connections, dispatch_uid="django_epica_mail.process")
 worker_shutdown.connect(_close_connections, dispatch_uid="django_epica_mail.worker")

@@ -16,6 +16,7 @@ from celery import Task
 from celery.app import app_or_default
 from django.db import transaction
 from kombu import Connection
+from kombu.exceptions import LimitExceeded
 from kombu.pools import ProducerPool
 
 from django_epica_mail import _compat, conf
@@ -154,6 +155,12 @@ def _publish(
                 time_limit=conf.get().task_seconds,
                 soft_time_limit=conf.get().task_seconds,
             )
+    except LimitExceeded:
+        # The broker is well: other threads of this process hold all producers. The ring is lost.
+        logger.info(
+            "No producer was free to ring for queue %s. Its mail waits for the sweep.", queue
+        )
+        return False
     except Exception as error:  # noqa: BLE001 - the mail is stored, and the sweep will ring
         with _bell.lock:
             _bell.silent_until = time.monotonic() + conf.get().ring_pause

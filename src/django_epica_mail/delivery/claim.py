@@ -188,7 +188,10 @@ def _claim_level(
     size = conf.get().batch_size
     limit = 1 if is_probe else min(size, size if limit is None else limit)
     rows = due(queue, alias, level, using)
-    return _claim(rows, alias, limit, is_probe=is_probe, using=using)
+    batch = _claim(rows, alias, limit, is_probe=is_probe, using=using)
+    if batch is None and is_probe:
+        gates.return_probe(alias, using)
+    return batch
 
 
 def _claim(

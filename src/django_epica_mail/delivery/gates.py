@@ -142,17 +142,15 @@ def reroute(alias: str, using: str) -> int:
     """
     if not any(alias in rule.transports and rule.transports[1:] for rule in conf.get().routes):
         return 0
-    usable = set(Gates(using).open_transports(transports.aliases())) - {alias}
+    state = Gates(using)
+    usable = set(state.open_transports(transports.aliases())) - set(state.out_of_order()) - {alias}
     return sum(_reroute_level(alias, level, usable, using) for level in LEVELS) if usable else 0
 
 
 def _reroute_level(alias: str, level: int, usable: set[str], using: str) -> int:
     rows = EmailLog.objects.using(using).filter(transport=alias, pending=level)
     waiting = rows.exclude(fallbacks=[]).order_by("give_up_at", "id").only("transport", "fallbacks")
-    count = 0
-    while moved := _move_to_fallback(list(waiting[:_CHUNK]), usable, using):
-        count += moved
-    return count
+    return waiting.change_in_chunks(_CHUNK, lambda mails: _move_to_fallback(mails, usable, using))
 
 
 def _move_to_fallback(mails: list[EmailLog], usable: set[str], using: str) -> int:

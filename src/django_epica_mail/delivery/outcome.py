@@ -57,13 +57,24 @@ class Outcome:
     """The recipients on the suppression list, with the reason."""
     too_old: bool = False
     """Whether the e-mail has waited as long as it may."""
+    is_late: bool = False
+    """Whether it was written after the lease had ended."""
+
+    @property
+    def target(self) -> lifecycle.Status:
+        """The status that it leads to."""
+        return self.decision.moves[-1].target
+
+    def made_late_by(self, move: lifecycle.Move) -> Outcome:
+        """Return the outcome as written after the lease had ended, by ``move`` alone."""
+        return replace(self, decision=replace(self.decision, moves=(move,)), is_late=True)
 
     @property
     def ends_content(self) -> bool:
         """Whether body and attachments are deleted with this outcome."""
         failure = self.decision.failure
         kind = failure.kind if failure else ""
-        return self.mail.forgets_content(self.decision.moves[-1].target, kind, too_old=self.too_old)
+        return self.mail.forgets_content(self.target, kind, too_old=self.too_old)
 
     @property
     def is_plain(self) -> bool:

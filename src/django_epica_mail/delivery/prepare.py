@@ -49,6 +49,13 @@ def prepare(mail: ClaimedMail, loader: MessageLoader) -> Attempt | Outcome:
     return _hold_back(attempt) or attempt
 
 
+def unreadable(mail: ClaimedMail, loader: MessageLoader, error: Exception) -> Outcome:
+    """Return the outcome of an e-mail whose content the database does not return."""
+    reply = retry.reply_text(f"{type(error).__name__}: {error}")
+    failure = Failure(kind=Kind.TRANSIENT, reply=reply)
+    return judge(_attempt(mail, EmailMessage(), loader), Result(failure=failure))
+
+
 def recipient_outcomes(mails: Iterable[EmailLog], using: str) -> dict[UUID, dict[int, str]]:
     """Return what is known of each recipient of e-mails tried before, by id and position."""
     tried_before = [mail.pk for mail in mails if mail.attempts]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Iterable, Sequence
 
-from django.db import transaction
+from django.db import Error, transaction
 from django.db.models import F
 
 from django_epica_mail import clock, conf, lifecycle, signals
 from django_epica_mail.delivery.claim import Batch
-from django_epica_mail.delivery.db_retry import retry_on_database_errors
+from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_errors
 from django_epica_mail.delivery.outcome import Outcome
+from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
 from django_epica_mail.queueing import inserts
 from django_epica_mail.retry import Kind, Result
 from django_epica_mail.tracking import events
+
+logger = logging.getLogger(__name__)
 
 
 class Settler:
@@ -30,6 +34,7 @@ class Settler:
         self._batch = batch
         self._waiting: list[Outcome] = []
         self._oldest = 0.0
+        self._lost_any = False
         self.settled = 0
 
     def add(self, outcome: Outcome) -> None:
@@ -37,6 +42,14 @@ class Settler:
         if not self._waiting:
             self._oldest = time.monotonic()
         self._waiting.append(outcome)
+
+    @property
+    def holds_batch(self) -> bool:
+        """Whether every e-mail settled so far was still held by this claim.
+
+        If one was not, this worker was presumed dead, and another may be sending the rest.
+        """
+        return not self._lost_any
 
     @property
     def patience(self) -> float | None:
@@ -61,15 +74,37 @@ class Settler:
         """
         if not self._waiting:
             return
-        batch, outcomes = self._batch, self._waiting
-        moved = retry_on_database_errors(
+        outcomes, self._waiting = self._waiting, []
+        try:
+            moved = self._settle(outcomes)
+        except Error as error:
+            if is_passing(error):
+                self._waiting = outcomes
+                raise
+            moved = self._settle_one_by_one(outcomes)
+        self.settled += len(outcomes)
+        self._lost_any |= len(moved) < len(outcomes) or any(it.is_late for it in moved)
+        announce(moved, self._batch.using)
+
+    def _settle(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        batch = self._batch
+        return retry_on_database_errors(
             lambda: settle(outcomes, token=batch.token, using=batch.using),
             until=batch.lease_ends,
             using=batch.using,
         )
-        self.settled += len(self._waiting)
-        self._waiting = []
-        announce(moved, batch.using)
+
+    def _settle_one_by_one(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Settle what an error that no repetition cures lets settle; return what moved."""
+        moved: list[Outcome] = []
+        for outcome in outcomes:
+            try:
+                moved += self._settle([outcome])
+            except Error as error:
+                if is_passing(error):
+                    raise
+                logger.exception("The outcome of e-mail %s cannot be stored.", outcome.mail.pk)
+        return moved
 
     def release(self, mails: Sequence[EmailLog]) -> None:
         """Put e-mails that were claimed but not begun back into the queue; uses no try."""
@@ -83,6 +118,9 @@ class Settler:
             until=batch.lease_ends,
             using=batch.using,
         )
+        # An event may have told meanwhile that an earlier attempt was accepted after all.
+        if tried_before := [mail.pk for mail in mails if mail.attempts]:
+            events.settled(tried_before, (), batch.using)
 
 
 def settle(outcomes: Sequence[Outcome], *, token: uuid.UUID, using: str) -> list[Outcome]:
@@ -95,33 +133,75 @@ def settle(outcomes: Sequence[Outcome], *, token: uuid.UUID, using: str) -> list
     others = [outcome for outcome in outcomes if not outcome.is_plain]
     with transaction.atomic(using=using):
         moved = _settle_alike(plain, token, using) if plain else []
-        moved += [outcome for outcome in others if _settle_one(outcome, token, using)]
-        attempts = [_attempt(it.mail, it.result) for it in outcomes if it.result is not None]
+        moved += [it for outcome in others if (it := _settle_one(outcome, token, using))]
+        # Only of rows that moved: the row of another may have been deleted.
+        attempts = [_attempt(it.mail, it.result) for it in moved if it.result is not None]
         inserts.insert_rows(attempts, using, ignore_conflicts=True)
         ended = [outcome.mail.pk for outcome in moved if outcome.ends_content]
         EmailLog.objects.using(using).forget_content(ended)
     return moved
 
 
+_LATE_MOVES = {
+    (Status.UNKNOWN, Status.SENT): lifecycle.SUCCEED,
+    (Status.QUEUED, Status.SENT): lifecycle.CONFIRM,
+    (Status.RETRYING, Status.SENT): lifecycle.CONFIRM,
+    (Status.FAILED, Status.SENT): lifecycle.CONFIRM,
+    (Status.UNKNOWN, Status.FAILED): lifecycle.WRITE_OFF,
+    (Status.QUEUED, Status.FAILED): lifecycle.GIVE_UP,
+    (Status.RETRYING, Status.FAILED): lifecycle.GIVE_UP,
+    (Status.UNKNOWN, Status.RETRYING): lifecycle.RESEND,
+}
+"""The move that a known outcome makes after the lease has ended: by present status and target."""
+
+
 def _settle_alike(outcomes: list[Outcome], token: uuid.UUID, using: str) -> list[Outcome]:
     ids = [outcome.mail.pk for outcome in outcomes]
-    rows = EmailLog.objects.using(using)
-    count = rows.move(lifecycle.SUCCEED, ids, token=token, **_values(outcomes[0]))
-    if count == len(ids):
+    held = EmailLog.objects.using(using).filter(status=Status.SENDING)
+    if held.move(lifecycle.SUCCEED, ids, token=token, **_values(outcomes[0])) == len(ids):
         return outcomes
-    done = rows.filter(pk__in=ids, status=lifecycle.Status.SENT, lease_token=token)
-    kept = set(done.values_list("pk", flat=True))
-    return [outcome for outcome in outcomes if outcome.mail.pk in kept]
+    rows = EmailLog.objects.using(using).filter(pk__in=ids, lease_token=token).order_by()
+    statuses = dict(rows.values_list("pk", "status"))
+    settled = []
+    for outcome in outcomes:
+        status = statuses.get(outcome.mail.pk)
+        if status == Status.SENT:
+            settled.append(outcome)
+        elif late := _settle_late(outcome, status, token, using):
+            settled.append(late)
+    return settled
 
 
-def _settle_one(outcome: Outcome, token: uuid.UUID, using: str) -> bool:
-    *before, last = outcome.decision.moves
+def _settle_late(
+    outcome: Outcome, status: str | None, token: uuid.UUID, using: str
+) -> Outcome | None:
+    """Write an outcome that comes after the lease has ended and before another worker's claim."""
+    move = _LATE_MOVES.get((Status(status), outcome.target)) if status else None
+    rows, ids = EmailLog.objects.using(using).filter(status=status), [outcome.mail.pk]
+    if move is None or not rows.move(move, ids, token=token, **_values(outcome)):
+        return None
+    return outcome.made_late_by(move)
+
+
+def _settle_one(outcome: Outcome, token: uuid.UUID, using: str) -> Outcome | None:
+    """Write an outcome; return it as it was made, or ``None`` if the claim lost the e-mail."""
     rows, ids = EmailLog.objects.using(using), [outcome.mail.pk]
-    for move in before:
-        if not rows.move(move, ids, token=token):
-            return False
-    if not rows.move(last, ids, token=token, **_values(outcome)):
-        return False
+    held, moves = rows.filter(status=Status.SENDING), outcome.decision.moves
+    values: list[dict[str, object]] = [*({} for _ in moves[1:]), _values(outcome)]
+    if held.move(moves[0], ids, token=token, **values[0]):
+        for move, columns in zip(moves[1:], values[1:], strict=True):
+            rows.move(move, ids, token=token, **columns)
+    else:
+        mine = rows.filter(pk__in=ids, lease_token=token)
+        row = mine.values_list("status", "attempts", "failure_kind").first()
+        failure = outcome.decision.failure
+        written = (outcome.target, outcome.mail.attempts + 1, failure.kind if failure else "")
+        if row == written:
+            return outcome  # by this claim, in a commit whose reply was lost
+        late = _settle_late(outcome, row[0], token, using) if row and outcome.result else None
+        if late is None:
+            return None
+        outcome = late
     recipients = EmailRecipient.objects.using(using).filter(email=outcome.mail)
     if outcome.decision.accepted:
         recipients.filter(position__in=outcome.decision.accepted).update(
@@ -135,7 +215,7 @@ def _settle_one(outcome: Outcome, token: uuid.UUID, using: str) -> bool:
         recipients.filter(position=position).update(
             outcome=EmailRecipient.Outcome.SUPPRESSED, reply=reason
         )
-    return True
+    return outcome
 
 
 def _values(outcome: Outcome) -> dict[str, object]:

@@ -5,21 +5,53 @@ While a worker talks to a mail server it holds no transaction and no row lock.
 
 from __future__ import annotations
 
+import mmap
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from uuid import UUID
+
+from django.db import DatabaseError, connections
 
 from django_epica_mail import conf
 from django_epica_mail.broker import doorbell, result_backend
 from django_epica_mail.delivery import claim, gates
-from django_epica_mail.delivery.claim import Batch
+from django_epica_mail.delivery.claim import Batch, ClaimedMail
+from django_epica_mail.delivery.db_retry import retry_on_database_errors
 from django_epica_mail.delivery.outcome import Attempt, Outcome, judge
-from django_epica_mail.delivery.prepare import MessageLoader, prepare
+from django_epica_mail.delivery.prepare import MessageLoader, prepare, unreadable
 from django_epica_mail.delivery.sender import Sender
 from django_epica_mail.delivery.settle import Settler
-from django_epica_mail.retry import Kind
+from django_epica_mail.retry import Kind, Result
 
 _LONGEST_PAUSE = 2.0
 """Seconds a worker waits for a rate limit; a longer wait is left to the sweep."""
+
+
+class _StopFlag:
+    """Whether the worker stops; shared with the pool processes forked from its main process."""
+
+    def __init__(self) -> None:
+        self._byte = mmap.mmap(-1, 1)  # anonymous and shared: a fork inherits it
+
+    def set(self, value: bool) -> None:
+        self._byte[0] = int(value)
+
+    def is_set(self) -> bool:
+        return bool(self._byte[0])
+
+
+_stop = _StopFlag()
+
+
+def begin_work() -> None:
+    """Allow deliveries; called when a worker starts."""
+    _stop.set(False)
+
+
+def stop_work() -> None:
+    """Begin no further e-mail in this worker's processes; what is not begun is released."""
+    _stop.set(True)
 
 
 def deliver(queue: str, *, rung_at: float | None = None) -> int:
@@ -31,7 +63,7 @@ def deliver(queue: str, *, rung_at: float | None = None) -> int:
     started = time.monotonic()
     settled, called_for_help = 0, False
     look_again = doorbell.needs_second_look(rung_at)
-    while time.monotonic() - started < conf.get().run_seconds:
+    while not _stop.is_set() and time.monotonic() - started < conf.get().run_seconds:
         batch = claim.claim(queue)
         if batch is not None:
             if not called_for_help and len(batch.mails) >= conf.get().batch_size:
@@ -100,40 +132,70 @@ class _BatchRun:
                 self._collect(sender, timeout=settler.patience)
                 settler.make_room(len(sender))
             settler.make_room(len(sender))
-            if not (self._transport_works and _may_begin(self._batch)):
+            is_held = settler.holds_batch and _may_begin(self._batch)
+            if not (self._transport_works and is_held):
                 return
-            loader.fetch(mail.row)
+            ready = self._prepare(mail, loader)
             self._begun += 1
-            ready = prepare(mail, loader)
             if isinstance(ready, Outcome):
-                self._note(ready)
+                self._note([ready])
                 if ready.ends_batch:
                     return
             else:
                 sender.begin(ready, ready.message)
                 self._collect(sender, timeout=0)
 
+    def _prepare(self, mail: ClaimedMail, loader: MessageLoader) -> Attempt | Outcome:
+        """Return the attempt to make, or the outcome if none is made.
+
+        Raises ``DatabaseError`` if the database is lost. If only the content of this e-mail cannot
+        be read, the e-mail is postponed and the others go on.
+        """
+        try:
+            loader.fetch(mail.row)
+        except DatabaseError as error:
+            if not connections[self._batch.using].is_usable():
+                raise
+            return unreadable(mail, loader, error)
+        return prepare(mail, loader)
+
     def _collect(self, sender: Sender[Attempt], timeout: float | None) -> None:
         """Note the outcomes of finished attempts, waiting up to ``timeout`` seconds for one."""
-        for attempt, result in sender.finished(timeout):
-            self._note(judge(attempt, result))
+        self._note([judge(attempt, result) for attempt, result in sender.finished(timeout)])
 
-    def _note(self, outcome: Outcome) -> None:
-        """Take an outcome to the settler, and report to the transport's breaker."""
-        self._settler.add(outcome)
-        batch, result = self._batch, outcome.result
+    def _note(self, outcomes: Sequence[Outcome]) -> None:
+        """Take outcomes to the settler, then report to the transport's breaker.
+
+        In this order, because a failed report must not lose an outcome that is known.
+        """
+        for outcome in outcomes:
+            self._settler.add(outcome)
+        for outcome in outcomes:
+            self._report(outcome.result)
+
+    def _report(self, result: Result | None) -> None:
+        """Report the result of an attempt to the transport's breaker."""
+        batch, alias, using = self._batch, self._batch.transport, self._batch.using
+        report: Callable[[], object] | None = None
         if result is None or result.seconds is None:  # the transport was not asked
             if batch.is_probe:
-                gates.return_probe(batch.transport, batch.using)
+                report = partial(gates.return_probe, alias, using)
         elif result.failure is not None and result.failure.kind is Kind.OUTAGE:
             self._transport_works = False
-            gates.trip(batch.transport, result.failure, batch.using)
+            report = partial(gates.trip, alias, result.failure, using)
         elif batch.is_probe:
-            gates.reset(batch.transport, batch.using)
+            report = partial(gates.reset, alias, using)
+        if report is not None:
+            retry_on_database_errors(report, until=batch.lease_ends, using=using)
 
 
 def _may_begin(batch: Batch) -> bool:
-    """Return whether an e-mail begun now ends while the batch is still leased and fresh."""
+    """Return whether an e-mail begun now ends while the batch is still leased and fresh.
+
+    Not if the worker stops: Docker and Kubernetes kill it 10 or 30 seconds later.
+    """
+    if _stop.is_set():
+        return False
     now = time.monotonic()
     is_fresh = now - batch.claimed_at < conf.get().batch_seconds
     return is_fresh and batch.lease_ends - now > conf.get().send_timeout

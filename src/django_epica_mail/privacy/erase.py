@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from django.apps import apps
-from django.db import models, router, transaction
+from django.db import connections, models, router, transaction
 from django.db.models import F
 
 from django_epica_mail import lifecycle, outbox
@@ -88,9 +88,12 @@ def erase(
 
 def _erase_mail(person: Person, found: Found, using: str, done: Erased, *, mirrors: bool) -> None:
     is_recipient = bool(found.roles & set(EmailRecipient.Kind.values))
-    if found.status in lifecycle.FINAL:
+    status = _lock(found, using)
+    if status is None:
+        return  # deleted since it was found
+    if status in lifecycle.FINAL:
         _erase_finished(person, found, using, done)
-    elif found.status not in WAITING or not is_recipient:
+    elif status not in WAITING or not is_recipient:
         done.left.append(str(found.id))
     elif _is_for_others(person, found, using):
         if not _leave_out(person, found, using, done):
@@ -102,6 +105,17 @@ def _erase_mail(person: Person, found: Found, using: str, done: Erased, *, mirro
         _erase_finished(person, found, using, done)
     else:
         done.left.append(str(found.id))
+
+
+def _lock(found: Found, using: str) -> str | None:
+    """Lock the row of an e-mail for this transaction; return its status, which no longer changes.
+
+    Between finding an e-mail and erasing it, a person may have requeued it, or a worker sent it.
+    """
+    rows = EmailLog.objects.using(using).filter(pk=found.id)
+    if connections[using].features.has_select_for_update:
+        rows = rows.select_for_update()
+    return rows.values_list("status", flat=True).first()
 
 
 def _is_for_others(person: Person, found: Found, using: str) -> bool:

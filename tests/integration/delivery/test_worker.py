@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import django
 import pytest
@@ -398,3 +400,37 @@ def test_an_unreadable_mail_marks_the_recipients_it_never_reached(
     deliver()
     assert statuses() == ["sent"]
     assert outcomes(log) == [Outcome.ACCEPTED, Outcome.REFUSED]
+
+
+@pytest.fixture
+def stopping() -> Iterator[None]:
+    """Stop the worker of this process, as SIGTERM does, until the test ends."""
+    yield
+    worker.begin_work()
+
+
+def test_a_stopping_worker_claims_nothing_and_rings_for_others(
+    smtp, queue_mail, deliver, rings, stopping
+) -> None:
+    queue_mail()
+    rings.clear()
+    worker.stop_work()
+    assert deliver() == 0
+    assert smtp.accepted == []
+    assert rings == ["emails"]
+
+
+def test_a_stopping_worker_releases_what_it_has_not_begun(
+    smtp, queue_mail, deliver, monkeypatch, stopping
+) -> None:
+    for _ in range(3):
+        queue_mail()
+    real = worker.prepare
+
+    def stop_after_the_first(*args: Any) -> Any:
+        worker.stop_work()
+        return real(*args)
+
+    monkeypatch.setattr(worker, "prepare", stop_after_the_first)
+    assert deliver() == 1
+    assert sorted(statuses()) == ["queued", "queued", "sent"]

@@ -89,11 +89,18 @@ class Model:
         self._handed: dict[Worker, dict[int, tuple[UUID, int, int]]] = {}
 
     def note(self, noted: Iterable[tuple[UUID, str, str]], *, by: str = "") -> None:
-        """Check changes of status; a ``person`` or a ``retry`` may requeue final mail."""
+        """Check changes of status; a ``person`` or a ``retry`` may requeue final mail.
+
+        An ``answer`` that comes after the lease ended may still confirm a mail, or show that it was
+        not accepted.
+        """
         for mail, old, new in noted:
             assert (old, new) in LEGAL
             assert old != Status.SENT
-            assert by or old not in lifecycle.FINAL
+            if by == "answer" and (old, new) == (Status.FAILED, Status.SENT):
+                assert any(pk == mail for pk, _ in self.accepted)
+                continue
+            assert by in ("person", "retry") or old not in lifecycle.FINAL
             if by == "person":
                 self.permissions[mail] += 1
                 self.extra_tries[mail] = self.resent[mail] = 0
@@ -101,7 +108,9 @@ class Model:
                 assert (old, new) == (Status.FAILED, Status.QUEUED)
                 self.extra_tries[mail] += 1
             elif (old, new) == (Status.UNKNOWN, Status.RETRYING):
-                assert EmailLog.objects.get(pk=mail).on_unknown == "resend"
+                if EmailLog.objects.get(pk=mail).on_unknown != "resend":
+                    assert by == "answer"
+                    continue
                 self.permissions[mail] += 1
                 self.resent[mail] += 1
 

@@ -309,7 +309,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     def _go_on(self, worker: Worker, answer: Result | None = None) -> None:
         worker.go_on(answer)
-        self.model.note(changes())
+        self.model.note(changes(), by="answer" if answer is not None else "")
         if worker.is_over:
             self.workers = {n: other for n, other in self.workers.items() if other is not worker}
         elif worker.dialogue is not None:

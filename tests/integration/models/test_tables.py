@@ -1,4 +1,4 @@
-"""The models: constraints of the database, and the only way to change a status."""
+"""The tables: constraints of the database, and what a row knows of itself."""
 
 from __future__ import annotations
 
@@ -40,47 +40,6 @@ def test_a_queue_or_transport_has_one_gate() -> None:
     DeliveryGate.objects.create(scope="transport", name="emails")
     with pytest.raises(IntegrityError), transaction.atomic():
         DeliveryGate.objects.create(scope="queue", name="emails")
-
-
-@pytest.mark.parametrize("move", lifecycle.MOVES, ids=lambda move: move.name)
-def test_a_move_is_made_only_from_its_source_statuses(queue_mail, move) -> None:
-    logs = {status: queue_mail(priority=4) for status in lifecycle.Status}
-    for status, log in logs.items():
-        EmailLog.objects.filter(pk=log.pk).update(status=status)
-    moved = EmailLog.objects.move(move, [log.pk for log in logs.values()])
-    assert moved == len(move.sources)
-    for status, log in logs.items():
-        log.refresh_from_db()
-        assert log.status == (move.target if status in move.sources else status)
-    movers = [log for status, log in logs.items() if status in move.sources]
-    claimable = move.target in lifecycle.CLAIMABLE
-    assert {log.pending for log in movers} == {4 if claimable else None}
-
-
-def test_a_move_with_another_claims_token_is_not_made(queue_mail) -> None:
-    log = queue_mail()
-    token = uuid.uuid4()
-    EmailLog.objects.update(status="sending", lease_token=token)
-    assert EmailLog.objects.move(lifecycle.SUCCEED, [log.pk], token=uuid.uuid4()) == 0
-    assert EmailLog.objects.move(lifecycle.SUCCEED, [log.pk], token=token) == 1
-
-
-def test_moved_ids_are_returned_in_the_given_order(queue_mail) -> None:
-    first, second, sent = (queue_mail().pk for _ in range(3))
-    EmailLog.objects.filter(pk=sent).update(status="sent", pending=None)
-    rows = EmailLog.objects.all()
-    moved = rows.move_returning_ids(lifecycle.CANCEL, [second, sent, first], reply="by hand")
-    assert moved == [second, first]
-    assert set(rows.values_list("status", "reply")) == {("cancelled", "by hand"), ("sent", "")}
-    assert rows.move_returning_ids(lifecycle.CANCEL, [second, first]) == []
-
-
-def test_mail_without_content_cannot_be_requeued(queue_mail) -> None:
-    kept, deleted = (queue_mail().pk for _ in range(2))
-    rows = EmailLog.objects.all()
-    rows.update(status="failed", pending=None)
-    rows.forget_content([deleted])
-    assert rows.move_returning_ids(lifecycle.REQUEUE, [kept, deleted]) == [kept]
 
 
 @pytest.mark.parametrize(

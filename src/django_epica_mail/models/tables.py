@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 from django.core.mail import EmailMessage
-from django.db import connections, models, transaction
+from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from django_epica_mail import lifecycle, messages
-from django_epica_mail.clock import uuid7 as uuid7  # migration 0001 imports it from here
+from django_epica_mail.clock import uuid7
 from django_epica_mail.messages import encryption
+from django_epica_mail.models.queryset import EmailQuerySet
 from django_epica_mail.retry import PASSING, Kind
 
 RECOVERABLE = (*PASSING, Kind.MESSAGE)
@@ -50,95 +49,6 @@ class EmailBatch(models.Model):
     def is_finished(self) -> bool:
         """Whether every entry has been expanded or refused."""
         return self.finished_at is not None
-
-
-class EmailQuerySet(models.QuerySet["EmailLog"]):
-    """Queries on the queue, and the only way to change a status."""
-
-    def move(
-        self,
-        move: lifecycle.Move,
-        ids: Iterable[uuid.UUID],
-        *,
-        token: uuid.UUID | None = None,
-        **values: Any,
-    ) -> int:
-        """Make a move for those of ``ids`` whose status allows it; return how many were moved.
-
-        ``token`` restricts it to rows still held by that claim. Whether a row can be claimed
-        afterwards (``pending``) and whether it is leased follow from the move. Other column values
-        are set as given.
-        """
-        rows = self.filter(pk__in=ids, status__in=move.sources)
-        if token is not None:
-            rows = rows.filter(lease_token=token)
-        if move is lifecycle.REQUEUE:
-            rows = rows.exclude(envelope="")  # mail whose content was deleted cannot be sent
-        values["status"] = move.target
-        values["pending"] = models.F("priority") if move.target in lifecycle.CLAIMABLE else None
-        if move is not lifecycle.CLAIM:
-            values["lease_until"] = None
-        return rows.update(**values)
-
-    def move_returning(
-        self,
-        move: lifecycle.Move,
-        ids: Iterable[uuid.UUID],
-        *,
-        only: Sequence[str] = ("pk",),
-        **values: Any,
-    ) -> list[EmailLog]:
-        """Make a move as ``move`` does; return the rows that made it, with the columns ``only``.
-
-        A fresh ``lease_token`` tells the rows moved by this call from rows that had the target
-        status before. Call it inside a transaction: otherwise another process may move a row on
-        between the two statements.
-        """
-        token, ids = uuid.uuid4(), list(ids)
-        self.move(move, ids, lease_token=token, **values)
-        moved = EmailLog.objects.using(self.db).filter(pk__in=ids, lease_token=token)
-        return list(moved.only(*only).order_by())
-
-    def move_returning_ids(
-        self, move: lifecycle.Move, ids: Iterable[uuid.UUID], **values: Any
-    ) -> list[uuid.UUID]:
-        """Make a move as ``move_returning`` does; return the ids that made it, in their order."""
-        ids = list(ids)
-        moved = {row.pk for row in self.move_returning(move, ids, **values)}
-        return [pk for pk in ids if pk in moved]
-
-    def forget_content(self, ids: Iterable[uuid.UUID]) -> None:
-        """Delete the content of e-mails: envelopes, and attachments that no other e-mail uses."""
-        ids = list(ids)
-        if not ids:
-            return
-        links = EmailLog.attachments.through._default_manager.using(self.db)
-        links = links.filter(emaillog_id__in=ids)
-        candidates = list(links.values_list("emailattachment_id", flat=True).distinct())
-        links.delete()
-        attachments = EmailAttachment.objects.using(self.db)
-        attachments.filter(pk__in=candidates, emails__isnull=True).delete()
-        EmailLog.objects.using(self.db).filter(pk__in=ids).update(envelope="")
-
-    def delete_with_content(self, ids: Iterable[uuid.UUID]) -> None:
-        """Delete e-mails, and the attachments that no other e-mail uses."""
-        ids = list(ids)
-        with transaction.atomic(using=self.db):
-            self.forget_content(ids)
-            EmailLog.objects.using(self.db).filter(pk__in=ids).only("pk").delete()
-
-    def skipping_locked(self) -> EmailQuerySet:
-        """Lock the rows found, skipping rows that another transaction has locked.
-
-        SQLite, which has one writer at a time, neither locks nor skips.
-        """
-        features = connections[self.db].features
-        if not features.has_select_for_update_skip_locked:
-            return self
-        # A plain FOR UPDATE would skip rows to which an open transaction adds a child row.
-        return self.select_for_update(
-            skip_locked=True, no_key=features.has_select_for_no_key_update
-        )
 
 
 class EmailLog(models.Model):
