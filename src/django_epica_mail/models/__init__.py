@@ -1,21 +1,18 @@
-"""The tables: the queue itself, its content, and what became of each e-mail."""
+"""The tables: the queue itself, what came back, and the state of the queue."""
 
 from django_epica_mail.clock import uuid7
-from django_epica_mail.models.queryset import EmailQuerySet
-from django_epica_mail.models.tables import (
+from django_epica_mail.models.emails import (
     RECOVERABLE,
-    CountingMark,
     DeliveryAttempt,
-    DeliveryGate,
     EmailAttachment,
     EmailBatch,
-    EmailEvent,
     EmailLog,
+    EmailQuerySet,
     EmailRecipient,
-    EmailTotal,
     PendingResult,
-    Suppression,
 )
+from django_epica_mail.models.feedback import EmailEvent, Suppression
+from django_epica_mail.models.queue_state import CountingMark, DeliveryGate, EmailTotal
 
 __all__ = [
     "RECOVERABLE",

@@ -1,24 +1,141 @@
-"""The tables: the queue itself, the content of mail, and what became of each mail."""
+"""The queue itself: e-mails, their recipients, attachments and attempts."""
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 from django.core.mail import EmailMessage
-from django.db import models
-from django.utils import timezone
+from django.db import connections, models, transaction
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from django_epica_mail import lifecycle, messages
 from django_epica_mail.clock import uuid7
 from django_epica_mail.messages import encryption
-from django_epica_mail.models.queryset import EmailQuerySet
 from django_epica_mail.retry import PASSING, Kind
 
 RECOVERABLE = (*PASSING, Kind.MESSAGE)
 """The kinds of failure after which an e-mail can be queued again, automatically or by a person."""
+
+
+class EmailQuerySet(models.QuerySet["EmailLog"]):
+    """Queries on the queue, and the only way to change a status."""
+
+    def move(
+        self,
+        move: lifecycle.Move,
+        ids: Iterable[uuid.UUID],
+        *,
+        token: uuid.UUID | None = None,
+        **values: Any,
+    ) -> int:
+        """Make a move for those of ``ids`` whose status allows it; return how many were moved.
+
+        ``token`` restricts it to rows still held by that claim. Whether a row can be claimed
+        afterwards (``pending``) and whether it is leased follow from the move. Other column values
+        are set as given.
+        """
+        rows = self.filter(pk__in=ids, status__in=move.sources)
+        if token is not None:
+            rows = rows.filter(lease_token=token)
+        if move is lifecycle.REQUEUE:
+            rows = rows.exclude(envelope="")  # mail whose content was deleted cannot be sent
+        values["status"] = move.target
+        values["pending"] = models.F("priority") if move.target in lifecycle.CLAIMABLE else None
+        if move is not lifecycle.CLAIM:
+            values["lease_until"] = None
+        return rows.update(**values)
+
+    def move_returning(
+        self,
+        move: lifecycle.Move,
+        ids: Iterable[uuid.UUID],
+        *,
+        only: Sequence[str] = ("pk",),
+        **values: Any,
+    ) -> list[EmailLog]:
+        """Make a move as ``move`` does; return the rows that made it, with the columns ``only``.
+
+        A fresh ``lease_token`` tells the rows moved by this call from rows that had the target
+        status before. Call it inside a transaction: otherwise another process may move a row on
+        between the two statements.
+        """
+        token, ids = uuid.uuid4(), list(ids)
+        self.move(move, ids, lease_token=token, **values)
+        moved = self._rows().filter(pk__in=ids, lease_token=token)
+        return list(moved.only(*only).order_by())
+
+    def move_returning_ids(
+        self, move: lifecycle.Move, ids: Iterable[uuid.UUID], **values: Any
+    ) -> list[uuid.UUID]:
+        """Make a move as ``move_returning`` does; return the ids that made it, in their order."""
+        ids = list(ids)
+        moved = {row.pk for row in self.move_returning(move, ids, **values)}
+        return [pk for pk in ids if pk in moved]
+
+    def forget_content(self, ids: Iterable[uuid.UUID]) -> None:
+        """Delete the content of e-mails: envelopes, and attachments that no other e-mail uses."""
+        ids = list(ids)
+        if not ids:
+            return
+        links = EmailLog.attachments.through._default_manager.using(self.db)
+        links = links.filter(emaillog_id__in=ids)
+        candidates = list(links.values_list("emailattachment_id", flat=True).distinct())
+        links.delete()
+        attachments = EmailAttachment.objects.using(self.db).filter(pk__in=candidates)
+        if candidates and connections[self.db].features.has_select_for_update:
+            # In one order, and before looking for other links: of two transactions that delete the
+            # last two links of an attachment, the second waits here and sees the first one's.
+            list(attachments.order_by("pk").select_for_update().values_list("pk"))
+        attachments.filter(emails__isnull=True).delete()
+        self._rows().filter(pk__in=ids).update(envelope="")
+
+    def delete_with_content(self, ids: Iterable[uuid.UUID]) -> None:
+        """Delete e-mails, and the attachments that no other e-mail uses."""
+        ids = list(ids)
+        with transaction.atomic(using=self.db):
+            self.forget_content(ids)
+            self._rows().filter(pk__in=ids).only("pk").delete()
+
+    def change_in_chunks(self, size: int, change: Callable[[list[EmailLog]], int]) -> int:
+        """Call ``change`` with the rows in lists of ``size``; return the sum of what it returns.
+
+        ``change`` returns how many rows of its list no longer match the query. The others are not
+        met again: a row that cannot be changed neither stops nor repeats the work.
+        """
+        changed = unchanged = 0
+        while chunk := list(self[unchanged : unchanged + size]):
+            number = change(chunk)
+            changed += number
+            unchanged += len(chunk) - number
+        return changed
+
+    def lock_ids(self, size: int) -> list[uuid.UUID]:
+        """Lock up to ``size`` rows and return their ids; skip rows that others have locked.
+
+        The conditions of the query hold for the locked rows until the end of the transaction.
+        """
+        return list(self.skipping_locked().values_list("pk", flat=True)[:size])
+
+    def skipping_locked(self) -> EmailQuerySet:
+        """Lock the rows found, skipping rows that another transaction has locked.
+
+        SQLite, which has one writer at a time, neither locks nor skips.
+        """
+        features = connections[self.db].features
+        if not features.has_select_for_update_skip_locked:
+            return self
+        # A plain FOR UPDATE would skip rows to which an open transaction adds a child row.
+        return self.select_for_update(
+            skip_locked=True, no_key=features.has_select_for_no_key_update
+        )
+
+    def _rows(self) -> EmailQuerySet:
+        """Return all rows of the database of this query."""
+        return EmailLog.objects.using(self.db)
 
 
 class EmailBatch(models.Model):
@@ -295,106 +412,6 @@ class DeliveryAttempt(models.Model):
         return f"{self.email_id} #{self.number}"
 
 
-class EmailEvent(models.Model):
-    """One event after a mail was sent, reported by a provider or observed by this package."""
-
-    class Kind(models.TextChoices):
-        """What happened."""
-
-        ACCEPTED = "accepted", _("taken by the provider")
-        DELIVERED = "delivered", _("delivered")
-        DEFERRED = "deferred", _("deferred")
-        BOUNCED = "bounced", _("bounced")
-        REJECTED = "rejected", _("rejected by the provider")
-        FAILED = "failed", _("failed at the provider")
-        COMPLAINED = "complained", _("reported as spam")
-        UNSUBSCRIBED = "unsubscribed", _("unsubscribed")
-        SUBSCRIBED = "subscribed", _("subscribed")
-        OPENED = "opened", _("opened")
-        CLICKED = "clicked", _("clicked")
-        AUTORESPONDED = "autoresponded", _("answered by a machine")
-
-    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    #: NULL if no mail matches, or until the attempt with the provider's id is recorded.
-    email = models.ForeignKey(
-        EmailLog,
-        models.CASCADE,
-        null=True,
-        blank=True,
-        related_name="events",
-        verbose_name=_("e-mail"),
-    )
-    #: A digest that identifies the event, so that one reported twice is stored once.
-    key = models.CharField(max_length=64, editable=False)
-    kind = models.CharField(_("kind"), max_length=16, choices=Kind)
-    at = models.DateTimeField(pgettext_lazy("time", "at"))
-    created_at = models.DateTimeField(_("recorded at"))
-    #: The provider's name, or ``epica_mail`` for events observed by this package.
-    source = models.CharField(_("source"), max_length=64)
-    address = models.CharField(_("address"), max_length=320, blank=True)
-    provider_id = models.CharField(_("provider's id"), max_length=255, blank=True)
-    reason = models.CharField(_("reason"), max_length=64, blank=True)
-    reply = models.TextField(_("server's reply"), blank=True)
-    url = models.TextField(_("link"), blank=True)
-    user_agent = models.CharField(_("user agent"), max_length=255, blank=True)
-    ip = models.GenericIPAddressField(_("IP address"), null=True, blank=True)
-    is_machine = models.BooleanField(_("by a machine"), default=False)
-
-    class Meta:
-        verbose_name = _("event")
-        verbose_name_plural = _("events")
-        ordering: ClassVar = ["at"]
-        constraints: ClassVar = [
-            models.UniqueConstraint(fields=["key"], name="epica_mail_event_once")
-        ]
-        indexes: ClassVar = [
-            models.Index(fields=["address"], name="epica_mail_event_address"),
-            models.Index(fields=["provider_id"], name="epica_mail_event_provider"),
-            models.Index(fields=["kind", "at"], name="epica_mail_event_kind"),
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.get_kind_display()} {self.email_id}"
-
-
-class Suppression(models.Model):
-    """An address that gets no mail at all, or none of one category."""
-
-    class Reason(models.TextChoices):
-        """Why the address is suppressed."""
-
-        BOUNCE = "bounce", _("bounced for good")
-        COMPLAINT = "complaint", _("reported as spam")
-        UNSUBSCRIBE = "unsubscribe", _("unsubscribed")
-        MANUAL = "manual", _("added by hand")
-
-    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    #: Empty if the person's data was erased; the digest still suppresses their mail.
-    address = models.CharField(_("address"), max_length=320, blank=True)
-    #: An HMAC of the address for look-ups; it does not reveal the address.
-    digest = models.CharField(max_length=64, editable=False)
-    scope = models.CharField(
-        _("category"), max_length=64, blank=True, help_text=_("Leave empty for all mail.")
-    )
-    reason = models.CharField(_("reason"), max_length=16, choices=Reason, default=Reason.MANUAL)
-    note = models.TextField(_("note"), blank=True)
-    created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
-    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
-
-    class Meta:
-        verbose_name = _("suppressed address")
-        verbose_name_plural = _("suppressed addresses")
-        constraints: ClassVar = [
-            models.UniqueConstraint(
-                fields=["digest", "scope", "reason"], name="epica_mail_suppressed_once"
-            )
-        ]
-        indexes: ClassVar = [models.Index(fields=["address"], name="epica_mail_suppressed")]
-
-    def __str__(self) -> str:
-        return str(self.id)
-
-
 class PendingResult(models.Model):
     """A mail whose final result is not in Celery's result backend yet."""
 
@@ -410,97 +427,3 @@ class PendingResult(models.Model):
 
     def __str__(self) -> str:
         return str(self.email_id)
-
-
-class DeliveryGate(models.Model):
-    """A pause or an open breaker that holds mail of one queue or transport back for all workers."""
-
-    class Scope(models.TextChoices):
-        """What the gate applies to."""
-
-        QUEUE = "queue", _("queue")
-        TRANSPORT = "transport", _("transport")
-
-    scope = models.CharField(_("scope"), max_length=9, choices=Scope)
-    name = models.CharField(_("name"), max_length=64)
-    paused = models.BooleanField(_("paused"), default=False)
-    #: How many probes have failed in a row; above 0 the breaker is open or half-open.
-    outages = models.PositiveIntegerField(_("outages in a row"), default=0)
-    open_until = models.DateTimeField(_("breaker open until"), null=True, blank=True)
-    reason = models.TextField(_("reason"), blank=True)
-    last_sweep_at = models.DateTimeField(_("last sweep"), null=True, blank=True)
-
-    class Meta:
-        verbose_name = _("delivery gate")
-        verbose_name_plural = _("delivery gates")
-        constraints: ClassVar = [
-            models.UniqueConstraint(fields=["scope", "name"], name="epica_mail_one_gate")
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.get_scope_display()} {self.name}"
-
-
-class EmailTotal(models.Model):
-    """How often an event happened in one hour, or in total; written only by ``totals``.
-
-    Rows outlive the mails they count, so totals never go down.
-    """
-
-    class Event(models.TextChoices):
-        """What is counted."""
-
-        ENQUEUED = "enqueued", pgettext_lazy("total", "queued")
-        SENT = lifecycle.Status.SENT.value, _("sent")
-        FAILED = lifecycle.Status.FAILED.value, _("failed")
-        CANCELLED = lifecycle.Status.CANCELLED.value, _("cancelled")
-        EXPIRED = lifecycle.Status.EXPIRED.value, _("expired")
-        SUPPRESSED = lifecycle.Status.SUPPRESSED.value, _("suppressed")
-        ATTEMPT = "attempt", _("attempts")
-        RETRIED = "retried", _("retried")
-        POSTPONED = "postponed", _("postponed")
-        UNKNOWN = lifecycle.Status.UNKNOWN.value, _("unknown")
-
-    #: The start of the hour; ``totals.ALL_TIME`` for the sum over all hours.
-    hour = models.DateTimeField()
-    queue = models.CharField(max_length=64)
-    transport = models.CharField(max_length=64)
-    event = models.CharField(max_length=16, choices=Event)
-    #: The kind of failure, for events that have one.
-    failure_kind = models.CharField(max_length=16, choices=Kind, blank=True)
-    #: The reply code, or 0.
-    failure_code = models.PositiveSmallIntegerField(default=0)
-    count = models.PositiveBigIntegerField(default=0)
-    #: The sum of their durations, for events that have one.
-    seconds = models.FloatField(default=0)
-    #: How many durations fall into each bucket of ``totals.BOUNDS``.
-    buckets = models.JSONField(default=list)
-
-    class Meta:
-        verbose_name = _("total")
-        # Its only page in the admin is the dashboard, listed under this name.
-        verbose_name_plural = _("dashboard")
-        default_permissions = ()
-        constraints: ClassVar = [
-            models.UniqueConstraint(
-                fields=["hour", "queue", "transport", "event", "failure_kind", "failure_code"],
-                name="epica_mail_one_total",
-            )
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.hour:%Y-%m-%d %H} {self.queue} {self.transport} {self.event}"
-
-
-class CountingMark(models.Model):
-    """The single row with the time up to which totals are counted; it also serialises counting."""
-
-    counted_until = models.DateTimeField()
-
-    class Meta:
-        verbose_name = _("counting mark")
-        verbose_name_plural = _("counting marks")
-        default_permissions = ()
-
-    def __str__(self) -> str:
-        return str(self.counted_until)

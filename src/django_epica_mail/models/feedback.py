@@ -1,0 +1,113 @@
+"""What came back: events of sent e-mails, and the suppression list."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.db import models
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
+
+from django_epica_mail.clock import uuid7
+from django_epica_mail.models.emails import EmailLog
+
+
+class EmailEvent(models.Model):
+    """One event after a mail was sent, reported by a provider or observed by this package."""
+
+    class Kind(models.TextChoices):
+        """What happened."""
+
+        ACCEPTED = "accepted", _("taken by the provider")
+        DELIVERED = "delivered", _("delivered")
+        DEFERRED = "deferred", _("deferred")
+        BOUNCED = "bounced", _("bounced")
+        REJECTED = "rejected", _("rejected by the provider")
+        FAILED = "failed", _("failed at the provider")
+        COMPLAINED = "complained", _("reported as spam")
+        UNSUBSCRIBED = "unsubscribed", _("unsubscribed")
+        SUBSCRIBED = "subscribed", _("subscribed")
+        OPENED = "opened", _("opened")
+        CLICKED = "clicked", _("clicked")
+        AUTORESPONDED = "autoresponded", _("answered by a machine")
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    #: NULL if no mail matches, or until the attempt with the provider's id is recorded.
+    email = models.ForeignKey(
+        EmailLog,
+        models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="events",
+        verbose_name=_("e-mail"),
+    )
+    #: A digest that identifies the event, so that one reported twice is stored once.
+    key = models.CharField(max_length=64, editable=False)
+    kind = models.CharField(_("kind"), max_length=16, choices=Kind)
+    at = models.DateTimeField(pgettext_lazy("time", "at"))
+    created_at = models.DateTimeField(_("recorded at"))
+    #: The provider's name, or ``epica_mail`` for events observed by this package.
+    source = models.CharField(_("source"), max_length=64)
+    address = models.CharField(_("address"), max_length=320, blank=True)
+    provider_id = models.CharField(_("provider's id"), max_length=255, blank=True)
+    reason = models.CharField(_("reason"), max_length=64, blank=True)
+    reply = models.TextField(_("server's reply"), blank=True)
+    url = models.TextField(_("link"), blank=True)
+    user_agent = models.CharField(_("user agent"), max_length=255, blank=True)
+    ip = models.GenericIPAddressField(_("IP address"), null=True, blank=True)
+    is_machine = models.BooleanField(_("by a machine"), default=False)
+
+    class Meta:
+        verbose_name = _("event")
+        verbose_name_plural = _("events")
+        ordering: ClassVar = ["at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["key"], name="epica_mail_event_once")
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["address"], name="epica_mail_event_address"),
+            models.Index(fields=["provider_id"], name="epica_mail_event_provider"),
+            models.Index(fields=["kind", "at"], name="epica_mail_event_kind"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} {self.email_id}"
+
+
+class Suppression(models.Model):
+    """An address that gets no mail at all, or none of one category."""
+
+    class Reason(models.TextChoices):
+        """Why the address is suppressed."""
+
+        BOUNCE = "bounce", _("bounced for good")
+        COMPLAINT = "complaint", _("reported as spam")
+        UNSUBSCRIBE = "unsubscribe", _("unsubscribed")
+        MANUAL = "manual", _("added by hand")
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    #: Empty if the person's data was erased; the digest still suppresses their mail.
+    address = models.CharField(_("address"), max_length=320, blank=True)
+    #: An HMAC of the address for look-ups; it does not reveal the address.
+    digest = models.CharField(max_length=64, editable=False)
+    scope = models.CharField(
+        _("category"), max_length=64, blank=True, help_text=_("Leave empty for all mail.")
+    )
+    reason = models.CharField(_("reason"), max_length=16, choices=Reason, default=Reason.MANUAL)
+    note = models.TextField(_("note"), blank=True)
+    created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
+    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("suppressed address")
+        verbose_name_plural = _("suppressed addresses")
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["digest", "scope", "reason"], name="epica_mail_suppressed_once"
+            )
+        ]
+        indexes: ClassVar = [models.Index(fields=["address"], name="epica_mail_suppressed")]
+
+    def __str__(self) -> str:
+        return str(self.id)

@@ -1,0 +1,106 @@
+"""The state of the queue: gates that hold mail back, and the totals of what happened."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
+
+from django_epica_mail import lifecycle
+from django_epica_mail.retry import Kind
+
+
+class DeliveryGate(models.Model):
+    """A pause or an open breaker that holds mail of one queue or transport back for all workers."""
+
+    class Scope(models.TextChoices):
+        """What the gate applies to."""
+
+        QUEUE = "queue", _("queue")
+        TRANSPORT = "transport", _("transport")
+
+    scope = models.CharField(_("scope"), max_length=9, choices=Scope)
+    name = models.CharField(_("name"), max_length=64)
+    paused = models.BooleanField(_("paused"), default=False)
+    #: How many probes have failed in a row; above 0 the breaker is open or half-open.
+    outages = models.PositiveIntegerField(_("outages in a row"), default=0)
+    open_until = models.DateTimeField(_("breaker open until"), null=True, blank=True)
+    reason = models.TextField(_("reason"), blank=True)
+    last_sweep_at = models.DateTimeField(_("last sweep"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("delivery gate")
+        verbose_name_plural = _("delivery gates")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["scope", "name"], name="epica_mail_one_gate")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_scope_display()} {self.name}"
+
+
+class EmailTotal(models.Model):
+    """How often an event happened in one hour, or in total; written only by ``totals``.
+
+    Rows outlive the mails they count, so totals never go down.
+    """
+
+    class Event(models.TextChoices):
+        """What is counted."""
+
+        ENQUEUED = "enqueued", pgettext_lazy("total", "queued")
+        SENT = lifecycle.Status.SENT.value, _("sent")
+        FAILED = lifecycle.Status.FAILED.value, _("failed")
+        CANCELLED = lifecycle.Status.CANCELLED.value, _("cancelled")
+        EXPIRED = lifecycle.Status.EXPIRED.value, _("expired")
+        SUPPRESSED = lifecycle.Status.SUPPRESSED.value, _("suppressed")
+        ATTEMPT = "attempt", _("attempts")
+        RETRIED = "retried", _("retried")
+        POSTPONED = "postponed", _("postponed")
+        UNKNOWN = lifecycle.Status.UNKNOWN.value, _("unknown")
+
+    #: The start of the hour; ``totals.ALL_TIME`` for the sum over all hours.
+    hour = models.DateTimeField()
+    queue = models.CharField(max_length=64)
+    transport = models.CharField(max_length=64)
+    event = models.CharField(max_length=16, choices=Event)
+    #: The kind of failure, for events that have one.
+    failure_kind = models.CharField(max_length=16, choices=Kind, blank=True)
+    #: The reply code, or 0.
+    failure_code = models.PositiveSmallIntegerField(default=0)
+    count = models.PositiveBigIntegerField(default=0)
+    #: The sum of their durations, for events that have one.
+    seconds = models.FloatField(default=0)
+    #: How many durations fall into each bucket of ``totals.BOUNDS``.
+    buckets = models.JSONField(default=list)
+
+    class Meta:
+        verbose_name = _("total")
+        # Its only page in the admin is the dashboard, listed under this name.
+        verbose_name_plural = _("dashboard")
+        default_permissions = ()
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["hour", "queue", "transport", "event", "failure_kind", "failure_code"],
+                name="epica_mail_one_total",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.hour:%Y-%m-%d %H} {self.queue} {self.transport} {self.event}"
+
+
+class CountingMark(models.Model):
+    """The single row with the time up to which totals are counted; it also serialises counting."""
+
+    counted_until = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("counting mark")
+        verbose_name_plural = _("counting marks")
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return str(self.counted_until)
