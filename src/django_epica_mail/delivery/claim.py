@@ -18,7 +18,7 @@ from django.db.models import BooleanField, ExpressionWrapper, Max, Q
 from django_epica_mail import clock, conf, lifecycle, suppression
 from django_epica_mail.delivery import gates, rate_limits
 from django_epica_mail.delivery.db_retry import retry_on_database_errors
-from django_epica_mail.models import EmailLog, EmailQuerySet
+from django_epica_mail.models import EmailLog, EmailQuerySet, EmailRecipient
 from django_epica_mail.retry import Kind
 from django_epica_mail.rules import LEVELS
 from django_epica_mail.transports import config as transports
@@ -80,7 +80,8 @@ def claim(queue: str) -> Batch | None:
     while heads:
         alias = max(heads, key=heads.__getitem__)
         allowed = rate_limits.allowance(alias)
-        if allowed == 0:
+        if allowed is not None and allowed < _head_cost(queue, alias, heads[alias], using):
+            # The head reserves the budget: nothing less urgent may use it up before.
             del heads[alias]
             continue
         batch = _claim_level(
@@ -166,18 +167,33 @@ def pause_for_budget(queue: str) -> float | None:
         return None
     using = router.db_for_write(EmailLog)
     state = gates.Gates(using)
-    pauses = [
-        rate_limits.seconds_until(alias)
-        for alias in state.open_transports(transports.aliases())
-        if rate_limits.allowance(alias) == 0
-        and any(has_due(queue, alias, lv, using) for lv in due_levels(queue, alias, using))
-    ]
-    return min(pauses, default=None) if state.queue_is_open(queue) else None
+    if not state.queue_is_open(queue):
+        return None
+    pauses = []
+    for alias in state.open_transports(transports.aliases()):
+        costs = (_head_cost(queue, alias, lv, using) for lv in due_levels(queue, alias, using))
+        cost = next(filter(None, costs), 0)
+        allowed = rate_limits.allowance(alias)
+        if allowed is not None and allowed < cost:
+            pauses.append(rate_limits.seconds_until(alias, cost))
+    return min(pauses, default=None)
 
 
 def worker_name() -> str:
     """Return the host and process id of this worker, by which its logs are found."""
     return f"{socket.gethostname()}:{os.getpid()}"[:255]
+
+
+def _head_cost(queue: str, alias: str, level: int, using: str) -> int:
+    """Return how many recipients the first due mail of a priority takes from the rate limits.
+
+    0 if no mail of that priority is due.
+    """
+    head = due(queue, alias, level, using).values_list("pk", flat=True).first()
+    if head is None:
+        return 0
+    left = EmailRecipient.objects.using(using).filter(email_id=head, outcome="").count()
+    return rate_limits.bounded(alias, max(1, left))
 
 
 def _claim_level(

@@ -279,7 +279,9 @@ def _hold_back(attempt: Attempt) -> Outcome | None:
     refusal = rate_limits.take(row.transport, attempt.message.recipients())
     if refusal is None:
         return None
-    decision = Decision(moves=(lifecycle.RELEASE,), delay=refusal.seconds)
+    # Due again at once under a limit on all mail: the claim reserves the budget for it.
+    delay = refusal.seconds if refusal.is_of_domain else 0.0
+    decision = Decision(moves=(lifecycle.RELEASE,), delay=delay)
     return Outcome(row, None, decision, ends_batch=not refusal.is_of_domain)
 
 

@@ -150,14 +150,21 @@ def allowance(transport: str) -> int | None:
         return 0
 
 
-def seconds_until(transport: str) -> float:
-    """Return the seconds until a transport without allowance may get mail."""
+def bounded(transport: str, cost: int) -> int:
+    """Return the cost of an e-mail, at most the smallest budget of a transport's limits."""
+    budgets = _current()
+    keys = budgets.over_all(transport) if budgets else []
+    return min([cost, *(int(budgets.items[key].amount) for key in keys)]) if budgets else cost
+
+
+def seconds_until(transport: str, cost: int = 1) -> float:
+    """Return the seconds until the budget of a transport grows, if it is below ``cost``."""
     budgets = _current()
     if budgets is None:
         return 0.0
     keys = budgets.over_all(transport)
     try:
-        return max((budgets.wait(k) for k in keys if not budgets.remaining(k)), default=0.0)
+        return max((budgets.wait(k) for k in keys if budgets.remaining(k) < cost), default=0.0)
     except Exception as error:  # noqa: BLE001 - any store, any error: limited mail waits
         _report(error)
         return _STORE_LOST

@@ -60,6 +60,31 @@ def test_a_mail_larger_than_the_whole_budget_is_sent_alone(
     assert rate_limits.allowance("smtp") == 0
 
 
+def test_an_urgent_mail_reserves_the_budget_it_waits_for(
+    smtp, queue_mail, deliver, budgets
+) -> None:
+    budgets(smtp="4/s")
+    for _ in range(2):
+        queue_mail(priority=5)
+    deliver()
+    urgent = queue_mail(*(f"{it}@example.com" for it in "abcd"), priority=9)
+    for _ in range(10):
+        queue_mail(priority=5)
+    deliver()
+    assert len(smtp.accepted) == 13
+    assert str(urgent.pk).encode() in smtp.accepted[2].content
+
+
+def test_nothing_less_urgent_is_sent_while_it_waits(smtp, queue_mail, deliver, budgets) -> None:
+    budgets(smtp="4/h")
+    queue_mail(priority=5)
+    deliver()
+    queue_mail(*(f"{it}@example.com" for it in "abcd"), priority=9)
+    queue_mail(priority=5)
+    assert deliver() == 0
+    assert EmailLog.objects.filter(status="queued").count() == 2
+
+
 def test_a_domains_rate_delays_no_other_domain(smtp, queue_mail, deliver, budgets) -> None:
     budgets(**{"@slow.example": "2/h"})
     for number in range(6):
