@@ -145,6 +145,9 @@ class Decision:
     """Recipients to record as accepted, because the mail goes on without them."""
     refused: Mapping[int, Failure] = field(default_factory=dict)
     """Recipients to record as refused, because the mail goes on, or ends well, without them."""
+    not_accepted: Mapping[int, Failure] = field(default_factory=dict)
+    """Recipients refused for now in an attempt whose outcome is unknown for the others. Proof that
+    the attempt was accepted does not concern them."""
 
 
 def reply_text(words: bytes | str) -> str:
@@ -235,6 +238,9 @@ def conclude(
     }
     if result.failure is not None:
         decision = _after_failure(result.failure, policy)
+        if result.failure.kind in (Kind.UNKNOWN, Kind.WORKER_LOST):
+            for_now = {p: it for p, it in result.refused.items() if p not in refused_for_good}
+            decision = replace(decision, not_accepted=for_now)
         if decision.moves[-1].target is not lifecycle.Status.FAILED:
             return replace(decision, refused=refused_for_good)
         refused = {p: result.refused.get(p, result.failure) for p in outstanding}

@@ -78,10 +78,11 @@ class Outcome:
 
     @property
     def is_plain(self) -> bool:
-        """Whether one attempt was accepted for every recipient, as nearly all are."""
+        """Whether the first attempt was accepted for every recipient, as nearly all are."""
         decision = self.decision
         is_whole = self.result is not None and not decision.refused and not self.held_back
-        return decision.moves == (lifecycle.SUCCEED,) and is_whole
+        is_first = not self.mail.attempts  # later ones may have refusals to clear
+        return decision.moves == (lifecycle.SUCCEED,) and is_whole and is_first
 
 
 def judge(attempt: Attempt, result: Result) -> Outcome:

@@ -203,6 +203,11 @@ def _settle_one(outcome: Outcome, token: uuid.UUID, using: str) -> Outcome | Non
             return None
         outcome = late
     recipients = EmailRecipient.objects.using(using).filter(email=outcome.mail)
+    if outcome.mail.attempts and outcome.result is not None:
+        # What an earlier attempt of unknown outcome refused; this one says anew.
+        recipients.filter(outcome="", code__isnull=False).update(code=None, reply="")
+    for position, failure in outcome.decision.not_accepted.items():
+        recipients.filter(position=position).update(code=failure.code or 0, reply=failure.reply)
     if outcome.decision.accepted:
         recipients.filter(position__in=outcome.decision.accepted).update(
             outcome=EmailRecipient.Outcome.ACCEPTED

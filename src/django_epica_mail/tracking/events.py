@@ -15,7 +15,7 @@ from django.db.models import Exists, OuterRef
 from django.utils import timezone
 
 from django_epica_mail import clock, lifecycle, signals, suppression
-from django_epica_mail.broker import result_backend
+from django_epica_mail.broker import doorbell, result_backend
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import (
     DeliveryAttempt,
@@ -177,7 +177,7 @@ def confirm_delivered(ids: Collection[UUID], using: str) -> None:
     )
     statuses = [*lifecycle.SUCCEED.sources - {Status.SENDING}, *lifecycle.CONFIRM.sources]
     candidates = EmailLog.objects.using(using).filter(Exists(uncertain), status__in=statuses)
-    logs = list(candidates.filter(pk__in=ids).only("pk", "status", "keep_content"))
+    logs = list(candidates.filter(pk__in=ids).only("pk", "status", "keep_content", "queue"))
     proven = _proven_sent([log.pk for log in logs], using) if logs else set()
     for log in logs:
         if log.pk in proven:
@@ -185,9 +185,23 @@ def confirm_delivered(ids: Collection[UUID], using: str) -> None:
 
 
 def _succeed(log: EmailLog, using: str) -> None:
+    """Mark a mail as sent, or its accepted recipients if the attempt refused others for now."""
     move = lifecycle.SUCCEED if log.status == Status.UNKNOWN else lifecycle.CONFIRM
     rows = EmailLog.objects.using(using)
     with transaction.atomic(using=using):
+        outstanding = EmailRecipient.objects.using(using).filter(email=log, outcome="")
+        if outstanding.filter(code__isnull=False).exists():
+            outstanding.filter(code=None).update(outcome=EmailRecipient.Outcome.ACCEPTED)
+            if log.status in lifecycle.CLAIMABLE:
+                return  # the others are tried again as planned
+            move = lifecycle.RESEND if log.status == Status.UNKNOWN else lifecycle.REQUEUE
+            still = rows.filter(status=log.status)
+            if not still.move(move, [log.pk], due_at=clock.now(), finished_at=None):
+                return
+            doorbell.ring_on_commit(log.queue, using=using)
+            tell = partial(_announce, log.pk, move)
+            transaction.on_commit(tell, using=using)
+            return
         moved = rows.move(
             move,
             [log.pk],
@@ -201,7 +215,11 @@ def _succeed(log: EmailLog, using: str) -> None:
         if log.forgets_content(move.target):
             rows.forget_content([log.pk])
         result_backend.expect([log.pk], using)
-    signals.email_moved.send_robust(EmailLog, email_id=log.pk, move=move, failure=None)
+    _announce(log.pk, move)
+
+
+def _announce(email_id: UUID, move: lifecycle.Move) -> None:
+    signals.email_moved.send_robust(EmailLog, email_id=email_id, move=move, failure=None)
 
 
 def _proven_sent(ids: Sequence[UUID], using: str) -> set[UUID]:

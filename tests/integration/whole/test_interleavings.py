@@ -12,7 +12,7 @@ from django.db import DatabaseError, Error, connection, connections, transaction
 from django.utils import timezone
 from kombu.exceptions import LimitExceeded
 
-from devservers.smtp_faults import refuse
+from devservers.smtp_faults import drop, refuse
 from django_epica_mail import clock, lifecycle, maintenance, outbox
 from django_epica_mail.broker import doorbell
 from django_epica_mail.delivery import claim, gates, worker
@@ -214,7 +214,38 @@ def test_a_mail_known_to_have_arrived_is_not_sent_again(
     assert worker.deliver("emails") == 0
 
 
-def delivered(log: EmailLog) -> EmailEvent:
+@pytest.mark.parametrize("on_unknown", ["hold", "resend", "fail"])
+def test_proof_for_one_recipient_does_not_lose_another(
+    smtp, queue_mail, deliver, travel, on_unknown
+) -> None:
+    """The server takes a, refuses b for now, and its reply to the content is lost."""
+    log = queue_mail("a@example.com", "b@example.com", on_unknown=on_unknown)
+    smtp.inject(refuse("rcpt", 450, times=1, recipient=lambda it: it.startswith("b")))
+    smtp.inject(drop("content", accepted=True, times=1))
+    deliver()
+    events.record(delivered(log, "a@example.com"))
+    travel(minutes=6)
+    deliver()
+    assert [message.recipients for message in smtp.accepted] == [
+        ("a@example.com",),
+        ("b@example.com",),
+    ]
+    log.refresh_from_db()
+    assert log.status == "sent"
+
+
+def test_proof_for_one_recipient_covers_all_that_were_not_refused(
+    smtp, queue_mail, deliver
+) -> None:
+    log = queue_mail("a@example.com", "b@example.com", on_unknown="hold")
+    smtp.inject(drop("content", accepted=True, times=1))
+    deliver()
+    events.record(delivered(log, "a@example.com"))
+    log.refresh_from_db()
+    assert log.status == "sent"
+
+
+def delivered(log: EmailLog, address: str = "to@example.com") -> EmailEvent:
     return EmailEvent(
         email_id=log.pk,
         key="1",
@@ -222,7 +253,7 @@ def delivered(log: EmailLog) -> EmailEvent:
         at=timezone.now(),
         created_at=clock.now(),
         source="provider",
-        address="to@example.com",
+        address=address,
     )
 
 
