@@ -16,7 +16,7 @@ from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_er
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
-from django_epica_mail.queueing import inserts
+from django_epica_mail.queueing import sql
 from django_epica_mail.retry import Kind, Result
 from django_epica_mail.tracking import events
 
@@ -45,9 +45,10 @@ class Settler:
 
     @property
     def holds_batch(self) -> bool:
-        """Whether every e-mail settled so far was still held by this claim.
+        """Whether every outcome so far was written while this claim held the e-mail.
 
-        If one was not, this worker was presumed dead, and another may be sending the rest.
+        If one was not, this worker may have been presumed dead, and another may be sending the
+        rest.
         """
         return not self._lost_any
 
@@ -74,17 +75,15 @@ class Settler:
         """
         if not self._waiting:
             return
-        outcomes, self._waiting = self._waiting, []
+        outcomes = self._waiting
         try:
             moved = self._settle(outcomes)
         except Error as error:
             if is_passing(error):
-                self._waiting = outcomes
                 raise
-            moved = self._settle_one_by_one(outcomes)
-        self.settled += len(outcomes)
-        self._lost_any |= len(moved) < len(outcomes) or any(it.is_late for it in moved)
-        announce(moved, self._batch.using)
+            self._settle_one_by_one()
+        else:
+            self._close(outcomes, moved)
 
     def _settle(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         batch = self._batch
@@ -94,17 +93,27 @@ class Settler:
             using=batch.using,
         )
 
-    def _settle_one_by_one(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Settle what an error that no repetition cures lets settle; return what moved."""
-        moved: list[Outcome] = []
-        for outcome in outcomes:
+    def _settle_one_by_one(self) -> None:
+        """Settle outcomes one at a time, so that one the database rejects does not block the rest.
+
+        Raises a passing error; what is not settled by then still waits.
+        """
+        for outcome in list(self._waiting):
+            moved: list[Outcome] = []
             try:
-                moved += self._settle([outcome])
+                moved = self._settle([outcome])
             except Error as error:
                 if is_passing(error):
                     raise
                 logger.exception("The outcome of e-mail %s cannot be stored.", outcome.mail.pk)
-        return moved
+            self._close([outcome], moved)
+
+    def _close(self, outcomes: Sequence[Outcome], moved: Sequence[Outcome]) -> None:
+        """Count outcomes as settled, and announce those that were written."""
+        self._waiting = self._waiting[len(outcomes) :]
+        self.settled += len(outcomes)
+        self._lost_any |= len(moved) < len(outcomes) or any(it.is_late for it in moved)
+        announce(moved, self._batch.using)
 
     def release(self, mails: Sequence[EmailLog]) -> None:
         """Put e-mails that were claimed but not begun back into the queue; uses no try."""
@@ -136,7 +145,7 @@ def settle(outcomes: Sequence[Outcome], *, token: uuid.UUID, using: str) -> list
         moved += [it for outcome in others if (it := _settle_one(outcome, token, using))]
         # Only of rows that moved: the row of another may have been deleted.
         attempts = [_attempt(it.mail, it.result) for it in moved if it.result is not None]
-        inserts.insert_rows(attempts, using, ignore_conflicts=True)
+        sql.insert_rows(attempts, using, ignore_conflicts=True)
         ended = [outcome.mail.pk for outcome in moved if outcome.ends_content]
         EmailLog.objects.using(using).forget_content(ended)
     return moved

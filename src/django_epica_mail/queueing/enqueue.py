@@ -18,7 +18,7 @@ from django_epica_mail.exceptions import MissingKey
 from django_epica_mail.messages import encryption
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, PendingResult
 from django_epica_mail.queueing import draft as queueing_draft
-from django_epica_mail.queueing import inserts
+from django_epica_mail.queueing import sql
 from django_epica_mail.queueing.draft import Draft
 from django_epica_mail.routing import Options
 
@@ -82,7 +82,7 @@ def insert_drafts(drafts: Sequence[Draft]) -> list[EmailLog]:
     with _transaction(drafts, using):
         earlier = _claim_keys(drafts, using)
         new = [draft for draft in drafts if draft.log.pk not in earlier]
-        inserts.insert_together(
+        sql.insert_together(
             [
                 [draft.log for draft in new if draft.log.idempotency_key is None],
                 [recipient for draft in new for recipient in draft.recipients],

@@ -16,7 +16,7 @@ from django.utils.safestring import mark_safe
 from django_epica_mail import clock, outbox
 from django_epica_mail.backends import EmailBackend
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
-from django_epica_mail.queueing import inserts
+from django_epica_mail.queueing import sql
 from django_epica_mail.transports import config as transports
 
 pytestmark = pytest.mark.django_db
@@ -53,7 +53,7 @@ def row(**values: Any) -> EmailLog:
     ],
 )
 def test_text_is_stored_unchanged(text: str) -> None:
-    inserts.insert_rows([row(category=text, reply=text)], "default")
+    sql.insert_rows([row(category=text, reply=text)], "default")
     log = EmailLog.objects.get()
     assert (log.category, log.reply) == (text, text)
 
@@ -71,7 +71,7 @@ def test_a_row_is_the_same_as_by_bulk_create() -> None:
     }
     one, two = row(**values), row(**values)
     two.created_at, two.due_at, two.give_up_at = one.created_at, one.due_at, one.give_up_at
-    inserts.insert_rows([one], "default")
+    sql.insert_rows([one], "default")
     EmailLog.objects.bulk_create([two])
     columns = [field.attname for field in EmailLog._meta.concrete_fields if not field.primary_key]
     ours, djangos = (EmailLog.objects.values(*columns).get(pk=it.pk) for it in (one, two))
@@ -88,7 +88,7 @@ def test_inserted_rows_are_saved_ones_and_no_signal_is_sent() -> None:
         signal.connect(note, sender=EmailLog)
     try:
         log = row()
-        inserts.insert_rows([log], "default")
+        sql.insert_rows([log], "default")
     finally:
         for signal in (pre_save, post_save):
             signal.disconnect(note, sender=EmailLog)
@@ -99,7 +99,7 @@ def test_inserted_rows_are_saved_ones_and_no_signal_is_sent() -> None:
 
 
 def test_expressions_are_computed_by_the_database() -> None:
-    inserts.insert_rows([row(created_at=clock.now(), due_at=clock.now(60))], "default")
+    sql.insert_rows([row(created_at=clock.now(), due_at=clock.now(60))], "default")
     log = EmailLog.objects.get()
     assert isinstance(log.created_at, datetime)
     assert abs(log.due_at - log.created_at - timedelta(seconds=60)) < timedelta(seconds=5)
@@ -108,14 +108,14 @@ def test_expressions_are_computed_by_the_database() -> None:
 def test_the_database_assigns_automatic_keys() -> None:
     log = row()
     recipients = [EmailRecipient(email_id=log.pk, position=n, kind="to") for n in range(3)]
-    inserts.insert_together([[log], recipients], "default")
+    sql.insert_together([[log], recipients], "default")
     assert EmailRecipient.objects.values("pk").distinct().count() == 3
 
 
 def test_no_rows_need_no_statement(django_assert_num_queries) -> None:
     with django_assert_num_queries(0):
-        inserts.insert_rows([], "default")
-        inserts.insert_together([[], []], "default")
+        sql.insert_rows([], "default")
+        sql.insert_together([[], []], "default")
 
 
 def attempts(log: EmailLog, *numbers: int) -> list[DeliveryAttempt]:
@@ -126,10 +126,10 @@ def attempts(log: EmailLog, *numbers: int) -> list[DeliveryAttempt]:
 def test_rows_that_conflict_are_skipped_only_on_request() -> None:
     log = row()
     log.save()
-    inserts.insert_rows(attempts(log, 1), "default")
+    sql.insert_rows(attempts(log, 1), "default")
     with pytest.raises(IntegrityError), transaction.atomic():
-        inserts.insert_rows(attempts(log, 1, 2), "default")
-    inserts.insert_rows(attempts(log, 1, 2), "default", ignore_conflicts=True)
+        sql.insert_rows(attempts(log, 1, 2), "default")
+    sql.insert_rows(attempts(log, 1, 2), "default", ignore_conflicts=True)
     assert list(log.delivery_attempts.values_list("number", flat=True).order_by("number")) == [1, 2]
 
 
@@ -138,7 +138,7 @@ def test_rows_of_several_models_are_inserted_all_or_none() -> None:
     log = row()
     log.save()
     with pytest.raises(DatabaseError):
-        inserts.insert_together([[row()], attempts(log, 1, 1)], "default")
+        sql.insert_together([[row()], attempts(log, 1, 1)], "default")
     assert EmailLog.objects.get() == log
     assert not DeliveryAttempt.objects.exists()
 
@@ -157,7 +157,7 @@ def test_a_mail_in_one_statement_needs_no_transaction(django_assert_num_queries)
 def test_a_statement_is_no_longer_than_a_database_takes(
     monkeypatch, django_assert_num_queries
 ) -> None:
-    monkeypatch.setattr(inserts, "_MAX_STATEMENT_LENGTH", 1000)
+    monkeypatch.setattr(sql, "_MAX_STATEMENT_LENGTH", 1000)
     queries = 1 if connection.vendor == "postgresql" else 4
     with transaction.atomic(), django_assert_num_queries(queries) as seen:
         mails = [EmailMessage("S", "x" * 600, None, ["to@example.com"]) for _ in range(5)]
