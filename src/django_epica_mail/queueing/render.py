@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from os.path import splitext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
@@ -67,15 +68,16 @@ def render(
     escaping.
 
     Raises ``TemplateDoesNotExist`` naming every file looked for; ``ValueError`` for an unknown
-    language; ``TypeError`` for a name or context of the wrong type; ``ImproperlyConfigured`` if the
-    text must be derived and the extra ``templates`` is not installed; and whatever the templates
-    raise.
+    language, or for a variable that one of the package's own templates needs and ``context`` lacks;
+    ``TypeError`` for a name or context of the wrong type; ``ImproperlyConfigured`` if the text must
+    be derived and the extra ``templates`` is not installed; and whatever the templates raise.
     """
     if context is not None and not isinstance(context, Mapping):
         raise TypeError(f"context must be a dict of the template's variables; it is {context!r}.")
     templates = _select(_names(template_name), using)
     # Each template gets its own dict, because Django's tags store variables in it.
     values = context or {}
+    _require_variables(templates, values)
     with speaking(language):
         subject = templates.subject and _render_plain(templates.subject, dict(values))
         text = templates.text and _render_plain(templates.text, dict(values))
@@ -86,6 +88,34 @@ def render(
         html=html,
         name=templates.name,
     )
+
+
+_SHIPPED = Path(__file__).parents[1] / "templates"
+
+_REQUIRED: Mapping[str, Sequence[tuple[str, ...]]] = {
+    "emails/password_reset": [("reset_url", "reset_link")],
+    "emails/notification": [("title",), ("body",)],
+}
+"""The variables that the package's own templates cannot do without; one of each group."""
+
+
+def _require_variables(templates: _Templates, values: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if one of the package's own templates lacks a variable it needs.
+
+    Django renders a missing variable as nothing, so that the mail would arrive without its link. A
+    site's own template of the same name is left to Django's rules.
+    """
+    found = templates.html or templates.text
+    origin = str(getattr(getattr(found, "origin", None), "name", ""))
+    if _SHIPPED not in Path(origin).parents:
+        return
+    name = splitext(Path(origin).relative_to(_SHIPPED).as_posix())[0]
+    for group in _REQUIRED.get(name, ()):
+        if not any(values.get(variable) for variable in group):
+            raise ValueError(
+                f"The template {templates.name!r} needs the variable {' or '.join(group)} in its "
+                f"context; the context has: {', '.join(sorted(map(str, values))) or 'nothing'}."
+            )
 
 
 def _names(template_name: object) -> list[str]:

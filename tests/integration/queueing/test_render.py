@@ -508,6 +508,42 @@ class TestShippedTemplates:
     @pytest.mark.parametrize(
         ("language", "validity"),
         [
+            ("en", "This link is valid for: 24 saat."),
+            ("tr", "Bağlantının geçerlilik süresi: 24 saat."),
+        ],
+    )
+    def test_password_reset_takes_the_names_of_its_documented_call(
+        self, language: str, validity: str
+    ) -> None:
+        link = "https://example.com/reset/MQ/c1-2/"
+        context = {"user": AYSE, "reset_link": link, "expires_in": "24 saat"}
+        _, text, html = assert_complete(PASSWORD_RESET, context, language)
+        assert link in text
+        assert html is not None
+        assert html.count(f'href="{link}"') == 2
+        assert validity in text
+        assert validity in html
+
+    @pytest.mark.parametrize("debug", [True, False])
+    @pytest.mark.parametrize(
+        ("template", "context", "missing"),
+        [
+            (PASSWORD_RESET, {"user": AYSE, "url": "x"}, "reset_url or reset_link"),
+            ("emails/password_reset", {"reset_url": ""}, "reset_url or reset_link"),
+            (["emails/missing", "emails/password_reset.txt"], {}, "reset_url or reset_link"),
+            (NOTIFICATION, {"title": "Q&A"}, "body"),
+        ],
+    )
+    def test_a_missing_variable_is_refused_in_the_call(
+        self, settings: Any, debug: bool, template: Any, context: Any, missing: str
+    ) -> None:
+        settings.DEBUG = debug
+        with pytest.raises(ValueError, match=f"needs the variable {missing} in its context"):
+            render(template, context)
+
+    @pytest.mark.parametrize(
+        ("language", "validity"),
+        [
             ("en", "This link is valid for 72 hours."),
             ("tr", "Bu bağlantı 72 saat boyunca geçerlidir."),
         ],
