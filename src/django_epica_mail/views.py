@@ -69,7 +69,7 @@ def _record_visit(request: HttpRequest, email_id: UUID, kind: Kind, url: str = "
         ip=request.META.get("REMOTE_ADDR") if conf.get().store_ip else None,
     )
     try:
-        events.observe(visit)
+        events.record_visit(visit)
     except DatabaseError:
         logger.exception("A visit to e-mail %s could not be recorded.", email_id)
 

@@ -20,7 +20,7 @@ from django.utils.translation import gettext_lazy as _
 from django_epica_mail.admin.base import BoundedPaginator, recent
 from django_epica_mail.admin.detail import Detail
 from django_epica_mail.admin.filters import FILTERS
-from django_epica_mail.admin.operations import ACTIONS, Operations
+from django_epica_mail.admin.operations import ACTIONS, OperatePermission
 from django_epica_mail.admin.previews import Previews
 from django_epica_mail.models import EmailLog, EmailQuerySet, EmailRecipient
 
@@ -37,7 +37,7 @@ _LAST = "\U0010ffff"
 
 
 @admin.register(EmailLog)
-class EmailLogAdmin(Operations, Previews, Detail):
+class EmailLogAdmin(OperatePermission, Previews, Detail):
     """The e-mails, newest first, without their content."""
 
     list_display = (

@@ -37,7 +37,7 @@ DETAIL = "from_detail"
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """Something that can be done to e-mails."""
+    """An operation on the chosen e-mails."""
 
     name: str
     label: StrOrPromise
@@ -47,7 +47,7 @@ class Operation:
     sources: frozenset[Status]
     """The statuses it applies to; other e-mails are skipped."""
     run: Callable[[list[UUID]], Any]
-    """Does it; returns the number of e-mails, or a response."""
+    """Performs the operation; returns the number of e-mails changed, or a response."""
     needs_content: bool = False
 
 
@@ -64,7 +64,7 @@ OPERATIONS = (
         name="requeue",
         label=_("Queue again"),
         effect=_(
-            "They are queued again with all of their attempts. Recipients that already accepted "
+            "They are queued again with a fresh set of attempts. Recipients who already accepted "
             "the e-mail do not get it again; if that is unknown, it may arrive a second time."
         ),
         sources=lifecycle.REQUEUE.sources,
@@ -81,7 +81,7 @@ OPERATIONS = (
     Operation(
         name="send_now",
         label=_("Send now"),
-        effect=_("They no longer wait for their time or for the next attempt."),
+        effect=_("They become due now; a pause or rate limit still applies."),
         sources=lifecycle.CLAIMABLE,
         run=outbox.send_now,
     ),
@@ -95,23 +95,23 @@ OPERATIONS = (
     ),
     Operation(
         name="decide_arrived",
-        label=_("Unknown: it arrived"),
+        label=_("Mark as arrived"),
         effect=_("They count as sent."),
         sources=frozenset({Status.UNKNOWN}),
         run=partial(outbox.decide, verdict=outbox.Verdict.ARRIVED),
     ),
     Operation(
         name="decide_resend",
-        label=_("Unknown: try once more"),
-        effect=_("They are tried once more, and may arrive a second time."),
+        label=_("Resend"),
+        effect=_("They are sent once more, and may arrive a second time."),
         sources=frozenset({Status.UNKNOWN}),
         run=partial(outbox.decide, verdict=outbox.Verdict.RESEND),
         needs_content=True,
     ),
     Operation(
         name="decide_write_off",
-        label=_("Unknown: write off"),
-        effect=_("They count as failed, and are not tried again."),
+        label=_("Write off"),
+        effect=_("They count as failed, and are not sent again."),
         sources=frozenset({Status.UNKNOWN}),
         run=partial(outbox.decide, verdict=outbox.Verdict.WRITE_OFF),
     ),
@@ -134,8 +134,8 @@ def possible(mail: EmailLog) -> list[Operation]:
     ]
 
 
-class Operations:
-    """A mixin for a model admin with the operations in its menu."""
+class OperatePermission:
+    """A mixin for a model admin: the permission that its operations require."""
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Return whether the user may operate the queue."""
@@ -170,7 +170,7 @@ def _operate(
         chosen = list(plain.values_list("pk", "status")[: MOST + 1])
     if len(chosen) > MOST:
         too_many = _(
-            "More than %(most)s e-mails are too many at once. Narrow them down with the filters, "
+            "At most %(most)s e-mails can be chosen at once. Narrow them down with the filters, "
             "or use the epica_mail command."
         )
         model_admin.message_user(
@@ -195,7 +195,7 @@ def _operate(
 
 
 def _back(request: HttpRequest) -> HttpResponseBase | None:
-    """Return to the e-mail's own page if it asked, otherwise to the list."""
+    """Return to the e-mail's own page if the request came from there, otherwise to the list."""
     selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
     if DETAIL not in request.POST or len(selected) != 1:
         return None
@@ -232,7 +232,10 @@ def _confirmation(
 
 
 def _log(request: HttpRequest, operation: Operation, ids: Sequence[UUID]) -> None:
-    """Record in the admin's log who did what to which e-mails."""
+    """Record in the admin's log who ran which operation on which e-mails.
+
+    Logs all ids passed to ``run``, including those it did not change.
+    """
     LogEntry.objects.log_actions(
         str(request.user.pk),
         [EmailLog(pk=pk) for pk in ids],

@@ -116,7 +116,7 @@ class Settler:
         announce(moved, self._batch.using)
 
     def release(self, mails: Sequence[EmailLog]) -> None:
-        """Put e-mails that were claimed but not begun back into the queue; uses no try."""
+        """Requeue e-mails that were claimed but not begun, without using up a try."""
         if not mails:
             return
         batch, ids = self._batch, [mail.pk for mail in mails]
@@ -127,13 +127,13 @@ class Settler:
             until=batch.lease_ends,
             using=batch.using,
         )
-        # An event may have told meanwhile that an earlier attempt was accepted after all.
+        # An event may have reported in the meantime that an earlier attempt was accepted after all.
         if tried_before := [mail.pk for mail in mails if mail.attempts]:
-            events.settled(tried_before, (), batch.using)
+            events.apply_early_events(tried_before, (), batch.using)
 
 
 def settle(outcomes: Sequence[Outcome], *, token: uuid.UUID, using: str) -> list[Outcome]:
-    """Write outcomes in one transaction; return those whose e-mail this claim still held.
+    """Write outcomes in one transaction; return those that were written.
 
     Another worker may hold the e-mail by now because this one was presumed dead; then the other
     worker's outcome counts.
@@ -143,7 +143,7 @@ def settle(outcomes: Sequence[Outcome], *, token: uuid.UUID, using: str) -> list
     with transaction.atomic(using=using):
         moved = _settle_alike(plain, token, using) if plain else []
         moved += [it for outcome in others if (it := _settle_one(outcome, token, using))]
-        # Only of rows that moved: the row of another may have been deleted.
+        # Only for rows that moved; the others may have been deleted.
         attempts = [_attempt(it.mail, it.result) for it in moved if it.result is not None]
         sql.insert_rows(attempts, using, ignore_conflicts=True)
         ended = [outcome.mail.pk for outcome in moved if outcome.ends_content]
@@ -161,7 +161,7 @@ _LATE_MOVES = {
     (Status.RETRYING, Status.FAILED): lifecycle.GIVE_UP,
     (Status.UNKNOWN, Status.RETRYING): lifecycle.RESEND,
 }
-"""The move that a known outcome makes after the lease has ended: by present status and target."""
+"""The moves of known outcomes after the lease has ended, keyed by (current status, target)."""
 
 
 def _settle_alike(outcomes: list[Outcome], token: uuid.UUID, using: str) -> list[Outcome]:
@@ -184,7 +184,7 @@ def _settle_alike(outcomes: list[Outcome], token: uuid.UUID, using: str) -> list
 def _settle_late(
     outcome: Outcome, status: str | None, token: uuid.UUID, using: str
 ) -> Outcome | None:
-    """Write an outcome that comes after the lease has ended and before another worker's claim."""
+    """Write an outcome that arrives after the lease has ended and before another worker's claim."""
     move = _LATE_MOVES.get((Status(status), outcome.target)) if status else None
     rows, ids = EmailLog.objects.using(using).filter(status=status), [outcome.mail.pk]
     if move is None or not rows.move(move, ids, token=token, **_values(outcome)):
@@ -193,7 +193,7 @@ def _settle_late(
 
 
 def _settle_one(outcome: Outcome, token: uuid.UUID, using: str) -> Outcome | None:
-    """Write an outcome; return it as it was made, or ``None`` if the claim lost the e-mail."""
+    """Write an outcome; return it as written, or ``None`` if the claim lost the e-mail."""
     rows, ids = EmailLog.objects.using(using), [outcome.mail.pk]
     held, moves = rows.filter(status=Status.SENDING), outcome.decision.moves
     values: list[dict[str, object]] = [*({} for _ in moves[1:]), _values(outcome)]
@@ -206,14 +206,14 @@ def _settle_one(outcome: Outcome, token: uuid.UUID, using: str) -> Outcome | Non
         failure = outcome.decision.failure
         written = (outcome.target, outcome.mail.attempts + 1, failure.kind if failure else "")
         if row == written:
-            return outcome  # by this claim, in a commit whose reply was lost
+            return outcome  # already written by this claim, in a commit whose reply was lost
         late = _settle_late(outcome, row[0], token, using) if row and outcome.result else None
         if late is None:
             return None
         outcome = late
     recipients = EmailRecipient.objects.using(using).filter(email=outcome.mail)
     if outcome.mail.attempts and outcome.result is not None:
-        # What an earlier attempt of unknown outcome refused; this one says anew.
+        # Clear the refusals of an earlier attempt of unknown outcome; this one reports its own.
         recipients.filter(outcome="", code__isnull=False).update(code=None, reply="")
     for position, failure in outcome.decision.not_accepted.items():
         recipients.filter(position=position).update(code=failure.code or 0, reply=failure.reply)
@@ -271,7 +271,7 @@ def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:
 
 
 def announce(outcomes: Sequence[Outcome], using: str) -> None:
-    """Send ``email_moved`` for committed moves, and apply events that arrived before them."""
+    """Send ``email_moved`` for committed moves, and apply events that arrived before the settle."""
     for outcome in outcomes:
         for move in outcome.decision.moves:
             signals.email_moved.send_robust(
@@ -283,7 +283,7 @@ def announce(outcomes: Sequence[Outcome], using: str) -> None:
     provider_ids = {it.result.provider_id for it in outcomes if it.result is not None} - {""}
     open_ones = [outcome.mail.pk for outcome in outcomes if _may_have_been_sent(outcome)]
     if provider_ids or open_ones:
-        events.settled(open_ones, provider_ids, using)
+        events.apply_early_events(open_ones, provider_ids, using)
 
 
 def announce_moves(move: lifecycle.Move, ids: Iterable[uuid.UUID]) -> None:

@@ -98,9 +98,9 @@ def read(period: Period, using: str, *, queue: str = "", transport: str = "") ->
     times: dict[tuple[str, str], list[int]] = {}
     sent = rows.filter(event=Event.SENT).values_list("hour", "queue", "transport", "buckets")
     for hour, name, alias, buckets in sent:
-        times[name, alias] = totals.added([times.get((name, alias), []), buckets])
+        times[name, alias] = totals.sum_buckets([times.get((name, alias), []), buckets])
         if (slot := by_start.get(_start_of(hour, period))) is not None:
-            slot.buckets = totals.added([slot.buckets, buckets])
+            slot.buckets = totals.sum_buckets([slot.buckets, buckets])
     failed = rows.filter(event=Event.FAILED).values_list("failure_kind", "failure_code")
     reasons = failed.annotate(number=Sum("count")).order_by("-number")[:MOST_REASONS]
     return History(slots, [Reason(*reason) for reason in reasons], times)

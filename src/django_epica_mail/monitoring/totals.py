@@ -1,9 +1,9 @@
 """Counts what happens to mail, by hour and in total, for charts, metrics and the health check.
 
-Nothing is counted while mail is queued or sent. The sweep counts later, from the rows of mails and
+Queueing and sending count nothing themselves. The sweep counts later, from the rows of mails and
 attempts, up to a mark that stays ``LAG`` behind the clock: rows older than the mark are committed
 by then, and each is counted once. Rows are missed if their transaction stays open for longer than
-``LAG``, or if the clock of their host is that late.
+``LAG``, or if the clock of their host is that far behind.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from django_epica_mail.retry import PASSING, Kind
 Event = EmailTotal.Event
 
 ALL_TIME = EPOCH
-"""The ``hour`` of the rows that add up all hours."""
+"""The ``hour`` value of the all-time rows."""
 LAG = timedelta(seconds=60)
 """How far the mark stays behind the clock."""
 HOUR = timedelta(hours=1)
 KEPT = timedelta(days=92)
-"""How long the totals of single hours are kept; those of all time are kept forever."""
+"""How long hourly totals are kept; all-time totals are kept forever."""
 
 BOUNDS: Mapping[str, Sequence[float]] = {
     # From queueing, or the scheduled time, until a server accepted the mail.
@@ -41,12 +41,12 @@ BOUNDS: Mapping[str, Sequence[float]] = {
 }
 """The upper bounds, in seconds, of the buckets of each event with a duration.
 
-One more bucket has no upper bound. Counts are stored in this order, so bounds may be appended but
+One more bucket is open-ended. Counts are stored in this order, so bounds may be appended but
 never changed.
 """
 
 _BUSY_SECONDS = 5.0
-"""After this time the rest is counted by the next sweep."""
+"""No window is started after this time; the next sweep counts the rest."""
 LOST = (Kind.UNKNOWN, Kind.WORKER_LOST)
 """The failures after which a mail may or may not have been accepted."""
 _Key = tuple[str, str, str, str, int]
@@ -72,7 +72,10 @@ class _Tally:
 
 
 def count() -> int:
-    """Count events up to ``LAG`` ago, in a bounded time; return how many were counted."""
+    """Count events up to ``LAG`` ago; return how many were counted.
+
+    Stops starting windows after ``_BUSY_SECONDS``; a window is an hour at most.
+    """
     using = router.db_for_write(EmailTotal)
     started, counted = time.monotonic(), 0
     while time.monotonic() - started < _BUSY_SECONDS:
@@ -86,7 +89,7 @@ def count() -> int:
 
 
 def forget_hours(using: str) -> None:
-    """Delete the totals of single hours that are older than ``KEPT``."""
+    """Delete hourly totals older than ``KEPT``."""
     old = EmailTotal.objects.using(using).filter(hour__gt=ALL_TIME, hour__lt=clock.now(-KEPT))
     old.delete()
 
@@ -94,8 +97,8 @@ def forget_hours(using: str) -> None:
 def quantile(event: str, buckets: Sequence[int], share: float) -> float | None:
     """Estimate the quantile ``share`` of counted durations in seconds; ``None`` if none is counted.
 
-    Like Prometheus, assumes that durations are spread evenly within a bucket, and returns the lower
-    bound of the last bucket, which has no upper bound.
+    Like Prometheus, assumes that durations are spread evenly within a bucket; for the last bucket,
+    which is open-ended, returns its lower bound.
     """
     wanted, below = share * sum(buckets), 0
     if not wanted:
@@ -109,8 +112,8 @@ def quantile(event: str, buckets: Sequence[int], share: float) -> float | None:
     return lower
 
 
-def added(rows: Iterable[Sequence[int]]) -> list[int]:
-    """Return the sums of buckets; rows may be empty or shorter than others."""
+def sum_buckets(rows: Iterable[Sequence[int]]) -> list[int]:
+    """Return the sum of each bucket over all rows; a row may be empty or shorter than others."""
     total: list[int] = []
     for row in rows:
         total += [0] * (len(row) - len(total))
@@ -137,7 +140,7 @@ def _next_window(using: str) -> tuple[datetime, datetime] | None:
 
 
 def hour_of(moment: datetime) -> datetime:
-    """Return the start of the hour, in UTC, where no change of clocks repeats an hour."""
+    """Return the start of the hour in UTC, which has no hour repeated by a clock change."""
     return moment.astimezone(timezone.utc).replace(minute=0, second=0, microsecond=0)
 
 
@@ -147,7 +150,7 @@ def _count_window(start: datetime, end: datetime, using: str) -> int:
         if not mark.update(counted_until=end):
             return 0  # counted by another sweep; from here on, others wait for this row
         tallies: dict[_Key, _Tally] = {}
-        for key, seconds in (*_ends(start, end, using), *_attempts(start, end, using)):
+        for key, seconds in (*_finished(start, end, using), *_attempts(start, end, using)):
             tallies.setdefault(key, _Tally()).add(key[2], seconds)
         for queue, transport, number in _enqueued(start, end, using):
             tallies[queue, transport, Event.ENQUEUED.value, "", 0] = _Tally(number)
@@ -164,7 +167,7 @@ def _enqueued(start: datetime, end: datetime, using: str) -> Iterable[tuple[str,
     return list(grouped)
 
 
-def _ends(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, float | None]]:
+def _finished(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, float | None]]:
     """Yield the final status of each finished mail, with the delivery time of sent mail."""
     give_up_after = timedelta(seconds=conf.get().give_up_after)
     rows = EmailLog.objects.using(using).filter(
@@ -196,7 +199,10 @@ def _ends(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, fl
 
 
 def _attempts(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, float | None]]:
-    """Yield each attempt, and whether it was a retry, unknown or postponed."""
+    """Yield an event per attempt, plus those that follow from it.
+
+    That is one if it was a retry, and one if its outcome is unknown or it was postponed.
+    """
     rows = DeliveryAttempt.objects.using(using).filter(
         pk__gte=lowest_id_at(start), pk__lt=lowest_id_at(end)
     )
@@ -220,9 +226,9 @@ def _attempts(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key
 
 
 def _write(hour: datetime, tallies: Mapping[_Key, _Tally], using: str) -> None:
-    """Add tallies to the totals of their hour and to those of all time.
+    """Add tallies to their hour's totals and to the all-time totals.
 
-    Other sweeps cannot write meanwhile, because this transaction has locked the mark.
+    Other sweeps cannot write at the same time: this transaction has locked the mark.
     """
     totals = EmailTotal.objects.using(using)
     existing = {
@@ -248,6 +254,6 @@ def _write(hour: datetime, tallies: Mapping[_Key, _Tally], using: str) -> None:
                 changed.append(row)
             row.count += tally.count
             row.seconds += tally.seconds
-            row.buckets = added([row.buckets, tally.buckets])
+            row.buckets = sum_buckets([row.buckets, tally.buckets])
     totals.bulk_create(new)
     totals.bulk_update(changed, ["count", "seconds", "buckets"], batch_size=100)

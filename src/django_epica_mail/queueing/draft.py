@@ -47,11 +47,11 @@ def draft(
     ``of_celery`` is the result of ``celery_config.site_route``. Raises ``ValueError`` or
     ``TypeError`` for a message that cannot be sent, ``UnstorableMessage`` for one that cannot be
     stored without loss, and ``ImproperlyConfigured`` for one that needs an encryption key that is
-    not set, or links that the site does not serve.
+    not set, or that carries links the site does not serve.
     """
     count = len(message.recipients())
     if not count:
-        raise ValueError("The message has no recipient: give it at least one in to, cc or bcc.")
+        raise ValueError("The message has no recipients: add at least one to to, cc or bcc.")
     check_recipients(count)
     messages.check(message)
     stored = messages.dump(message)
@@ -69,10 +69,8 @@ def draft(
     )
     _route(log, routing.decide(options, facts, conf.get(), of_celery), options)
     if len(recipients) > 1:
-        log.additions = ""  # a link is for one recipient, but anyone who gets it can use it
-    elif log.additions and not (
-        "unsubscribe" not in log.additions and transports.tracks(log.transport)
-    ):
+        log.additions = ""  # links identify one recipient; in shared mail, anyone could use them
+    elif "unsubscribe" in log.additions or (log.additions and not transports.tracks(log.transport)):
         links.check()
     log.category = options.category or ""
     log.subject = "" if log.keep_content == "never" else storable(message.subject)
@@ -90,7 +88,8 @@ def check_recipients(count: int) -> None:
     if most is not None and count > most:
         raise InvalidMessage(
             f"The message has {count} recipients, but EPICA_MAIL['MAX_RECIPIENTS'] allows {most}: "
-            "send a mail to each (enqueue_many, send_bulk_templated_emails), or raise the limit."
+            "send each recipient a separate e-mail (enqueue_many, send_bulk_templated_emails), or "
+            "raise the limit."
         )
 
 
@@ -99,8 +98,8 @@ def check_size(size: int) -> None:
     most = conf.get().max_message_bytes
     if most is not None and size > most:
         raise InvalidMessage(
-            f"The message has {size} bytes, but EPICA_MAIL['MAX_MESSAGE_BYTES'] allows {most}: "
-            "send links to large files, or raise the limit."
+            f"The message is {size} bytes, but EPICA_MAIL['MAX_MESSAGE_BYTES'] allows {most}: "
+            "link to large files instead of attaching them, or raise the limit."
         )
 
 
@@ -131,8 +130,8 @@ def _checked_keep_content(keep_content: str) -> str:
     """Return ``keep_content``; raise ``ImproperlyConfigured`` if it needs a key that is not set."""
     if keep_content == "never" and not encryption.is_on():
         raise ImproperlyConfigured(
-            "This mail has keep_content='never', which encrypts it while it waits, but no key is "
-            "set: set EPICA_MAIL['ENCRYPTION_KEYS'], or choose 'until_sent'."
+            "keep_content='never' stores the e-mail encrypted until it is sent, but no key is set: "
+            "set EPICA_MAIL['ENCRYPTION_KEYS'], or choose 'until_sent'."
         )
     return keep_content
 
@@ -143,8 +142,10 @@ def _recipients(message: EmailMessage, log: EmailLog) -> Iterator[EmailRecipient
         + [EmailRecipient.Kind.CC] * sum(map(bool, message.cc))
         + [EmailRecipient.Kind.BCC] * sum(map(bool, message.bcc))
     )
+    # A message class may return more recipients than its fields name: no header shows them.
+    kinds_and_more = itertools.chain(kinds, itertools.repeat(EmailRecipient.Kind.BCC))
     for position, (recipient, kind) in enumerate(
-        itertools.zip_longest(message.recipients(), kinds, fillvalue=EmailRecipient.Kind.BCC)
+        zip(message.recipients(), kinds_and_more, strict=False)
     ):
         yield EmailRecipient(
             email_id=log.pk, position=position, kind=kind, address=_address(recipient)
@@ -158,7 +159,7 @@ def _address(recipient: object) -> str:
 
 
 def attachment(blob: Blob) -> EmailAttachment:
-    """Return the row of an attachment, which mails refer to."""
+    """Return the row of an attachment; all mails with the same attachment share it."""
     return EmailAttachment(
         digest=blob.digest,
         filename=storable(blob.filename),
@@ -169,5 +170,8 @@ def attachment(blob: Blob) -> EmailAttachment:
 
 
 def storable(text: object) -> str:
-    """Return text without what some databases refuse; the envelope keeps the original."""
+    """Return text without NULs and lone surrogates, which some databases reject.
+
+    The envelope keeps the original.
+    """
     return str(text).replace("\0", "").encode("utf-8", "replace").decode()

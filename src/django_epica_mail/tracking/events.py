@@ -1,4 +1,4 @@
-"""Records what happens to mail after it is sent: each event once, in whatever order they come."""
+"""Records what happens to sent mail: each event once, whatever order reports arrive in."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ OWN = "epica_mail"
 """The ``source`` of events that we observe ourselves."""
 
 _SCAN_SECONDS = 3.0
-"""Seconds after sending within which no person opens a mail or follows its links."""
+"""A visit within this many seconds of sending is taken for a scanner's."""
 
 _REPEAT_SECONDS = 10.0
-"""Seconds within which identical visits count once, so that no link can flood the table."""
+"""Identical visits in the same slot of this length count once: no link can flood the table."""
 
 _NO_PROOF_OF_SENDING = (Kind.SUBSCRIBED, Kind.AUTORESPONDED)
 _UNCERTAIN = (FailureKind.UNKNOWN, FailureKind.WORKER_LOST)
@@ -68,7 +68,8 @@ def record(event: EmailEvent) -> bool:
         if is_new:
             _suppress(event, using)
             transaction.on_commit(partial(_send_signal, event), using=using, robust=True)
-    # After the commit, because the worker looks for events after its own: one sees the other.
+    # After the commit: the worker looks for events after its own commit, so whichever commits
+    # last sees the other.
     follow_up = partial(_follow_up, event.email_id, event.provider_id, using)
     follow_up()
     if connections[using].in_atomic_block:
@@ -114,11 +115,11 @@ class Visit:
     ip: str | None = None
 
 
-def observe(visit: Visit) -> bool:
+def record_visit(visit: Visit) -> bool:
     """Record a visit with one write; return ``False`` if its mail is deleted.
 
-    Identical visits within a few seconds count once. A visit before the mail was sent, or within a
-    few seconds of it, is a scanner's and counts as automated.
+    Identical visits in the same 10-second slot count once. A visit before the mail was sent, or
+    within 3 seconds of it, is a scanner's and counts as automated.
     """
     using = router.db_for_write(EmailEvent)
     logs = EmailLog.objects.using(using).filter(pk=visit.email_id)
@@ -157,18 +158,18 @@ def observe(visit: Visit) -> bool:
     return True
 
 
-def settled(ids: Iterable[UUID], provider_ids: Collection[str], using: str) -> None:
+def apply_early_events(ids: Iterable[UUID], provider_ids: Collection[str], using: str) -> None:
     """Apply events that arrived before their mail was settled.
 
-    ``ids`` are those of mails that were not sent; ``provider_ids`` are the providers' ids of mails.
+    ``ids``: e-mails not settled as sent; ``provider_ids``: those of the attempts just settled.
     """
-    confirm_delivered({*ids, *_tie(provider_ids, using)}, using)
+    confirm_delivered({*ids, *_link_orphans(provider_ids, using)}, using)
 
 
 def confirm_delivered(ids: Collection[UUID], using: str) -> None:
     """Mark mail of unknown outcome as sent if an event proves that it was.
 
-    Overrides what its policy has made of it since: the mail is not sent again.
+    Overrides whatever ``on_unknown`` did in the meantime; a resend not yet claimed is dropped.
     """
     if not ids:
         return
@@ -185,7 +186,7 @@ def confirm_delivered(ids: Collection[UUID], using: str) -> None:
 
 
 def _succeed(log: EmailLog, using: str) -> None:
-    """Mark a mail as sent, or its accepted recipients if the attempt refused others for now."""
+    """Mark a mail as sent, or only its accepted recipients if others were refused for now."""
     move = lifecycle.SUCCEED if log.status == Status.UNKNOWN else lifecycle.CONFIRM
     rows = EmailLog.objects.using(using)
     with transaction.atomic(using=using):
@@ -193,7 +194,7 @@ def _succeed(log: EmailLog, using: str) -> None:
         if outstanding.filter(code__isnull=False).exists():
             outstanding.filter(code=None).update(outcome=EmailRecipient.Outcome.ACCEPTED)
             if log.status in lifecycle.CLAIMABLE:
-                return  # the others are tried again as planned
+                return  # the others are retried as planned
             move = lifecycle.RESEND if log.status == Status.UNKNOWN else lifecycle.REQUEUE
             still = rows.filter(status=log.status)
             if not still.move(move, [log.pk], due_at=clock.now(), finished_at=None):
@@ -223,7 +224,7 @@ def _announce(email_id: UUID, move: lifecycle.Move) -> None:
 
 
 def _proven_sent(ids: Sequence[UUID], using: str) -> set[UUID]:
-    """Return the mails with an event that proves sending to a recipient of unknown outcome."""
+    """Return the ids of e-mails proven sent to a recipient whose outcome is unknown."""
     unknown = defaultdict(set)
     recipients = EmailRecipient.objects.using(using).filter(email_id__in=ids, outcome="")
     for email_id, address in recipients.values_list("email_id", "address"):
@@ -238,12 +239,15 @@ def _proven_sent(ids: Sequence[UUID], using: str) -> set[UUID]:
 
 
 def _follow_up(email_id: UUID | None, provider_id: str, using: str) -> None:
-    ids = _tie([provider_id], using) if email_id is None else {email_id}
+    ids = _link_orphans([provider_id], using) if email_id is None else {email_id}
     confirm_delivered(ids, using)
 
 
-def _tie(provider_ids: Iterable[str], using: str) -> set[UUID]:
-    """Link events that have no mail yet to the mail with their provider's id; return its ids."""
+def _link_orphans(provider_ids: Iterable[str], using: str) -> set[UUID]:
+    """Link events without an e-mail to the one with their provider's id.
+
+    Returns the ids of those e-mails.
+    """
     wanted = {it for it in provider_ids if it}
     if not wanted:
         return set()
@@ -257,21 +261,21 @@ def _tie(provider_ids: Iterable[str], using: str) -> set[UUID]:
             "provider_id", "email_id"
         )
     )
-    tied = set()
+    linked = set()
     for event in orphans:
         if event.provider_id in known:
             event.email_id = known[event.provider_id]
             with transaction.atomic(using=using):
                 if events.filter(pk=event.pk).update(email_id=event.email_id):
                     _suppress(event, using)
-            tied.add(known[event.provider_id])
-    return tied
+            linked.add(known[event.provider_id])
+    return linked
 
 
 def _suppress(event: EmailEvent, using: str) -> None:
-    """Suppress the event's address if it accepts no mail, or wants none.
+    """Suppress the event's address if it bounces for good, or its owner opted out.
 
-    An unsubscribe applies to the category of its mail, so it has no effect until that is known.
+    An unsubscribe applies to its e-mail's category, so it has no effect until the e-mail is known.
     """
     reason = _REASONS.get(Kind(event.kind))
     if event.kind == Kind.BOUNCED and event.reason == PERMANENT:

@@ -1,6 +1,6 @@
 """Builds the bytes of a mail: the same as Django's SMTP backend would send, but faster.
 
-Building a mail is the largest part of a worker's cost per mail. An ordinary mail (text, with or
+Building a mail is the largest part of a worker's cost per mail. A simple mail (text, with or
 without alternatives) is written directly. Django builds any other mail, under the policies of
 ``header_folding``, which skip the most expensive steps.
 """
@@ -37,14 +37,14 @@ _MAX_LINE_BYTES = 998
 _MIME_VERSION = "MIME-Version: 1.0\r\n"
 _WRITTEN_FIRST = frozenset({"from", "to", "cc", "reply-to"})
 """Headers written before the message's other extra headers."""
-_DJANGO_ONLY = frozenset(
+_NEVER_SIMPLE = frozenset(
     {"subject", "bcc", "mime-version", "content-type", "content-transfer-encoding"}
 )
-"""Extra headers that only Django knows how to write."""
+"""Extra headers that make a mail not simple."""
 
 
 class _NotSimple(Exception):  # noqa: N818 - an answer, not an error
-    """The message has something only Django knows how to write."""
+    """The message is not simple: Django has to build it."""
 
 
 class _EncodedText(NamedTuple):
@@ -57,16 +57,16 @@ class _EncodedText(NamedTuple):
 
 
 def build(message: EmailMessage) -> bytes:
-    """Return the bytes of a message that does not build its own MIME. Raises what Django raises.
+    """Return the bytes of a message that does not build its own MIME (see ``messages.raw``).
 
-    They are the bytes of Django's own backend, except for the boundaries, which are random in both.
+    Identical to Django's output except for the random boundaries. Raises what Django raises.
     """
     written = write_simple(message, new_boundary()) if _writes_same_bytes_as_django() else None
     return _build_with_django(message) if written is None else written
 
 
 def write_simple(message: EmailMessage, boundary: str) -> bytes | None:
-    """Return the bytes of a message as Django writes them, or ``None`` if it is not ordinary.
+    """Return the bytes of a message as Django writes them, or ``None`` if it is not simple.
 
     Raises what Django raises for an invalid header.
     """
@@ -81,7 +81,7 @@ def write_simple(message: EmailMessage, boundary: str) -> bytes | None:
     first = _MIME_VERSION + content_type if _IS_MODERN else content_type + _MIME_VERSION
     pieces = [first.encode(), headers]
     for text in texts:
-        # Django 6 moves MIME-Version from the body to the message.
+        # Django 6 moves MIME-Version from the first part to the message.
         with_version = not (_IS_MODERN and text is texts[0])
         part_headers = _content_headers(text, with_version=with_version)
         pieces += [f"\r\n--{boundary}\r\n".encode(), part_headers, b"\r\n", text.content]
@@ -89,7 +89,10 @@ def write_simple(message: EmailMessage, boundary: str) -> bytes | None:
 
 
 def new_boundary() -> str:
-    """Return a boundary in the standard library's form: 63 random bits, which no text contains."""
+    """Return a boundary in the standard library's form.
+
+    Its 63 random bits will not occur in any text in practice.
+    """
     return f"==============={random.getrandbits(63):019d}=="
 
 
@@ -123,7 +126,10 @@ def _build_with_django(message: EmailMessage) -> bytes:
 
 
 def _set_boundaries(mime: Message) -> None:
-    """Give each multipart a boundary: to choose one, the standard library reads the whole text."""
+    """Give each multipart a boundary.
+
+    Otherwise the standard library would scan the whole text to choose one.
+    """
     for part in mime.walk():
         if part.get_content_maintype() == "multipart" and part.get_boundary() is None:
             part.set_boundary(new_boundary())
@@ -185,7 +191,7 @@ def _message_headers(message: EmailMessage) -> Iterator[tuple[str, object]]:
     """Yield all other headers, in Django's order."""
     own = message.extra_headers
     names = {name.lower() for name in own}
-    if len(names) < len(own) or "message-id" not in names or not _DJANGO_ONLY.isdisjoint(names):
+    if len(names) < len(own) or "message-id" not in names or not _NEVER_SIMPLE.isdisjoint(names):
         raise _NotSimple
     yield "Subject", message.subject
     yield "From", own.get("From", message.from_email)
@@ -219,9 +225,10 @@ def _header_line(name: str, value: object) -> bytes:
 
 @lru_cache(maxsize=64, typed=True)
 def _fold_header(name: str, value: str) -> bytes:
-    """Return a header that needs folding or encoding; many repeat in each mail of a batch.
+    """Return a header that needs folding or encoding.
 
-    The cache is typed because a ``str`` subclass may define its own folding.
+    Cached, because many repeat across a batch. The cache is typed because a ``str`` subclass may
+    define its own folding.
     """
     if not _IS_MODERN:
         return header_folding.POLICY.fold_binary(*forbid_multi_line_headers(name, value, "utf-8"))

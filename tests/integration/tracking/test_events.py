@@ -180,7 +180,7 @@ def test_visitors_are_served_while_the_database_is_down(sent, browser, monkeypat
     def fail(*_: Any) -> None:
         raise DatabaseError("gone")
 
-    monkeypatch.setattr("django_epica_mail.tracking.events.observe", fail)
+    monkeypatch.setattr("django_epica_mail.tracking.events.record_visit", fail)
     assert browser.get(sent[1]).status_code == 302
     assert browser.get(sent[2]).status_code == 200
     assert "could not be recorded" in caplog.text

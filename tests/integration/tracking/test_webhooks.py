@@ -337,7 +337,8 @@ def test_an_event_committed_after_the_settle_decides_the_mail(
     with django_capture_on_commit_callbacks(execute=True):  # as with ATOMIC_REQUESTS
         SendGrid(log, "x").delivered("a@example.com")
         with monkeypatch.context() as unseen:
-            unseen.setattr(events, "settled", lambda *_: None)  # the worker sees no event yet
+            # The worker sees no event yet.
+            unseen.setattr(events, "apply_early_events", lambda *_: None)
             settle(batch, LOST)
         assert EmailLog.objects.get().status == "unknown"
     assert EmailLog.objects.get().status == "sent"
@@ -417,7 +418,7 @@ def test_mail_by_smtp_costs_no_query_for_events(
     def fail(*_: Any) -> None:
         raise AssertionError("looked for events")
 
-    monkeypatch.setattr(events, "settled", fail)
+    monkeypatch.setattr(events, "apply_early_events", fail)
     queue_mail()
     assert deliver() == 1
 

@@ -110,7 +110,7 @@ def test_every_text_is_written_as_django_writes_it(
     assert outcome(wire.build, make()) == outcome(raw.render, make())
 
 
-def ordinary_mail(**changes: Any) -> EmailMultiAlternatives:
+def simple_mail(**changes: Any) -> EmailMultiAlternatives:
     made = EmailMultiAlternatives(
         "Siparişiniz yolda", "Çay yolda.\n", "Çaycı <shop@example.com>", ["to@example.com"]
     )
@@ -120,9 +120,9 @@ def ordinary_mail(**changes: Any) -> EmailMultiAlternatives:
     return made
 
 
-def test_an_ordinary_mail_is_written_directly() -> None:
+def test_a_simple_mail_is_written_directly() -> None:
     assert wire._writes_same_bytes_as_django()
-    assert wire.write_simple(ordinary_mail(), "b") is not None
+    assert wire.write_simple(simple_mail(), "b") is not None
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_an_ordinary_mail_is_written_directly() -> None:
     ],
     ids=str,
 )
-def test_a_mail_that_is_not_ordinary_is_not_written_directly(changes: dict[str, Any]) -> None:
-    assert wire.write_simple(ordinary_mail(**changes), "b") is None
+def test_a_mail_that_is_not_simple_is_not_written_directly(changes: dict[str, Any]) -> None:
+    assert wire.write_simple(simple_mail(**changes), "b") is None
 
 
 def test_a_non_ascii_domain_is_written_as_django_writes_it() -> None:
-    made = partial(ordinary_mail, to=["Ayşe <ayse@bücher.example>"])
+    made = partial(simple_mail, to=["Ayşe <ayse@bücher.example>"])
     assert outcome(wire.build, made()) == outcome(raw.render, made())
 
 
@@ -155,7 +155,7 @@ def test_a_header_with_its_own_folding_keeps_it() -> None:
     link = f"<https://example.com/{'a' * 90}>"
     headers = {"Message-ID": ID, "List-Unsubscribe": instrument._OneLine(link)}
     for value in (link, headers["List-Unsubscribe"]):  # the same text, but not the same header
-        made = partial(ordinary_mail, extra_headers={**headers, "List-Unsubscribe": value})
+        made = partial(simple_mail, extra_headers={**headers, "List-Unsubscribe": value})
         assert outcome(wire.build, made()) == outcome(raw.render, made())
         assert wire.write_simple(made(), "b") is not None
 
@@ -166,7 +166,7 @@ def test_a_django_that_builds_differently_builds_every_mail(
     monkeypatch.setattr(wire, "_MIME_VERSION", "MIME-Version: 1.1\r\n")
     wire._writes_same_bytes_as_django.cache_clear()
     try:
-        assert b"MIME-Version: 1.0\r\n" in wire.build(ordinary_mail())
+        assert b"MIME-Version: 1.0\r\n" in wire.build(simple_mail())
     finally:
         wire._writes_same_bytes_as_django.cache_clear()
 

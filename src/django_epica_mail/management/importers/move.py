@@ -26,7 +26,7 @@ from django_epica_mail.transports import config as transports
 CHUNK = 200
 """How many rows are moved in one transaction."""
 
-_ENDS = {
+_FINISHING_MOVES = {
     Status.SENT: (lifecycle.CLAIM, lifecycle.SUCCEED),
     Status.FAILED: (lifecycle.GIVE_UP,),
     Status.CANCELLED: (lifecycle.CANCEL,),
@@ -70,9 +70,10 @@ def move(
     """Move another package's mail, waiting mail first; return what was moved.
 
     Before any mail, the addresses the package never sends to are added to the suppression list.
-    Finished mail is copied if it was finished in the last ``days``. A ``dry_run`` reads and checks
-    everything and writes nothing. ``transport`` is the alias for mail whose row names none of ours.
-    ``advance`` is called after each chunk with the number of rows done and the total.
+    Finished mail is copied if it was finished in the last ``days`` days. A ``dry_run`` reads and
+    checks everything and writes nothing. ``transport`` is the alias for mail whose row names no
+    transport configured here. ``advance`` is called after each chunk with the number of rows
+    done and the total.
     """
     report = Report()
     recent = timezone.now() - timedelta(days=days)
@@ -96,21 +97,21 @@ class _Run:
     report: Report
     dry_run: bool
     transport: str | None
-    moved: set[str] = field(default_factory=set)
-    """The keys of moved waiting mail, whose rows the package may now list as finished."""
+    handled: set[str] = field(default_factory=set)
+    """The keys of waiting mail moved or refused; the package may now list its rows as finished."""
 
     def move_chunk(self, rows: QuerySet[Any], is_past: bool, *, after: Any) -> Any:
-        """Move the rows after a primary key in one transaction; return the last one's key.
+        """Move the next chunk, starting after ``after``, in one transaction.
 
-        Returns ``None`` if there are no more rows.
+        Returns the primary key of its last row, or ``None`` if there are no more rows.
         """
         using = router.db_for_write(EmailLog)
         with transaction.atomic(using=using):
             chunk = self._read_chunk(rows.using(using).order_by("pk"), after)
             if not chunk:
                 return None
-            keys = self._new(chunk, using)
-            drafts = self._drafts(keys, is_past)
+            rows_by_key = self._new(chunk, using)
+            drafts = self._drafts(rows_by_key, is_past)
             if is_past:
                 self.report.finished += len(drafts)
             else:
@@ -118,11 +119,11 @@ class _Run:
             if drafts and not self.dry_run:
                 enqueue.insert_drafts([draft for _, draft, _ in drafts])
                 if is_past:
-                    _end((draft, past) for _, draft, past in drafts if past is not None)
+                    _finish((draft, past) for _, draft, past in drafts if past is not None)
                 else:
                     self.source.mark([(row, draft.log) for row, draft, _ in drafts])
         if not is_past:
-            self.moved.update(keys)
+            self.handled.update(rows_by_key)
         return chunk[-1].pk
 
     def _read_chunk(self, ordered: QuerySet[Any], after: Any) -> list[Any]:
@@ -138,18 +139,18 @@ class _Run:
 
     def _new(self, chunk: Sequence[Any], using: str) -> dict[str, Any]:
         """Return the rows whose mail was not moved before, by idempotency key."""
-        keys = {self.source.key(row): row for row in chunk}
-        known = EmailLog.objects.using(using).filter(idempotency_key__in=keys)
+        rows_by_key = {self.source.key(row): row for row in chunk}
+        known = EmailLog.objects.using(using).filter(idempotency_key__in=rows_by_key)
         before = set(known.values_list("idempotency_key", flat=True))
-        self.report.already += len(before - self.moved)
-        return {key: row for key, row in keys.items() if key not in before | self.moved}
+        self.report.already += len(before - self.handled)
+        return {key: row for key, row in rows_by_key.items() if key not in before | self.handled}
 
     def _drafts(
-        self, keys: Mapping[str, Any], is_past: bool
+        self, rows_by_key: Mapping[str, Any], is_past: bool
     ) -> list[tuple[Any, Draft, Past | None]]:
-        """Return the drafts of rows, and note as refused the rows that cannot be moved."""
+        """Return the drafts of rows; report rows that cannot be moved as refused."""
         drafts: list[tuple[Any, Draft, Past | None]] = []
-        for key, row in keys.items():
+        for key, row in rows_by_key.items():
             try:
                 past = self.source.past(row) if is_past else None
                 drafts.append((row, _draft(self.source, row, key, past, self.transport), past))
@@ -193,18 +194,18 @@ def _draft(source: Source, row: Any, key: str, past: Past | None, transport: str
     draft.log.due_at, draft.log.finished_at = draft.log.created_at, finished_at
     draft.log.reply = reply_text(past.reply)
     if past.status is Status.FAILED:
-        draft.log.failure_kind = Kind.PERMANENT  # which is never retried automatically
+        draft.log.failure_kind = Kind.PERMANENT  # never retried automatically
     return replace(draft, is_due=False)
 
 
-def _end(drafts: Iterable[tuple[Draft, Past]]) -> None:
-    """Move copied mails to their final status, by legal moves."""
+def _finish(drafts: Iterable[tuple[Draft, Past]]) -> None:
+    """Move copied mails to their final status through allowed status moves."""
     using = router.db_for_write(EmailLog)
     by_status: dict[Status, list[EmailLog]] = {}
     for draft, past in drafts:
         by_status.setdefault(past.status, []).append(draft.log)
     rows = EmailLog.objects.using(using)
     for status, logs in by_status.items():
-        for step in _ENDS[status]:
+        for step in _FINISHING_MOVES[status]:
             rows.move(step, [log.pk for log in logs])
         rows.forget_content(log.pk for log in logs if log.forgets_content(status))
