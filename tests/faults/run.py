@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -222,6 +222,9 @@ def _leaks(stack: Stack) -> list[str]:
     found = stack.broker.leaks()
     if stack.site.smtp.connections.open_now:
         found.append(f"{stack.site.smtp.connections.open_now} connections to the mail server")
+    # The database notices the end of its clients a moment after they ended.
+    with suppress(TimeoutError):
+        wait_until(lambda: not stack.database.connections(), timeout=5, what="the database")
     if clients := stack.database.connections():
         found.append(f"{clients} connections to the database")
     return found
