@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from devservers.service import Service
 
 if TYPE_CHECKING:
+    import ssl
     from http.server import BaseHTTPRequestHandler
 
 _POLL_SECONDS = 0.05
@@ -16,10 +17,17 @@ _POLL_SECONDS = 0.05
 
 
 class HTTPService(Service):
-    """An HTTP server on a free port of 127.0.0.1; each request runs in its own thread."""
+    """An HTTP server on a free port of 127.0.0.1; each request runs in its own thread.
 
-    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+    With ``tls`` it speaks HTTPS.
+    """
+
+    def __init__(
+        self, handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None
+    ) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             args=[_POLL_SECONDS],

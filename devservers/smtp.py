@@ -17,7 +17,7 @@ from devservers.smtp_inbox import AcceptedMessage, Inbox, read_header
 from devservers.smtp_session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from devservers.smtp_actions import Action, Stage
     from devservers.smtp_faults import Behaviour
@@ -39,7 +39,8 @@ class SMTPServer(Inbox, Service):
 
     Faults are rules that :meth:`inject` adds at any time (see ``smtp_faults``). At each stage the
     rules are asked in order until one objects. With ``credentials`` (user: password) the client
-    must authenticate. ``max_size`` is the size limit of a message in bytes.
+    must authenticate; with ``accepts_token``, which is asked about a user and an access token, by
+    one of ``mechanisms``. ``max_size`` is the size limit of a message in bytes.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class SMTPServer(Inbox, Service):
         *,
         port: int | None = None,
         credentials: Mapping[str, str] | None = None,
+        accepts_token: Callable[[str, str], bool] | None = None,
+        mechanisms: tuple[str, ...] = ("XOAUTH2", "OAUTHBEARER"),
         max_size: int = 50_000_000,
         smtputf8: bool = True,
         pipelining: bool = True,
@@ -54,6 +57,8 @@ class SMTPServer(Inbox, Service):
         self.host = "127.0.0.1"
         self.port = port or free_port()
         self.credentials = dict(credentials or {})
+        self.accepts_token = accepts_token
+        self.mechanisms = mechanisms
         self.max_size = max_size
         self.smtputf8 = smtputf8
         self.pipelining = pipelining

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
     from devservers.smtp_actions import Action, Stage
 
+_XOAUTH2 = re.compile(r"user=(?P<user>[^\x01]*)\x01auth=Bearer (?P<token>[^\x01]+)\x01\x01")
+_OAUTHBEARER = re.compile(
+    r"n,a=(?P<user>[^,\x01]*),\x01(?:host=[^\x01]+\x01port=\d+\x01)?"
+    r"auth=Bearer (?P<token>[^\x01]+)\x01\x01"
+)
 _PATH = re.compile(r'(?:FROM|TO):\s*<((?:"(?:\\.|[^"\\])*"|[^<>"])*)>(.*)', re.IGNORECASE)
 
 
@@ -22,6 +27,8 @@ class Host(Protocol):
     """What a session needs from its server."""
 
     credentials: dict[str, str]
+    accepts_token: Callable[[str, str], bool] | None
+    mechanisms: tuple[str, ...]
     max_size: int
     smtputf8: bool
     pipelining: bool
@@ -134,14 +141,20 @@ class Session:
         extensions.append(f"SIZE {self._host.max_size}")
         if self._host.smtputf8:
             extensions.append("SMTPUTF8")
-        if self._host.credentials:
-            extensions.append("AUTH PLAIN LOGIN")
+        mechanisms = ["PLAIN", "LOGIN"] if self._host.credentials else []
+        if self._host.accepts_token is not None:
+            mechanisms += self._host.mechanisms
+        if mechanisms:
+            extensions.append(f"AUTH {' '.join(mechanisms)}")
         if self._agree("ehlo", 250, "smtp.test", *extensions):
             self._forget_mail()
             self.helo = name
 
     def _auth(self, argument: str) -> None:
         mechanism, _, initial = argument.partition(" ")
+        if self._host.accepts_token is not None and mechanism.upper() in self._host.mechanisms:
+            self._auth_with_token(mechanism.upper(), initial)
+            return
         try:
             match mechanism.upper():
                 case "PLAIN":
@@ -161,6 +174,27 @@ class Session:
         elif self._agree("auth", 235, "2.7.0 Authenticated"):
             self.user = user
 
+    def _auth_with_token(self, mechanism: str, initial: str) -> None:
+        """Check an access token (XOAUTH2 of Google and Microsoft; OAUTHBEARER, RFC 7628)."""
+        assert self._host.accepts_token is not None  # noqa: S101 - for the type checker
+        try:
+            response = _decode(initial) if initial else self._ask("")
+        except ValueError:
+            self._wire.say(501, "5.5.2 Response cannot be decoded")
+            return
+        form = _XOAUTH2 if mechanism == "XOAUTH2" else _OAUTHBEARER
+        parts = form.fullmatch(response)
+        if parts is None:
+            self._wire.say(501, "5.5.2 Syntax of the response")
+        elif self._host.accepts_token(parts["user"], parts["token"]):
+            if self._agree("auth", 235, "2.7.0 Authenticated"):
+                self.user = parts["user"]
+        else:
+            answer = self._ask('{"status":"401","schemes":"bearer"}')
+            expected = "" if mechanism == "XOAUTH2" else "\x01"
+            code = 535 if answer == expected else 501
+            self._wire.say(code, "5.7.8 Token refused" if code == 535 else "5.5.2 Empty expected")
+
     def _ask(self, prompt: str) -> str:
         self._wire.say(334, base64.b64encode(prompt.encode()).decode())
         return _decode(self._wire.line())
@@ -169,7 +203,7 @@ class Session:
         path = _PATH.fullmatch(argument)
         if self.helo is None or self.sender is not None:
             self._wire.say(503, "5.5.1 EHLO first, then one MAIL at a time")
-        elif self._host.credentials and self.user is None:
+        elif self.user is None and (self._host.credentials or self._host.accepts_token):
             self._wire.say(530, "5.7.0 Authentication required")
         elif path is None:
             self._wire.say(501, "5.5.4 Syntax: MAIL FROM:<address>")

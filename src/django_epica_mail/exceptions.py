@@ -62,3 +62,7 @@ class Veto(EpicaMailError):  # noqa: N818
 
 class MissingExtra(EpicaMailError, ImportError):  # noqa: N818
     """A feature whose package is not installed; the message names the extra to install."""
+
+
+class TokenRefused(EpicaMailError):  # noqa: N818
+    """No access token for a transport; the message says why and what to do, without any secret."""

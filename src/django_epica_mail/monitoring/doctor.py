@@ -21,6 +21,7 @@ from django.db.models import Max
 from django_epica_mail import checks, clock, conf, routing, rules
 from django_epica_mail.broker import celery_config, workers
 from django_epica_mail.delivery import gates
+from django_epica_mail.exceptions import TokenRefused
 from django_epica_mail.models import DeliveryGate, EmailLog
 from django_epica_mail.monitoring import backlog
 from django_epica_mail.rules import Facts
@@ -299,14 +300,18 @@ def _connections() -> Iterator[Finding]:
         failure = connection.probe(alias)
         if failure is None:
             continue
-        is_refused = failure.code in _REFUSED_CREDENTIALS
+        is_without_token = failure.reply.startswith(TokenRefused.__name__)
+        is_refused = failure.code in _REFUSED_CREDENTIALS or is_without_token
+        remedy = "Check its host, port and encryption, and that this machine can reach it."
+        if is_refused and transports.our_options(alias).get("oauth"):
+            remedy = "Correct its option oauth, or what its provider's console allows the account."
+        elif is_refused:
+            remedy = "Correct the user name and password in its OPTIONS."
         yield Finding(
             "error",
             "credentials" if is_refused else "transport",
             f"The transport {alias!r} "
             + ("refuses its credentials" if is_refused else "cannot be opened")
             + f": {failure.reply}",
-            "Correct the user name and password in its OPTIONS."
-            if is_refused
-            else "Check its host, port and encryption, and that this machine can reach it.",
+            remedy,
         )

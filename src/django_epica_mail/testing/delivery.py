@@ -70,7 +70,7 @@ class fail_delivery(_Environment):  # noqa: N801 - read as a function, as overri
 
     def _change(self, stack: ExitStack) -> None:
         counts: Counter[str] = Counter()
-        build = connection._build
+        build = connection.build
 
         def check(message: EmailMessage) -> None:
             name = str(message.extra_headers.get("Message-ID"))
@@ -81,7 +81,7 @@ class fail_delivery(_Environment):  # noqa: N801 - read as a function, as overri
         connection.close_connections()
         stack.callback(connection.close_connections)
         stack.enter_context(
-            patch.object(connection, "_build", lambda alias: _Failing(build(alias), check))
+            patch.object(connection, "build", lambda alias: _Failing(build(alias), check))
         )
 
     def _concerns(self, message: EmailMessage) -> bool:

@@ -137,7 +137,7 @@ class no_real_transports(_Environment):  # noqa: N801
 
     def _change(self, stack: ExitStack) -> None:
         opened: list[str] = []
-        build = connection._build
+        build = connection.build
 
         def refuse(backend: BaseEmailBackend, *_: Any, **__: Any) -> None:
             path = f"{type(backend).__module__}.{type(backend).__qualname__}"
@@ -159,5 +159,5 @@ class no_real_transports(_Environment):  # noqa: N801
                 )
 
         stack.callback(report)
-        stack.enter_context(patch.object(connection, "_build", build_harmless))
+        stack.enter_context(patch.object(connection, "build", build_harmless))
         stack.enter_context(patch.object(DjangoSMTPBackend, "open", refuse))

@@ -22,6 +22,8 @@ SITE_SMTP = "smtp"
 """The alias of Django's SMTP backend with the site's own ``EMAIL_*`` settings."""
 
 DJANGO_SMTP = "django.core.mail.backends.smtp.EmailBackend"
+OUR_OPTIONS = ("oauth", "dkim")
+"""Keys of a transport's OPTIONS that are for this package, not for the backend."""
 LOCMEM = "django.core.mail.backends.locmem.EmailBackend"
 
 
@@ -55,6 +57,12 @@ def specs() -> dict[str, Mapping[str, Any]]:
     else:
         configured = conf.get().transports or {SITE_SMTP: {"BACKEND": DJANGO_SMTP}}
     return {alias: spec for alias, spec in configured.items() if not is_queue(spec)}
+
+
+def our_options(alias: str) -> dict[str, Any]:
+    """Return those of a transport's OPTIONS that are for this package, not for its backend."""
+    options = specs()[alias].get("OPTIONS", {})
+    return {key: options[key] for key in OUR_OPTIONS if options.get(key) is not None}
 
 
 def aliases() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from django.core import mail
+from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 from django.core.mail.backends.smtp import EmailBackend as DjangoSMTPBackend
@@ -20,8 +21,16 @@ from django.utils.module_loading import import_string
 
 from django_epica_mail import _compat, conf, retry
 from django_epica_mail.retry import Failure, Result, Stage
-from django_epica_mail.transports import anymail
-from django_epica_mail.transports.config import DJANGO_SMTP, LOCMEM, specs, under_test, uses_mailers
+from django_epica_mail.transports import anymail, dkim, oauth
+from django_epica_mail.transports.config import (
+    DJANGO_SMTP,
+    LOCMEM,
+    OUR_OPTIONS,
+    our_options,
+    specs,
+    under_test,
+    uses_mailers,
+)
 from django_epica_mail.transports.smtp import RecordingBackend, recording_backend
 
 
@@ -89,7 +98,7 @@ class Connection:
         Raises whatever the backend raises. Only SMTP backends keep the deadline exactly.
         """
         if self._backend is None:
-            self._backend = _build(self.alias)
+            self._backend = build(self.alias)
             if not isinstance(self._backend, RecordingBackend):  # that one opens in begin()
                 self._backend.open()
         if isinstance(self._backend, RecordingBackend):
@@ -127,27 +136,50 @@ class Connection:
         return result
 
 
-def _build(alias: str) -> BaseEmailBackend:
-    """Return a new, unconnected backend for a transport."""
-    if under_test():
-        spec: Mapping[str, Any] = {"BACKEND": LOCMEM}
-    else:
-        spec = specs()[alias]
+def build(alias: str) -> BaseEmailBackend:
+    """Return a new, unconnected backend for a transport.
+
+    Raises ``ImproperlyConfigured`` for wrong options ``oauth`` and ``dkim``, ``MissingExtra`` if
+    they need a package that is not installed, and what the backend raises.
+    """
+    spec: Mapping[str, Any] = {"BACKEND": LOCMEM}
+    ours: dict[str, Any] = {}
+    if not under_test():
+        spec, ours = specs()[alias], our_options(alias)
     backend_class = import_string(spec.get("BACKEND", DJANGO_SMTP))
-    options = dict(spec.get("OPTIONS", {}))
+    options = {key: it for key, it in spec.get("OPTIONS", {}).items() if key not in OUR_OPTIONS}
     options.pop("fail_silently", None)  # a silent failure would look like success
+    if "oauth" in ours:
+        options["password"] = oauth.PASSWORD
     if issubclass(backend_class, DjangoSMTPBackend):
         backend_class = recording_backend(backend_class)
         if hasattr(mail, "mailers"):
             # Django 6.1 reads None as "use the site's EMAIL_* settings", without a warning.
             options["alias"] = None
+    elif ours:
+        raise ImproperlyConfigured(
+            f"{' and '.join(ours)} are options of SMTP; {spec['BACKEND']} is no subclass of "
+            f"{DJANGO_SMTP}."
+        )
     if uses_mailers():
         options["alias"] = alias
     backend: BaseEmailBackend = backend_class(**options)
     backend.fail_silently = False  # a class may have set it itself
     if anymail.is_provider(backend):
         anymail.restrain(backend)
+    if isinstance(backend, RecordingBackend):
+        _equip(backend, alias, ours)
     return backend
+
+
+def _equip(backend: RecordingBackend, alias: str, options: Mapping[str, Any]) -> None:
+    """Give a backend what its options ``oauth`` and ``dkim`` stand for."""
+    if "oauth" in options:
+        mailbox = oauth.Mailbox(backend.username or "", backend.host, backend.port)
+        backend.tokens = oauth.source(alias, options["oauth"], mailbox)
+        oauth.require_encryption(mailbox.host, encrypted=backend.use_tls or backend.use_ssl)
+    if "dkim" in options:
+        backend.signer = dkim.Signer(dkim.load(options["dkim"]))
 
 
 def _classify(error: Exception, stage: Stage) -> Failure:

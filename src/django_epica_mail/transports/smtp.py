@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import smtplib
 import time
 from collections import deque
@@ -23,7 +24,8 @@ from django.core.mail.backends.smtp import EmailBackend
 from django_epica_mail.messages import addresses
 from django_epica_mail.messages.raw import builds_itself
 from django_epica_mail.retry import Stage
-from django_epica_mail.transports import wire
+from django_epica_mail.transports import oauth, wire
+from django_epica_mail.transports.oauth import Token, TokenSource
 
 if django.VERSION < (6, 0):
     from django.core.mail.message import sanitize_address
@@ -33,9 +35,12 @@ if TYPE_CHECKING:
 
     from django.core.mail import EmailMessage
 
+    from django_epica_mail.transports.dkim import Signer
+
     Reply = tuple[int, bytes]
 
 _CHUNK_BYTES = 1 << 16
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _MAX_PIPELINED_RECIPIENTS = 100
 """With more recipients, client and server might each wait for the other to read."""
 
@@ -62,12 +67,21 @@ class RecordingBackend(EmailBackend):
 
     deadline = 0.0
     connection: RecordingClient | None
+    tokens: TokenSource | None = None
+    """Where it gets access tokens, if it logs in with OAuth."""
+    signer: Signer | None = None
+    """What signs its mail, if it uses DKIM."""
 
     @property
     def connection_class(self) -> Callable[..., RecordingClient]:  # type: ignore[override]
-        """The client's class, bound to the deadline of the current mail."""
+        """The client's class, bound to this backend and the deadline of the current mail."""
         client_class: Any = super().connection_class
-        return partial(_recording_client(client_class), deadline=self.deadline)
+        return partial(
+            _recording_client(client_class),
+            deadline=self.deadline,
+            tokens=self.tokens,
+            signer=self.signer,
+        )
 
     def begin(self, deadline: float) -> None:
         """Start a new mail: connect and greet if necessary, before ``deadline``.
@@ -110,8 +124,16 @@ class RecordingClient(smtplib.SMTP):
     """An ``smtplib.SMTP`` that records the dialogue about the current mail."""
 
     def __init__(
-        self, *args: Any, deadline: float, timeout: float = math.inf, **kwargs: Any
+        self,
+        *args: Any,
+        deadline: float,
+        tokens: TokenSource | None = None,
+        signer: Signer | None = None,
+        timeout: float = math.inf,
+        **kwargs: Any,
     ) -> None:
+        self.tokens = tokens
+        self.signer = signer
         self.timeout = timeout
         self.begin(deadline)
         self.stage = Stage.CONNECT
@@ -140,6 +162,52 @@ class RecordingClient(smtplib.SMTP):
             raise TimeoutError("the time allowed for this mail (SEND_TIMEOUT) has run out")
         return min(left, self.timeout)
 
+    def login(self, user: str, password: str, *, initial_response_ok: bool = True) -> Reply:
+        """Log in, with an access token if the transport has one (XOAUTH2, or RFC 7628).
+
+        A token kept from before that the server refuses with 535 is renewed, once. Raises what
+        smtplib raises, and ``TokenRefused``.
+        """
+        if self.tokens is None:
+            return super().login(user, password, initial_response_ok=initial_response_ok)
+        self.ehlo_or_helo_if_needed()
+        offered = self.esmtp_features.get("auth", "")
+        mechanism = self.tokens.mechanism(offered)
+        if mechanism is None:
+            raise smtplib.SMTPNotSupportedError(
+                f"The server does not offer {' or '.join(self.tokens.mechanisms)}, which the "
+                f"transport's option oauth needs; it offers {offered.strip() or 'no login'}."
+            )
+        token = self.tokens.current(self.seconds_left())
+        try:
+            return self._log_in_with(self.tokens, token, mechanism)
+        except smtplib.SMTPAuthenticationError as error:
+            if error.smtp_code != 535 or token.is_new:
+                raise
+        token = self.tokens.renewed(token, self.seconds_left())
+        return self._log_in_with(self.tokens, token, mechanism)
+
+    def _log_in_with(self, tokens: TokenSource, token: Token, mechanism: str) -> Reply:
+        """Log in with a token; the error of a refusal says what to do, and holds no secret."""
+        detail = ""
+        first = oauth.initial_response(mechanism, tokens.mailbox, token)
+
+        def respond(challenge: bytes | None = None) -> str:
+            nonlocal detail
+            if challenge is None:
+                return first
+            detail = challenge.decode("utf-8", "replace")
+            return oauth.answer_to_error(mechanism)
+
+        try:
+            return self.auth(mechanism, respond)
+        except smtplib.SMTPAuthenticationError as error:
+            words = error.smtp_error
+            text = words.decode("utf-8", "replace") if isinstance(words, bytes) else words
+            told = tokens.safe_text(f"{error.smtp_code} {text} {detail}")
+            told = told.removeprefix(f"{error.smtp_code} ")
+            raise smtplib.SMTPAuthenticationError(error.smtp_code, told) from None
+
     def sendmail(
         self,
         from_addr: str,
@@ -151,8 +219,12 @@ class RecordingClient(smtplib.SMTP):
         """Send one mail, its whole envelope in one write if the server offers pipelining.
 
         MAIL, RCPT and DATA are then sent together and their replies read together (RFC 2920).
-        smtplib still goes through them one by one and decides what they mean.
+        smtplib still goes through them one by one and decides what they mean. A signer signs the
+        bytes that are sent.
         """
+        if self.signer is not None:
+            content = _LINE_END.sub("\r\n", msg).encode("ascii") if isinstance(msg, str) else msg
+            msg = self.signer.sign(content)
         recipients = [to_addrs] if isinstance(to_addrs, str) else to_addrs
         has_options = mail_options or rcpt_options
         pipelines = (

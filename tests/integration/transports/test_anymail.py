@@ -246,9 +246,9 @@ def test_a_mail_cancelled_in_pre_send_is_not_sent(provider, deliver) -> None:
 
 
 def test_the_sites_own_boto3_retries_are_kept(provider) -> None:
-    backend: Any = connection._build("amazon")
+    backend: Any = connection.build("amazon")
     assert backend.client_params["config"].retries["total_max_attempts"] == 1
     params = transports.specs()["amazon"]["OPTIONS"]["client_params"]
     params["config"] = {"retries": {"total_max_attempts": 4, "mode": "standard"}}
-    backend = connection._build("amazon")
+    backend = connection.build("amazon")
     assert backend.client_params["config"].retries["total_max_attempts"] == 4
