@@ -22,10 +22,12 @@ from django.utils.module_loading import import_string
 from django_epica_mail import conf, routing
 from django_epica_mail.broker.celery_config import BULK_TASK, SINGLE_TASK
 from django_epica_mail.delivery import rate_limits
+from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.messages import encryption
 from django_epica_mail.models import EmailLog
 from django_epica_mail.tracking import links
 from django_epica_mail.transports import config as transports
+from django_epica_mail.transports import connection, dkim
 from django_epica_mail.transports.config import queueing
 
 _DEVELOPMENT = frozenset(
@@ -56,7 +58,7 @@ def check_configuration(
     found += [*_check_encryption(), *_check_time_zones()]
     if not transports.under_test():
         found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]
-        found += [*_check_rates(), *_check_ignored()]
+        found += [*_check_options(), *_check_rates(), *_check_ignored()]
     return [*found, *_check_links()]
 
 
@@ -84,6 +86,29 @@ def _check_backends() -> Iterator[CheckMessage]:
                     hint="Install the package that its BACKEND names, or correct the path.",
                     id="epica_mail.E002",
                 )
+
+
+def _check_options() -> Iterator[CheckMessage]:
+    """Check the options ``oauth`` and ``dkim`` by building each transport that has one."""
+    for alias in transports.aliases():
+        if not transports.our_options(alias):
+            continue
+        try:
+            connection.build(alias)
+        except dkim.UnreadableKey as error:
+            yield checks.Warning(
+                f"The transport {alias!r}: {error}",
+                hint="Workers need the key. Where no worker runs, silence this warning.",
+                id="epica_mail.W040",
+            )
+        except (ImproperlyConfigured, MissingExtra, TypeError, ValueError) as error:
+            yield Error(
+                f"The transport {alias!r}: {error}",
+                hint="Correct its OPTIONS. Until then, its mail waits.",
+                id="epica_mail.E040",
+            )
+        except ImportError:
+            continue  # its BACKEND is missing: E002
 
 
 def _check_default() -> Iterator[CheckMessage]:

@@ -286,6 +286,51 @@ def test_e005_rates_that_cannot_be_counted(
     assert 'pip install "django-epica-mail[rates]"' in only().msg
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"oauth": {"provider": "yahoo"}}, "'provider'] must be one of"),
+        ({"oauth": {"token": "os.getcwd"}}, "'username'"),
+        ({"dkim": {"selector": "s"}}, "either key_file, a path, or key_env"),
+        ({"dkim": {"selector": "s", "key_env": "PATH"}}, "no usable private key"),
+    ],
+)
+def test_e040_an_option_of_a_transport_that_is_wrong(transports, options, told) -> None:
+    transports(smtp={"OPTIONS": {"host": "127.0.0.1", **options}})
+    assert only().id == "epica_mail.E040"
+    assert only().level == ERROR
+    assert told in only().msg
+
+
+def test_e040_names_the_extra_that_is_missing(transports, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "dkim", None)
+    monkeypatch.setenv("THE_KEY", "A" * 43 + "=")
+    transports(
+        smtp={"OPTIONS": {"host": "127.0.0.1", "dkim": {"selector": "s", "key_env": "THE_KEY"}}}
+    )
+    assert only().id == "epica_mail.E040"
+    assert 'pip install "django-epica-mail[dkim]"' in only().msg
+
+
+def test_w040_a_key_that_this_process_cannot_read(transports) -> None:
+    dkim = {"selector": "s", "key_file": "/nowhere/key"}
+    transports(smtp={"OPTIONS": {"host": "127.0.0.1", "dkim": dkim}})
+    assert only().id == "epica_mail.W040"
+    assert "'/nowhere/key'" in only().msg
+
+
+def test_options_of_ours_that_are_right_are_not_reported(transports, monkeypatch) -> None:
+    monkeypatch.setenv("THE_KEY", "A" * 43 + "=")
+    options = {
+        "host": "127.0.0.1",
+        "username": "shop@example.com",
+        "oauth": {"token": "os.getcwd"},
+        "dkim": [{"selector": "s", "key_env": "THE_KEY"}],
+    }
+    transports(smtp={"OPTIONS": options})
+    assert found() == []
+
+
 def test_e021_keep_content_never_without_a_key(smtp, epica_mail) -> None:
     epica_mail(KEEP_CONTENT="never", ROUTES=[{"keep_content": "never"}])
     assert [it.id for it in found()] == ["epica_mail.E021"] * 2

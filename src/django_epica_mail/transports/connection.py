@@ -158,7 +158,7 @@ def build(alias: str) -> BaseEmailBackend:
             options["alias"] = None
     elif ours:
         raise ImproperlyConfigured(
-            f"{' and '.join(ours)} are options of SMTP; {spec['BACKEND']} is no subclass of "
+            f"Only SMTP has the option {' or '.join(ours)}: {spec['BACKEND']} is not a subclass of "
             f"{DJANGO_SMTP}."
         )
     if uses_mailers():
