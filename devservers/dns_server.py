@@ -79,16 +79,19 @@ class DNSServer(Service):
         name = question.name.to_text(omit_final_dot=True).lower()
         kind = dns.rdatatype.to_text(question.rdtype)
         self.asked.append((name, kind))
-        for sort in (kind, "CNAME"):
-            if values := self.records.get((name, sort)):
-                response.answer.append(
-                    dns.rrset.from_text_list(question.name, _TTL, "IN", sort, values)
-                )
-                break
-        else:
-            if not any(known == name for known, _ in self.records):
-                response.set_rcode(dns.rcode.NXDOMAIN)
+        owner = name
+        while alias := self.records.get((owner, "CNAME")):
+            response.answer.append(_rrset(owner, "CNAME", alias))
+            owner = alias[0].rstrip(".").lower()
+        if values := self.records.get((owner, kind)):
+            response.answer.append(_rrset(owner, kind, values))
+        elif not any(known == name for known, _ in self.records):
+            response.set_rcode(dns.rcode.NXDOMAIN)
         return response.to_wire(max_size=65535)
+
+
+def _rrset(name: str, kind: str, values: Sequence[str]) -> dns.rrset.RRset:
+    return dns.rrset.from_text_list(f"{name}.", _TTL, "IN", kind, values)
 
 
 def _quoted(text: str) -> str:

@@ -44,6 +44,18 @@ def pair_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"{name.replace('_', ' '):<{width}}  {'-' if shown in (None, '') else shown}"
 
 
+def sender_record_lines(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of a table of senders' DNS records, and then what to publish."""
+    names = ("domain", "transport", "name", "level", "text")
+    headings = ("domain", "transport", "record", "", "")
+    yield from table_lines(headings, [[record[name] for name in names] for record in records])
+    publish = list(dict.fromkeys(record["publish"] for record in records if record["publish"]))
+    if publish:
+        yield ""
+        yield "To publish or correct in the DNS:"
+        yield from (f"  {it}" for it in publish)
+
+
 def status_lines(report: StatusReport) -> Iterator[str]:
     """Yield the lines of a status report."""
     if not report.queues:

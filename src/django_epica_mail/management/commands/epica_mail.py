@@ -19,11 +19,12 @@ from django.db import router
 
 from django_epica_mail import conf, lifecycle, maintenance, outbox, suppression
 from django_epica_mail._compat import batched
+from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.management import importers, output
 from django_epica_mail.management.importers.base import SOURCES
 from django_epica_mail.models import EmailLog, Suppression
-from django_epica_mail.monitoring import backlog, doctor
+from django_epica_mail.monitoring import backlog, doctor, sender_records
 from django_epica_mail.privacy.erase import erase
 from django_epica_mail.privacy.export import export
 from django_epica_mail.privacy.person import Person
@@ -55,6 +56,13 @@ class Command(BaseCommand):
         action("status", "count mail by queue and status, and show what holds mail back")
         check = action("doctor", "find what is wrong, and say what to do")
         check.add_argument("--open", action="store_true", help="connect to every transport")
+        check.add_argument(
+            "--dns",
+            nargs="*",
+            metavar="DOMAIN",
+            help="compare the DNS of every From domain, and of these, with what senders need",
+        )
+        check.add_argument("--nameserver", metavar="IP[:PORT]", help="with --dns: ask this one")
         check.add_argument("--explain", metavar="ADDRESS", help="show where mail to it would go")
         check.add_argument("--category", default="", help="with --explain: the mail's category")
         check.add_argument("--bulk", action="store_true", help="with --explain: bulk mail")
@@ -125,8 +133,15 @@ class Command(BaseCommand):
             address, category = options["explain"], options["category"]
             return asdict(doctor.explain(address, category=category, bulk=options["bulk"])), True
         found = doctor.examine(open_transports=options["open"])
-        errors = sum(finding.level == "error" for finding in found)
-        return {"findings": [asdict(finding) for finding in found]}, not errors
+        report = {"findings": [asdict(finding) for finding in found]}
+        if options["dns"] is not None:
+            try:
+                records = sender_records.examine(options["dns"], options["nameserver"])
+            except (ImproperlyConfigured, MissingExtra) as error:
+                raise CommandError(str(error)) from None
+            report["dns"] = [asdict(record) for record in records]
+        errors = [it for part in report.values() for it in part if it["level"] == "error"]
+        return report, not errors
 
     def send_test(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Queue a test e-mail, and wait for its outcome if asked to."""
@@ -293,6 +308,9 @@ class Command(BaseCommand):
                 style = styles.get(finding["level"], self.style.NOTICE)
                 yield style(f"{finding['level']:<8} {finding['text']} ({finding['id']})")
                 yield f"{'':<8} {finding['remedy']}"
+        if "dns" in report:
+            yield ""
+            yield from output.sender_record_lines(report["dns"])
 
 
 def _person(address: str) -> Person:
