@@ -182,21 +182,23 @@ def _spf(domain: str, lookups: Lookups, transport: _Equipped) -> _Answers:
         weaker = re.sub(r"\s\+?all\b.*", " ~all", found.record, flags=re.IGNORECASE)
         yield "error", "It lets every server send for the domain (+all).", f"{domain} TXT {weaker}"
         return
-    is_listed = (
-        provider.spf in found.includes if provider else _lists_host(found, transport, lookups)
-    )
+    if provider:
+        is_listed: bool | None = provider.spf in found.includes
+    else:
+        is_listed = _lists_host(found, transport, lookups)
     if is_listed is False:
-        record = found.record.replace("v=spf1", f"v=spf1 {wanted}", 1)
-        name = provider.name if provider else transport.host
-        level = "error" if provider else "warning"
-        note = "" if provider else " Add it, unless that server hands mail to another."
-        yield level, f"It does not list {name}.{note}", f"{domain} TXT {record}"
+        publish = f"{domain} TXT {found.record.replace('v=spf1', f'v=spf1 {wanted}', 1)}"
+        if provider:
+            yield "error", f"It does not list {provider.name}.", publish
+        else:
+            told = f"It does not list {transport.host}: add it if it delivers mail itself."
+            yield "warning", told, publish if transport.host.endswith(f".{domain}") else ""
     elif is_listed is None:
         yield "ok", "It is valid; which address this host sends from is not known here.", ""
     elif found.default == "?":
         yield "warning", "It says nothing of other servers: end it with ~all or -all.", ""
     else:
-        yield "ok", f"It lists {provider.name if provider else transport.host}.", ""
+        yield "ok", f"It lists {transport.owner or transport.host}.", ""
 
 
 def _lists_host(found: SPF, transport: _Equipped, lookups: Lookups) -> bool | None:
@@ -263,27 +265,17 @@ def _dmarc(domain: str, lookups: Lookups, equipped: Sequence[_Equipped]) -> _Ans
         place = place.partition(".")[2]
         records = _policies(place, lookups)
     if not records:
-        yield (
-            "error",
-            "There is none; Google, Yahoo and Microsoft want one of bulk senders.",
-            suggestion,
-        )
+        yield "error", "There is none; large providers want one of bulk senders.", suggestion
         return
     if len(records) > 1:
-        yield (
-            "error",
-            f"_dmarc.{place} has {len(records)} records: receivers ignore all.",
-            suggestion,
-        )
+        told = f"_dmarc.{place} has {len(records)} records: receivers ignore all."
+        yield "error", told, suggestion
         return
     tags = _tags(records[0])
     policy = tags.get("p" if place == domain else "sp", tags.get("p", "")).lower()
     if policy not in ("none", "quarantine", "reject"):
-        yield (
-            "error",
-            f"Its policy is {policy[:20]!r}: none, quarantine or reject is wanted.",
-            suggestion,
-        )
+        told = f"Its policy is {policy[:20]!r}: none, quarantine or reject is wanted."
+        yield "error", told, suggestion
         return
     signing = {
         key.domain or domain for it in equipped if it.signer for key in it.signer.keys_for(domain)
@@ -296,11 +288,8 @@ def _dmarc(domain: str, lookups: Lookups, equipped: Sequence[_Equipped]) -> _Ans
     aligned = ["SPF (the envelope's sender is From)", *(f"DKIM ({it})" for it in sorted(signing))]
     told = f"p={policy} by _dmarc.{place}; aligned: {', '.join(aligned)}."
     if "rua" not in tags:
-        yield (
-            "warning",
-            f"{told} Nobody receives reports (rua).",
-            f"_dmarc.{place} TXT {records[0]}; rua=mailto:dmarc@{domain}",
-        )
+        publish = f"_dmarc.{place} TXT {records[0].rstrip('; ')}; rua=mailto:dmarc@{domain}"
+        yield "warning", f"{told} Nobody receives reports (rua).", publish
     else:
         yield "ok", told, ""
 
@@ -314,19 +303,11 @@ def _mx(domain: str, lookups: Lookups) -> _Answers:
     hosts = lookups.mail_hosts(domain)
     publish = f"{domain} MX 10 mail.{domain}"
     if hosts == [""]:
-        yield (
-            "error",
-            "It takes no mail (null MX): bounces are lost, and receivers refuse.",
-            publish,
-        )
+        yield "error", "It takes no mail (null MX), so bounces are lost.", publish
     elif not hosts and lookups.addresses(domain):
-        yield (
-            "warning",
-            "There is none; bounces go to the host of that name, if it takes any.",
-            publish,
-        )
+        yield "warning", "There is none; bounces go to the host of that name.", publish
     elif not hosts:
-        yield "error", "There is none: bounces are lost, and receivers refuse.", publish
+        yield "error", "There is none, so bounces are lost.", publish
     elif missing := [it for it in hosts[:5] if not lookups.addresses(it)]:
         yield "error", f"Hosts without an address: {', '.join(missing)}.", publish
     else:

@@ -19,6 +19,7 @@ from devservers.dns_server import DNSServer
 from django_epica_mail import outbox
 from django_epica_mail.monitoring import dns_lookups, sender_records
 from django_epica_mail.monitoring.sender_records import Record
+from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection
 
 pytestmark = pytest.mark.django_db
@@ -47,7 +48,8 @@ def transport(settings: Any, epica_mail: Callable[..., None], monkeypatch: Any) 
             options["host"] = host
         spec = {"BACKEND": backend, "OPTIONS": options}
         if django.VERSION >= (6, 1):
-            settings.MAILERS = {"default": settings.MAILERS["default"], "smtp": spec}
+            queue = {"BACKEND": transports.QUEUE_BACKEND, "OPTIONS": {"transport": "smtp"}}
+            settings.MAILERS = {"default": queue, "smtp": spec}
         else:
             epica_mail(TRANSPORTS={"smtp": spec})
 
