@@ -96,6 +96,8 @@ STATIC_URL = "static/"
 DEFAULT_FROM_EMAIL = "Epica Shop <shop@example.com>"
 SMTP_HOST = os.environ.get("SHOP_SMTP_HOST", "127.0.0.1")
 SMTP_PORT = int(os.environ.get("SHOP_SMTP_PORT", "1025"))
+# More OPTIONS of the queue's transport, such as "oauth" and "dkim".
+SMTP_OPTIONS: dict[str, Any] = json.loads(os.environ.get("SHOP_SMTP_OPTIONS", "{}"))
 
 if django.VERSION >= (6, 1):
     SMTP: dict[str, Any] = {
@@ -106,7 +108,7 @@ if django.VERSION >= (6, 1):
     MAILERS: dict[str, dict[str, Any]] = {
         "default": {"BACKEND": QUEUED, "OPTIONS": {"transport": "smtp"}},
         "bulk": {"BACKEND": QUEUED, "OPTIONS": {"transport": "smtp", "queue": "bulk_emails"}},
-        "smtp": SMTP,
+        "smtp": {**SMTP, "OPTIONS": {**SMTP["OPTIONS"], **SMTP_OPTIONS}},
         "direct": SMTP,
     }
     DIRECT_MAIL = {"using": "direct"}
@@ -129,6 +131,13 @@ EPICA_MAIL: dict[str, Any] = {
     },
     **json.loads(os.environ.get("SHOP_EPICA_MAIL", "{}")),
 }
+if SMTP_OPTIONS and django.VERSION < (6, 1):
+    EPICA_MAIL["TRANSPORTS"] = {
+        "smtp": {
+            "BACKEND": "django.core.mail.backends.smtp.EmailBackend",
+            "OPTIONS": SMTP_OPTIONS,  # on top of the EMAIL_* settings
+        }
+    }
 
 LOG_LEVEL = os.environ.get("SHOP_LOG_LEVEL", "INFO")
 # Error reports are sent directly, because the error may be in the queue itself.

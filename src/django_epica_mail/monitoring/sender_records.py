@@ -170,7 +170,7 @@ def _spf(domain: str, lookups: Lookups, transport: _Equipped) -> _Answers:
     provider = transport.provider
     wanted = f"include:{provider.spf}" if provider else f"a:{transport.host}"
     if not provider and _public_addresses(transport.host, lookups) == []:
-        wanted = "ip4:(your server's public address)"
+        wanted = "ip4:ADDRESS-OF-YOUR-SERVER"
     found = read_spf(domain, lookups)
     if found.record is None:
         yield "error", "There is none.", f"{domain} TXT v=spf1 {wanted} ~all"

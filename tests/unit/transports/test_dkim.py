@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from django.core.exceptions import ImproperlyConfigured
+from dkim.canonicalization import Relaxed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,9 +144,14 @@ def test_the_senders_domain_decides_which_key_signs(
     assert verdicts(signed, published(by, signing[0])) == [True]
 
 
-@pytest.mark.parametrize("sender", ["a@example.net", "nobody", ""])
-def test_a_mail_of_another_domain_is_not_signed(sender: str, tmp_path: Path) -> None:
-    by = signer(tmp_path, (seed(), {"domain": "example.com"}))
+@pytest.mark.parametrize(
+    ("sender", "form"),
+    [("a@example.net", {"domain": "example.com"}), ("nobody", {}), ("", {})],
+)
+def test_a_mail_of_another_domain_is_not_signed(
+    sender: str, form: dict[str, str], tmp_path: Path
+) -> None:
+    by = signer(tmp_path, (seed(), form))
     content = f"From: {sender}\r\n\r\nBody".encode()
     assert by.sign(content) == content
 
@@ -172,6 +178,18 @@ def test_any_mail_verifies(
     body = "\r\n".join(lines) + ending
     content = f"From: a@example.com\r\nSubject: {subject}\r\n\r\n{body}".encode()
     assert verdicts(by.sign(content), published(by)) == [True]
+
+
+@given(
+    st.lists(
+        st.sampled_from([b" ", b"\t", b"\r\n", b"\r", b"\n", b"x", b"  ", b"y z"]), max_size=20
+    )
+)
+def test_the_body_is_canonicalized_as_dkimpy_does(pieces: list[bytes]) -> None:
+    _, body = dkimpy.rfc822_parse(b"\r\n\r\n" + b"".join(pieces))
+    assert dkim.relaxed_body(b"".join(pieces)) == Relaxed.canonicalize_body(
+        body.removeprefix(b"\r\n")
+    )
 
 
 @pytest.mark.parametrize("content", [b"no header at all\r\n\r\n", b" folded first\r\n\r\n"])
