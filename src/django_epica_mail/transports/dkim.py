@@ -40,8 +40,6 @@ _MIN_RSA_BITS = 1024
 """RFC 8301, section 3.2: verifiers ignore signatures by shorter keys."""
 _KEYS = frozenset({"domain", "selector", "key_file", "key_env"})
 _DOMAIN = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
-_BLANKS = re.compile(rb" ?\t[\t ]*| {2}[\t ]*")
-"""Every run of blanks that is not a single space."""
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _MAX_KEY_BYTES = 20_000
 
@@ -157,11 +155,14 @@ class Signer:
 def relaxed_body(body: bytes) -> bytes:
     """Return a body in the form that is hashed (RFC 6376, section 3.4.4).
 
-    The same as dkimpy's, which replaces each single space too and takes several times as long.
+    The same as dkimpy's, whose regular expressions take many times as long.
     """
     if body.count(b"\n") != body.count(b"\r\n"):
         body = _BARE_LF.sub(b"\r\n", body)
-    body = _BLANKS.sub(b" ", body).replace(b" \r\n", b"\r\n")
+    body = body.replace(b"\t", b" ")
+    while b"  " in body:
+        body = body.replace(b"  ", b" ")
+    body = body.replace(b" \r\n", b"\r\n")
     end = len(body)
     while body.endswith(b"\r\n", 0, end):
         end -= 2
