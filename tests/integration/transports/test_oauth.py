@@ -105,6 +105,14 @@ def test_a_new_token_that_is_refused_is_an_outage_and_not_renewed(
     assert len(authority.issued) == 2
 
 
+def test_a_token_that_another_thread_renewed_is_not_renewed_again(form, authority) -> None:
+    tokens = source(**form)
+    refused = tokens.current(5)
+    renewed = tokens.renewed(refused, 5)
+    assert tokens.renewed(refused, 5) == renewed
+    assert len(authority.issued) == 2
+
+
 def test_another_refusal_than_535_does_not_renew_the_token(log_in, authority, mailbox) -> None:
     assert connection.probe("smtp") is None
     mailbox.inject(refuse("auth", 454, "4.7.0 Temporary failure"))

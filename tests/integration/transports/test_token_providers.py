@@ -113,6 +113,15 @@ def test_an_error_says_what_to_do_in_the_providers_console(
     assert told in str(caught.value)
 
 
+@pytest.mark.parametrize("provider", ["microsoft", "generic"])
+def test_a_public_client_has_no_secret(provider: str, authority, tmp_path) -> None:
+    form = way_to_a_token(f"{provider}, refresh token", authority, tmp_path)
+    del form["client_secret"]
+    with pytest.raises(TokenRefused, match="AADSTS7000215"):  # the authority wants one
+        token(form)
+    assert authority.requests["refresh_token"] == 1
+
+
 def test_an_unknown_tenant_is_named(authority) -> None:
     form = {**MICROSOFT, "tenant": "x", "client_secret": "y", "authority": authority.url}
     with pytest.raises(TokenRefused, match=r"directory \(tenant\) id"):

@@ -146,7 +146,12 @@ def test_the_senders_domain_decides_which_key_signs(
 
 @pytest.mark.parametrize(
     ("sender", "form"),
-    [("a@example.net", {"domain": "example.com"}), ("nobody", {}), ("", {})],
+    [
+        ("a@example.net", {"domain": "example.com"}),
+        ("nobody", {}),
+        ("", {}),
+        (f"a@{'ä' * 70}.example", {}),
+    ],
 )
 def test_a_mail_of_another_domain_is_not_signed(
     sender: str, form: dict[str, str], tmp_path: Path
