@@ -64,7 +64,8 @@ class TokenAuthority(HTTPService):
         class Handler(_Handler):
             server_of = authority
 
-        super().__init__(Handler, _tls(self.certificate))
+        self.tls = _tls(self.certificate)
+        super().__init__(Handler, self.tls)
         self.url = f"https://127.0.0.1:{self.port}"
         self.token_url = f"{self.url}/token"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class SMTPServer(Inbox, Service):
     Faults are rules that :meth:`inject` adds at any time (see ``smtp_faults``). At each stage the
     rules are asked in order until one objects. With ``credentials`` (user: password) the client
     must authenticate; with ``accepts_token``, which is asked about a user and an access token, by
-    one of ``mechanisms``. ``max_size`` is the size limit of a message in bytes.
+    one of ``mechanisms``. ``max_size`` is the size limit of a message in bytes. With ``tls``, each
+    connection begins with TLS.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class SMTPServer(Inbox, Service):
         max_size: int = 50_000_000,
         smtputf8: bool = True,
         pipelining: bool = True,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.host = "127.0.0.1"
         self.port = port or free_port()
@@ -62,6 +65,7 @@ class SMTPServer(Inbox, Service):
         self.max_size = max_size
         self.smtputf8 = smtputf8
         self.pipelining = pipelining
+        self.tls = tls
         super().__init__()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -200,7 +204,11 @@ class SMTPServer(Inbox, Service):
 
     def _talk(self, number: int, connection: socket.socket) -> None:
         try:
+            if self.tls is not None:
+                connection = self.tls.wrap_socket(connection, server_side=True)
             Session(number, connection, self).talk()
+        except ssl.SSLError:
+            return  # the client does not trust us
         finally:
             connection.close()
             with self._lock:

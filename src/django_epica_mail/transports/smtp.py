@@ -207,6 +207,10 @@ class RecordingClient(smtplib.SMTP):
             told = tokens.safe_text(f"{error.smtp_code} {text} {detail}")
             told = told.removeprefix(f"{error.smtp_code} ")
             raise smtplib.SMTPAuthenticationError(error.smtp_code, told) from None
+        except smtplib.SMTPServerDisconnected:
+            raise
+        except smtplib.SMTPException as error:  # more challenges than smtplib answers
+            raise smtplib.SMTPException(tokens.safe_text(str(error))) from None
 
     def sendmail(
         self,

@@ -65,6 +65,21 @@ def test_a_mail_is_sent_after_a_login_with_a_token(
     assert mailbox.commands["AUTH"] == 1
 
 
+def test_a_token_goes_over_tls_to_a_server_that_is_trusted(
+    authority, use_options, form, queue_mail, deliver, monkeypatch
+) -> None:
+    with SMTPServer(accepts_token=authority.accepts, tls=authority.tls) as server:
+        use_options(host="127.0.0.1", port=server.port, username=MAILBOX, use_ssl=True, oauth=form)
+        failure = connection.probe("smtp")
+        assert (failure.kind, "CERTIFICATE_VERIFY_FAILED" in failure.reply) == (Kind.OUTAGE, True)
+        assert authority.issued == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+        queue_mail("to@example.com")
+        deliver()
+        assert len(server.accepted) == 1
+        connection.close_connections()
+
+
 def test_one_token_serves_many_connections_and_threads(log_in, authority) -> None:
     threads = [threading.Thread(target=connection.probe, args=["smtp"]) for _ in range(8)]
     for thread in threads:
@@ -272,6 +287,21 @@ def test_text_of_a_stranger_is_bounded_and_printable() -> None:
     text = source(token=f"{__name__}.a_token_of_spaces").safe_text("\x1b[31m " + "word " * 1000)
     assert len(text) <= 500
     assert text.isprintable()
+
+
+def test_a_server_that_never_ends_its_challenges_learns_and_tells_nothing(
+    log_in, authority, mailbox
+) -> None:
+    def echo(stage: str, session: Any) -> Any:
+        if stage != "auth":
+            return None
+        return Reply(334, base64.b64encode(authority.issued[-1].encode()).decode())
+
+    mailbox.inject(echo)
+    failure = connection.probe("smtp")
+    assert failure.kind is Kind.OUTAGE
+    assert authority.issued[-1] not in failure.reply
+    assert base64.b64encode(authority.issued[-1].encode()).decode()[:30] not in failure.reply
 
 
 def test_the_server_of_the_tests_is_strict(mailbox: SMTPServer) -> None:
