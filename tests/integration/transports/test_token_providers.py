@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -65,8 +66,9 @@ WAYS = [
 
 @pytest.mark.parametrize("way", WAYS)
 def test_each_way_to_a_token_logs_in(
-    way: str, authority, mailbox, use_options, queue_mail, deliver, tmp_path
+    way: str, authority, mailbox, use_options, queue_mail, deliver, tmp_path, caplog
 ) -> None:
+    caplog.set_level(logging.DEBUG)  # libraries log too
     form = way_to_a_token(way, authority, tmp_path)
     use_options(host="127.0.0.1", port=mailbox.port, username=MAILBOX, oauth=form)
     assert connection.probe("smtp") is None
@@ -76,6 +78,8 @@ def test_each_way_to_a_token_logs_in(
     authority.revoke()
     assert connection.probe("smtp") is None  # renewed by the same way
     assert len(authority.issued) == 2
+    secrets = [*authority.issued, authority.refresh_token, CLIENT_SECRET]
+    assert not any(secret in caplog.text for secret in secrets)
 
 
 @pytest.mark.parametrize("way", [it for it in WAYS if "refresh" in it and "google" not in it])
