@@ -199,7 +199,10 @@ class _SPFReader:
     ) -> Iterator[Network]:
         """Yield the networks of one mechanism."""
         if name in ("ip4", "ip6"):
-            yield _network(value)
+            network = _network(value)
+            if network.version != int(name[-1]):
+                raise _Invalid(f"{name}:{value[:50]} is of the other version")
+            yield network
             return
         target, _, size = value.partition("/")
         if name == "include" and "%" not in value:

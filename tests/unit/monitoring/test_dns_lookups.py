@@ -196,6 +196,7 @@ def test_includes_of_includes_are_known() -> None:
     [
         ("v=spf1 ipv4:192.0.2.1", "'ipv4:192.0.2.1' is no mechanism"),
         ("v=spf1 ip4:192.0.2.300", "'192.0.2.300' is no IP address"),
+        ("v=spf1 ip4:2001:db8::1", "ip4:2001:db8::1 is of the other version"),
         ("v=spf1 include:nowhere.test", "nowhere.test has 0 SPF records"),
         ("v=spf1 include:a.test", "a.test includes itself"),
         ("v=spf1 redirect=a.test", "a.test includes itself"),
