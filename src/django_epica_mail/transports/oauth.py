@@ -27,6 +27,8 @@ PASSWORD = "(an access token)"  # noqa: S105 - a mark
 
 _MAX_TEXT = 500
 """Characters kept of an authority's error."""
+_MAX_READ = 10_000
+"""Characters of it that are looked at."""
 _MAX_TOKEN = 8192
 """RFC 4954, section 4, limits a response to 12,288 bytes of base64."""
 _MARGIN = 300.0
@@ -140,11 +142,11 @@ class TokenSource:
         self.mechanisms: Sequence[str] = MECHANISMS
         if "mechanism" in form:
             self.mechanisms = (form["mechanism"],)
-        self._secrets = set(_secrets_in(form))
+        self._secrets = frozenset(_secrets_in(form))
         self._fetch = token_providers.fetcher(self.provider, form, mailbox.user)
         self._lock = threading.Lock()
         self._token: Token | None = None
-        self._recent: deque[str] = deque(maxlen=4)
+        self._recent: deque[str] = deque(maxlen=6)
 
     def __repr__(self) -> str:
         return f"<TokenSource: {self.provider}>"
@@ -177,6 +179,7 @@ class TokenSource:
 
     def safe_text(self, text: str) -> str:
         """Return foreign text bounded and printable, without secrets, and what to do about it."""
+        text = text[:_MAX_READ]
         cleaned = self._without_secrets(text)
         for provider, pattern, advice in _ADVICE:
             if provider == self.provider and re.search(pattern, text):
@@ -198,7 +201,7 @@ class TokenSource:
             told = self.safe_text(f"{name}{words}")
             raise TokenRefused(f"No access token: {told}") from None  # causes may hold secrets
         if answer.refresh_token:
-            self._secrets.add(answer.refresh_token)
+            self._recent.append(answer.refresh_token)
         if not _is_token(answer.token):
             raise TokenRefused("No access token: what was returned is not one (RFC 6750).")
         kept = answer.lifetime - min(_MARGIN, answer.lifetime / 5)
