@@ -135,9 +135,7 @@ def redis_binary(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return find_redis_binary()
 
 
-def test_redis_restarts_empty_on_its_port_and_can_hang(
-    tmp_path: Path, redis_binary: Path
-) -> None:
+def test_redis_restarts_empty_on_its_port_and_can_hang(tmp_path: Path, redis_binary: Path) -> None:
     config = {"maxmemory": "64mb"}
     with RedisServer(tmp_path, binary=redis_binary, config=config) as server:
         with server.client() as client, server.client(timeout=0.2) as impatient:
