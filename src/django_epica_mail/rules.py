@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, TypeGuard
 
 PRIORITIES = {"urgent": 9, "high": 6, "normal": 3, "low": 0}
@@ -27,9 +29,9 @@ class Facts:
 
     category: str = ""
     recipients: Sequence[str] = ()
-    """The bare addresses of To, Cc and Bcc."""
+    """The addresses of To, Cc and Bcc, in their canonical form."""
     sender: str = ""
-    """The bare address of From."""
+    """The address of From, in its canonical form."""
     headers: Mapping[str, str] = field(default_factory=dict)
     template: str = ""
     is_bulk: bool = False
@@ -126,6 +128,23 @@ def are_strings(value: object) -> TypeGuard[Sequence[str]]:
     return isinstance(value, (list, tuple)) and all(isinstance(it, str) for it in value)
 
 
+def ascii_domain(domain: str) -> str:
+    """Return a domain in ASCII (RFC 3490); one that has no such form is returned unchanged."""
+    if domain.isascii():
+        return domain
+    try:
+        return domain.encode("idna").decode().lower().strip()
+    except UnicodeError:
+        return domain
+
+
+@lru_cache(maxsize=256)  # a site has few patterns, and routing reads them for every mail
+def address_pattern(pattern: str) -> str:
+    """Return a pattern such as ``*@Bücher.example`` in the form of canonical addresses."""
+    local, at, domain = unicodedata.normalize("NFC", pattern.lower()).rpartition("@")
+    return f"{local}{at}{'.'.join(map(ascii_domain, domain.split('.')))}"
+
+
 def _check_choice(key: str, value: object, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{key} must be one of {', '.join(choices)}; it is {value!r}.")
@@ -218,6 +237,11 @@ def _fits(pattern: str | Sequence[str], text: str) -> bool:
     return any(fnmatchcase(text.lower(), one.lower()) for one in patterns)
 
 
+def _fits_address(pattern: str | Sequence[str], address: str) -> bool:
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    return any(fnmatchcase(address.lower(), address_pattern(one)) for one in patterns)
+
+
 def _has_headers(wanted: Mapping[str, str], facts: Facts) -> bool:
     present = {key.lower(): value for key, value in facts.headers.items()}
     return all(
@@ -228,8 +252,8 @@ def _has_headers(wanted: Mapping[str, str], facts: Facts) -> bool:
 
 _MATCHERS: dict[str, Callable[[Any, Facts], bool]] = {
     "category": lambda wanted, facts: _fits(wanted, facts.category),
-    "to": lambda wanted, facts: any(_fits(wanted, address) for address in facts.recipients),
-    "from": lambda wanted, facts: _fits(wanted, facts.sender),
+    "to": lambda wanted, facts: any(_fits_address(wanted, it) for it in facts.recipients),
+    "from": lambda wanted, facts: _fits_address(wanted, facts.sender),
     "header": _has_headers,
     "template": lambda wanted, facts: _fits(wanted, facts.template),
     "bulk": lambda wanted, facts: wanted is facts.is_bulk,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import hmac
@@ -17,13 +16,14 @@ from django.conf import settings
 from django.db import router
 from django.db.models import BooleanField, Q, QuerySet
 from django.db.models.expressions import RawSQL
+from django.utils.crypto import constant_time_compare
 from django.utils.dateparse import parse_datetime
 from django.utils.encoding import force_bytes
 from django.utils.timezone import is_naive, make_aware
 
 from django_epica_mail import clock, conf, rules, spreadsheets
 from django_epica_mail._compat import batched
-from django_epica_mail.messages import addresses
+from django_epica_mail.messages.addresses import canonical, is_complete
 from django_epica_mail.models import EmailLog, EmailRecipient, Suppression
 
 Reason = Suppression.Reason
@@ -55,9 +55,25 @@ def add(
     )
 
 
-def add_digest(found_by: str, *, reason: str, scope: str = "", note: str = "") -> bool:
-    """Suppress an address that is known only by its digest; see ``add``."""
-    return bool(insert([entry("", reason=reason, scope=scope, note=note, found_by=found_by)]))
+def add_digest(found_by: str, *, reason: str, scope: str = "", recipient: str = "") -> bool:
+    """Suppress an address that is known by its digest; return whether the entry is new.
+
+    ``recipient`` is the address, if a mail of ours went to it: its form is not examined, because
+    even a mailbox of this machine (``root``) may want no more. Writes nothing for a known entry.
+    """
+    row = entry("", reason=reason, scope=scope, found_by=found_by)
+    if recipient:
+        row.address, row.digest = canonical(recipient), digest(recipient)
+    known = Suppression.objects.using(_using()).filter(
+        digest=row.digest, scope=scope, reason=reason
+    )
+    return not known.exists() and bool(insert([row]))
+
+
+def is_digest_of(found_by: str, address: str) -> bool:
+    """Return whether a digest, made with any of the keys, is that of an address."""
+    wanted = canonical(address)
+    return any(constant_time_compare(found_by, _digest(key, wanted)) for key in _keys())
 
 
 def entry(
@@ -73,10 +89,9 @@ def entry(
 
     Raises ``ValueError`` for an invalid address, reason or category.
     """
-    bare = normalise(address)
-    local, _, domain = bare.rpartition("@")
+    bare = canonical(address)
     is_erased = not bare and len(found_by) == _DIGEST_LENGTH and found_by.isalnum()
-    if not is_erased and (not (local and domain) or not bare.isprintable() or " " in bare):
+    if not is_erased and not is_complete(bare):
         raise ValueError(f"{address!r} is not an e-mail address.")
     if reason not in Reason.values:
         raise ValueError(f"reason must be one of {', '.join(Reason.values)}; it is {reason!r}.")
@@ -118,13 +133,13 @@ def remove(address: str, *, scope: str | None = None, reason: str | None = None)
 
 def match(address: str) -> Q:
     """Return the filter for the entries of an address."""
-    wanted = normalise(address)
+    wanted = canonical(address)
     return Q(digest__in=[_digest(key, wanted) for key in _keys()]) | Q(address=wanted)
 
 
 def is_suppressed(address: str, category: str = "") -> bool:
     """Return whether mail of a category to an address is suppressed."""
-    wanted = normalise(address)
+    wanted = canonical(address)
     return _reason(_listed([wanted], _using()).get(wanted, ()), category) is not None
 
 
@@ -149,7 +164,7 @@ def held_back(
     categories = {mail.pk: mail.category for mail in mails}
     rows = EmailRecipient.objects.using(using).filter(email_id__in=categories, outcome="")
     recipients = [
-        (mail, position, normalise(address))
+        (mail, position, canonical(address))
         for mail, position, address in rows.values_list("email_id", "position", "address")
     ]
     listed = _listed({address for _, _, address in recipients}, using)
@@ -190,22 +205,9 @@ def _reason(entries: Iterable[tuple[str, str]], category: str) -> str | None:
     return next((reason for reason in Reason.values if reason in reasons), None)
 
 
-def normalise(address: str) -> str:
-    """Return an address as the list stores it: bare, in lower case, with its domain in ASCII.
-
-    The local part may be case-sensitive (RFC 5321, section 2.4), but in practice it never is.
-    """
-    bare = addresses.bare(address).strip().lower()
-    local, at, domain = bare.rpartition("@")
-    if not domain.isascii():
-        with contextlib.suppress(UnicodeError):  # an invalid domain is kept unchanged
-            domain = domain.encode("idna").decode()
-    return f"{local}{at}{domain}"[:320]
-
-
 def digest(address: str) -> str:
     """Return the HMAC by which an entry is found even after its address was erased."""
-    return _digest(_keys()[0], normalise(address))
+    return _digest(_keys()[0], canonical(address))
 
 
 def _keys() -> Sequence[str | bytes]:

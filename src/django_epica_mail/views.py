@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import logging
+import threading
+import time
+from contextlib import nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -27,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 _IMAGE = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
 """A GIF of one transparent pixel."""
+
+ANONYMOUS_SECONDS = 5.0
+"""Seconds that the health check's verdict for anonymous visitors stands."""
 
 _UNSUBSCRIBE_TEMPLATE = "epica_mail/unsubscribe.html"
 _SCHEME = "bearer"
@@ -111,15 +117,13 @@ def _unsubscribe_page(
 def health(request: HttpRequest) -> JsonResponse:
     """Answer with the verdict, and with the single checks for those who may see them.
 
-    The status is 200 if all is well, otherwise 503.
+    The status is 200 if all is well, otherwise 503. Anonymous visitors get a verdict that is up to
+    ``ANONYMOUS_SECONDS`` old, so that they cannot keep the database busy.
     """
-    try:
-        verdict = examine()
-    except DatabaseError as error:
-        text = _("The tables of mail cannot be read (%(error)s).") % {"error": type(error).__name__}
-        verdict = HealthReport((Check("database", False, text),))
+    sees_details = may_monitor(request)
+    verdict = _last_verdict.ask(max_age=0 if sees_details else ANONYMOUS_SECONDS)
     answer: dict[str, Any] = {"status": _word(verdict.is_well)}
-    if may_monitor(request):
+    if sees_details:
         answer["checks"] = {
             check.name: {
                 "status": _word(check.is_well),
@@ -130,6 +134,35 @@ def health(request: HttpRequest) -> JsonResponse:
             for check in verdict.checks
         }
     return JsonResponse(answer, status=200 if verdict.is_well else 503)
+
+
+class _Verdict:
+    """The last health report of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._report: HealthReport | None = None
+        self._at = 0.0
+
+    def ask(self, max_age: float) -> HealthReport:
+        """Return a report of up to ``max_age`` seconds; simultaneous visitors share one."""
+        with self._lock if max_age else nullcontext():
+            report = self._report
+            if report is None or time.monotonic() - self._at >= max_age:
+                report = self._report = _examine()
+                self._at = time.monotonic()
+            return report
+
+
+_last_verdict = _Verdict()
+
+
+def _examine() -> HealthReport:
+    try:
+        return examine()
+    except DatabaseError as error:
+        text = _("The tables of mail cannot be read (%(error)s).") % {"error": type(error).__name__}
+        return HealthReport((Check("database", False, text),))
 
 
 def _word(is_well: bool) -> str:

@@ -11,10 +11,28 @@ from django.test import Client
 from django.urls import include, path, reverse
 
 from devservers.smtp_faults import refuse
-from django_epica_mail import maintenance, outbox
+from django_epica_mail import maintenance, outbox, views
 from django_epica_mail.models import EmailTotal
 
 TOKEN = "a-token-of-the-tests"
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every visitor cause an examination, so that a test sees what it has just done."""
+    monkeypatch.setattr(views, "ANONYMOUS_SECONDS", 0)
+
+
+def test_a_flood_of_anonymous_visitors_examines_the_queue_once(
+    monkeypatch: pytest.MonkeyPatch, django_assert_num_queries: Any
+) -> None:
+    monkeypatch.setattr(views, "ANONYMOUS_SECONDS", 5.0)
+    monkeypatch.setattr(views, "_last_verdict", views._Verdict())
+    ask()
+    with django_assert_num_queries(0):
+        assert {ask().status_code for _ in range(50)} == {200}
+        assert ask("wrong-token-of-an-attacker").json() == {"status": "ok"}
+    assert "checks" in ask(TOKEN).json(), "who may see the details gets them as they are now"
 
 
 @pytest.fixture(autouse=True)

@@ -89,6 +89,41 @@ def test_unsubscribing_twice_has_the_effect_of_once(site, smtp, deliver, browser
     assert Suppression.objects.get().scope == ""
 
 
+def test_a_link_that_is_posted_again_writes_nothing(
+    site, smtp, deliver, browser, django_assert_max_num_queries
+) -> None:
+    queue()
+    deliver()
+    link = link_of(smtp.accepted[0].content)
+    browser.post(link, ONE_CLICK)
+    with django_assert_max_num_queries(50) as seen:
+        for _ in range(10):
+            assert browser.post(link, ONE_CLICK).status_code == 200
+    assert {query["sql"].split()[0] for query in seen.captured_queries} == {"SELECT"}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        '"john doe"@example.com',
+        "root",
+        "ann@example.com\u200b",
+        '"v"@example.com',
+        "a@Bücher.example",
+    ],
+)
+def test_whoever_was_mailed_can_unsubscribe(site, smtp, deliver, browser, address) -> None:
+    log = queue(address)
+    deliver()
+    assert browser.post(link_of(smtp.accepted[0].content), ONE_CLICK).status_code == 200
+    assert suppression.is_suppressed(address)
+    assert EmailEvent.objects.get().email_id == log.pk
+    again = queue(address)
+    deliver()
+    again.refresh_from_db()
+    assert again.status == "suppressed"
+
+
 @pytest.mark.parametrize("method", ["get", "head"])
 def test_viewing_the_page_changes_nothing(site, smtp, deliver, browser, method) -> None:
     queue(category="newsletter")

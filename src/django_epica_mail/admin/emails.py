@@ -22,7 +22,9 @@ from django_epica_mail.admin.detail import Detail
 from django_epica_mail.admin.filters import FILTERS
 from django_epica_mail.admin.operations import ACTIONS, OperatePermission
 from django_epica_mail.admin.previews import Previews
+from django_epica_mail.messages.addresses import canonical, is_complete
 from django_epica_mail.models import EmailLog, EmailQuerySet, EmailRecipient
+from django_epica_mail.rules import address_pattern
 
 SEARCH_HELP = _(
     "An id, a Message-ID in angle brackets, an address or the beginning of one (name@ or name*), "
@@ -128,9 +130,11 @@ def search(rows: EmailQuerySet, term: str) -> EmailQuerySet:
     if term.startswith("<") and term.endswith(">"):
         return rows.filter(message_id=term)
     if term.startswith("@"):
-        return _to(recent(rows), Q(address__endswith=term.lower()))
+        return _to(recent(rows), Q(address__endswith=address_pattern(term)))
+    if is_complete(address := canonical(term)):
+        return _addressed(rows, address)
     if " " not in term and ("@" in term or term.endswith("*")):
-        return _addressed(rows, term.lower().rstrip("*"))
+        return _addressed(rows, address_pattern(term).rstrip("*"))
     words = (Q(subject__icontains=word) for word in term.split())
     return recent(rows).filter(reduce(Q.__and__, words))
 

@@ -14,8 +14,8 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from django_epica_mail import suppression
 from django_epica_mail.admin.base import CappedPaginator, ReadOnly
+from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import EmailEvent
 
 
@@ -41,7 +41,7 @@ class EmailEventAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         term = search_term.strip()
         if not term:
             return queryset, False
-        wanted = Q(address=suppression.normalise(term)) | Q(provider_id=term)
+        wanted = Q(address=canonical(term)) | Q(provider_id=term)
         with contextlib.suppress(ValueError):
             wanted |= Q(email=UUID(term))
         return queryset.filter(wanted), False

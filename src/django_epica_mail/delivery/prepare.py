@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from email.utils import getaddresses, parseaddr
+from email.utils import parseaddr
 from fnmatch import fnmatchcase
 from typing import Any
 from uuid import UUID
 
 from django.core.mail import EmailMessage
 
-from django_epica_mail import conf, lifecycle, messages, retry, signals, suppression
+from django_epica_mail import conf, lifecycle, messages, retry, rules, signals, suppression
 from django_epica_mail.delivery import rate_limits
 from django_epica_mail.delivery.claim import Batch, ClaimedMail
 from django_epica_mail.delivery.outcome import Attempt, Envelope, Outcome, judge
 from django_epica_mail.exceptions import MissingKey, Veto
 from django_epica_mail.messages import RawMessage
+from django_epica_mail.messages import addresses as forms
 from django_epica_mail.models import EmailAttachment, EmailLog, EmailRecipient
 from django_epica_mail.retry import Decision, Failure, Kind, Result
 from django_epica_mail.tracking import instrument
@@ -181,11 +182,11 @@ def is_allowed(recipient: object) -> bool:
     allowed = conf.get().allowed_recipients
     if allowed is None:
         return True
-    found = getaddresses([str(recipient)])
-    address = found[0][1].lower() if len(found) == 1 else ""  # of several, one may be anyone's
-    local, _, domain = address.rpartition("@")
-    return bool(local and domain) and any(
-        fnmatchcase(address if "@" in pattern else domain, pattern.lower()) for pattern in allowed
+    address = forms.canonical(recipient)
+    domain = address.rpartition("@")[2]
+    return forms.is_complete(address) and any(
+        fnmatchcase(address if "@" in pattern else domain, rules.address_pattern(pattern))
+        for pattern in allowed
     )
 
 

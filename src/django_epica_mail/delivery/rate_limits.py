@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from django_epica_mail import _compat, conf
+from django_epica_mail import _compat, conf, rules
 from django_epica_mail.broker import celery_config
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.messages import addresses
@@ -109,7 +109,10 @@ def _rates() -> Mapping[str, str]:
     """Return every rate of the site, including the annotation of Celery's task."""
     of_celery = celery_config.site_rate()
     everything = {} if of_celery is None else {EVERYTHING: of_celery}
-    return {**everything, **conf.get().rates}
+    return everything | {
+        rules.address_pattern(key) if key.startswith("@") else key: rate
+        for key, rate in conf.get().rates.items()
+    }
 
 
 def _current() -> _Budgets | None:
@@ -192,7 +195,7 @@ def take(transport: str, recipients: Iterable[str]) -> Refusal | None:
 def _costs(transport: str, recipients: Iterable[str]) -> Counter[str]:
     costs: Counter[str] = Counter()
     for recipient in recipients:
-        domain = addresses.bare(str(recipient)).rpartition("@")[2].lower()
+        domain = addresses.canonical(recipient).rpartition("@")[2]
         costs.update((transport, EVERYTHING, f"@{domain}"))
     return costs
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from email.utils import parseaddr
 from typing import Any
 
 from celery.app import app_or_default
@@ -22,6 +21,7 @@ from django_epica_mail import checks, clock, conf, routing, rules
 from django_epica_mail.broker import celery_config, workers
 from django_epica_mail.delivery import gates
 from django_epica_mail.exceptions import TokenRefused
+from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryGate, EmailLog
 from django_epica_mail.monitoring import backlog
 from django_epica_mail.rules import Facts
@@ -87,8 +87,8 @@ def explain(address: str, *, category: str = "", bulk: bool = False) -> Explanat
     """
     facts = Facts(
         category=category,
-        recipients=[address.lower()],
-        sender=parseaddr(settings.DEFAULT_FROM_EMAIL)[1].lower(),
+        recipients=[canonical(address)],
+        sender=canonical(settings.DEFAULT_FROM_EMAIL),
         is_bulk=bulk,
     )
     of_celery = celery_config.site_route(bulk=bulk)

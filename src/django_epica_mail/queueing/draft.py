@@ -153,9 +153,7 @@ def _recipients(message: EmailMessage, log: EmailLog) -> Iterator[EmailRecipient
 
 
 def _address(recipient: object) -> str:
-    """Return the address to search by: without display name, in lower case."""
-    text = storable(recipient)
-    return addresses.bare(text).lower()[:320]
+    return storable(addresses.canonical(recipient))
 
 
 def attachment(blob: Blob) -> EmailAttachment:

@@ -17,6 +17,7 @@ from django.utils import timezone
 from django_epica_mail import clock, lifecycle, signals, suppression
 from django_epica_mail.broker import doorbell, result_backend
 from django_epica_mail.lifecycle import Status
+from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import (
     DeliveryAttempt,
     EmailEvent,
@@ -86,19 +87,24 @@ def unsubscribe(found_by: str, scope: str, email_id: UUID | None) -> None:
     using = router.db_for_write(EmailEvent)
     recipients = EmailRecipient.objects.using(using).filter(email=email_id)
     address = recipients.values_list("address", flat=True).first() if email_id else None
-    if address is None or suppression.digest(address) != found_by:
+    if address is None or not suppression.is_digest_of(found_by, address):
         suppression.add_digest(found_by, reason=Suppression.Reason.UNSUBSCRIBE, scope=scope)
         return
-    suppression.add(address, reason=Suppression.Reason.UNSUBSCRIBE, scope=scope)
+    suppression.add_digest(
+        found_by, reason=Suppression.Reason.UNSUBSCRIBE, scope=scope, recipient=address
+    )
+    key = hashlib.sha256(f"{Kind.UNSUBSCRIBED} {email_id}".encode()).hexdigest()
+    if EmailEvent.objects.using(using).filter(key=key).exists():
+        return  # a link followed again writes nothing
     record(
         EmailEvent(
             email_id=email_id,
-            key=hashlib.sha256(f"{Kind.UNSUBSCRIBED} {email_id}".encode()).hexdigest(),
+            key=key,
             kind=Kind.UNSUBSCRIBED,
             at=timezone.now(),
             created_at=clock.now(),
             source=OWN,
-            address=suppression.normalise(address),
+            address=canonical(address),
         )
     )
 
@@ -116,10 +122,11 @@ class Visit:
 
 
 def record_visit(visit: Visit) -> bool:
-    """Record a visit with one write; return ``False`` if its mail is deleted.
+    """Record a visit with one write at most; return ``False`` if its mail is deleted.
 
-    Identical visits in the same 10-second slot count once. A visit before the mail was sent, or
-    within 3 seconds of it, is a scanner's and counts as automated.
+    Identical visits in the same 10-second slot count once, so a link causes at most 12 writes a
+    minute: one visit of a person and one of a program in each slot. A visit before the mail was
+    sent, or within 3 seconds of it, is a scanner's and counts as automated.
     """
     using = router.db_for_write(EmailEvent)
     logs = EmailLog.objects.using(using).filter(pk=visit.email_id)
@@ -150,6 +157,8 @@ def record_visit(visit: Visit) -> bool:
         is_machine=is_machine,
     )
     rows = EmailEvent.objects.using(using)
+    if rows.filter(key=event.key).exists():
+        return True
     rows.bulk_create([event], ignore_conflicts=True)
     if signals.email_event.has_listeners(EmailEvent) and rows.filter(pk=event.pk).exists():
         transaction.on_commit(partial(_send_signal, event), using=using, robust=True)
@@ -228,7 +237,7 @@ def _proven_sent(ids: Sequence[UUID], using: str) -> set[UUID]:
     unknown = defaultdict(set)
     recipients = EmailRecipient.objects.using(using).filter(email_id__in=ids, outcome="")
     for email_id, address in recipients.values_list("email_id", "address"):
-        unknown[email_id].add(suppression.normalise(address))
+        unknown[email_id].add(canonical(address))
     events = EmailEvent.objects.using(using).filter(email_id__in=ids)
     seen = events.exclude(kind__in=_NO_PROOF_OF_SENDING)
     return {

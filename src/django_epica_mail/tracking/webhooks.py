@@ -12,7 +12,8 @@ from uuid import UUID
 from django.db import router
 from django.utils import timezone
 
-from django_epica_mail import clock, suppression
+from django_epica_mail import clock
+from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog
 from django_epica_mail.retry import reply_text
 from django_epica_mail.tracking import bots, events
@@ -44,7 +45,7 @@ def receive(sender: object, *, event: Any, esp_name: str, **_: Any) -> None:
     if kind is None:
         return
     using = router.db_for_write(EmailLog)
-    address = suppression.normalise(event.recipient or "")
+    address = canonical(event.recipient or "")
     provider_id = str(event.message_id or "")[:255]
     agent = str(event.user_agent or "")
     raw = event.esp_event if isinstance(event.esp_event, Mapping) else {}

@@ -126,10 +126,10 @@ def result(message: EmailMessage, failure: Failure | None, seconds: float) -> Re
         reply = "Nothing was sent: the mail was cancelled before it reached the provider."
         failure = Failure(kind=Kind.MESSAGE, reply=reply)
         return Result(failure=failure, seconds=seconds)
-    by_address = {_bare_lower(address): it for address, it in statuses.items()}
+    by_address = {addresses.canonical(address): it for address, it in statuses.items()}
     refused = {}
     for position, address in enumerate(message.recipients()):
-        word = getattr(by_address.get(_bare_lower(address)), "status", None)
+        word = getattr(by_address.get(addresses.canonical(address)), "status", None)
         if word in _REFUSAL_KIND:
             reply = f"The provider reported: {word}."
             refused[position] = Failure(kind=_REFUSAL_KIND[word], reply=reply)
@@ -222,7 +222,3 @@ def _retry_after(error: Exception) -> float | None:
     except (TypeError, ValueError):
         return None
     return seconds if 0 <= seconds <= _MAX_RETRY_AFTER else None
-
-
-def _bare_lower(address: str) -> str:
-    return addresses.bare(address).lower()

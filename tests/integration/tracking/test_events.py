@@ -128,9 +128,25 @@ def test_an_open_is_answered_with_an_image_and_recorded(sent, browser) -> None:
 
 @pytest.mark.parametrize("which", [1, 2], ids=["link", "image"])
 def test_a_visit_costs_one_write(sent, browser, which, django_assert_num_queries) -> None:
-    with django_assert_num_queries(2) as seen:
+    with django_assert_num_queries(3) as seen:
         browser.get(sent[which])
-    assert [query["sql"].split()[0] for query in seen.captured_queries] == ["SELECT", "INSERT"]
+    statements = [query["sql"].split()[0] for query in seen.captured_queries]
+    assert statements == ["SELECT", "SELECT", "INSERT"]
+
+
+def test_a_flood_of_visits_writes_a_bounded_number_of_times(
+    sent, browser, django_assert_max_num_queries
+) -> None:
+    _, click, _ = sent
+    with (
+        time_machine.travel("2026-12-01T12:00:00+00:00", tick=False) as time,
+        django_assert_max_num_queries(1000) as seen,
+    ):
+        for number in range(120):
+            browser.get(click, headers={"User-Agent": f"Attack {number % 2 and 'bot'} {number}"})
+            time.shift(0.5)
+    writes = [it for it in seen.captured_queries if not it["sql"].startswith("SELECT")]
+    assert 0 < len(writes) <= 12, "of one link within a minute"
 
 
 def test_automated_visits_are_recorded_as_such(sent, browser) -> None:

@@ -27,9 +27,51 @@ def test_a_plain_bare_address_is_unchanged_in_the_envelope(address: str) -> None
     assert parseaddr(address)[1] == address
 
 
-@given(PLAIN | st.emails() | st.text(max_size=30))
-def test_bare_removes_only_the_display_name(address: str) -> None:
-    assert addresses.bare(address) == (parseaddr(address)[1] or address)
+@given(PLAIN | st.emails() | st.text(max_size=400))
+def test_a_canonical_address_is_canonical(address: str) -> None:
+    found = addresses.canonical(address)
+    assert len(found) <= addresses.LENGTH
+    assert addresses.canonical(found) == found
+
+
+@given(PLAIN)
+def test_a_plain_address_skips_the_parser_and_gets_the_same_form(address: str) -> None:
+    assert addresses.canonical(address) == addresses._rcpt(address).lower()[: addresses.LENGTH]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("Ann <ANN@Example.COM>", "ann@example.com"),
+        ('"v"@example.com', "v@example.com"),
+        ('"john doe"@Example.com', '"john doe"@example.com'),
+        ('"ann@example.com" <bob@example.com>', "bob@example.com"),
+        ("(work) ann@example.com", "ann@example.com"),
+        ("root", "root"),
+        ("ann@example.com\u200b", "ann@example.com"),
+        ("ann@example.com\u00a0", "ann@example.com"),
+        ("ann@example.com.", "ann@example.com"),
+        ("İpek@example.com", "i\u0307pek@example.com"),
+        ("i\u0307pek@example.com", "i\u0307pek@example.com"),
+        ("ann@Bücher.example", "ann@xn--bcher-kva.example"),
+        ("a@b.co, c@d.co", "a@b.co, c@d.co"),
+    ],
+)
+def test_every_spelling_of_an_address_has_one_canonical_form(written: str, expected: str) -> None:
+    assert addresses.canonical(written) == expected
+
+
+@pytest.mark.parametrize("written", ['"v"@example.com', '"x q"@example.com', "a@Bücher.example"])
+def test_the_canonical_form_is_what_the_server_is_told(written: str) -> None:
+    (told,) = corpus.wire(EmailMessage("Subject", "Body", "from@example.com", [written]))[1]
+    assert addresses.canonical(written) == told.lower()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "root", "a@", "@b.co", "a@b.co, c@d.co", "a b@c.co", "a\u00a0@b.co", "<a@b.co>"]
+)
+def test_text_that_is_not_one_address_is_not_complete(text: str) -> None:
+    assert not addresses.is_complete(text)
 
 
 @pytest.mark.parametrize(
