@@ -17,20 +17,22 @@ from django_epica_mail.exceptions import MissingKey
 from django_epica_mail.messages import codec, encryption
 from django_epica_mail.models import EmailBatch, EmailEvent, EmailLog, EmailRecipient, Suppression
 from django_epica_mail.privacy import person as privacy_person
+from django_epica_mail.privacy import remains as privacy_remains
 from django_epica_mail.privacy.person import (
-    CHUNK,
     LOG_TEXTS,
     RESULT_TEXTS,
     Advance,
     Found,
     Person,
+    is_cut,
+    mentioning,
     optional_model,
 )
 
 WAITING = lifecycle.CLAIMABLE | {lifecycle.Status.UNKNOWN}
 """The statuses in which a mail's recipients can still be changed."""
 
-_NOT_SCRUBBED = frozenset({"envelope", "payload", "message_id", "address", "digest"})
+_NOT_SCRUBBED = frozenset({"envelope", "payload", "address", "digest"})
 """Columns that are handled separately or never contain an address."""
 
 
@@ -58,6 +60,9 @@ class Erased:
     are from this person or mention them, and bulk calls not expanded yet."""
     unreadable: list[str] = field(default_factory=list)
     """Ids of mails whose content none of the site's keys decrypts."""
+    remains: list[str] = field(default_factory=list)
+    """Where else the address may still stand, as table, column and row: it may be part of a longer
+    address there, which only a person can decide."""
 
 
 def erase(
@@ -80,9 +85,10 @@ def erase(
                 with transaction.atomic(using=using):
                     _erase_mail(person, found, using, done, mirrors=not dry_run)
         _erase_elsewhere(person, using, done)
+        done.left += [str(pk) for pk in privacy_person.unfinished_batches(person, using)]
+        done.remains += privacy_remains.remains(person, using, known={*done.left, *done.unreadable})
         if dry_run:
             transaction.set_rollback(True, using=using)
-    done.left += [str(pk) for pk in privacy_person.unfinished_batches(person, using)]
     return asdict(done)
 
 
@@ -121,7 +127,7 @@ def _lock(found: Found, using: str) -> str | None:
 def _is_for_others(person: Person, found: Found, using: str) -> bool:
     """Return whether a waiting mail still has other recipients to be sent to."""
     recipients = EmailRecipient.objects.using(using).filter(email=found.id, outcome="")
-    return recipients.exclude(address__in=person.addresses).exists()
+    return recipients.exclude(person.rows()).exists()
 
 
 def _leave_out(person: Person, found: Found, using: str, done: Erased) -> bool:
@@ -140,7 +146,7 @@ def _leave_out(person: Person, found: Found, using: str, done: Erased) -> bool:
     if not rows.filter(envelope=old).update(envelope=new):
         return False
     recipients = EmailRecipient.objects.using(using).filter(email=found.id)
-    own = recipients.filter(address__in=person.addresses).order_by("-position")
+    own = recipients.filter(person.rows()).order_by("-position")
     for position in list(own.values_list("position", flat=True)):
         recipients.filter(position=position).delete()
         # Positions are indexes into the message's recipients, which have moved up too.
@@ -156,25 +162,18 @@ def _erase_finished(person: Person, found: Found, using: str, done: Erased) -> N
         return
     EmailLog.objects.using(using).forget_content([found.id])
     done.forgotten += 1
-    own = EmailRecipient.objects.using(using).filter(email=found.id, address__in=person.addresses)
+    own = EmailRecipient.objects.using(using).filter(email=found.id).filter(person.rows())
     done.recipients += own.delete()[0]
 
 
 def _erase_elsewhere(person: Person, using: str, done: Erased) -> None:
     """Erase the address from every column of every table that may contain it."""
-    theirs = models.Q(address__in=person.addresses)
+    theirs = person.rows()
     done.events += EmailEvent.objects.using(using).filter(theirs).delete()[0]
     done.suppressions += Suppression.objects.using(using).filter(theirs).update(address="")
     for model in apps.get_app_config("epica_mail").get_models():
-        names = [
-            column.name
-            for column in model._meta.concrete_fields
-            if isinstance(column, (models.CharField, models.TextField))
-            and not column.choices
-            and column.name not in _NOT_SCRUBBED
-        ]
-        if names:
-            done.texts += _scrub(person, model._default_manager.using(using), names)
+        rows = model._default_manager.using(using)
+        done.texts += _scrub(person, rows, privacy_remains.text_columns(model, _NOT_SCRUBBED))
     done.texts += _scrub_refusals(person, using)
     done.results += _scrub_of("django_celery_results", "TaskResult", RESULT_TEXTS, person)
     done.admin_log += _scrub_of(
@@ -194,29 +193,24 @@ def _scrub_of(
 
 def _scrub(person: Person, rows: models.QuerySet[Any], names: Sequence[str]) -> int:
     """Replace the address in some columns; return the number of rows changed."""
-    count, last = 0, None
-    holding = rows.filter(person.filter(names)).order_by("pk")
-    while True:
-        following = holding if last is None else holding.filter(pk__gt=last)
-        chunk = list(following.values("pk", *names)[:CHUNK])
-        if not chunk:
-            return count
-        last = chunk[-1]["pk"]
-        for row in chunk:
-            new = {
-                name: value
-                for name in names
-                if row[name] and (value := _scrubbed(person, name, row[name])) != row[name]
-            }
-            if new:
-                count += rows.filter(pk=row["pk"]).update(**new)
+    count = 0
+    for row in mentioning(person, rows, names) if names else ():
+        new = {
+            name: value
+            for name in names
+            if row[name] and (value := _scrubbed(person, rows.model, name, row[name])) != row[name]
+        }
+        if new:
+            count += rows.filter(pk=row["pk"]).update(**new)
+    return count
 
 
-def _scrubbed(person: Person, name: str, text: str) -> str | None:
+def _scrubbed(person: Person, model: type[models.Model], name: str, text: str) -> str | None:
     """Return a text without the address; ``None`` for an idempotency key, which must be unique."""
+    cut = is_cut(model, name, text)
     if name == "idempotency_key":
-        return None if person.occurs_in(text) else text
-    return person.scrub(text)
+        return None if person.occurrences(text, is_cut=cut) else text
+    return person.scrub(text, is_cut=cut)[: model._meta.get_field(name).max_length]  # type: ignore[union-attr]
 
 
 def _scrub_refusals(person: Person, using: str) -> int:

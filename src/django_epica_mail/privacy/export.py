@@ -17,6 +17,7 @@ from django_epica_mail.privacy.person import (
     Found,
     Person,
     find,
+    mentioning,
     optional_model,
     unfinished_batches,
 )
@@ -30,9 +31,9 @@ def export(person: Person, *, advance: Advance = lambda done, total: None) -> di
     """
     using = router.db_for_write(EmailLog)
     found = list(find(person, using, advance))
-    theirs = models.Q(address__in=person.addresses)
+    theirs = person.rows()
     results = models.Q(task_id__in=[str(it.id) for it in found if it.roles])
-    log = models.Q(content_type__app_label="epica_mail") & person.filter(LOG_TEXTS)
+    of_app = models.Q(content_type__app_label="epica_mail")
     return {
         "address": person.addresses[0],
         "mails": [_mail(it, person, using) for it in found if it.roles],
@@ -43,10 +44,12 @@ def export(person: Person, *, advance: Advance = lambda done, total: None) -> di
         "results": _values(
             "django_celery_results",
             "TaskResult",
-            results | person.filter(RESULT_TEXTS),
+            results | _about(person, "django_celery_results", "TaskResult", RESULT_TEXTS),
             ("task_id", "task_name", "status", "date_done"),  # others may be in the rest
         ),
-        "admin_log": _values("admin", "LogEntry", log),
+        "admin_log": _values(
+            "admin", "LogEntry", of_app & _about(person, "admin", "LogEntry", LOG_TEXTS, of_app)
+        ),
     }
 
 
@@ -62,7 +65,7 @@ def _mail(found: Found, person: Person, using: str) -> dict[str, Any]:
     }
     if found.roles == {"mentioned"}:
         return about
-    own = log.recipients.using(using).filter(address__in=person.addresses)
+    own = log.recipients.using(using).filter(person.rows())
     attempts = DeliveryAttempt.objects.using(using).filter(email=log)
     names = ("number", "created_at", "transport", "code", "reply")
     return {
@@ -91,6 +94,17 @@ def _content(log: EmailLog, using: str) -> dict[str, Any]:
         ],
         "attachments": list(files.values("filename", "mimetype", "size")),
     }
+
+
+def _about(
+    person: Person, app_label: str, name: str, columns: Sequence[str], among: models.Q | None = None
+) -> models.Q:
+    """Return the condition that a row of an optional app contains the address."""
+    model = optional_model(app_label, name)
+    if model is None:
+        return models.Q(pk__in=[])
+    rows = model._default_manager.using(router.db_for_write(model)).filter(among or models.Q())
+    return models.Q(pk__in=[row["pk"] for row in mentioning(person, rows, columns)])
 
 
 def _values(

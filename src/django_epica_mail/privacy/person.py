@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from email.utils import parseaddr
 from typing import Any
-from urllib.parse import quote
 from uuid import UUID
 
 from django.apps import apps
@@ -17,11 +14,17 @@ from django.db import models
 
 from django_epica_mail import messages
 from django_epica_mail.exceptions import MissingKey
-from django_epica_mail.messages import encryption
+from django_epica_mail.messages import addresses, encryption
 from django_epica_mail.models import EmailBatch, EmailLog, EmailRecipient
+from django_epica_mail.privacy import occurrences
+from django_epica_mail.privacy.occurrences import Hit
+from django_epica_mail.retry import REPLY_LENGTH
 
 CHUNK = 200
 """How many rows are read at a time."""
+
+_ROWS = 2000
+"""How many rows are read at a time, of which only the texts are."""
 
 RESULT_TEXTS = ("task_args", "task_kwargs", "result", "traceback", "meta")
 """The columns of django-celery-results that may contain an address."""
@@ -36,55 +39,60 @@ Advance = Callable[[int, int], None]
 class Person:
     """One person, recognised by their address in every form it may be written in."""
 
-    def __init__(self, address: str) -> None:
-        """Take an address; raise ``ValueError`` if it is invalid."""
-        bare = parseaddr(address)[1].lower()
-        local, _, domain = bare.rpartition("@")
-        if not (local and domain) or any(it.isspace() for it in bare):
+    def __init__(self, address: str, *, tagged: bool = False) -> None:
+        """Take an address; raise ``ValueError`` if it is invalid.
+
+        With ``tagged``, addresses with a tag (``ann+news@example.com``) are the person's too.
+        """
+        bare = addresses.canonical(address)
+        if not addresses.is_complete(bare):
             raise ValueError(f"{address!r} is not an e-mail address.")
-        self.addresses = [bare, *(f"{local}@{other}" for other in _spellings(domain))]
+        self.addresses = addresses.spellings(bare)
         """The spellings that recipients' rows may contain."""
-        self._written = {
-            form
-            for it in self.addresses
-            for form in (it, quote(it).lower(), quote(it, safe="@").lower(), json.dumps(it)[1:-1])
-        }
-        longest_first = sorted(self._written, key=len, reverse=True)
-        self._pattern = re.compile(
-            # Not inside a longer address, but after an escaped line end, as in JSON or a repr.
-            rf"(?:(?<![\w.+-])|(?<=\\[nrt]))(?:{'|'.join(map(re.escape, longest_first))})"
-            r"(?![\w-]|\.\w)",
-            re.IGNORECASE,
-        )
+        self._tagged = tagged
+        self._needle = occurrences.Needle(self.addresses, tagged=tagged)
 
     def is_named(self, address: object) -> bool:
         """Return whether an address, with or without a display name, is this person's."""
-        return parseaddr(str(address))[1].lower() in self.addresses
+        found = addresses.canonical(address)
+        if found in self.addresses:
+            return True
+        local, _, domain = found.rpartition("@")
+        return self._tagged and f"{local.partition('+')[0]}@{domain}" in self.addresses
+
+    def recognise(self, address: str) -> bool:
+        """Return whether a stored address is this person's, and remember the spelling if it is."""
+        is_theirs = self.is_named(address)
+        if is_theirs and address not in self.addresses:
+            self.addresses.append(address)
+        return is_theirs
+
+    def rows(self) -> models.Q:
+        """Return the condition that a row's ``address`` is this person's."""
+        theirs = models.Q(address__in=self.addresses)
+        if self._tagged:
+            for local, _, domain in (it.rpartition("@") for it in self.addresses):
+                theirs |= models.Q(address__startswith=f"{local}+", address__endswith=f"@{domain}")
+        return theirs
 
     def is_mentioned(self, text: str) -> bool:
         """Return whether a text contains the address, not just inside a longer one."""
-        return self._pattern.search(text) is not None
+        return any(not hit.longer for hit in self._needle.find(text))
 
     def is_mentioned_in(self, stored: str) -> bool:
         """Return whether any string in JSON, such as a stored message, contains the address."""
-        return self.occurs_in(stored) and any(map(self.is_mentioned, _texts(json.loads(stored))))
+        return any(map(self.is_mentioned, texts(json.loads(stored)))) if stored else False
 
-    def occurs_in(self, text: str) -> bool:
-        """Return whether a text contains the address, even inside a longer one."""
-        lowered = text.lower()
-        return any(written in lowered for written in self._written)
+    def occurrences(self, text: str, *, is_cut: bool = False) -> list[Hit]:
+        """Return where a text contains the address, even inside a longer one."""
+        return self._needle.find(text, is_cut=is_cut)
 
-    def scrub(self, text: str) -> str:
-        """Return a text with the address replaced by ``[erased]``."""
-        return self._pattern.sub("[erased]", text)
+    def scrub(self, text: str, *, is_cut: bool = False) -> str:
+        """Return a text with the address replaced by ``[erased]``.
 
-    def filter(self, names: Iterable[str]) -> models.Q:
-        """Return the condition that one of the columns may contain the address."""
-        wanted = models.Q(pk__in=[])
-        for name in names:
-            for address in self._written:
-                wanted |= models.Q(**{f"{name}__icontains": address})
-        return wanted
+        With ``is_cut``, also the beginning of the address at the end of a text that was cut.
+        """
+        return occurrences.replace(text, self.occurrences(text, is_cut=is_cut))
 
 
 @dataclass(slots=True)
@@ -129,6 +137,41 @@ def find(
         advance(done, total)
 
 
+def mentioning(
+    person: Person, rows: models.QuerySet[Any], names: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the key and some columns of the rows in which one of them contains the address.
+
+    Reads all rows, because no database finds an address in all its encodings.
+    """
+    last = None
+    while True:
+        following = rows.order_by("pk") if last is None else rows.order_by("pk").filter(pk__gt=last)
+        chunk = list(following.values("pk", *names)[:_ROWS])
+        if not chunk:
+            return
+        last = chunk[-1]["pk"]
+        for row in chunk:
+            columns = {name: text for name in names if (text := text_of(row[name]))}
+            if any(
+                person.occurrences(text, is_cut=is_cut(rows.model, name, text))
+                for name, text in columns.items()
+            ):
+                yield row
+
+
+def text_of(value: object) -> str:
+    """Return a column's value as the text to be searched; empty if there is none."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=str) if value else ""
+
+
+def is_cut(model: type[models.Model], name: str, text: str) -> bool:
+    """Return whether a text is as long as its column or its writer permits, so may be cut off."""
+    return len(text) in (model._meta.get_field(name).max_length, REPLY_LENGTH)  # type: ignore[union-attr]
+
+
 def unfinished_batches(person: Person, using: str) -> list[UUID]:
     """Return the unexpanded bulk calls that mention a person or cannot be read."""
     found = []
@@ -150,29 +193,17 @@ def optional_model(app_label: str, name: str) -> Any:
         return None
 
 
-def _texts(form: Any) -> Iterator[str]:
+def texts(form: Any) -> Iterator[str]:
+    """Yield every string in what JSON holds, keys included."""
     if isinstance(form, str):
         yield form
     elif isinstance(form, dict):
         for key, value in form.items():
             yield key
-            yield from _texts(value)
+            yield from texts(value)
     elif isinstance(form, list):
         for value in form:
-            yield from _texts(value)
-
-
-def _spellings(domain: str) -> list[str]:
-    """Return a domain's other spellings: ASCII for an international one, or the reverse."""
-    try:
-        other = (
-            domain.encode("ascii").decode("idna")
-            if domain.isascii()
-            else (domain.encode("idna").decode())
-        )
-    except UnicodeError:
-        return []
-    return [other] if other != domain else []
+            yield from texts(value)
 
 
 def _recipients(
@@ -183,7 +214,7 @@ def _recipients(
     others: dict[UUID, int] = defaultdict(int)
     rows = EmailRecipient.objects.using(using).filter(email_id__in=ids).order_by()
     for email_id, kind, address in rows.values_list("email_id", "kind", "address"):
-        if address in person.addresses:
+        if person.recognise(address):
             kinds[email_id].add(kind)
         else:
             others[email_id] += 1

@@ -37,6 +37,7 @@ NOTHING = {
     "admin_log": 0,
     "left": [],
     "unreadable": [],
+    "remains": [],
 }
 
 

@@ -83,10 +83,13 @@ class Command(BaseCommand):
         listed.add_argument("direction", choices=("import", "export"))
         listed.add_argument("file", help="a path; - for standard input or output")
         action("reencrypt", "encrypt stored content with the first of ENCRYPTION_KEYS")
-        person = action("export", "print what is stored about a person, as JSON")
-        person.add_argument("address")
+        exported = action("export", "print what is stored about a person, as JSON")
         person = action("erase", "erase a person from the queue, the log and the admin's log")
-        person.add_argument("address")
+        for one in (exported, person):
+            one.add_argument("address")
+            one.add_argument(
+                "--tagged", action="store_true", help="also ann+tag@... of ann@...: one mailbox"
+            )
         person.add_argument("--dry-run", action="store_true", help="only show what would be erased")
         person.add_argument("--noinput", action="store_true", help="do not ask for confirmation")
         moving = action("import", "move mail out of the tables of another package")
@@ -239,16 +242,17 @@ class Command(BaseCommand):
     def export(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Collect what is stored about a person."""
         advance = output.progress(self.stderr, "searching")
-        return export(_person(options["address"]), advance=advance), True
+        person = _person(options["address"], tagged=options["tagged"])
+        return export(person, advance=advance), True
 
     def erase(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Erase a person, after a confirmation that shows what will be erased."""
-        person = _person(options["address"])
+        person = _person(options["address"], tagged=options["tagged"])
         advance = output.progress(self.stderr, "searching")
         if not options["dry_run"] and not options["noinput"]:
             self._confirm(erase(person, dry_run=True, advance=advance))
         done = erase(person, dry_run=options["dry_run"], advance=advance)
-        return done, not (done["left"] or done["unreadable"])
+        return done, not (done["left"] or done["unreadable"] or done["remains"])
 
     def import_(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Move another package's mail, or report what would be moved."""
@@ -313,9 +317,9 @@ class Command(BaseCommand):
             yield from output.sender_record_lines(report["dns"])
 
 
-def _person(address: str) -> Person:
+def _person(address: str, *, tagged: bool) -> Person:
     try:
-        return Person(address)
+        return Person(address, tagged=tagged)
     except ValueError as error:
         raise CommandError(str(error)) from None
 
