@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from email.header import decode_header, make_header
 from itertools import chain
 from typing import NamedTuple
@@ -21,7 +21,8 @@ _AT = re.compile(
     r"[@＠﹫]|[%=](?:25|3D)*40|[ux]0*40|(?:#|23)0*64|commat|=\?[^?\s]+\?[BQ]\?[^?\s]*\?=",
     re.IGNORECASE,
 )
-"""The ways to write an at sign, without what may itself be encoded before it, and the words of a header that may hide one (RFC 2047)."""
+"""The ways to write an at sign, without what may itself be encoded before it, and the words of a
+header that may hide one (RFC 2047)."""
 
 _ENCODED = re.compile(r"[%=&\\]")
 _HIDDEN_LETTER = re.compile(
@@ -76,17 +77,20 @@ class Needle:
         ``is_cut`` says that the text fills its column: then its end may be the beginning of an
         address.
         """
-        found: list[Hit] = []
+        found = set(self.each(text))
+        if is_cut:
+            start = max(len(text) - self._reach, 0)
+            found.update(*map(self._cut_off, _readings(text[start:], start)))
+        return _without_overlaps(found)
+
+    def each(self, text: str) -> Iterator[Hit]:
+        """Yield the occurrences in a text as they are found, some of them repeatedly."""
         for at in _AT.finditer(text):
             start = max(at.start() - self._reach, 0)
             window = text[start : at.end() + self._reach]
             plain = window.lower() if window.isascii() else fold(window)
             if self._letters in plain or _HIDDEN_LETTER.search(window):
-                found += chain.from_iterable(map(self._hits, _readings(window, start)))
-        if is_cut:
-            start = max(len(text) - self._reach, 0)
-            found += chain.from_iterable(map(self._cut_off, _readings(text[start:], start)))
-        return _without_overlaps(found)
+                yield from chain.from_iterable(map(self._hits, _readings(window, start)))
 
     def _hits(self, reading: _Reading) -> Iterator[Hit]:
         for match in self._pattern.finditer(reading.text):
@@ -128,13 +132,15 @@ def fold(text: str) -> str:
     return _folded(_raw(text, 0)).text
 
 
-def _without_overlaps(hits: Sequence[Hit]) -> list[Hit]:
+def _without_overlaps(hits: Iterable[Hit]) -> list[Hit]:
     """Return the hits in order; of two that overlap, the whole one, then the wider one."""
     kept: list[Hit] = []
-    for hit in sorted(hits, key=lambda it: (bool(it.longer), it.start - it.end)):
-        if all(hit.end <= other.start or hit.start >= other.end for other in kept):
+    for hit in sorted(hits):
+        if kept and hit.start < kept[-1].end:
+            kept.append(min(kept.pop(), hit, key=lambda it: (bool(it.longer), it.start - it.end)))
+        else:
             kept.append(hit)
-    return sorted(kept)
+    return kept
 
 
 def _is_letter(character: str) -> bool:
@@ -179,9 +185,7 @@ def _folded(reading: _Reading) -> _Reading:
     return _Reading("".join(text), pieces)
 
 
-def _decoded(
-    reading: _Reading, pattern: re.Pattern[str], decode: Callable[[str], str]
-) -> _Reading:
+def _decoded(reading: _Reading, pattern: re.Pattern[str], decode: Callable[[str], str]) -> _Reading:
     text: list[str] = []
     pieces: list[tuple[int, int]] = []
     position = 0
@@ -209,7 +213,9 @@ def _from_octets(written: str) -> str:
 
 def _from_escape(written: str) -> str:
     escape = written.lstrip("\\")
-    return chr(int(escape[1:], 16)) if len(escape) > 1 else {"n": "\n", "r": "\r", "t": "\t"}[escape]
+    return (
+        chr(int(escape[1:], 16)) if len(escape) > 1 else {"n": "\n", "r": "\r", "t": "\t"}[escape]
+    )
 
 
 def _from_header(written: str) -> str:

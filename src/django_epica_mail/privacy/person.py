@@ -77,7 +77,7 @@ class Person:
 
     def is_mentioned(self, text: str) -> bool:
         """Return whether a text contains the address, not just inside a longer one."""
-        return any(not hit.longer for hit in self._needle.find(text))
+        return any(not hit.longer for hit in self._needle.each(text))
 
     def is_mentioned_in(self, stored: str) -> bool:
         """Return whether any string in JSON, such as a stored message, contains the address."""

@@ -25,6 +25,9 @@ from django_epica_mail.privacy.person import (
 _SEALED = frozenset({"envelope", "payload"})
 """Columns that hold JSON, encrypted if the site has keys."""
 
+_ADDRESSES = frozenset({"address", "from_email"})
+"""Columns that hold nothing but an address."""
+
 _DIGESTS = frozenset({"digest", "key"})
 
 
@@ -37,7 +40,9 @@ def remains(person: Person, using: str, *, known: Collection[str]) -> list[str]:
     """
     found: list[str] = []
     for model in apps.get_app_config("epica_mail").get_models():
-        found += _in_rows(person, model._default_manager.using(using), _columns(model), using, known)
+        found += _in_rows(
+            person, model._default_manager.using(using), _columns(model), using, known
+        )
     for app_label, name, names, wanted in (
         ("django_celery_results", "TaskResult", RESULT_TEXTS, {}),
         ("admin", "LogEntry", LOG_TEXTS, {"content_type__app_label": "epica_mail"}),
@@ -87,20 +92,22 @@ def _in_rows(
                 yield f"{rows.model._meta.label}.{name} {pk}"
 
 
-def _stands_in(
-    person: Person, model: type[models.Model], name: str, text: str, using: str
-) -> bool:
+def _stands_in(person: Person, model: type[models.Model], name: str, text: str, using: str) -> bool:
     """Return whether a text has the address, or may have it within a longer one."""
     return any(
-        not hit.longer or not _is_anothers(hit.longer, text, using)
+        not hit.longer
+        or not (
+            (name in _ADDRESSES and canonical(text) == canonical(hit.longer))
+            or _is_anothers(hit.longer, using)
+        )
         for hit in person.occurrences(text, is_cut=is_cut(model, name, text))
     )
 
 
-def _is_anothers(longer: str, text: str, using: str) -> bool:
-    """Return whether a longer address is known to be one: as this very text, or from a row."""
+def _is_anothers(longer: str, using: str) -> bool:
+    """Return whether a longer address is known: from a recipient, an event or the list."""
     address = canonical(longer)
-    return canonical(text) == address or any(
+    return any(
         model._default_manager.using(using).filter(address=address).exists()
         for model in (EmailRecipient, EmailEvent, Suppression)
     )

@@ -319,3 +319,91 @@ def test_the_command_exits_with_1_while_something_is_left(smtp, queue_mail) -> N
         run("erase", ADDRESS, "--noinput")
     with pytest.raises(CommandError, match="not an e-mail address"):
         run("erase", "ann", "--noinput")
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("reply", "550 user=3Dann@example.com unknown"),
+        ("reply", "550 ann=40example.com unknown"),
+        ("message_id", "<ann@example.com>"),
+        ("from_email", '"ann@example.com" <shop@example.com>'),
+        ("subject", "For ann@example.com\u200b"),
+        ("subject", "For ann\u200b@example.com\u00a0"),
+        ("subject", "=?utf-8?b?YW5uQGV4YW1wbGUuY29t?="),
+        ("worker", "x" * 246 + " ann@exam"),
+    ],
+)
+def test_the_address_is_erased_from_a_mail_to_others_however_it_is_written(
+    smtp, deliver, column, text
+) -> None:
+    log = queue("bob@example.com")
+    deliver()
+    EmailLog.objects.update(**{column: text})
+    done = erase()
+    assert (done["texts"], done["left"], done["remains"]) == (1, [], [])
+    log.refresh_from_db()
+    assert "[erased]"[: 255 - 246] in getattr(log, column)
+    assert "ann" not in getattr(log, column).lower()
+
+
+@pytest.mark.parametrize("encoded", ["ann@example.com", "ann%40example.com", "ann%2540example.com"])
+def test_the_address_is_erased_from_links_that_others_followed(smtp, deliver, encoded) -> None:
+    log = queue("bob@example.com")
+    deliver()
+    EmailEvent.objects.create(
+        email=log, key="k", kind="clicked", at=log.created_at, created_at=log.created_at,
+        source="epica_mail", url=f"https://x.example/?next=%2Fto%3D{encoded}",
+    )  # fmt: skip
+    assert erase()["remains"] == []
+    assert "ann" not in EmailEvent.objects.get().url
+
+
+def test_what_may_be_a_longer_address_is_listed_and_the_command_fails(smtp, deliver) -> None:
+    log = queue("mary.ann@example.com")
+    deliver()
+    EmailLog.objects.update(subject="mary.ann@example.com", reply="bounce_ann@example.com.eml")
+    done = erase()
+    assert done["remains"] == [f"epica_mail.EmailLog.reply {log.pk}"], "Mary is somebody else"
+    log.refresh_from_db()
+    assert (log.subject, log.reply) == ("mary.ann@example.com", "bounce_ann@example.com.eml")
+    with pytest.raises(SystemExit):
+        call_command("epica_mail", "erase", ADDRESS, noinput=True, stdout=StringIO())
+
+
+def test_a_file_name_with_the_address_is_listed(smtp, deliver) -> None:
+    queue("bob@example.com")
+    deliver()
+    EmailAttachment.objects.update(filename="invoice_ann@example.com.pdf")
+    (left,) = erase()["remains"]
+    assert left == f"epica_mail.EmailAttachment.filename {EmailAttachment.objects.get().pk}"
+
+
+@pytest.mark.parametrize(
+    ("mailed", "erased"),
+    [
+        ('"ann"@example.com', ADDRESS),
+        ("ann@example.com\u200b", ADDRESS),
+        ("ann@B\u00fccher.example", "ann@xn--bcher-kva.example"),
+        ('"x q"@example.com', '"x q"@Example.com'),
+    ],
+)
+def test_a_person_is_erased_by_any_spelling_of_the_address(smtp, deliver, mailed, erased) -> None:
+    queue(mailed)
+    queue(mailed, "bob@example.com")
+    deliver()
+    suppression.add(mailed)
+    done = erasure.erase(Person(erased))
+    assert (done["deleted"], done["recipients"], done["suppressions"]) == (1, 1, 1)
+    assert (done["left"], done["remains"]) == ([], [])
+    assert EmailRecipient.objects.get().address == "bob@example.com"
+    assert suppression.is_suppressed(mailed)
+
+
+def test_tagged_addresses_are_erased_if_asked_for(smtp, deliver) -> None:
+    queue("ann+news@example.com")
+    queue("annabel@example.com", body="ann+shop@example.com")
+    deliver()
+    assert erase()["deleted"] == 0
+    done = erasure.erase(Person(ADDRESS, tagged=True))
+    assert (done["deleted"], done["forgotten"], done["remains"]) == (1, 1, [])

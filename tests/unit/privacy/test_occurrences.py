@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 import json
 import quopri
 from urllib.parse import quote
@@ -40,7 +41,7 @@ ENCODERS = {
         "<b>ann&amp;#64;example&period;com</b>",
         r"Traceback\nann@example.com",
         r"{\"to\": \"ann\\u0040example.com\"}",
-        "=?utf-8?b?%s?=" % base64.b64encode(b"Ann ann@example.com").decode(),
+        "=?utf-8?b?{}?=".format(base64.b64encode(b"Ann ann@example.com").decode()),
         "=?utf-8?q?To=20ann=40example=2Ecom?=",
         "ann@example.com\u00a0",
         "ann\u200b@exam\u200bple.com",
@@ -64,7 +65,7 @@ def test_an_address_is_found_and_replaced_in_every_encoding(text: str) -> None:
         ("a@b.co", "user=aaa@b.co"),
         ("a@b.co", "%61a@b.co"),
         ("a@b.co", "a@b.community"),
-        ("a@b.co", "=?utf-8?b?%s?=" % base64.b64encode(b"aa@b.com").decode()),
+        ("a@b.co", "=?utf-8?b?{}?=".format(base64.b64encode(b"aa@b.com").decode())),
         ("nn@example.com", "user=dann@example.com"),
         ("nn@example.com", "é\u0301nn@example.com"),
     ],
@@ -125,7 +126,7 @@ def test_an_address_that_was_encoded_twice_is_found(
 def test_any_text_can_be_searched_and_replaced(text: str) -> None:
     hits = ANN.find(text, is_cut=True)
     assert all(0 <= hit.start < hit.end <= len(text) for hit in hits)
-    assert all(one.end <= other.start for one, other in zip(hits, hits[1:], strict=False))
+    assert all(one.end <= other.start for one, other in itertools.pairwise(hits))
     replace(text, hits)
 
 
