@@ -257,6 +257,12 @@ class Settings:
     its fallbacks."""
     keep_days: int = _setting(30, check_count)
     """Days after which the clean-up deletes finished mail."""
+    cleanup_min_days: int = _setting(1, check_count_or_zero)
+    """The fewest days that the task ``cleanup_old_email_logs`` accepts; the command takes any."""
+    bulk_entries_from_broker: bool = _setting(False, rules.check_flag)
+    """Whether bulk calls may bring their entries through the broker, and not only a batch's id."""
+    trust_unauthenticated_webhooks: bool = _setting(False, rules.check_flag)
+    """Whether provider events suppress addresses without a webhook secret or a signature."""
     monitoring_token: str | None = field(
         default=None, repr=False, metadata={"check": _optional(check_token)}
     )

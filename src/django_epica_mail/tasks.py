@@ -20,8 +20,9 @@ from celery.signals import (
 )
 from django.db import connections
 
-from django_epica_mail import maintenance
+from django_epica_mail import conf, maintenance
 from django_epica_mail.broker import doorbell, result_backend
+from django_epica_mail.broker import trust as broker_trust
 from django_epica_mail.broker.celery_config import BULK_TASK
 from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.delivery import worker
@@ -125,8 +126,10 @@ class _BulkTask(Task):  # type: ignore[type-arg] # generic for type checkers alo
     ) -> BatchResult:
         """Store the call as a batch, ring for it after the commit, and return its handle.
 
-        Celery's ``options`` are ignored. ``CELERY_TASK_ROUTES`` decides where the task runs.
+        Celery's ``options`` are ignored. ``CELERY_TASK_ROUTES`` decides where the task runs. Raises
+        ``PermissionError`` in a worker if the entries came to it through the broker.
         """
+        broker_trust.check(self)
         batch = bulk.submit(*(args or ()), **(kwargs or {}))
         bulk.ring_on_commit(batch)
         return BatchResult(str(batch.pk))
@@ -140,9 +143,13 @@ def send_bulk_emails_task(self: Any, emails: Sequence[Mapping[str, Any]] | str) 
 
     ``emails`` is a list of dicts, the arguments of ``send_email_async`` by name; or a batch's id,
     which is what ``delay`` puts into the broker. ``delay`` writes the entries in the caller's
-    transaction and returns a ``BatchResult``. If another project calls the task by name, the
-    entries travel through the broker.
+    transaction and returns a ``BatchResult``. Entries that come through the broker, because another
+    project calls the task by its name, raise ``PermissionError`` unless
+    ``EPICA_MAIL["BULK_ENTRIES_FROM_BROKER"]`` is set: whoever can write to the broker could send
+    any mail.
     """
+    if not isinstance(emails, str):
+        broker_trust.check(self)
     _drop_dead_connections()
     batch_id = emails if isinstance(emails, str) else str(bulk.submit(emails).pk)
     report = batch_report(bulk.expand(batch_id))
@@ -188,7 +195,17 @@ def retry_failed_emails() -> int:
 
 @shared_task(name="django_epica_mail.tasks.cleanup_old_email_logs", **_OPTIONS)
 def cleanup_old_email_logs(days: int | None = None) -> int:
-    """Delete finished mail older than ``days`` (``KEEP_DAYS`` if not given); return how many."""
+    """Delete finished mail older than ``days`` (``KEEP_DAYS`` if not given); return how many.
+
+    Raises ``ValueError`` for fewer days than ``CLEANUP_MIN_DAYS``: whoever can write to the broker
+    could empty the log.
+    """
+    least = conf.get().cleanup_min_days
+    if days is not None and (isinstance(days, bool) or not isinstance(days, int) or days < least):
+        raise ValueError(
+            f"days must be a whole number, {least} or more (EPICA_MAIL['CLEANUP_MIN_DAYS']); it is "
+            f"{days!r}. To delete newer mail, run manage.py epica_mail purge."
+        )
     _drop_dead_connections()
     return maintenance.cleanup(days)
 

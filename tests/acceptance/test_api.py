@@ -230,8 +230,8 @@ def test_a_bulk_call_sends_one_mail_per_entry(open_site) -> None:
     site.require_each_arrived_once(1999)
 
 
-def test_a_bulk_call_by_name_sends_entries_over_the_broker(open_site) -> None:
-    site = open_with_results(open_site)
+def test_a_bulk_call_by_name_sends_entries_over_a_trusted_broker(open_site) -> None:
+    site = open_with_results(open_site, BULK_ENTRIES_FROM_BROKER=True)
     site.start_worker()
     task_id = site.call(send_bulk_by_name)
     site.wait_for(sent=1)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 ERASED = "[erased]"
 
 _AT = re.compile(
-    r"[@＠﹫]|[%=](?:25|3D)*40|[ux]0*40|(?:#|23)0*64|commat|=\?[^?\s]+\?[BQ]\?[^?\s]*\?=",
+    r"[@\uff20\ufe6b]|[%=](?:25|3D)*40|[ux]0*40|(?:#|23)0*64|commat|=\?[^?\s]+\?[BQ]\?[^?\s]*\?=",
     re.IGNORECASE,
 )
 """The ways to write an at sign, without what may itself be encoded before it, and the words of a

@@ -1,0 +1,53 @@
+"""Decides whether a call of the bulk task may carry entries, because they did not come by broker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from celery import Task, current_app
+
+from django_epica_mail import conf
+from django_epica_mail.broker.celery_config import BULK_TASK
+
+
+def check(task: Any) -> None:
+    """Raise ``PermissionError`` if the entries of a bulk call came through the broker.
+
+    That is so if the message that this worker is executing is the call, or holds it: as a callback,
+    in a chain, a group or a chord, or for one of Celery's own tasks that call another. A site that
+    trusts its broker sets ``EPICA_MAIL["BULK_ENTRIES_FROM_BROKER"]``.
+    """
+    if conf.get().bulk_entries_from_broker:
+        return
+    executing: Any = current_app.current_worker_task
+    if executing is None or executing.request.is_eager:
+        return
+    is_call = executing.name == task.name and not task.request.called_directly
+    if is_call or any(it == BULK_TASK for it in _named(executing)):
+        raise PermissionError(
+            "The entries of a bulk call came through the broker, where anybody with access to it "
+            "could write them. Call send_bulk_emails_task.delay() in a process that has the site's "
+            "database, or, if you trust everybody who can write to the broker, set "
+            "EPICA_MAIL['BULK_ENTRIES_FROM_BROKER'] = True."
+        )
+
+
+def _named(task: Task[Any, Any]) -> Iterator[object]:
+    """Yield the names of the tasks that the message of a task calls or passes on."""
+    request: Any = task.request
+    for part in (
+        *(request.args, request.kwargs, request.callbacks, request.errbacks),
+        *(request.chain, request.chord),
+    ):
+        yield from _tasks_in(part)
+
+
+def _tasks_in(form: object) -> Iterator[object]:
+    if isinstance(form, dict):
+        yield form.get("task")
+        for value in form.values():
+            yield from _tasks_in(value)
+    elif isinstance(form, (list, tuple)):
+        for value in form:
+            yield from _tasks_in(value)
