@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
@@ -25,7 +25,7 @@ from django_epica_mail.delivery import rate_limits
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.messages import encryption
 from django_epica_mail.models import EmailLog
-from django_epica_mail.tracking import links
+from django_epica_mail.tracking import links, webhooks
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection, dkim
 from django_epica_mail.transports.config import queueing
@@ -59,7 +59,8 @@ def check_configuration(
     if not transports.under_test():
         found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]
         found += [*_check_options(), *_check_rates(), *_check_ignored()]
-    return [*found, *_check_links()]
+        found += _check_encrypted_logins()
+    return [*found, *_check_links(), *_check_webhooks(checks.Warning, "epica_mail.W031")]
 
 
 @checks.register("mail", deploy=True)
@@ -71,7 +72,8 @@ def check_deployment(
         conf.get()
     except ImproperlyConfigured:
         return []  # reported by check_configuration
-    return [*_check_development(), *_check_sender(), *_check_staging(), *_check_scheme()]
+    found = [*_check_development(), *_check_sender(), *_check_staging(), *_check_scheme()]
+    return [*found, *_check_webhooks(Error, "epica_mail.E031")]
 
 
 def _check_backends() -> Iterator[CheckMessage]:
@@ -185,6 +187,32 @@ def _check_links() -> Iterator[CheckMessage]:
         links.check()
     except ImproperlyConfigured as error:
         yield Error(f"{wanted[0]}. {error}", id="epica_mail.E030")
+
+
+def _check_webhooks(level: Callable[..., CheckMessage], check_id: str) -> Iterator[CheckMessage]:
+    """Find webhooks to which anybody can post events; ``level`` is graver in production."""
+    for provider in webhooks.routed_without_secret() if hasattr(settings, "ROOT_URLCONF") else ():
+        effect = (
+            "anybody can put any address on the suppression list"
+            if conf.get().trust_unauthenticated_webhooks
+            else "anybody can post events, so they suppress nobody"
+        )
+        yield level(
+            f"The webhooks of {provider} are routed without a secret or a signature: {effect}.",
+            hint="Set ANYMAIL['WEBHOOK_SECRET'], and put it into the URL that the provider calls, "
+            "or the provider's signing key; see 'Securing webhooks' in anymail's documentation.",
+            id=check_id,
+        )
+
+
+def _check_encrypted_logins() -> Iterator[CheckMessage]:
+    for alias, host in transports.unencrypted_logins():
+        yield checks.Warning(
+            f"The transport {alias!r} sends its user name and password to {host} without TLS: "
+            "whoever sees the connection can read them, and all mail.",
+            hint="Set use_tls (usually port 587) or use_ssl (port 465).",
+            id="epica_mail.W008",
+        )
 
 
 def _check_encryption() -> Iterator[CheckMessage]:

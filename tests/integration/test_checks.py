@@ -343,3 +343,31 @@ def test_e020_keys_without_cryptography(smtp, epica_mail, monkeypatch) -> None:
     epica_mail(ENCRYPTION_KEYS=["MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA="])
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     assert only().id == "epica_mail.E020"
+
+
+@pytest.mark.parametrize(
+    ("options", "is_found"),
+    [
+        ({"host": "mail.example.com", "username": "u", "password": "p"}, True),
+        ({"host": "10.0.0.7", "username": "u", "password": "p"}, True),
+        ({"host": "mail.example.com", "username": "u", "use_tls": True}, False),
+        ({"host": "mail.example.com", "username": "u", "use_ssl": True}, False),
+        ({"host": "127.0.0.1", "username": "u"}, False),
+        ({"host": "::1", "username": "u"}, False),
+        ({"host": "localhost", "username": "u"}, False),
+        ({"host": "mail.example.com"}, False),
+    ],
+)
+def test_w008_credentials_without_tls_to_another_host(transports, options, is_found) -> None:
+    transports(smtp={**SMTP, "OPTIONS": options})
+    assert [it.id for it in found()] == ["epica_mail.W008"] * is_found
+    if is_found:
+        assert "'p'" not in str(only()), "a message tells no password"
+
+
+@pytest.mark.skipif(django.VERSION >= (6, 1), reason="Django 6.1 has MAILERS")
+def test_w008_credentials_of_the_email_settings(smtp, settings) -> None:
+    settings.EMAIL_HOST, settings.EMAIL_HOST_USER = "mail.example.com", "u"
+    assert only().id == "epica_mail.W008"
+    settings.EMAIL_USE_TLS = True
+    assert found() == []

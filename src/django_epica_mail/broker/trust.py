@@ -1,4 +1,4 @@
-"""Decides whether a call of the bulk task may carry entries, because they did not come by broker."""
+"""Decides whether a bulk call may carry entries: not if they came through the broker."""
 
 from __future__ import annotations
 

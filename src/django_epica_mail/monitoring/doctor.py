@@ -21,6 +21,7 @@ from django_epica_mail import checks, clock, conf, routing, rules
 from django_epica_mail.broker import celery_config, workers
 from django_epica_mail.delivery import gates
 from django_epica_mail.exceptions import TokenRefused
+from django_epica_mail.messages import encryption
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryGate, EmailLog
 from django_epica_mail.monitoring import backlog
@@ -29,6 +30,8 @@ from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection
 
 _NO_SWEEP = timedelta(minutes=5)
+_SAMPLE = 500
+"""How many of the oldest and of the newest mails are examined."""
 _REFUSED_CREDENTIALS = (534, 535, 538)
 """RFC 4954, section 6."""
 
@@ -213,6 +216,7 @@ def _rows() -> Iterator[Finding]:
     if has_mail_ago:
         yield from _beat(using)
     yield from _held_back(using)
+    yield from _unencrypted(using)
 
 
 def _workers(wanted: set[str]) -> Iterator[Finding]:
@@ -293,6 +297,26 @@ def _held_back(using: str) -> Iterator[Finding]:
                 "configured.",
                 "Configure that alias until its mail is sent.",
             )
+
+
+def _unencrypted(using: str) -> Iterator[Finding]:
+    """Find content that was stored before the site had keys, among the oldest and newest mail."""
+    if not encryption.is_on():
+        return
+    rows = EmailLog.objects.using(using)
+    ids = {
+        pk
+        for by in ("pk", "-pk")
+        for pk in rows.order_by(by).values_list("pk", flat=True)[:_SAMPLE]
+    }
+    if rows.filter(pk__in=ids, envelope__startswith="{").exists():  # JSON; see ``encryption``
+        yield Finding(
+            "warning",
+            "plain-content",
+            "ENCRYPTION_KEYS is set, but stored mail is not encrypted: it was stored before, or by "
+            "a process without the keys.",
+            "Give every process the keys, then run manage.py epica_mail reencrypt.",
+        )
 
 
 def _connections() -> Iterator[Finding]:

@@ -51,6 +51,9 @@ REJECTION_REASONS = {
     "spam": Suppression.Reason.COMPLAINT,
     "unsubscribed": Suppression.Reason.UNSUBSCRIBE,
 }
+UNAUTHENTICATED = "unauthenticated"
+"""The ``reason`` of an event that anybody may have posted: it is recorded, and nothing follows."""
+
 PERMANENT = "permanent"
 """The ``reason`` of a bounce that suppresses the address."""
 
@@ -239,7 +242,7 @@ def _proven_sent(ids: Sequence[UUID], using: str) -> set[UUID]:
     for email_id, address in recipients.values_list("email_id", "address"):
         unknown[email_id].add(canonical(address))
     events = EmailEvent.objects.using(using).filter(email_id__in=ids)
-    seen = events.exclude(kind__in=_NO_PROOF_OF_SENDING)
+    seen = events.exclude(kind__in=_NO_PROOF_OF_SENDING).exclude(reason=UNAUTHENTICATED)
     return {
         email_id
         for email_id, address in seen.values_list("email_id", "address")
@@ -286,6 +289,8 @@ def _suppress(event: EmailEvent, using: str) -> None:
 
     An unsubscribe applies to its e-mail's category, so it has no effect until the e-mail is known.
     """
+    if event.reason == UNAUTHENTICATED:
+        return
     reason = _REASONS.get(Kind(event.kind))
     if event.kind == Kind.BOUNCED and event.reason == PERMANENT:
         reason = Suppression.Reason.BOUNCE

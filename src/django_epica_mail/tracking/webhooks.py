@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import router
+from django.urls import get_resolver
 from django.utils import timezone
 
-from django_epica_mail import clock
+from django_epica_mail import clock, conf
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog
 from django_epica_mail.retry import reply_text
@@ -60,7 +64,9 @@ def receive(sender: object, *, event: Any, esp_name: str, **_: Any) -> None:
             source=esp_name[:64],
             address=address,
             provider_id=provider_id,
-            reason=_reason(kind, event, raw),
+            reason=_reason(kind, event, raw)
+            if is_authenticated(sender) or conf.get().trust_unauthenticated_webhooks
+            else events.UNAUTHENTICATED,
             reply=reply_text(event.mta_response or event.description or ""),
             url=_url(event.click_url or "", mail, using),
             user_agent=reply_text(agent)[:255],
@@ -68,6 +74,50 @@ def receive(sender: object, *, event: Any, esp_name: str, **_: Any) -> None:
             and (bool(raw.get("sg_machine_open")) or (bool(agent) and bots.is_machine(agent))),
         )
     )
+
+
+def is_authenticated(view: object) -> bool:
+    """Return whether a view of anymail's examines who posts to it, by a secret or a signature.
+
+    ``view`` is the class or an instance. Whatever else sends anymail's signal is code of the site.
+    """
+    if not getattr(view, "warn_if_no_basic_auth", False):
+        return True
+    if isinstance(view, type):
+        instance = _instance(view)
+        return instance is not None and is_authenticated(instance)
+    return bool(view.basic_auth)  # type: ignore[attr-defined]
+
+
+def routed_without_secret() -> list[str]:
+    """Return the providers whose webhooks the site routes but does not authenticate."""
+    return sorted(
+        {
+            view.esp_name
+            for view in _routed_views(get_resolver().url_patterns)
+            if not is_authenticated(view)
+        }
+    )
+
+
+def _routed_views(patterns: Iterable[Any]) -> Iterator[Any]:
+    for pattern in patterns:
+        if hasattr(pattern, "url_patterns"):
+            yield from _routed_views(pattern.url_patterns)
+        else:
+            view = getattr(pattern.callback, "view_class", None)
+            if hasattr(view, "warn_if_no_basic_auth"):
+                instance = _instance(view, **pattern.callback.view_initkwargs)
+                if instance is not None:
+                    yield instance
+
+
+def _instance(view: Any, **options: Any) -> Any:
+    """Return a view of anymail's, which knows its secrets; ``None`` if it refuses all requests."""
+    with warnings.catch_warnings(), contextlib.suppress(ImproperlyConfigured):
+        warnings.simplefilter("ignore")  # anymail warns of what the checks report
+        return view(**options)
+    return None
 
 
 def _find_email(metadata: object, provider_id: str, using: str) -> UUID | None:

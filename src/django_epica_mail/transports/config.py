@@ -5,8 +5,9 @@ Apart from the checks, only this module knows which of the two a site uses.
 
 from __future__ import annotations
 
+import ipaddress
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from django.conf import settings
@@ -79,6 +80,44 @@ def tracks(alias: str) -> bool:
     except ImportError:
         return False  # reported by the checks, and by the first mail that needs it
     return anymail.is_provider(backend) and anymail.tracks(backend)
+
+
+def unencrypted_logins() -> Iterator[tuple[str, str]]:
+    """Yield the transports that log in to an SMTP server on another host without TLS, and the host.
+
+    A transport whose options name no host, user or encryption uses the ``EMAIL_*`` settings, except
+    in ``MAILERS``.
+    """
+    for alias, spec in specs().items():
+        try:
+            backend = import_string(spec.get("BACKEND", DJANGO_SMTP))
+        except ImportError:
+            continue  # reported by the checks
+        options = spec.get("OPTIONS", {})
+        if not issubclass(backend, import_string(DJANGO_SMTP)):
+            continue
+        user = _smtp_option(options, "username", "EMAIL_HOST_USER")
+        host = str(_smtp_option(options, "host", "EMAIL_HOST") or "localhost")
+        is_encrypted = _smtp_option(options, "use_tls", "EMAIL_USE_TLS") or _smtp_option(
+            options, "use_ssl", "EMAIL_USE_SSL"
+        )
+        if user and not is_encrypted and not _is_this_machine(host):
+            yield alias, host
+
+
+def _smtp_option(options: Mapping[str, Any], name: str, setting: str) -> Any:
+    if options.get(name) is not None or uses_mailers():
+        return options.get(name)
+    with warnings.catch_warnings():  # Django 6.1 deprecates the settings
+        warnings.simplefilter("ignore")
+        return getattr(settings, setting, None)
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
 
 
 def default_alias() -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import django
 import pytest
 from celery import current_app
+from cryptography.fernet import Fernet
 from django.db import DatabaseError, connection
 
 from devservers.smtp import SMTPServer
@@ -16,6 +17,7 @@ from django_epica_mail import maintenance, outbox
 from django_epica_mail.models import EmailLog
 from django_epica_mail.monitoring import doctor
 from django_epica_mail.monitoring.doctor import Finding
+from django_epica_mail.privacy.reencrypt import reencrypt
 
 pytestmark = pytest.mark.django_db
 
@@ -215,3 +217,13 @@ def test_it_explains_where_a_mail_would_go(smtp, epica_mail) -> None:
     assert doctor.explain("a@example.com").rule == "none"
     assert doctor.explain("a@example.com", bulk=True).priority == 1
     assert doctor.explain("a@example.com", category="order").rule == 2
+
+
+def test_plain_content_is_found_while_keys_are_set(queue_mail, epica_mail) -> None:
+    queue_mail()
+    assert "plain-content" not in ids()
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+    queue_mail()
+    assert found("plain-content").level == "warning"
+    reencrypt()
+    assert "plain-content" not in ids()

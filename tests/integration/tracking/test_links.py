@@ -11,7 +11,7 @@ from django.http import HttpResponse
 from django.test import Client
 from django.urls import include, path
 
-from django_epica_mail import outbox
+from django_epica_mail import outbox, suppression
 from django_epica_mail.models import EmailEvent, EmailLog
 from django_epica_mail.tracking import links
 
@@ -59,3 +59,22 @@ def test_a_forged_link_leads_nowhere(log, client) -> None:
     assert client.get(click.replace("click", "open")).status_code == 404
     assert follow(client, [log.pk.hex, "https://evil.example/"], "unsubscribe").status_code == 404
     assert not EmailEvent.objects.exists()
+
+
+def test_every_kind_of_link_works_while_its_secret_key_is_a_fallback(log, client, settings) -> None:
+    made = [
+        links.open_url(log.pk),
+        links.click_url(log.pk, "https://example.com/"),
+        links.unsubscribe_url("to@example.com", email_id=log.pk),
+    ]
+    get, post = client.get, client.post
+    ways = list(zip((get, get, post), (it.removeprefix(SITE) for it in made), strict=True))
+    settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "another", [settings.SECRET_KEY]
+    assert [follow(page).status_code for follow, page in ways] == [200, 302, 200]
+    assert set(EmailEvent.objects.values_list("kind", "email_id")) == {
+        ("opened", log.pk), ("clicked", log.pk), ("unsubscribed", log.pk)
+    }  # fmt: skip
+    assert suppression.is_suppressed("to@example.com")
+    settings.SECRET_KEY_FALLBACKS = []
+    assert [follow(page).status_code for follow, page in ways] == [404, 404, 404]
+    assert suppression.is_suppressed("to@example.com"), "the entry is under the new key"

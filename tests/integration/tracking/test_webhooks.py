@@ -12,7 +12,7 @@ from django.core.mail import EmailMessage
 from django.test import Client
 from django.urls import include, path
 
-from django_epica_mail import lifecycle, maintenance, outbox, retry, signals, suppression
+from django_epica_mail import checks, lifecycle, maintenance, outbox, retry, signals, suppression
 from django_epica_mail.delivery import claim, outcome
 from django_epica_mail.delivery import settle as settling
 from django_epica_mail.delivery.claim import Batch
@@ -454,3 +454,62 @@ def test_every_kind_of_tracking_event_of_anymail_is_known() -> None:
 
     known = {value for name, value in vars(EventType).items() if name.isupper()}
     assert known - set(webhooks._KINDS) == {"inbound", "inbound_failed", "unknown"}
+
+
+REPORTED = [
+    {"event": "bounce", "type": "bounce", "status": "5.1.1", "reason": "550 5.1.1 unknown user"},
+    {"event": "spamreport"},
+    {"event": "unsubscribe"},
+    {"event": "dropped", "reason": "Bounced Address"},
+]
+
+
+@pytest.mark.parametrize("reported", REPORTED, ids=lambda it: it["event"])
+@pytest.mark.filterwarnings("ignore:Your Anymail webhooks are insecure")
+def test_whoever_posts_without_a_secret_suppresses_nobody(
+    smtp, queue_mail, settings, epica_mail, reported
+) -> None:
+    settings.ANYMAIL = {}
+    log = queue_mail("victim@example.com")
+    event = {"email": "victim@example.com", "timestamp": AT, "sg_event_id": "1", **reported}
+
+    def attack(number: int) -> None:
+        forged = {**event, "sg_event_id": str(number), "epica_mail_id": str(log.pk)}
+        assert post("sendgrid", [forged]) == 200
+
+    attack(1)
+    assert not suppression.is_suppressed("victim@example.com")
+    assert EmailEvent.objects.get().reason == "unauthenticated"
+    epica_mail(TRUST_UNAUTHENTICATED_WEBHOOKS=True)
+    attack(2)
+    assert suppression.is_suppressed("victim@example.com"), "the attack is one"
+
+
+@pytest.mark.filterwarnings("ignore:Your Anymail webhooks are insecure")
+def test_an_orphan_without_a_secret_suppresses_nobody_once_its_mail_is_known(
+    smtp, queue_mail, settings
+) -> None:
+    settings.ANYMAIL = {}
+    log = queue_mail("victim@example.com")
+    forged = {"event": "spamreport", "email": "victim@example.com", "timestamp": AT}
+    post("sendgrid", [{**forged, "anymail_id": "guessed", "sg_event_id": "1"}])
+    log.delivery_attempts.create(number=1, created_at=log.created_at, provider_id="guessed")
+    events.settled([log.pk], ["guessed"], "default")
+    assert not suppression.is_suppressed("victim@example.com")
+
+
+def found_checks(run: Any) -> dict[str, str]:
+    return {it.id: it.msg for it in run() if "webhooks" in it.msg}
+
+
+def test_checks_find_webhooks_without_a_secret(settings, smtp) -> None:
+    assert found_checks(checks.check_configuration) == {}
+    settings.ANYMAIL = {"MAILGUN_WEBHOOK_SIGNING_KEY": "k", "POSTMARK_WEBHOOK_SECRET": "x"}
+    (warning,) = {it.id for it in checks.check_configuration() if it.is_serious()} or {"none"}
+    assert warning == "none"
+    assert set(found_checks(checks.check_configuration)) == {"epica_mail.W031"}
+    routed = [it.msg for it in checks.check_deployment() if it.id == "epica_mail.E031"]
+    assert any("Postmark" in it for it in routed)
+    assert not any("Mailgun" in it for it in routed), "its signature is examined"
+    settings.ROOT_URLCONF = ()
+    assert found_checks(checks.check_deployment) == {}
