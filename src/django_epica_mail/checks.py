@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -60,7 +61,11 @@ def check_configuration(
         found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]
         found += [*_check_options(), *_check_rates(), *_check_ignored()]
         found += _check_encrypted_logins()
-    return [*found, *_check_links(), *_check_webhooks(checks.Warning, "epica_mail.W031")]
+    return [
+        *found,
+        *_check_links(),
+        *_check_webhooks(partial(checks.Warning, id="epica_mail.W031")),
+    ]
 
 
 @checks.register("mail", deploy=True)
@@ -73,7 +78,7 @@ def check_deployment(
     except ImproperlyConfigured:
         return []  # reported by check_configuration
     found = [*_check_development(), *_check_sender(), *_check_staging(), *_check_scheme()]
-    return [*found, *_check_webhooks(Error, "epica_mail.E031")]
+    return [*found, *_check_webhooks(partial(Error, id="epica_mail.E031"))]
 
 
 def _check_backends() -> Iterator[CheckMessage]:
@@ -189,19 +194,18 @@ def _check_links() -> Iterator[CheckMessage]:
         yield Error(f"{wanted[0]}. {error}", id="epica_mail.E030")
 
 
-def _check_webhooks(level: Callable[..., CheckMessage], check_id: str) -> Iterator[CheckMessage]:
-    """Find webhooks to which anybody can post events; ``level`` is graver in production."""
+def _check_webhooks(message: Callable[..., CheckMessage]) -> Iterator[CheckMessage]:
+    """Find webhooks to which anybody can post events; ``message`` makes the finding."""
     for provider in webhooks.routed_without_secret() if hasattr(settings, "ROOT_URLCONF") else ():
         effect = (
             "anybody can put any address on the suppression list"
             if conf.get().trust_unauthenticated_webhooks
             else "anybody can post events, so they suppress nobody"
         )
-        yield level(
+        yield message(
             f"The webhooks of {provider} are routed without a secret or a signature: {effect}.",
             hint="Set ANYMAIL['WEBHOOK_SECRET'], and put it into the URL that the provider calls, "
             "or the provider's signing key; see 'Securing webhooks' in anymail's documentation.",
-            id=check_id,
         )
 
 
