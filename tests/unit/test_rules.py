@@ -53,6 +53,12 @@ def test_every_accepted_priority_fits_the_row(priority: int | str) -> None:
         assert number in range(10)
 
 
+@pytest.mark.parametrize("pattern", ["*@Bücher.example", "*@xn--bcher-kva.example", "*@*.EXAMPLE"])
+def test_a_rule_matches_an_international_domain_in_either_spelling(pattern: str) -> None:
+    (rule,) = rules.parse([{"match": {"to": pattern}}])
+    assert rule.matches(rules.Facts(recipients=["a@xn--bcher-kva.example"]))
+
+
 @pytest.mark.parametrize(
     "match",
     [

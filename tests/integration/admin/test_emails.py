@@ -63,6 +63,23 @@ def test_the_form_of_a_term_decides_what_is_searched(listed, queue_mail, term, f
     assert listed(q=term) == found
 
 
+@pytest.mark.parametrize(
+    ("mailed", "term"),
+    [
+        ("v@example.com", '"v"@example.com'),
+        ('"john doe"@example.com', '"John Doe"@example.com'),
+        ("ann@bücher.example", "Ann@xn--bcher-kva.example"),
+        ("ann@bücher.example", "ann@BÜCHER.example"),
+        ("ann@bücher.example", "@bücher.example"),
+        ("ann@example.com", "Ann Lee <ann@example.com>"),
+    ],
+)
+def test_an_address_is_found_in_any_spelling(listed, queue_mail, mailed, term) -> None:
+    queue_mail(mailed, subject="Wanted")
+    queue_mail("other@example.org", subject="Other one")
+    assert listed(q=term) == ["Wanted"]
+
+
 def test_a_mail_is_found_by_its_id_and_its_message_id(listed, queue_mail) -> None:
     wanted = queue_mail(subject="Wanted")
     queue_mail()

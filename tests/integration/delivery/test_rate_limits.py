@@ -152,3 +152,13 @@ def test_an_invalid_rate_is_refused(value: Any) -> None:
 @pytest.mark.parametrize("rate", ["14/s", "1000/h", "20000/d", "5/10s", "3/minute"])
 def test_a_valid_rate_is_accepted(rate: str) -> None:
     assert conf.parse({"RATES": {"ses": rate}}).rates == {"ses": rate}
+
+
+def test_a_rate_of_an_international_domain_counts_every_spelling(
+    smtp, queue_mail, deliver, budgets
+) -> None:
+    budgets(**{"@Bücher.example": "1/h"})
+    queue_mail("a@bücher.example")
+    queue_mail("b@xn--bcher-kva.example")
+    deliver()
+    assert len(smtp.accepted) == 1

@@ -174,3 +174,11 @@ def test_the_command_exports_json(smtp, queue_mail, options) -> None:
     log = queue_mail(ADDRESS)
     assert [it["id"] for it in run(ADDRESS)["mails"]] == [str(log.pk)]
     assert run("nobody@example.com")["mails"] == []
+
+
+@pytest.mark.parametrize("spelling", ['"ann"@Example.com', "ann@example.com\u200b"])
+def test_a_person_is_exported_by_any_spelling_and_with_tags_if_asked_for(smtp, spelling) -> None:
+    queue(spelling)
+    queue("ann+news@example.com")
+    assert len(export()["mails"]) == 1
+    assert len(exporting.export(Person(spelling, tagged=True))["mails"]) == 2
