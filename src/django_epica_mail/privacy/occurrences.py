@@ -26,9 +26,14 @@ header that may hide one (RFC 2047)."""
 
 _ENCODED = re.compile(r"[%=&\\]")
 _HIDDEN_LETTER = re.compile(
-    r"[%=](?:25|3D)*(?:3[0-9]|[46][1-9A-F]|[57][0-9A])|\\+[ux]|&(?:amp;)*#|=\?|=\r?\n",
+    r"[%=](?:25|3D)*(?:3[0-9]|[46][1-9A-F]|[57][0-9A])|\\+[ux]|&(?:amp;)*#|=\?|=(?:\\[rn]|\r?\n)",
     re.IGNORECASE,
 )
+_INVISIBLE = re.compile(
+    "[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0001-\U000e007f]"
+)
+"""The invisible characters (category Cf) that the quick look at a text passes over."""
+
 _WIDEST = 12
 """How many characters one character of an address is written in at most, as in ``%25252540``."""
 _DEPTH = 3
@@ -83,13 +88,21 @@ class Needle:
             found.update(*map(self._cut_off, _readings(text[start:], start)))
         return _without_overlaps(found)
 
+    def may_be_in(self, text: str) -> bool:
+        """Return whether a text may contain the address: ``False`` is certain, and fast."""
+        plain = text.lower()
+        if not text.isascii():
+            plain = _INVISIBLE.sub("", unicodedata.normalize("NFKD", text).lower())
+        return self._letters in plain or _HIDDEN_LETTER.search(text) is not None
+
     def each(self, text: str) -> Iterator[Hit]:
         """Yield the occurrences in a text as they are found, some of them repeatedly."""
+        if not self.may_be_in(text):
+            return
         for at in _AT.finditer(text):
             start = max(at.start() - self._reach, 0)
             window = text[start : at.end() + self._reach]
-            plain = window.lower() if window.isascii() else fold(window)
-            if self._letters in plain or _HIDDEN_LETTER.search(window):
+            if self.may_be_in(window):
                 yield from chain.from_iterable(map(self._hits, _readings(window, start)))
 
     def _hits(self, reading: _Reading) -> Iterator[Hit]:

@@ -81,7 +81,9 @@ class Person:
 
     def is_mentioned_in(self, stored: str) -> bool:
         """Return whether any string in JSON, such as a stored message, contains the address."""
-        return any(map(self.is_mentioned, texts(json.loads(stored)))) if stored else False
+        return self._needle.may_be_in(stored) and any(
+            map(self.is_mentioned, texts(json.loads(stored or '""')))
+        )
 
     def occurrences(self, text: str, *, is_cut: bool = False) -> list[Hit]:
         """Return where a text contains the address, even inside a longer one."""
