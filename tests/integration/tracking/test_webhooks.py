@@ -494,7 +494,7 @@ def test_an_orphan_without_a_secret_suppresses_nobody_once_its_mail_is_known(
     forged = {"event": "spamreport", "email": "victim@example.com", "timestamp": AT}
     post("sendgrid", [{**forged, "anymail_id": "guessed", "sg_event_id": "1"}])
     log.delivery_attempts.create(number=1, created_at=log.created_at, provider_id="guessed")
-    events.settled([log.pk], ["guessed"], "default")
+    events.apply_early_events([log.pk], ["guessed"], "default")
     assert not suppression.is_suppressed("victim@example.com")
 
 
