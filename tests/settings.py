@@ -61,3 +61,5 @@ if django.VERSION >= (6, 1):
 else:
     EMAIL_BACKEND = "django_epica_mail.backends.EmailBackend"
     EMAIL_HOST, EMAIL_PORT = "127.0.0.1", 1
+
+EPICA_MAIL: dict[str, Any] = {"MESSAGE_MODULES": ["tests"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 
 from django.apps import AppConfig
 from django.db.models.signals import post_migrate
@@ -20,9 +21,11 @@ class EpicaMailConfig(AppConfig):
     def ready(self) -> None:
         """Register checks, logging and signals, and the tasks even in processes that only ring."""
         from django_epica_mail import checks, schedule, signals, tasks  # noqa: F401
+        from django_epica_mail.queueing.render import WithoutContext
         from django_epica_mail.tracking import webhooks
 
         signals.connect_logging()
+        logging.getLogger("django.template").addFilter(WithoutContext())
         with contextlib.suppress(ImportError):  # anymail is an extra
             from anymail.signals import tracking
 

@@ -11,6 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 from django.db import DatabaseError, router, transaction
+from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail.models import EmailLog
 from django_epica_mail.queueing import enqueue
@@ -55,6 +56,7 @@ class EmailBackend(BaseEmailBackend):
             transport=transport, queue=queue, priority=priority, category=category
         )
 
+    @sensitive_variables()
     def send_messages(self, email_messages: Iterable[EmailMessage]) -> int:
         """Queue all of the messages or none, and return how many were queued.
 

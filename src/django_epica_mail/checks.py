@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,8 +78,9 @@ def check_deployment(
         conf.get()
     except ImproperlyConfigured:
         return []  # reported by check_configuration
-    found = [*_check_development(), *_check_sender(), *_check_staging(), *_check_scheme()]
-    return [*found, *_check_webhooks(partial(Error, id="epica_mail.E031"))]
+    found = (_check_development, _check_sender, _check_staging, _check_scheme, _check_storage)
+    messages = [message for check in found for message in check()]
+    return [*messages, *_check_webhooks(partial(Error, id="epica_mail.E031"))]
 
 
 def _check_backends() -> Iterator[CheckMessage]:
@@ -298,6 +300,17 @@ def _check_sender() -> Iterator[CheckMessage]:
             "refuse or treat as spam.",
             hint="Set it to an address in a domain that your server may send for.",
             id="epica_mail.W004",
+        )
+
+
+def _check_storage() -> Iterator[CheckMessage]:
+    given = settings.EPICA_MAIL.get("RATES_STORAGE") if hasattr(settings, "EPICA_MAIL") else None
+    if isinstance(given, str) and re.search(r"://[^/@]*:[^/@]+@", given):
+        yield checks.Warning(
+            "EPICA_MAIL['RATES_STORAGE'] has its password in the URI, where Django's error reports "
+            "show it.",
+            hint='Give {"URI": ..., "PASSWORD": ...}: reports hide the values of such keys.',
+            id="epica_mail.W009",
         )
 
 

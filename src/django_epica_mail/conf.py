@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, ValidationError
@@ -147,6 +147,22 @@ def check_previews(key: str, value: object) -> None:
 # The errors below do not show the value, which is a secret.
 
 
+def parse_storage(value: object) -> str | None:
+    """Return the URI of a storage, with its password; raise ``ValueError`` if it is none."""
+    if value is None:
+        return None
+    parts: Mapping[Any, Any] = value if isinstance(value, Mapping) else {"URI": value}
+    is_named = "URI" in parts and set(parts) <= {"URI", "PASSWORD"}
+    if not is_named or not all(isinstance(it, str) and it for it in parts.values()):
+        raise ValueError("must be a URI, or a dict of URI and PASSWORD; each is a string.")
+    uri: str = parts["URI"]
+    if "PASSWORD" not in parts:
+        return uri
+    scheme, _, rest = uri.partition("://")
+    user, _, host = rest.rpartition("@")
+    return f"{scheme}://{user}:{quote(parts['PASSWORD'], safe='')}@{host}"
+
+
 def check_token(key: str, value: object) -> None:
     if not isinstance(value, str) or len(value) < _SHORTEST_TOKEN:
         raise ValueError(f"{key} must be a string of {_SHORTEST_TOKEN} characters or more.")
@@ -183,7 +199,7 @@ class Settings:
     """The checked values of ``EPICA_MAIL``. The key of a field is its name in upper case."""
 
     transports: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=dict, metadata={"check": check_transports}
+        default_factory=dict, repr=False, metadata={"check": check_transports}
     )
     """Real backends by alias, shaped like ``MAILERS``. For sites without ``MAILERS``."""
     routes: tuple[Rule, ...] = field(default=(), metadata={"parse": rules.parse})
@@ -191,8 +207,9 @@ class Settings:
     rates: Mapping[str, str] = field(default_factory=dict, metadata={"check": check_rates})
     """Limits on recipients per unit of time: for a transport (``"ses": "14/s"``), a domain
     (``"@gmail.com": "5/s"``) or all mail (``"*"``)."""
-    rates_storage: str | None = _setting(None, _optional(check_string))
-    """Where rates are counted, as a URI of the ``limits`` library; by default Celery's Redis."""
+    rates_storage: str | None = field(default=None, repr=False, metadata={"parse": parse_storage})
+    """Where rates are counted, as a URI of the ``limits`` library; by default Celery's Redis. A
+    password stands beside it, ``{"URI": ..., "PASSWORD": ...}``, which Django's reports hide."""
     default_transport: str | None = _setting(None, _optional(rules.check_name))
     """The transport of mail that names none."""
     on_unknown: str = _setting("resend", rules.check_on_unknown)
@@ -242,17 +259,32 @@ class Settings:
     keep_content: str = _setting("always", rules.check_keep_content)
     """How long body and attachments are kept: always (as long as the row), until_sent (until the
     mail's end), or never (encrypted until then, and the row does not show the subject)."""
-    encryption_keys: tuple[str, ...] = field(default=(), metadata={"parse": parse_encryption_keys})
+    encryption_keys: tuple[str, ...] = field(
+        default=(), repr=False, metadata={"parse": parse_encryption_keys}
+    )
     """Keys for stored content: the first encrypts, all of them decrypt."""
+    encryption_required: bool = _setting(False, rules.check_flag)
+    """Whether stored content that is not encrypted is refused, as somebody else's; set it once
+    ``epica_mail reencrypt`` reports that all of it is encrypted."""
+    message_modules: Sequence[str] = _setting((), check_strings)
+    """Packages, besides installed apps, whose classes of messages a worker may import."""
     keep_content_days: int | None = _setting(None, _optional(check_count))
     """Days after which the content of finished mail is deleted; the row is kept."""
     base_url: str | None = _setting(None, _optional(check_site))
     """The site's own address, ``"https://www.example.com"``, for links in mail."""
+    click_link_days: int | None = _setting(None, _optional(check_count))
+    """Days after which the tracked links of a mail lead nowhere, counted from when it was queued;
+    ``None``: they never end."""
+    click_hosts: Sequence[str] | None = _setting(None, _optional(check_strings))
+    """The only hosts that tracked links lead to at once, as in ``ALLOWED_HOSTS``; before any other,
+    a page names it and asks. ``None``: all hosts."""
     store_ip: bool = _setting(False, rules.check_flag)
     """Whether to store the IP address of people who open a mail or follow a link."""
     transactional: Sequence[str] = _setting((), check_strings)
     """Categories of mail that people cannot unsubscribe from; ``""`` is mail without a category."""
-    suppression_keys: Sequence[str] = _setting((), check_secrets)
+    suppression_keys: Sequence[str] = field(
+        default=(), repr=False, metadata={"check": check_secrets}
+    )
     """Keys for the digests of the suppression list, newest first; by default ``SECRET_KEY`` and
     its fallbacks."""
     keep_days: int = _setting(30, check_count)
@@ -316,7 +348,13 @@ def parse(value: object) -> Settings:
             near = difflib.get_close_matches(str(key).upper(), known, n=1, cutoff=0)
             raise ImproperlyConfigured(f"EPICA_MAIL has no key {key!r}. Did you mean {near[0]!r}?")
         values[key.lower()] = _read(f"EPICA_MAIL[{key!r}]", given, known[key].metadata)
-    return Settings(**values)
+    parsed = Settings(**values)
+    if parsed.encryption_required and not parsed.encryption_keys:
+        raise ImproperlyConfigured(
+            "EPICA_MAIL['ENCRYPTION_REQUIRED'] is set, but there is nothing to encrypt with: set "
+            "EPICA_MAIL['ENCRYPTION_KEYS'] too."
+        )
+    return parsed
 
 
 def _read(key: str, given: object, metadata: Mapping[str, Any]) -> object:

@@ -40,6 +40,9 @@ _CLAIMS_PER_SWEEP = 1000
 _BATCHES_PER_SWEEP = 100
 _BATCH_PATIENCE = 20.0
 """Seconds after which the sweep rings again for a bulk call that no worker has finished."""
+
+_EVENT_PATIENCE = timedelta(hours=1)
+"""How long the mail of an event may be unknown before the event loses its link."""
 _LOST = Failure(kind=Kind.WORKER_LOST, reply="The worker died before it recorded the outcome.")
 _OVERDUE = Failure(kind=Kind.OVERDUE, reply="The transport was out of order for too long.")
 
@@ -271,8 +274,13 @@ def _delete_batches(age: timedelta, using: str) -> None:
 
 
 def _delete_events(age: timedelta, using: str) -> None:
-    """Delete old events of unknown mail; other events are deleted with their e-mail."""
+    """Delete old events of unknown mail, and the links of those whose mail should be known by now.
+
+    Other events are deleted with their e-mail.
+    """
     events = EmailEvent.objects.using(using)
+    unknown = events.filter(email=None, created_at__lt=clock.now(-_EVENT_PATIENCE))
+    unknown.exclude(url="").update(url="")  # it may be a secret of a mail whose content is not kept
     old = events.filter(email=None, created_at__lt=clock.now(-age))
     while ids := list(old.values_list("pk", flat=True)[:_CHUNK]):
         events.filter(pk__in=ids).delete()
@@ -291,6 +299,7 @@ def _forget_old_content(using: str) -> None:
     days = conf.get().keep_content_days
     if days is None:
         return
+    _forget_old_reasons(timedelta(days=days), using)
     for kind in ("", *Kind):
         finished = EmailLog.objects.using(using).filter(
             failure_kind=kind,
@@ -306,3 +315,12 @@ def _forget_old_content(using: str) -> None:
             # and its own have fewer digits than Django's.
             latest = max(at for _, at in portion if at is not None)
             rows = rows.filter(finished_at__gte=latest - timedelta(seconds=1))
+
+
+def _forget_old_reasons(age: timedelta, using: str) -> None:
+    """Delete the reasons why old bulk calls refused entries, which quote these."""
+    old = EmailBatch.objects.using(using).filter(finished_at__lt=clock.now(-age))
+    for batch in old.exclude(refused=[]).only("pk", "refused").iterator():
+        if any(it["reason"] for it in batch.refused):
+            forgotten = [{**it, "reason": ""} for it in batch.refused]
+            old.filter(pk=batch.pk).update(refused=forgotten)

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from django.core.mail import EmailMessage
 from django.db import router, transaction
+from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail import clock, conf, lifecycle, routing
 from django_epica_mail._compat import batched
@@ -62,6 +63,7 @@ class Cancelled:
     """The e-mails that a worker had already claimed or finished, and ids that do not exist."""
 
 
+@sensitive_variables()
 def enqueue(message: EmailMessage, **options: Any) -> EmailLog:
     """Queue one message and return its row.
 
@@ -76,6 +78,7 @@ def enqueue(message: EmailMessage, **options: Any) -> EmailLog:
     return enqueue_one(message, routing.parse_options(options))
 
 
+@sensitive_variables()
 def enqueue_many(messages: Iterable[EmailMessage], **options: Any) -> EmailBatch:
     """Queue many messages as bulk mail and return their batch.
 
@@ -186,6 +189,7 @@ def decide(ids: Iterable[UUID | str], verdict: Verdict | str) -> int:
     return len(moved)
 
 
+@sensitive_variables()
 def send_again(ids: Iterable[UUID | str]) -> list[EmailLog]:
     """Queue the messages of finished e-mails as new e-mails; return the new rows.
 

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 
 from celery import states
 from celery.exceptions import TaskRevokedError
@@ -153,12 +153,34 @@ class BatchResult(RowResult):
         return states.SUCCESS, batch_report(batch), batch.finished_at
 
 
+class Refusal(TypedDict):
+    """An entry of a bulk call that is not valid mail; holds nothing of the entry itself."""
+
+    index: int
+    """Its position in the call, from 0."""
+    error: str
+    """The class of the error."""
+    rule: str
+    """The function of this package that refused it, such as ``compose._check_list``."""
+
+
 def batch_report(batch: EmailBatch) -> dict[str, Any]:
-    """Return the outcome of a bulk call: counts, mail ids in order, and refused entries."""
+    """Return the outcome of a bulk call: counts, mail ids in order, and refused entries.
+
+    Of these it has what ``Refusal`` has: results are read by anyone who can read logs.
+    """
     ids = EmailLog.objects.using(batch._state.db).filter(batch=batch).order_by("pk")
     return {
         "batch": str(batch.pk),
         "accepted": batch.accepted,
-        "refused": batch.refused,
+        "refused": refusals(batch),
         "ids": [str(pk) for pk in ids.values_list("pk", flat=True)],
     }
+
+
+def refusals(batch: EmailBatch) -> list[Refusal]:
+    """Return the refused entries of a bulk call, without the reasons, which quote them."""
+    return [
+        Refusal(index=it["index"], error=it.get("error", ""), rule=it.get("rule", ""))
+        for it in batch.refused
+    ]

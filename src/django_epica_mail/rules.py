@@ -28,11 +28,11 @@ class Facts:
     """What rules can match in a mail."""
 
     category: str = ""
-    recipients: Sequence[str] = ()
+    recipients: Sequence[str] = field(default=(), repr=False)
     """The addresses of To, Cc and Bcc, in their canonical form."""
-    sender: str = ""
+    sender: str = field(default="", repr=False)
     """The address of From, in its canonical form."""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     template: str = ""
     is_bulk: bool = False
 

@@ -18,7 +18,9 @@ from celery.signals import (
     worker_shutdown,
     worker_shutting_down,
 )
+from django.core.mail import EmailMessage
 from django.db import connections
+from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail import conf, maintenance
 from django_epica_mail.broker import doorbell, result_backend
@@ -29,11 +31,13 @@ from django_epica_mail.delivery import worker
 from django_epica_mail.models import EmailBatch
 from django_epica_mail.queueing import bulk, compose, enqueue
 from django_epica_mail.results import BatchResult, EmailResult, batch_report
+from django_epica_mail.routing import Options
 from django_epica_mail.transports import connection as transport_connection
 
 _OPTIONS: dict[str, Any] = {"acks_late": False, "ignore_result": True, "max_retries": 0}
 
 
+@sensitive_variables()
 def send_email_async(
     subject: str,
     message: str | None,
@@ -61,6 +65,7 @@ def send_email_async(
     return _enqueue({**options, **named})
 
 
+@sensitive_variables()
 def send_templated_email_async(
     subject: str | None,
     template_name: str | Sequence[str],
@@ -85,6 +90,7 @@ def send_templated_email_async(
     return _enqueue({**options, **named})
 
 
+@sensitive_variables()
 def send_bulk_templated_emails(
     subject: str | None,
     template_name: str | Sequence[str],
@@ -102,10 +108,14 @@ def send_bulk_templated_emails(
     if "idempotency_key" in options:
         raise TypeError("An idempotency_key identifies one mail, but this call queues many.")
     compose.options_of(options)  # refuse invalid options before reading the first recipient
-    return enqueue.enqueue_pairs(
-        compose.compose({**options, **common, "context": context, "recipient_list": [address]})
-        for address, context in recipients
-    )
+
+    @sensitive_variables()  # again, because the frames of a generator forget who called them
+    def composed(recipient: tuple[str, Mapping[str, Any]]) -> tuple[EmailMessage, Options]:
+        address, context = recipient
+        given = {**options, **common, "context": context, "recipient_list": [address]}
+        return compose.compose(given)
+
+    return enqueue.enqueue_pairs(map(composed, recipients))
 
 
 asend_email_async = coroutine_of(send_email_async)
@@ -121,6 +131,7 @@ def _enqueue(given: Mapping[str, Any]) -> EmailResult:
 class _BulkTask(Task):  # type: ignore[type-arg] # generic for type checkers alone
     """A task whose ``delay`` and ``apply_async`` store the call in the caller's transaction."""
 
+    @sensitive_variables()
     def apply_async(  # type: ignore[override]
         self, args: Any = None, kwargs: Any = None, **options: Any
     ) -> BatchResult:

@@ -8,9 +8,10 @@ import threading
 import time
 from contextlib import nullcontext
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
-from django.core.signing import BadSignature
+from django.core.signing import BadSignature, SignatureExpired
 from django.db import DatabaseError, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import render
@@ -35,6 +36,7 @@ ANONYMOUS_SECONDS = 5.0
 """Seconds that the health check's verdict for anonymous visitors stands."""
 
 _UNSUBSCRIBE_TEMPLATE = "epica_mail/unsubscribe.html"
+_LINK_TEMPLATE = "epica_mail/link.html"
 _SCHEME = "bearer"
 
 
@@ -53,13 +55,21 @@ def open_pixel(request: HttpRequest, token: str) -> HttpResponse:
 @never_cache
 @require_safe
 def click(request: HttpRequest, token: str) -> HttpResponse:
-    """Record that a link was followed; redirect to its signed target only."""
+    """Record that a link was followed; redirect to its signed target only.
+
+    If that is on a host which ``CLICK_HOSTS`` does not list, show a page that names it instead.
+    """
     try:
         email_id, url = links.read_click(token)
+    except SignatureExpired:
+        return _private(render(request, _LINK_TEMPLATE, {"state": "expired"}, status=410))
     except BadSignature:
         raise Http404 from None
     _record_visit(request, email_id, Kind.CLICKED, url)
-    return _private(HttpResponseRedirect(url))
+    if links.leads_home(url):
+        return _private(HttpResponseRedirect(url))
+    context = {"state": "leaving", "url": url, "host": urlsplit(url).hostname}
+    return _private(render(request, _LINK_TEMPLATE, context))
 
 
 def _record_visit(request: HttpRequest, email_id: UUID, kind: Kind, url: str = "") -> None:

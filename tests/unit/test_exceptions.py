@@ -12,6 +12,7 @@ from django.core.mail import EmailMessage
 
 from django_epica_mail import exceptions, messages
 from django_epica_mail.exceptions import DeliveryFailed, EpicaMailError, Veto
+from django_epica_mail.messages import encryption
 from tests.conftest import app
 
 BadHeaderError = getattr(mail.message, "BadHeaderError", ValueError)
@@ -50,9 +51,10 @@ def test_a_missing_key_is_an_unreadable_envelope(settings) -> None:
     pytest.importorskip("cryptography")
     settings.EPICA_MAIL = {"ENCRYPTION_KEYS": ["A" * 43 + "="]}
     stored = messages.dump(EmailMessage("S", "B", None, ["a@example.com"]))
+    sealed = encryption.seal(stored.envelope, "envelope/1")
     settings.EPICA_MAIL = {"ENCRYPTION_KEYS": ["B" * 42 + "A="]}
     with pytest.raises(exceptions.UnreadableEnvelope) as raised:
-        messages.load(stored.envelope, {})
+        messages.load(sealed, {})
     assert isinstance(raised.value, exceptions.MissingKey)
 
 

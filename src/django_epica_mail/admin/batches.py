@@ -13,8 +13,12 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail.admin.base import MOST, BoundedPaginator, ReadOnlyPage
+from django_epica_mail.admin.detail import may_see_content
+from django_epica_mail.exceptions import MissingKey
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailBatch
+from django_epica_mail.queueing import bulk
+from django_epica_mail.results import refusals
 
 _REFUSED = 200
 """The page of a batch shows at most this many refused entries."""
@@ -60,9 +64,24 @@ class EmailBatchAdmin(ReadOnlyPage):
             "refusals": self.refusals(row),
             "statuses": _statuses(row),
             "most": MOST,
-            "refused": row.refused[:_REFUSED],
+            "refused": _refused(row, with_reasons=may_see_content(request)),
             "has_more_refused": len(row.refused) > _REFUSED,
         }
+
+
+def _refused(batch: EmailBatch, *, with_reasons: bool) -> list[dict[str, Any]]:
+    """Return the first refused entries; reasons quote them, so they are content."""
+    shown = refusals(batch)[:_REFUSED]
+    if not with_reasons:
+        return [{**it, "reason": ""} for it in shown]
+    return [{**it, "reason": _reason(batch, it["index"])} for it in shown]
+
+
+def _reason(batch: EmailBatch, index: int) -> str:
+    try:
+        return bulk.reason(batch, index)
+    except MissingKey as error:
+        return str(error)
 
 
 def progress_bar(batch: EmailBatch) -> SafeString:

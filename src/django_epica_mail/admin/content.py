@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import email.policy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from email.header import decode_header, make_header
 from email.message import EmailMessage as MIMEMessage
 from email.parser import BytesParser
@@ -12,9 +13,13 @@ from typing import Any
 
 from django.core.mail import EmailMessage
 from django.http import HttpRequest, HttpResponse, QueryDict
+from django.utils.html import escape
+from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail import messages
-from django_epica_mail.messages import RawMessage
+from django_epica_mail.admin.sanitize import sanitized
+from django_epica_mail.exceptions import MissingExtra
+from django_epica_mail.messages import RawMessage, encryption
 from django_epica_mail.messages.raw import render
 from django_epica_mail.models import EmailLog
 
@@ -35,20 +40,23 @@ _OWN_IMAGES, _ALL_IMAGES = "data:", "data: https: http:"
 class ReadableContent:
     """The readable parts of an e-mail."""
 
-    headers: list[tuple[str, str]]
+    headers: list[tuple[str, str]] = field(repr=False)
     """As sent, decoded."""
-    text: str
-    html: str
+    text: str = field(repr=False)
+    html: str = field(repr=False)
     """Either is empty if the e-mail has none."""
 
 
+@sensitive_variables()
 def read_content(mail: EmailLog) -> ReadableContent:
     """Return the headers and bodies of an e-mail without loading its attachments.
 
     Raises ``UnreadableEnvelope`` and ``MissingKey`` as ``EmailLog.message`` does, and whatever
     building the message raises.
     """
-    message = messages.load(mail.envelope, messages.AbsentAttachments())
+    message = messages.load(
+        mail.envelope, messages.AbsentAttachments(), encryption.envelope_of(mail.pk)
+    )
     if isinstance(message, RawMessage):  # stored as bytes, in an attachment of the row
         wire = render(mail.message())
         mime = BytesParser(policy=email.policy.default).parsebytes(wire)
@@ -65,6 +73,7 @@ def read_content(mail: EmailLog) -> ReadableContent:
     return ReadableContent(headers=headers, text=body, html=html[0] if html else "")
 
 
+@sensitive_variables()
 def as_sent(mail: EmailLog) -> bytes:
     """Return an e-mail as it goes over the wire, except for the boundaries between its parts.
 
@@ -77,17 +86,25 @@ def as_sent(mail: EmailLog) -> bytes:
     return render(message)
 
 
-def sandboxed(html: str, *, images: bool) -> HttpResponse:
+@sensitive_variables()
+def sandboxed(html: str, *, images: bool, inline: Mapping[str, str] | None = None) -> HttpResponse:
     """Return an e-mail's HTML as a page that can do nothing; ``images`` allows remote images.
 
-    The policy applies wherever the page is opened, inside its frame or not.
+    ``inline`` are the data URLs of its own images by Content-ID. The policy applies wherever the
+    page is opened, inside its frame or not. Without the package that sanitises HTML, the page says
+    how to install it.
     """
-    response = HttpResponse(html, content_type="text/html; charset=utf-8")
+    try:
+        page = sanitized(html, inline or {})
+    except MissingExtra as error:
+        page = f"<!doctype html>\n<p>{escape(error)}</p>"
+    response = HttpResponse(page, content_type="text/html; charset=utf-8")
     policy = "; ".join(_POLICY).format(images=_ALL_IMAGES if images else _OWN_IMAGES)
     response["Content-Security-Policy"] = policy
     response["X-Frame-Options"] = "SAMEORIGIN"
     response["X-Content-Type-Options"] = "nosniff"
     response["Referrer-Policy"] = "no-referrer"
+    response["X-DNS-Prefetch-Control"] = "off"
     response["Cache-Control"] = "no-store, private"
     return response
 

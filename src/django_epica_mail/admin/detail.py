@@ -20,8 +20,9 @@ from django_epica_mail.admin import content as admin_content
 from django_epica_mail.admin.base import ReadOnlyPage, may_operate
 from django_epica_mail.admin.content import frame, sandboxed
 from django_epica_mail.admin.operations import DETAIL, possible
+from django_epica_mail.admin.sanitize import inline_images
 from django_epica_mail.admin.timeline import timeline, waiting_for
-from django_epica_mail.exceptions import MissingKey
+from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.models import EmailLog
 
 _RECIPIENTS = 200
@@ -70,7 +71,7 @@ class Detail(ReadOnlyPage):
             "title": row.subject or _("(no subject)"),
             "mail": row,
             "facts": list(_facts(row)),
-            "timeline": timeline(row),
+            "timeline": timeline(row, with_links=may_see_content(request)),
             "waiting_for": waiting_for(row),
             "recipients": recipients[:_RECIPIENTS],
             "has_more_recipients": len(recipients) > _RECIPIENTS,
@@ -87,7 +88,8 @@ class Detail(ReadOnlyPage):
         html = self._read(request, pk).html
         if not html:
             raise Http404("The e-mail has no HTML.")
-        return sandboxed(html, images=request.GET.get("images") == "1")
+        inline = inline_images(self._mail(request, pk)) if "cid:" in html.lower() else {}
+        return sandboxed(html, images=request.GET.get("images") == "1", inline=inline)
 
     def raw_view(self, request: HttpRequest, pk: UUID) -> HttpResponseBase:
         """Return an e-mail as a file that mail programs can open."""
@@ -105,8 +107,8 @@ class Detail(ReadOnlyPage):
             raise Http404("The e-mail has no such attachment.")
         try:
             content = row.data
-        except MissingKey as error:
-            raise Http404("The attachment cannot be decrypted.") from error
+        except UnreadableEnvelope as error:
+            raise Http404("The attachment cannot be read.") from error
         return _download(content, row.filename or f"{row.pk}.bin")
 
     def _mail(self, request: HttpRequest, pk: UUID) -> EmailLog:

@@ -15,6 +15,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail.admin.base import CappedPaginator, ReadOnly
+from django_epica_mail.admin.detail import may_see_content
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import EmailEvent
 
@@ -45,6 +46,15 @@ class EmailEventAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         with contextlib.suppress(ValueError):
             wanted |= Q(email=UUID(term))
         return queryset.filter(wanted), False
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """Refuse questions about links: their answers would spell one out."""
+        return not lookup.startswith("url") and super().lookup_allowed(lookup, value, request)
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Leave the link out for those who may not see content, of which it is a part."""
+        names = super().get_fields(request, obj)
+        return [name for name in names if name != "url" or may_see_content(request)]
 
     @admin.display(description=_("e-mail"))
     def mail(self, event: EmailEvent) -> SafeString | str:

@@ -45,13 +45,20 @@ class Event:
     tone: str
     """The status that gives it its colour."""
     facts: list[StrOrPromise] = field(default_factory=list)
+    link: str = ""
+    """The link that was followed."""
     reply: str = ""
     """The server's reply."""
 
 
-def timeline(mail: EmailLog) -> list[Event]:
-    """Return all that is known to have happened to an e-mail, oldest first."""
-    return sorted(chain.from_iterable(source(mail) for source in SOURCES), key=lambda it: it.at)
+def timeline(mail: EmailLog, *, with_links: bool) -> list[Event]:
+    """Return all that is known to have happened to an e-mail, oldest first.
+
+    ``with_links`` adds the links that were followed; they are content, such as a reset link.
+    """
+    events = chain.from_iterable(source(mail) for source in SOURCES)
+    shown = (it if with_links else replace(it, link="") for it in events)
+    return sorted(shown, key=lambda it: it.at)
 
 
 def waiting_for(mail: EmailLog) -> list[StrOrPromise]:
@@ -130,7 +137,7 @@ def _attempt(attempt: DeliveryAttempt) -> Event:
 
 def _events(mail: EmailLog) -> Iterator[Event]:
     for event in mail.events.order_by("-at")[:_EVENTS]:
-        facts = [event.source, event.address, event.reason, event.url]
+        facts = [event.source, event.address, event.reason]
         if event.is_machine:
             facts.append(_("by a machine"))
         yield Event(
@@ -138,6 +145,7 @@ def _events(mail: EmailLog) -> Iterator[Event]:
             title=event.get_kind_display().capitalize(),
             tone=Status.FAILED if event.kind in _BAD_NEWS else Status.SENT,
             facts=[fact for fact in facts if fact],
+            link=event.url,
             reply=event.reply,
         )
 

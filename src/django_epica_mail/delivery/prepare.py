@@ -17,7 +17,7 @@ from django_epica_mail.delivery import rate_limits
 from django_epica_mail.delivery.claim import Batch, ClaimedMail
 from django_epica_mail.delivery.outcome import Attempt, Envelope, Outcome, judge
 from django_epica_mail.exceptions import MissingKey, Veto
-from django_epica_mail.messages import RawMessage
+from django_epica_mail.messages import RawMessage, encryption
 from django_epica_mail.messages import addresses as forms
 from django_epica_mail.models import EmailAttachment, EmailLog, EmailRecipient
 from django_epica_mail.retry import Decision, Failure, Kind, Result
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _NAMED = 3
 """How many of the original recipients the subject of a redirected e-mail names."""
+
+_ADDRESSED_HEADERS = frozenset({"to", "cc", "bcc"})
 
 _BARRED = Failure(
     kind=Kind.PERMANENT,
@@ -105,7 +107,7 @@ class MessageLoader:
         """
         self._total = 0
         blobs = {row.digest: row.data for row in self._blobs.values()}
-        message = messages.load(mail.envelope, blobs)
+        message = messages.load(mail.envelope, blobs, encryption.envelope_of(mail.pk))
         if "message-id" not in {name.lower() for name in message.extra_headers}:
             # First, where Django puts its own: the order of the headers stays the same.
             message.extra_headers = {"Message-ID": mail.message_id, **message.extra_headers}
@@ -197,9 +199,16 @@ def _redirect(message: EmailMessage, addresses: Sequence[str]) -> None:
     prefix = f"[to {names}{others}]"
     if isinstance(message, RawMessage):
         message.prefix_subject(prefix)
+        message.remove_headers("resent-")
     message.subject = f"{prefix} {message.subject}"
-    for name in [name for name in message.extra_headers if name.lower() in ("to", "cc", "bcc")]:
-        del message.extra_headers[name]
+    for name in list(message.extra_headers):
+        if name.lower() in _ADDRESSED_HEADERS or name.lower().startswith("resent-"):
+            del message.extra_headers[name]
+    if vars(message).pop("esp_extra", None):
+        logger.warning(
+            "E-mail %s is redirected without its esp_extra, in which recipients could be named.",
+            getattr(message, anymail.ID, ""),
+        )
     message.to, message.cc, message.bcc = list(addresses), [], []
     _set_recipients(message, list(addresses))
 

@@ -16,9 +16,34 @@ _LISTED = 20
 """How many rows that could not be moved are listed."""
 
 
+def clean(text: object) -> str:
+    """Return text that a terminal only shows: other characters as their escapes in Python.
+
+    Foreign text (a server's reply, an address) could otherwise move the cursor, set the title or
+    turn the direction of writing around.
+    """
+    return "".join(
+        it if it.isprintable() else it.encode("unicode_escape", "surrogatepass").decode()
+        for it in str(text)
+    )
+
+
+class CleanLines:
+    """Writes lines of text to a terminal, cleaned; line ends stay."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Write text that consists of whole lines."""
+        for line in text.splitlines(keepends=True):
+            bare = line.rstrip("\r\n")
+            self._stream.write(clean(bare) + line[len(bare) :])
+
+
 def table_lines(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
     """Yield the lines of a table; numbers are right-aligned, ``None`` is a dash."""
-    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    cells = [["-" if cell is None else clean(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
     numeric = [
         bool(column) and all(cell.isdigit() for cell in column)
@@ -41,7 +66,7 @@ def pair_lines(report: dict[str, Any]) -> Iterator[str]:
             shown = ", ".join(f"{key}: {it}" for key, it in value.items())
         elif isinstance(value, list):
             shown = ", ".join(map(str, value))
-        yield f"{name.replace('_', ' '):<{width}}  {'-' if shown in (None, '') else shown}"
+        yield f"{name.replace('_', ' '):<{width}}  {'-' if shown in (None, '') else clean(shown)}"
 
 
 def sender_record_lines(records: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -86,7 +111,7 @@ def status_lines(report: StatusReport) -> Iterator[str]:
     yield f"last sweep: {'never' if sweep is None else f'{sweep} ago'}"
     yield f"unfinished bulk calls: {report.unfinished_batches}"
     for gate, reason in report.held_back.items():
-        yield f"held back: {gate}, {reason}"
+        yield clean(f"held back: {gate}, {reason}")
 
 
 def import_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -98,7 +123,7 @@ def import_lines(report: dict[str, Any]) -> Iterator[str]:
     )
     yield f"{'refused':<8}  {len(refused)}"
     for row in refused[:_LISTED]:
-        yield f"  row {row['row']}: {row['reason']}"
+        yield clean(f"  row {row['row']}: {row['reason']}")
     if len(refused) > _LISTED:
         yield f"  and {len(refused) - _LISTED} more; --json lists all"
 

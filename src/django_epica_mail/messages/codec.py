@@ -52,8 +52,8 @@ class StoredMessage:
     """A message in its stored form."""
 
     envelope: str = field(repr=False)
-    """Versioned JSON, pure ASCII: NUL and lone surrogates survive in any text column. Encrypted
-    if the site has keys."""
+    """Versioned JSON, pure ASCII: NUL and lone surrogates survive in any text column. Not
+    encrypted yet: the row it is for does that."""
     blobs: tuple[Blob, ...]
     """The content the envelope refers to, without duplicates."""
     size: int = 0
@@ -102,21 +102,23 @@ def dump(message: EmailMessage) -> StoredMessage:
         form, message_id = _pack(message, keep), _message_id(message)
     plain = json.dumps({"v": VERSION, **form}, allow_nan=False)
     return StoredMessage(
-        envelope=encryption.seal(plain),
+        envelope=plain,
         blobs=tuple(blobs.values()),
         size=len(plain) + sum(len(blob.content) for blob in blobs.values()),
         message_id=message_id,
     )
 
 
-def load(envelope: str, blobs: Mapping[str, bytes]) -> EmailMessage:
+def load(envelope: str, blobs: Mapping[str, bytes], place: str | None = None) -> EmailMessage:
     """Return a new message from its stored form; ``blobs`` maps digests to content.
+
+    ``place`` is where the envelope was found, as in ``encryption.unseal``.
 
     A class that can no longer be imported becomes ``EmailMultiAlternatives``. Raises
     ``UnreadableEnvelope`` for a version this package does not know or missing content, and
-    ``MissingKey`` if none of the site's keys decrypts the envelope.
+    ``MissingKey`` as ``encryption.unseal`` does.
     """
-    plain = encryption.unseal(envelope)
+    plain = encryption.unseal(envelope, place)
     try:
         form = json.loads(plain)
     except ValueError as error:
@@ -156,7 +158,7 @@ def without_recipients(envelope: str, is_left_out: Callable[[str], bool]) -> str
         if isinstance(values, dict):
             kept = {key: value for key, value in values.items() if not is_left_out(str(key))}
             state[name] = tagged_json.encode(kept)
-    return encryption.seal(json.dumps(form, allow_nan=False))
+    return encryption.reseal(json.dumps(form, allow_nan=False), envelope)
 
 
 def _message_id(message: EmailMessage) -> str:

@@ -15,6 +15,9 @@ from email.header import Header
 from email.message import Message, MIMEPart
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from django.apps import apps
+
+from django_epica_mail import conf
 from django_epica_mail.exceptions import UnstorableMessage
 from django_epica_mail.messages import tagged_json
 
@@ -31,6 +34,8 @@ Fetch: TypeAlias = Callable[[str], bytes]
 
 INLINE = 4096
 """Longer text, in characters, is stored outside the JSON."""
+
+_KNOWN_PACKAGES = ("django", "anymail", "email")
 
 _STANDARD_ATTRIBUTES = frozenset(vars(Message()))
 _POLICY_OPTIONS = (
@@ -98,12 +103,26 @@ def class_path(cls: type) -> str:
 
 
 def find_class(path: str, base: type[T]) -> type[T] | None:
-    """Return the subclass of ``base`` at ``module:qualified.name``, or ``None`` if none exists."""
+    """Return the subclass of ``base`` at ``module:qualified.name``, or ``None`` if none exists.
+
+    Imports only modules that may hold classes of messages: to import a module is to run it, and a
+    stored path may be somebody else's.
+    """
+    module, _, name = path.partition(":")
+    if not name or not _may_import(module):
+        return None
     try:
         found = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError):
         return None
     return found if isinstance(found, type) and issubclass(found, base) else None
+
+
+def _may_import(module: str) -> bool:
+    """Return whether a module is of an installed app, Django, anymail, ``email`` or the setting."""
+    installed = (config.name for config in apps.get_app_configs())
+    known = (*_KNOWN_PACKAGES, *installed, *conf.get().message_modules)
+    return any(module == name or module.startswith(f"{name}.") for name in known)
 
 
 def _pack_policy(policy: Policy) -> dict[str, Any]:

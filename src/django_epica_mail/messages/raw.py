@@ -31,6 +31,7 @@ _BUILDERS = frozenset(
 )
 """``message()`` and the private methods it calls, in this version of Django."""
 
+_NEXT_HEADER = re.compile(rb"\r\n(?![ \t])")
 _SUBJECT = re.compile(rb"\r\nSubject:", re.IGNORECASE)
 
 
@@ -95,6 +96,13 @@ class RawMessage(EmailMessage):
         lines = b"\r\n" + head
         new, count = _SUBJECT.subn(lambda _: b"\r\n" + prefix, lines, count=1)
         self._wire = (new[2:] if count else prefix + lines) + gap + body
+
+    def remove_headers(self, start: str) -> None:
+        """Remove the headers whose names start so, in lower case, from the stored bytes."""
+        head, gap, body = self._wire.partition(b"\r\n\r\n")
+        headers = _NEXT_HEADER.split(head)
+        kept = [it for it in headers if not it.lower().startswith(start.encode())]
+        self._wire = b"\r\n".join(kept) + gap + body
 
     def message(self, *, policy: Policy | None = None) -> VerbatimMessage:
         """Return the stored mail; ``policy`` determines its line ends, not its content."""

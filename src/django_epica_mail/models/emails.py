@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
+from django.apps import apps
 from django.core.mail import EmailMessage
 from django.db import connections, models, transaction
 from django.utils.translation import gettext_lazy as _
@@ -92,6 +93,9 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
             list(attachments.order_by("pk").select_for_update().values_list("pk"))
         attachments.filter(emails__isnull=True).delete()
         self._rows().filter(pk__in=ids).update(envelope="")
+        events = apps.get_model("epica_mail", "EmailEvent").objects.using(self.db)
+        # The links that were followed are content as well.
+        events.filter(email__in=ids).exclude(url="").update(url="")
 
     def delete_with_content(self, ids: Iterable[uuid.UUID]) -> None:
         """Delete e-mails, and the attachments that no other e-mail uses."""
@@ -146,7 +150,7 @@ class EmailBatch(models.Model):
     #: The number of entries given to ``bulk``, or of messages given to ``enqueue_many``.
     total = models.PositiveIntegerField(_("entries"), default=0)
     accepted = models.PositiveIntegerField(_("mails"), default=0)
-    #: ``[{"index": 3, "reason": "..."}]``: the entries that are not valid mail.
+    #: The entries that are not valid mail: ``results.Refusal``, and the sealed ``reason``.
     refused = models.JSONField(_("refused entries"), default=list, blank=True)
     #: The entries as stored by ``bulk``; empty once all are expanded into mails.
     payload = models.TextField(editable=False, blank=True)
@@ -303,7 +307,7 @@ class EmailLog(models.Model):
         ``MissingKey`` if none of the site's keys decrypts it.
         """
         blobs = {row.digest: row.data for row in self.attachments.all()}
-        return messages.load(self.envelope, blobs)
+        return messages.load(self.envelope, blobs, encryption.envelope_of(self.pk))
 
     def failover(self, to: str) -> dict[str, Any]:
         """Return the column values that make the fallback ``to`` the transport.
@@ -372,8 +376,8 @@ class EmailAttachment(models.Model):
 
     @cached_property
     def data(self) -> bytes:
-        """The original bytes. Raises ``MissingKey`` if none of the site's keys decrypts them."""
-        return encryption.unseal_bytes(bytes(self.content), self.size)
+        """The original bytes. Raises as ``encryption.unseal_attachment`` does."""
+        return encryption.unseal_attachment(bytes(self.content), self.size, self.digest)
 
 
 class DeliveryAttempt(models.Model):

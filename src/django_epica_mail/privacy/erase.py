@@ -213,12 +213,22 @@ def _scrubbed(person: Person, model: type[models.Model], name: str, text: str) -
     return person.scrub(text, is_cut=cut)[: model._meta.get_field(name).max_length]  # type: ignore[union-attr]
 
 
+def _scrubbed_reason(person: Person, stored: str) -> str:
+    """Return a reason without the address; one that cannot be read is forgotten."""
+    try:
+        reason = encryption.unseal(stored)
+    except MissingKey:
+        return ""
+    new = person.scrub(reason)
+    return stored if new == reason else encryption.reseal(new, stored)
+
+
 def _scrub_refusals(person: Person, using: str) -> int:
     """Erase the address from the reasons why bulk calls refused entries."""
     count = 0
     batches = EmailBatch.objects.using(using).exclude(refused=[])
     for batch in batches.only("pk", "refused").iterator():
-        refused = [{**it, "reason": person.scrub(str(it["reason"]))} for it in batch.refused]
+        refused = [{**it, "reason": _scrubbed_reason(person, it["reason"])} for it in batch.refused]
         if refused != batch.refused:
             count += batches.filter(pk=batch.pk).update(refused=refused)
     return count

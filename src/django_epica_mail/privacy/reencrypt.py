@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import models, router
+from django.db import models, router, transaction
 
-from django_epica_mail.exceptions import MissingKey
+from django_epica_mail.exceptions import MissingKey, UnreadableEnvelope
 from django_epica_mail.messages import encryption
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog
 
@@ -26,7 +26,7 @@ class Renewed:
     current: int = 0
     """Already encrypted with the first key."""
     unreadable: int = 0
-    """Left unchanged, because none of the keys decrypts them."""
+    """Left unchanged, because none of the keys decrypts them, or somebody has replaced them."""
 
 
 def reencrypt(*, advance: Callable[[int, int], None] = lambda done, total: None) -> dict[str, int]:
@@ -42,27 +42,57 @@ def reencrypt(*, advance: Callable[[int, int], None] = lambda done, total: None)
         )
     using = router.db_for_write(EmailLog)
     texts = [
-        (EmailLog.objects.using(using).exclude(envelope=""), "envelope"),
-        (EmailBatch.objects.using(using).exclude(payload=""), "payload"),
+        (EmailLog.objects.using(using).exclude(envelope=""), "envelope", encryption.envelope_of),
+        (EmailBatch.objects.using(using).exclude(payload=""), "payload", encryption.payload_of),
     ]
     attachments = EmailAttachment.objects.using(using)
-    total = sum(rows.count() for rows, _ in texts) + attachments.count()
+    total = sum(rows.count() for rows, *_ in texts) + attachments.count()
     count, done = Renewed(), 0
-    for rows, name in texts:
+    for rows, name, place_of in texts:
         for pk, stored in _values(rows, name):
-            _renew(rows, pk, name, stored, partial(encryption.renew, stored), count)
+            renew_text = partial(encryption.renew, stored, place_of(pk))
+            _renew(rows, pk, name, stored, renew_text, count)
             done += 1
             advance(done, total)
-    for pk, size in _values(attachments, "size"):
+    for pk, _ in _values(attachments, "pk"):
         # One at a time, because each may be large.
-        content = attachments.filter(pk=pk).values_list("content", flat=True).first()
-        if content is not None:
-            old = bytes(content)
-            renew = partial(encryption.renew_bytes, old, size)
+        row = attachments.filter(pk=pk).first()
+        if row is not None:
+            old = bytes(row.content)
+            renew = partial(_renewed_attachment, row, old)
             _renew(attachments, pk, "content", old, renew, count)
         done += 1
         advance(done, total)
+    for pk in list(
+        EmailBatch.objects.using(using).exclude(refused=[]).values_list("pk", flat=True)
+    ):
+        with transaction.atomic(using=using):
+            _renew_refusals(pk, using, count)
     return asdict(count)
+
+
+def _renew_refusals(pk: Any, using: str, count: Renewed) -> None:
+    """Encrypt the reasons for which a bulk call refused entries; they are one column."""
+    batch = EmailBatch.objects.using(using).select_for_update().filter(pk=pk).first()
+    if batch is None:
+        return
+    for refusal in batch.refused:
+        if not refusal["reason"]:
+            continue
+        old = refusal["reason"]
+        try:
+            refusal["reason"] = encryption.renew(old, encryption.refusal_of(pk, refusal["index"]))
+        except MissingKey:
+            count.unreadable += 1
+            continue
+        count.current += refusal["reason"] == old
+        count.renewed += refusal["reason"] != old
+    batch.save(using=using, update_fields=["refused"])
+
+
+def _renewed_attachment(row: EmailAttachment, old: bytes) -> bytes:
+    row.data  # noqa: B018 - compares the digest, lest what somebody has replaced become ours
+    return encryption.renew_bytes(old, row.size, encryption.attachment_of(row.digest))
 
 
 def _values(rows: models.QuerySet[Any], name: str) -> Iterator[tuple[Any, Any]]:
@@ -88,7 +118,7 @@ def _renew(
     """Write one value re-encrypted, unless its row has changed since."""
     try:
         new = renew()
-    except MissingKey:
+    except UnreadableEnvelope:
         count.unreadable += 1
         return
     if new == old:

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from traceback import walk_tb
 from typing import Any
 from uuid import UUID
 
 from django.db import router, transaction
+from django.views.decorators.debug import sensitive_variables
 
-from django_epica_mail import clock
+from django_epica_mail import clock, conf
 from django_epica_mail.broker import celery_config, doorbell
 from django_epica_mail.messages import UnencodableValue, decode, encode, encryption
 from django_epica_mail.models import EmailBatch
 from django_epica_mail.queueing import compose, draft, enqueue
+from django_epica_mail.results import Refusal
 from django_epica_mail.retry import reply_text
 
+_PACKAGE = __name__.partition(".")[0] + "."
 
+
+@sensitive_variables()
 def submit(emails: object) -> EmailBatch:
     """Store a bulk call in the caller's transaction; ``expand`` makes its mails.
 
@@ -31,14 +37,17 @@ def submit(emails: object) -> EmailBatch:
     if isinstance(emails, (str, bytes)) or not isinstance(emails, Sequence):
         raise TypeError(f"emails must be a list of dicts; it is {type(emails).__name__}.")
     try:
-        payload = encryption.seal(json.dumps(encode(list(emails))))
+        payload = json.dumps(encode(list(emails)))
     except UnencodableValue as error:
         raise TypeError(
             f"An entry of emails holds a value of the type {error}, which cannot be stored for "
             "the worker: give strings, numbers, bytes, dates, lists or dicts."
         ) from None
     using = router.db_for_write(EmailBatch)
-    return EmailBatch.objects.using(using).create(total=len(emails), payload=payload)
+    batch = EmailBatch(total=len(emails))
+    batch.payload = encryption.seal(payload, encryption.payload_of(batch.pk))
+    batch.save(using=using, force_insert=True)
+    return batch
 
 
 def ring_on_commit(batch: EmailBatch) -> None:
@@ -46,6 +55,7 @@ def ring_on_commit(batch: EmailBatch) -> None:
     doorbell.ring_for_batch_on_commit(str(batch.pk), using=router.db_for_write(EmailBatch))
 
 
+@sensitive_variables()
 def expand(batch_id: UUID | str) -> EmailBatch:
     """Make the mails of a bulk call, resuming after an interruption; return the batch.
 
@@ -54,7 +64,7 @@ def expand(batch_id: UUID | str) -> EmailBatch:
     using = router.db_for_write(EmailBatch)
     batches = EmailBatch.objects.using(using)
     batch = batches.get(pk=batch_id)
-    entries = decode(json.loads(encryption.unseal(batch.payload) or "[]"))
+    entries = _entries(batch)
     while not batch.is_finished:
         start = batch.position
         chunk = entries[start : start + enqueue.CHUNK]
@@ -70,10 +80,30 @@ def expand(batch_id: UUID | str) -> EmailBatch:
     return batch
 
 
+@sensitive_variables()
+def reason(batch: EmailBatch, index: int) -> str:
+    """Return why an entry was refused, which may quote it; empty if that is not kept.
+
+    Raises ``MissingKey`` if none of the site's keys decrypts it.
+    """
+    sealed = next((it["reason"] for it in batch.refused if it["index"] == index), "")
+    return encryption.unseal(sealed, encryption.refusal_of(batch.pk, index)) if sealed else ""
+
+
+def _entries(batch: EmailBatch) -> list[Any]:
+    """Return the entries of a bulk call; none if it is finished."""
+    if not batch.payload:
+        return []
+    entries: list[Any] = decode(
+        json.loads(encryption.unseal(batch.payload, encryption.payload_of(batch.pk)))
+    )
+    return entries
+
+
 def _insert(batch: EmailBatch, chunk: Sequence[Any], start: int, using: str) -> None:
     """Insert the mails of a chunk of entries, and record the result in the batch."""
     of_celery = celery_config.site_route(bulk=True)
-    drafts, refused = [], list(batch.refused)
+    drafts = []
     for index, entry in enumerate(chunk, start):
         try:
             message, options = compose.compose(_named(entry))
@@ -81,15 +111,42 @@ def _insert(batch: EmailBatch, chunk: Sequence[Any], start: int, using: str) -> 
                 draft.draft(message, options, of_celery=of_celery, bulk=True, batch=batch)
             )
         except Exception as error:  # noqa: BLE001 - a bad entry or template must not stop others
-            reason = reply_text(f"{type(error).__name__}: {error}")
-            refused.append({"index": index, "reason": reason})
+            reason = reply_text(f"{type(error).__name__}: {error}") if _keeps(entry) else ""
+            sealed = (
+                encryption.seal(reason, encryption.refusal_of(batch.pk, index)) if reason else ""
+            )
+            refusal = Refusal(index=index, error=type(error).__name__, rule=_rule(error))
+            batch.refused.append({**refusal, "reason": sealed})
     logs = enqueue.insert_drafts(drafts)
     done = start + len(chunk) >= batch.total
     EmailBatch.objects.using(using).filter(pk=batch.pk).update(
         accepted=batch.accepted + len(logs),
-        refused=refused,
+        refused=batch.refused,
         **({"finished_at": clock.now(), "payload": ""} if done else {}),
     )
+
+
+def _keeps(entry: object) -> bool:
+    """Return whether a refused entry's content would have been kept, whatever rule had routed it.
+
+    Otherwise the reason, which may quote it, is not kept either.
+    """
+    own = entry.get("keep_content") if isinstance(entry, dict) else None
+    settings = conf.get()
+    of_routes = {rule.keep_content for rule in settings.routes} - {None}
+    return own == "always" or (own is None and {settings.keep_content, *of_routes} == {"always"})
+
+
+def _rule(error: BaseException) -> str:
+    """Return the function of this package in which an error was raised, or that called a foreign
+    one, as ``module.function``.
+    """
+    frames = [
+        frame.f_globals.get("__name__", "") + "." + frame.f_code.co_name
+        for frame, _ in walk_tb(error.__traceback__)
+    ]
+    own = [it for it in frames if it.startswith(_PACKAGE)]
+    return ".".join(own[-1].split(".")[-2:]) if own else ""
 
 
 def _named(entry: object) -> dict[str, Any]:

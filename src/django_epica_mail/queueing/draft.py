@@ -57,7 +57,8 @@ def draft(
     stored = messages.dump(message)
     check_size(stored.size)
     # EmailLog gets its id on creation; the other rows refer to it.
-    log = EmailLog(batch_id=batch.pk if batch else None, envelope=stored.envelope)
+    log = EmailLog(batch_id=batch.pk if batch else None)
+    log.envelope = encryption.seal(stored.envelope, encryption.envelope_of(log.pk))
     recipients = list(_recipients(message, log))
     facts = Facts(
         category=options.category or "",
@@ -163,7 +164,7 @@ def attachment(blob: Blob) -> EmailAttachment:
         filename=storable(blob.filename),
         mimetype=storable(blob.mimetype)[:255],
         size=len(blob.content),
-        content=encryption.seal_bytes(blob.content),
+        content=encryption.seal_bytes(blob.content, encryption.attachment_of(blob.digest)),
     )
 
 

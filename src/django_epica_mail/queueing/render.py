@@ -7,10 +7,12 @@ overrides only one of them keeps the package's others.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from os.path import splitext
@@ -21,17 +23,33 @@ from django.core.exceptions import ImproperlyConfigured
 from django.template import Context, Template, TemplateDoesNotExist
 from django.template.loader import get_template
 from django.utils import translation
+from django.views.decorators.debug import sensitive_variables
+
+_is_rendering = ContextVar("django_epica_mail_is_rendering", default=False)
+
+
+class WithoutContext(logging.Filter):
+    """Takes the traceback from what Django logs of a variable that a mail's template lacks.
+
+    Its text quotes the whole context, with names, addresses and links.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep every record, without its traceback while a mail is rendered."""
+        if _is_rendering.get():
+            record.exc_info = record.exc_text = None
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
     """The rendered templates of one mail."""
 
-    subject: str | None
+    subject: str | None = field(repr=False)
     """One line; ``None`` if the mail has no ``_subject.txt`` template."""
-    text: str
+    text: str = field(repr=False)
     """The plain text, from the ``.txt`` template or derived from the HTML."""
-    html: str | None
+    html: str | None = field(repr=False)
     """The HTML, with CSS inlined if ``css-inline`` is installed; ``None`` for plain-text mail."""
     name: str
     """The name that was found, as the caller wrote it."""
@@ -46,6 +64,7 @@ class _Templates(NamedTuple):
     html: Any | None
 
 
+@sensitive_variables()
 def render(
     template_name: str | Sequence[str],
     context: Mapping[str, Any] | None = None,
@@ -78,7 +97,7 @@ def render(
     # Each template gets its own dict, because Django's tags store variables in it.
     values = context or {}
     _require_variables(templates, values)
-    with speaking(language):
+    with speaking(language), _rendering():
         subject = templates.subject and _render_plain(templates.subject, dict(values))
         text = templates.text and _render_plain(templates.text, dict(values))
         html = templates.html and _inline_css(_unmarked(templates.html.render(dict(values))))
@@ -116,6 +135,15 @@ def _require_variables(templates: _Templates, values: Mapping[str, Any]) -> None
                 f"The template {templates.name!r} needs the variable {' or '.join(group)} in its "
                 f"context; the context has: {', '.join(sorted(map(str, values))) or 'nothing'}."
             )
+
+
+@contextmanager
+def _rendering() -> Iterator[None]:
+    token = _is_rendering.set(True)
+    try:
+        yield
+    finally:
+        _is_rendering.reset(token)
 
 
 def _names(template_name: object) -> list[str]:

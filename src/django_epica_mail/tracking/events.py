@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from uuid import UUID
 
@@ -118,7 +118,7 @@ class Visit:
 
     email_id: UUID
     kind: Kind
-    url: str = ""
+    url: str = field(default="", repr=False)
     user_agent: str = ""
     is_machine: bool = False
     ip: str | None = None
@@ -279,9 +279,21 @@ def _link_orphans(provider_ids: Iterable[str], using: str) -> set[UUID]:
             event.email_id = known[event.provider_id]
             with transaction.atomic(using=using):
                 if events.filter(pk=event.pk).update(email_id=event.email_id):
+                    _forget_link(event, using)
                     _suppress(event, using)
             linked.add(known[event.provider_id])
     return linked
+
+
+def _forget_link(event: EmailEvent, using: str) -> None:
+    """Delete the link of an event if the content of its mail, of which it is a part, is not kept.
+
+    It came before the mail was known.
+    """
+    logs = EmailLog.objects.using(using).filter(pk__in=[event.email_id], keep_content="always")
+    if event.url and not logs.exclude(envelope="").exists():
+        event.url = ""
+        EmailEvent.objects.using(using).filter(pk=event.pk).update(url="")
 
 
 def _suppress(event: EmailEvent, using: str) -> None:

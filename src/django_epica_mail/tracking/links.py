@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.signing import BadSignature, Signer
+from django.core.signing import BadSignature, SignatureExpired, Signer
+from django.http.request import validate_host
 from django.urls import NoReverseMatch, reverse
+from django.utils import timezone
 
-from django_epica_mail import conf, suppression
+from django_epica_mail import clock, conf, suppression
 
 _UNSUBSCRIBE, _OPEN, _CLICK = "unsubscribe", "open", "click"
 
@@ -60,11 +63,26 @@ def read_open(token: str) -> UUID:
 
 
 def read_click(token: str) -> tuple[UUID, str]:
-    """Return the mail's id and the link's target; raise ``BadSignature`` if invalid."""
+    """Return the mail's id and the link's target.
+
+    Raises ``BadSignature`` if the token is invalid, and ``SignatureExpired``, one of them, if the
+    mail was queued more than ``CLICK_LINK_DAYS`` ago.
+    """
     mail, url = _read(_CLICK, token)
     if not leads_to_a_page(url):
         raise BadSignature("The link does not lead to a web page.")
-    return UUID(mail), url
+    email_id, days = UUID(mail), conf.get().click_link_days
+    if days is not None and email_id < clock.lowest_id_at(
+        timezone.now() + clock.offset - timedelta(days=days)
+    ):
+        raise SignatureExpired(f"The mail was queued more than {days} days ago.")
+    return email_id, url
+
+
+def leads_home(url: str) -> bool:
+    """Return whether ``CLICK_HOSTS`` lists the host of a URL, so that nobody need be warned."""
+    hosts = conf.get().click_hosts
+    return hosts is None or validate_host(str(urlsplit(url).hostname), hosts)
 
 
 def leads_to_a_page(url: str) -> bool:

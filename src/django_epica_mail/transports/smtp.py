@@ -255,8 +255,8 @@ class RecordingClient(smtplib.SMTP):
         return reply
 
     def data(self, msg: Any) -> Reply:
-        """Send the content and record the server's reply to it."""
-        reply = super().data(msg)
+        """Send the content, fit for the wire, and record the server's reply to it."""
+        reply = super().data(wire.cleaned(msg) if isinstance(msg, bytes) else msg)
         self.stage = Stage.ANSWERED
         self._content_is_next = False
         self.content_reply = reply

@@ -88,6 +88,18 @@ def write_simple(message: EmailMessage, boundary: str) -> bytes | None:
     return b"".join([*pieces, f"\r\n--{boundary}--\r\n".encode()])
 
 
+def cleaned(content: bytes) -> bytes:
+    """Return a mail as SMTP allows it: without NUL, and with no CR or LF but in CRLF.
+
+    A server that took one of them for the end of a line would see other headers or another mail
+    than we do (RFC 5321, sections 2.3.8 and 4.1.1.4; RFC 5322, section 2.3).
+    """
+    ends = content.count(b"\r\n")
+    if content.count(b"\r") == ends == content.count(b"\n") and b"\0" not in content:
+        return content
+    return _with_crlf(content.replace(b"\0", b""))
+
+
 def new_boundary() -> str:
     """Return a boundary in the standard library's form.
 

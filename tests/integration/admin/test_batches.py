@@ -8,7 +8,7 @@ import pytest
 
 from django_epica_mail.models import EmailBatch, EmailLog
 from django_epica_mail.queueing import bulk
-from tests.integration.admin.pages import html_of, url
+from tests.integration.admin.pages import client_of, html_of, url
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_call_that_waits_for_a_worker_shows_no_progress(superuser) -> None:
 
 def test_the_page_lists_refused_entries_with_reasons(superuser, batch) -> None:
     html = html_of(superuser, "emailbatch_change", batch.pk)
-    assert "<td>2</td><td>ValueError: " in html
+    assert "<td>2</td><td>ValueError</td><td>draft.draft</td><td>ValueError: " in html
     assert f"?batch={batch.pk}" in html
 
 
@@ -65,3 +65,12 @@ def test_the_list_never_reads_entries(superuser, batch) -> None:
 def test_the_payload_cannot_be_queried(superuser, batch) -> None:
     page = superuser.get(url("emailbatch_changelist"), {"payload__contains": "r0"})
     assert page.status_code == 400 or page.headers["Location"].endswith("?e=1")
+
+
+def test_the_reasons_quote_entries_so_only_readers_of_content_see_them(site) -> None:
+    entry = {"subject": "S", "message": "M", "recipient_list": "ann@secret.example"}
+    batch = bulk.expand(bulk.submit([entry]).pk)
+    viewer = client_of("view_emailbatch")
+    assert "secret.example" not in html_of(viewer, "emailbatch_change", batch.pk)
+    reader = client_of("view_emailbatch", "view_content")
+    assert "secret.example" in html_of(reader, "emailbatch_change", batch.pk)

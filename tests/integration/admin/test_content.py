@@ -97,13 +97,14 @@ def test_headers_set_by_the_caller_are_kept(db) -> None:
 
 def test_html_is_served_with_a_policy_that_disables_it(reader, letter) -> None:
     page = reader.get(url("emaillog_html", letter.pk))
-    assert page.content == b"<p>The <b>HTML</b> words</p>"
+    assert page.content == b"<!doctype html>\n<p>The <b>HTML</b> words</p>"
     policy = page["Content-Security-Policy"].split("; ")
     assert policy[:2] == ["sandbox", "default-src 'none'"]
     assert "img-src data:" in policy
     assert {"base-uri 'none'", "form-action 'none'", "frame-ancestors 'self'"} <= set(policy)
     assert page["X-Frame-Options"] == "SAMEORIGIN"
     assert page["Referrer-Policy"] == "no-referrer"
+    assert page["X-DNS-Prefetch-Control"] == "off"
     assert page["X-Content-Type-Options"] == "nosniff"
     assert "no-store" in page["Cache-Control"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from django_epica_mail.models import EmailEvent
+from django_epica_mail.models import EmailEvent, EmailLog
 from tests.integration.admin.pages import client_of, html_of, url
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("site")]
@@ -65,3 +65,27 @@ def test_the_number_of_queries_is_bounded(
         happen(email=queue_mail())
     with django_assert_max_num_queries(5):
         html_of(superuser, "emailevent_changelist")
+
+
+RESET = "https://shop.example.com/reset/the-token/"
+
+
+def test_links_are_content_so_only_readers_of_content_see_them(site, queue_mail) -> None:
+    log = queue_mail()
+    event = happen("clicked", email=log, url=RESET)
+    viewer = client_of("view_emaillog", "view_emailevent")
+    reader = client_of("view_emaillog", "view_emailevent", "view_content")
+    for page in (("emailevent_change", event.pk), ("emaillog_change", log.pk)):
+        assert "the-token" not in html_of(viewer, *page)
+        assert "the-token" in html_of(reader, *page)
+    for field in ("url", "url__contains", "url__startswith"):
+        answer = viewer.get(url("emailevent_changelist"), {field: RESET})
+        assert answer.status_code == 400 or answer.headers.get("Location", "").endswith("?e=1")
+
+
+def test_links_are_forgotten_with_the_content(queue_mail) -> None:
+    log = queue_mail()
+    event = happen("clicked", email=log, url=RESET)
+    EmailLog.objects.forget_content([log.pk])
+    event.refresh_from_db()
+    assert event.url == ""

@@ -45,7 +45,7 @@ def test_a_failed_mail_ends_with_its_status_and_kind(smtp, queue_mail, deliver) 
     mail = queue_mail()
     deliver()
     mail.refresh_from_db()
-    queued, attempt, end = timeline(mail)
+    queued, attempt, end = timeline(mail, with_links=True)
     assert queued.tone == "queued"
     assert (attempt.tone, attempt.reply) == ("retrying", "550 5.1.1 No such user")
     assert (end.title, end.tone, end.facts) == ("Failed", "failed", ["refused for good"])
@@ -62,7 +62,7 @@ def test_only_the_newest_attempts_are_shown(queue_mail, monkeypatch) -> None:
             created_at=mail.created_at + timedelta(minutes=number),
             failure_kind=Kind.TRANSIENT,
         )
-    titles = [str(event.title) for event in timeline(mail)]
+    titles = [str(event.title) for event in timeline(mail, with_links=True)]
     assert titles == ["Queued", "Attempt 2: refused for now", "Attempt 3: refused for now"]
 
 
@@ -94,7 +94,7 @@ def test_an_event_has_the_colour_of_good_or_bad_news(queue_mail, kind, tone) -> 
     EmailEvent.objects.create(
         email=mail, key="1", kind=kind, at=now, created_at=now, is_machine=True
     )
-    event = timeline(mail)[-1]
+    event = timeline(mail, with_links=True)[-1]
     assert event.tone == tone
     assert event.facts == ["by a machine"]
 

@@ -164,6 +164,56 @@ def test_a_provider_gets_only_allowed_addresses(provider, deliver, epica_mail) -
     assert addresses(params, "to", "cc", "bcc") == ["cy@staging.example"]
 
 
+class Signed(EmailMultiAlternatives):
+    """A message that builds its own MIME, and is therefore stored as bytes."""
+
+    def message(self, **arguments: Any) -> Any:
+        mime = super().message(**arguments)
+        mime["Resent-Bcc"] = "third@real.example, " * 9 + "fourth@real.example"
+        return mime
+
+
+@pytest.mark.parametrize("kind", [EmailMultiAlternatives, Signed])
+def test_nobody_is_resent_what_is_redirected(smtp, deliver, epica_mail, kind) -> None:
+    epica_mail(REDIRECT_ALL_TO=STAGING)
+    headers = {"Resent-To": "one@real.example", "RESENT-CC": "two@real.example", "X-Kept": "yes"}
+    message = kind("S", "Body", None, ["ann@real.example"], headers=headers)
+    outbox.enqueue(message, transport="smtp")
+    deliver()
+    envelope, mail = arrived(smtp)
+    assert envelope.recipients == tuple(STAGING)
+    assert not [name for name in mail if name.lower().startswith("resent-")]
+    assert "fourth" not in envelope.content.decode()
+    assert mail["X-Kept"] == "yes"
+    assert mail.get_payload().strip() == "Body"
+
+
+def test_what_is_redirected_loses_its_esp_extra_and_the_log_says_so(epica_mail, caplog) -> None:
+    epica_mail(REDIRECT_ALL_TO=STAGING)
+    message = AnymailMessage("S", "B", None, ["ann@real.example"])
+    message.esp_extra = {"personalizations": [{"to": [{"email": "evil@real.example"}]}]}
+    prepare.restrict_recipients(message, [0])
+    assert "esp_extra" not in vars(message)
+    assert "without its esp_extra" in caplog.text
+    assert "real.example" not in caplog.text
+
+
+def test_nul_and_bare_line_ends_do_not_reach_a_server(smtp, deliver) -> None:
+    class Raw(EmailMessage):
+        def message(self, **arguments: Any) -> Any:
+            mime = super().message(**arguments)
+            mime.set_payload("a\rb\0c\r\n")
+            return mime
+
+    outbox.enqueue(Raw("S", "B\0", None, ["a@example.com"]), transport="smtp")
+    outbox.enqueue(EmailMessage("S", "B\0\rC", None, ["a@example.com"]), transport="smtp")
+    deliver()
+    for mail in smtp.accepted:
+        assert b"\0" not in mail.content
+        assert mail.content.count(b"\r") == mail.content.count(b"\r\n")
+    assert len(smtp.accepted) == 2
+
+
 # -- allowed recipients
 
 
@@ -319,7 +369,7 @@ def test_a_bulk_call_refuses_only_the_mail_bombs(smtp, epica_mail) -> None:
     bombs = [{**entry, "recipient_list": to_many(4)}, {**entry, "message": "M" * 10_000}]
     batch = bulk.expand(bulk.submit([*bombs, entry]).pk)
     assert batch.accepted == 1
-    assert ["MAX_RECIPIENTS" in batch.refused[0]["reason"], batch.refused[1]["index"]] == [True, 1]
+    assert ["MAX_RECIPIENTS" in bulk.reason(batch, 0), batch.refused[1]["index"]] == [True, 1]
 
 
 def large(where: str) -> EmailMessage:

@@ -216,7 +216,7 @@ def test_a_bulk_call_loses_the_address_once_expanded(smtp, deliver) -> None:
     batch = bulk.submit([entry, {**entry, "cc": ADDRESS}])
     assert erase()["left"] == [str(batch.pk)]
     bulk.expand(batch.pk)
-    assert ADDRESS in EmailBatch.objects.get().refused[0]["reason"]
+    assert ADDRESS in bulk.reason(EmailBatch.objects.get(), 1)
     assert erase() == {**NOTHING, "cancelled": 1, "deleted": 1, "texts": 1}
     assert holding() == []
 

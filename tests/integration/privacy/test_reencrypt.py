@@ -95,7 +95,7 @@ def test_a_bulk_entry_that_must_not_be_stored_is_refused_alone(smtp) -> None:
     batch = bulk.submit([entry, {**entry, "keep_content": "never"}])
     batch = bulk.expand(batch.pk)
     assert batch.accepted == 1
-    assert [(it["index"], "ENCRYPTION_KEYS" in it["reason"]) for it in batch.refused] == [(1, True)]
+    assert [(it["index"], it["error"]) for it in batch.refused] == [(1, "ImproperlyConfigured")]
 
 
 def test_mail_waits_for_a_missing_key_and_blocks_no_other(

@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from django.db import OperationalError
 from django.test import TestCase
 
 from django_epica_mail import maintenance
+from django_epica_mail.exceptions import MissingKey
 from django_epica_mail.models import EmailBatch, EmailLog
+from django_epica_mail.privacy.erase import erase
+from django_epica_mail.privacy.person import Person
+from django_epica_mail.privacy.reencrypt import reencrypt
 from django_epica_mail.queueing import bulk, enqueue
+from django_epica_mail.results import BatchResult, refusals
 from django_epica_mail.tasks import send_bulk_emails_task
+
+OLD, NEW = (Fernet.generate_key().decode() for _ in range(2))
 
 
 def entries(count: int) -> list[dict[str, Any]]:
@@ -60,15 +68,20 @@ def test_a_bad_entry_is_reported_and_the_others_are_queued(smtp) -> None:
     report = send_bulk_emails_task(mails)
     assert report["accepted"] == 2
     assert [refused["index"] for refused in report["refused"]] == [1, 2]
-    assert "recipient_list must be a list of addresses" in report["refused"][0]["reason"]
-    assert "must be a dict of named values" in report["refused"][1]["reason"]
+    assert [(it["error"], it["rule"]) for it in report["refused"]] == [
+        ("TypeError", "compose._check_list"),
+        ("TypeError", "bulk._named"),
+    ]
+    batch = EmailBatch.objects.get()
+    assert "recipient_list must be a list of addresses" in bulk.reason(batch, 1)
+    assert "must be a dict of named values" in bulk.reason(batch, 2)
 
 
 def test_the_reason_for_a_refusal_can_be_stored_by_any_database(db) -> None:
-    (refused,) = send_bulk_emails_task(["no\0mail \ud800"])["refused"]
-    assert refused["reason"].startswith("TypeError: An entry must be a dict")
-    (refused,) = EmailBatch.objects.get().refused
-    assert "\0" not in refused["reason"]
+    send_bulk_emails_task(["no\0mail \ud800"])
+    reason = bulk.reason(EmailBatch.objects.get(), 0)
+    assert reason.startswith("TypeError: An entry must be a dict")
+    assert "\0" not in reason
 
 
 @pytest.mark.parametrize("emails", ["text", 7, None, {"subject": "x"}])
@@ -150,3 +163,68 @@ def test_two_workers_on_a_batch_make_each_mail_once(smtp, monkeypatch) -> None:
 def test_an_empty_call_is_finished_at_once(smtp) -> None:
     assert send_bulk_emails_task([])["accepted"] == 0
     assert EmailBatch.objects.get().is_finished
+
+
+SECRET = "x y ann@secret.example"
+BAD = {"subject": "S", "message": "M", "recipient_list": ["a@example.com"], "cc": SECRET}
+
+
+@pytest.mark.filterwarnings("ignore:get.. waits for a mail:RuntimeWarning")
+def test_what_refused_entries_hold_is_in_no_result_and_no_log(smtp, caplog) -> None:
+    caplog.set_level("DEBUG")
+    report = send_bulk_emails_task.apply(args=[[BAD]]).get()
+    result = BatchResult(report["batch"]).get(disable_sync_subtasks=False)
+    assert report["refused"] == [{"index": 0, "error": "TypeError", "rule": "compose._check_list"}]
+    assert SECRET not in f"{report} {result} {caplog.text}"
+
+
+def test_the_reasons_of_refused_entries_are_sealed_as_content_is(smtp, epica_mail) -> None:
+    epica_mail(ENCRYPTION_KEYS=[OLD])
+    batch = bulk.expand(bulk.submit([BAD, {**BAD, "cc": "other words"}]).pk)
+    assert SECRET not in str(batch.refused)
+    assert SECRET in bulk.reason(batch, 0)
+    batch.refused[1]["reason"] = batch.refused[0]["reason"]
+    with pytest.raises(MissingKey):
+        bulk.reason(batch, 1)
+    epica_mail(ENCRYPTION_KEYS=[NEW, OLD])
+    assert reencrypt() == {"renewed": 2, "current": 0, "unreadable": 0}
+    assert reencrypt() == {"renewed": 0, "current": 2, "unreadable": 0}
+    epica_mail(ENCRYPTION_KEYS=[NEW])
+    assert SECRET in bulk.reason(EmailBatch.objects.get(), 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "entry"),
+    [
+        ({"KEEP_CONTENT": "until_sent"}, {}),
+        ({"ROUTES": [{"match": {"category": "login"}, "keep_content": "never"}]}, {}),
+        ({}, {"keep_content": "never"}),
+    ],
+)
+def test_reasons_are_not_kept_where_content_is_not(smtp, epica_mail, keys, entry) -> None:
+    epica_mail(ENCRYPTION_KEYS=[OLD], **keys)
+    batch = bulk.expand(bulk.submit([{**BAD, **entry}]).pk)
+    assert bulk.reason(batch, 0) == ""
+    assert [it["index"] for it in batch.refused] == [0]
+
+
+def test_reasons_are_forgotten_when_content_is(smtp, epica_mail, travel) -> None:
+    epica_mail(KEEP_CONTENT_DAYS=2)
+    batch = bulk.expand(bulk.submit([BAD]).pk)
+    for days, is_kept in ((1, True), (2, False)):
+        travel(days=days)
+        maintenance.cleanup()
+        batch.refresh_from_db()
+        assert bool(bulk.reason(batch, 0)) is is_kept
+    assert refusals(batch)[0]["error"] == "TypeError"
+
+
+def test_erasing_a_person_reaches_the_sealed_reasons(smtp, epica_mail) -> None:
+    epica_mail(ENCRYPTION_KEYS=[OLD], ENCRYPTION_REQUIRED=True)
+    batch = bulk.expand(bulk.submit([BAD, {**BAD, "cc": "other words"}]).pk)
+    kept = batch.refused[1]
+    erase(Person("ann@secret.example"))
+    batch.refresh_from_db()
+    assert "ann@secret.example" not in bulk.reason(batch, 0)
+    assert "cc must be a list" in bulk.reason(batch, 0)
+    assert batch.refused[1] == kept

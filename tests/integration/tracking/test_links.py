@@ -78,3 +78,42 @@ def test_every_kind_of_link_works_while_its_secret_key_is_a_fallback(log, client
     settings.SECRET_KEY_FALLBACKS = []
     assert [follow(page).status_code for follow, page in ways] == [404, 404, 404]
     assert suppression.is_suppressed("to@example.com"), "the entry is under the new key"
+
+
+def test_links_expire_where_the_site_says_so(log, client, epica_mail, travel) -> None:
+    click = links.click_url(log.pk, "https://example.com/").removeprefix(SITE)
+    travel(days=3)
+    assert client.get(click).status_code == 302
+    epica_mail(CLICK_LINK_DAYS=4)
+    assert client.get(click).status_code == 302
+    epica_mail(CLICK_LINK_DAYS=2)
+    EmailEvent.objects.all().delete()
+    page = client.get(click)
+    assert page.status_code == 410
+    assert "example.com" not in page.content.decode()
+    assert not EmailEvent.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "leads_there"),
+    [
+        ("https://shop.example.com/a", True),
+        ("https://SHOP.example.com:8443/a", True),
+        ("https://www.partner.example/", True),
+        ("https://evil.example/?shop.example.com", False),
+        ("https://shop.example.com.evil.example/", False),
+        ("https://shop.example.com@evil.example/", False),
+        ('https://evil.example/%22%3E%3Cscript%3E"><script>alert(1)</script>', False),
+    ],
+)
+def test_before_a_foreign_host_a_page_asks(log, client, epica_mail, target, leads_there) -> None:
+    epica_mail(CLICK_HOSTS=["shop.example.com", ".partner.example"])
+    page = client.get(links.click_url(log.pk, target).removeprefix(SITE))
+    assert EmailEvent.objects.get().url == target
+    if leads_there:
+        assert page.headers["Location"] == target
+        return
+    assert page.status_code == 200
+    assert "leads to" in page.content.decode()
+    assert "<script>" not in page.content.decode()
+    assert page.headers["Referrer-Policy"] == "no-referrer"

@@ -513,3 +513,26 @@ def test_checks_find_webhooks_without_a_secret(settings, smtp) -> None:
     assert not any("Mailgun" in it for it in routed), "its signature is examined"
     settings.ROOT_URLCONF = ()
     assert found_checks(checks.check_deployment) == {}
+
+
+@pytest.mark.parametrize(("keep", "url"), [("always", "https://example.com/"), ("until_sent", "")])
+def test_a_link_clicked_before_the_mail_is_known_is_kept_only_if_content_is(
+    keep: str, url: str
+) -> None:
+    log = queue("a@example.com", keep_content=keep)
+    SendGrid(log, "early", with_id=False).clicked("a@example.com")
+    assert EmailEvent.objects.get().email_id is None
+    batch = claim.claim("emails")
+    assert batch is not None
+    settle(batch, Result(provider_id="early", seconds=0.1))
+    event = EmailEvent.objects.get()
+    assert (event.email_id, event.url) == (log.pk, url)
+
+
+def test_the_link_of_a_mail_that_stays_unknown_is_forgotten(travel) -> None:
+    log = queue("a@example.com")
+    SendGrid(log, "never", with_id=False).clicked("a@example.com")
+    log.delete()
+    travel(hours=2)
+    maintenance.cleanup()
+    assert EmailEvent.objects.get().url == ""

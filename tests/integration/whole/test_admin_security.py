@@ -220,7 +220,8 @@ def test_a_hostile_mail_is_escaped_on_every_admin_page(site, ids) -> None:
         ):
             assert attack not in text
     frame = client.get(reverse("admin:epica_mail_emaillog_html", args=[mail.pk]))
-    assert frame.content.decode() == HOSTILE
+    for attack in ("script", "onerror", "meta", "base", "href", "iframe", "object", "form"):
+        assert attack not in frame.content.decode().replace("doctype", "")
     assert frame["Content-Security-Policy"].startswith("sandbox; default-src 'none'; ")
     assert "allow-" not in frame["Content-Security-Policy"]
     assert "script-src" not in frame["Content-Security-Policy"]

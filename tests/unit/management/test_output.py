@@ -33,3 +33,27 @@ def test_it_is_drawn_at_most_a_hundred_times() -> None:
 
 def test_nothing_is_drawn_without_a_terminal() -> None:
     assert shown(StringIO(), 4) == ""
+
+
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m\r\n\ud800\x7f"
+
+
+def is_harmless(text: str) -> bool:
+    return all(line.isprintable() for line in text.split("\n"))
+
+
+def test_foreign_text_never_reaches_a_terminal_as_it_is() -> None:
+    assert output.clean(ESCAPES).startswith("\\x1b]0;owned\\x07")
+    lines = [
+        *output.table_lines(("a", "b"), [[ESCAPES, 1]]),
+        *output.pair_lines({"text": ESCAPES, "dict": {ESCAPES: 1}, "list": [ESCAPES]}),
+        *output.import_lines(
+            {"dry_run": True, "refused": [{"row": ESCAPES, "reason": ESCAPES}]}
+            | dict.fromkeys(("queued", "finished", "listed", "already"), 0)
+        ),
+    ]
+    assert all(map(is_harmless, lines))
+    terminal = Terminal()
+    output.CleanLines(terminal).write(f"Şişli{ESCAPES}")
+    assert is_harmless(terminal.getvalue().replace("\r\n", "\n"))
+    assert terminal.getvalue().startswith("Şişli")

@@ -7,7 +7,9 @@ import email.message
 import email.policy
 import hashlib
 import json
+import sys
 from base64 import encodebytes
+from collections.abc import Iterator
 from email.charset import QP, Charset
 from email.header import Header
 from email.headerregistry import Address
@@ -20,6 +22,7 @@ from email.mime.message import MIMEMessage
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from email.policy import HTTP, SMTP, SMTPUTF8, compat32, default
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -246,3 +249,29 @@ def test_a_header_that_cannot_be_rebuilt_is_refused() -> None:
 @pytest.mark.parametrize("path", ["json:loads", "gone:A", "json", "", "tests.corpus:Gone.Inner"])
 def test_a_path_without_such_a_class_finds_nothing(path: str) -> None:
     assert find_class(path, Message) is None
+
+
+@pytest.fixture
+def stray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Put a module on the path that leaves a file when somebody imports it; return the file."""
+    trace = tmp_path / "imported"
+    source = f"from email.message import Message as M\nopen({str(trace)!r}, 'w').close()\n"
+    (tmp_path / "stray_module.py").write_text(source + "class Message(M): pass\n", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield trace
+    sys.modules.pop("stray_module", None)
+
+
+@pytest.mark.parametrize("path", ["stray_module:Message", "stray_module.Message", "stray_module"])
+def test_a_stored_path_imports_no_module_that_nobody_listed(stray, path) -> None:
+    assert find_class(path, Message) is None
+    assert not stray.exists()
+
+
+def test_classes_of_listed_modules_are_found(stray, settings) -> None:
+    settings.EPICA_MAIL = {"MESSAGE_MODULES": ["stray_module"]}
+    assert find_class("stray_module:Message", Message) is not None
+    for path in ("email.message:Message", "django.core.mail:EmailMessage", "os:system", "email:x"):
+        found = find_class(path, object)
+        assert (found is None) == path.endswith(("system", ":x"))
+    assert find_class("stray_module_too:Message", Message) is None

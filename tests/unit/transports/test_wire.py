@@ -178,3 +178,16 @@ def test_parts_of_one_message_do_not_leak_into_the_next() -> None:
     before = corpus.normalise(wire.build(second))
     wire.build(first)
     assert corpus.normalise(wire.build(second)) == before
+
+
+@given(st.binary(max_size=60) | st.text("a\r\n\0.").map(str.encode))
+def test_nul_and_bare_line_ends_never_reach_the_wire(content) -> None:
+    clean = wire.cleaned(content)
+    assert b"\0" not in clean
+    assert clean.count(b"\r") == clean.count(b"\n") == clean.count(b"\r\n")
+    assert wire.cleaned(clean) is clean
+
+
+def test_a_mail_that_is_fit_for_the_wire_is_left_as_it_is() -> None:
+    content = b"A: b\r\n\r\n.\r\n"
+    assert wire.cleaned(content) is content

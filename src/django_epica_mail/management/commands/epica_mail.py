@@ -34,6 +34,11 @@ from django_epica_mail.transports import config as transports
 
 _CHUNK = 500
 
+_ALL_ENCRYPTED = (
+    "All stored content is encrypted. Once every process of the site runs with these keys, set "
+    "EPICA_MAIL['ENCRYPTION_REQUIRED']."
+)
+
 
 class Command(BaseCommand):
     """Runs one of the actions named in its help.
@@ -114,12 +119,16 @@ class Command(BaseCommand):
         """Run the action, print its report, and exit with its code."""
         name = options["action"].replace("-", "_")
         action = getattr(self, f"{name}_" if iskeyword(name) else name)
-        report, is_well = action(options)
+        try:
+            report, is_well = action(options)
+        except CommandError as error:
+            raise CommandError(output.clean(error)) from None
         if report is None:
             pass  # the action has written its own output
         elif options["json"] or name == "export":
             form = report.as_dict() if isinstance(report, backlog.StatusReport) else report
-            self.stdout.write(json.dumps(form, default=str))
+            # JSON escapes every other character that a terminal would act on.
+            self.stdout.write(json.dumps(form, default=str).replace("\x7f", "\\u007f"))
         else:
             for line in self._lines(options["action"], report):
                 self.stdout.write(line)
@@ -222,6 +231,8 @@ class Command(BaseCommand):
                     file = stack.enter_context(opened)
                 if direction == "export":
                     rows = Suppression.objects.using(router.db_for_write(Suppression))
+                    if path == "-" and self.stdout.isatty():
+                        file = output.CleanLines(self.stdout)
                     advance = output.progress(self.stderr, "written")
                     count = suppression.write_csv(file, rows, advance=advance)
                     return (None if path == "-" else {"written": count}), True
@@ -237,6 +248,9 @@ class Command(BaseCommand):
             done = reencrypt(advance=output.progress(self.stderr, "re-encrypting"))
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from None
+        settings = conf.get()
+        if not (done["unreadable"] or settings.encryption_required or options["json"]):
+            self.stdout.write(_ALL_ENCRYPTED)
         return done, not done["unreadable"]
 
     def export(self, options: dict[str, Any]) -> tuple[Any, bool]:
@@ -310,8 +324,10 @@ class Command(BaseCommand):
             styles = {"error": self.style.ERROR, "warning": self.style.WARNING}
             for finding in report["findings"]:
                 style = styles.get(finding["level"], self.style.NOTICE)
-                yield style(f"{finding['level']:<8} {finding['text']} ({finding['id']})")
-                yield f"{'':<8} {finding['remedy']}"
+                yield style(
+                    f"{finding['level']:<8} {output.clean(finding['text'])} ({finding['id']})"
+                )
+                yield f"{'':<8} {output.clean(finding['remedy'])}"
         if "dns" in report:
             yield ""
             yield from output.sender_record_lines(report["dns"])

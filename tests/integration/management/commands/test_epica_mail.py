@@ -15,7 +15,7 @@ from django.utils import timezone
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import maintenance
 from django_epica_mail.delivery import claim, gates
-from django_epica_mail.models import DeliveryGate, EmailBatch, EmailLog
+from django_epica_mail.models import DeliveryGate, EmailBatch, EmailLog, Suppression
 
 pytestmark = pytest.mark.django_db
 
@@ -281,3 +281,35 @@ def test_the_doctor_explains_a_route() -> None:
 def test_purge_refuses_zero_days() -> None:
     with pytest.raises(CommandError, match="--days must be 1 or more; it is 0"):
         run("purge", "--days", "0")
+
+
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",), ("doctor",), ("doctor", "--explain", f"a{ESCAPES}@example.com"),
+        ("send-test", "to@example.com"), ("pause", "--queue", f"q{ESCAPES}"), ("status", "--json"),
+        ("export", "to@example.com"), ("suppressions", "export", "-"),
+        ("send-test", f"{ESCAPES}@example.com"), ("erase", ESCAPES, "--noinput"),
+        ("pause", "--transport", ESCAPES),
+    ],
+)  # fmt: skip
+def test_no_command_passes_escapes_on_to_a_terminal(
+    smtp, queue_mail, deliver, monkeypatch, arguments
+) -> None:
+    queue_mail()
+    EmailLog.objects.update(queue=f"q{ESCAPES}", reply=f"550 {ESCAPES}")
+    DeliveryGate.objects.create(scope="transport", name="smtp", outages=3, reason=ESCAPES)
+    Suppression.objects.create(address="to@example.com", digest="d", note=f"n{ESCAPES}")
+    written = Terminal()
+    try:
+        call_command("epica_mail", *arguments, stdout=written, stderr=written)
+    except CommandError as error:
+        written.write(str(error))
+    except SystemExit:
+        pass
+    text = written.getvalue()
+    assert text
+    assert [it for it in text if not it.isprintable() and it not in "\r\n"] == []

@@ -1,0 +1,118 @@
+"""The HTML of a hostile e-mail, sanitised: nothing of it can reach out."""
+
+from __future__ import annotations
+
+import sys
+from email.message import MIMEPart
+from email.mime.image import MIMEImage
+from html.parser import HTMLParser
+from typing import Any
+
+import django
+import pytest
+from django.core.mail import EmailMultiAlternatives
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_epica_mail import outbox
+from django_epica_mail.admin.sanitize import inline_images, sanitized
+from tests.integration.admin.pages import html_of, url
+
+PNG = b"\x89PNG\r\n\x1a\nimage"
+EVIL = "//evil.example"
+
+
+class Parsed(HTMLParser):
+    """The start tags of a document with their attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        f'<link rel=preconnect href="{EVIL}">', f'<link rel=dns-prefetch href="{EVIL}">',
+        f'<link rel=stylesheet href="{EVIL}">', f'<base href="{EVIL}">',
+        f'<meta http-equiv=refresh content="0;url={EVIL}">', f'<script src="{EVIL}"></script>',
+        f'<iframe src="{EVIL}"></iframe>', f'<object data="{EVIL}"></object>',
+        f'<embed src="{EVIL}">', f'<video src="{EVIL}" poster="{EVIL}"></video>',
+        f'<svg><image href="{EVIL}"/></svg>', f'<form action="{EVIL}"><button>x</button></form>',
+        f'<input type=image src="{EVIL}">', f'<img srcset="{EVIL}">',
+        f'<map><area href="{EVIL}"></map>', f'<a href="{EVIL}" ping="{EVIL}">x</a>',
+        f'<table background="{EVIL}"></table>', f'<math href="{EVIL}"></math>',
+        f'<picture><source srcset="{EVIL}"></picture>', f'<body background="{EVIL}">',
+    ],
+)  # fmt: skip
+def test_nothing_that_reaches_out_is_left(html) -> None:
+    assert "evil.example" not in sanitized(f"<html><head>{html}</head><body>{html}", {})
+
+
+@pytest.mark.parametrize(
+    "address", ["javascript:alert(1)", " java\nscript:x", "data:text/html,x", "/admin/", "cid:x"]
+)
+def test_links_lead_only_to_pages_mailboxes_and_telephones(address) -> None:
+    html = sanitized(f'<a href="{address}">x</a><img src="{address}">', {})
+    assert "href" not in html
+    assert "src" not in html
+
+
+def test_links_open_in_a_new_tab_without_a_referrer() -> None:
+    html = sanitized('<a href="https://shop.example/" target="_top" rel="opener">x</a>', {})
+    ((_, attributes),) = [it for it in Parsed(html).tags if it[0] == "a"]
+    assert attributes["target"] == "_blank"
+    assert str(attributes["rel"]).split() == ["noreferrer", "noopener", "nofollow"]
+
+
+def test_the_look_of_a_mail_is_kept() -> None:
+    html = '<style>p{color:red}</style><table bgcolor="#fff"><tbody><tr><td style="width:1px">x'
+    shown = sanitized(f"<title>gone</title>{html}", {})
+    for part in ("<style>p{color:red}</style>", 'bgcolor="#fff"', 'style="width:1px"'):
+        assert part in shown
+    assert "gone" not in shown
+
+
+@given(st.text(alphabet="<>/=\"'&; aimgsrchefstyl:-!pt\n", max_size=80))
+def test_whatever_the_html_only_listed_tags_are_left(html) -> None:
+    for tag, attributes in Parsed(sanitized(f"<p>{html}</p>", {})).tags:
+        assert tag not in ("link", "base", "meta", "script", "iframe", "form", "svg")
+        assert not [name for name in attributes if name.startswith("on")]
+
+
+def with_image(subtype: str = "png", content: bytes = PNG) -> Any:
+    message = EmailMultiAlternatives("S", "B", None, ["a@example.com"])
+    message.attach_alternative('<img src="cid:logo@shop" alt="Logo">', "text/html")
+    if django.VERSION >= (6, 0):
+        image: Any = MIMEPart()
+        image.set_content(content, maintype="image", subtype=subtype)
+    else:
+        image = MIMEImage(content, subtype)
+    image["Content-ID"] = "<logo@shop>"
+    message.attach(image)
+    return outbox.enqueue(message, transport="smtp")
+
+
+def test_inline_images_are_shown_without_asking_anybody(reader) -> None:
+    mail = with_image()
+    page = reader.get(url("emaillog_html", mail.pk)).content.decode()
+    assert '<img src="data:image/png;base64,iVBORw0KGgppbWFnZQ==" alt="Logo">' in page
+
+
+@pytest.mark.parametrize(
+    ("subtype", "content"), [("svg+xml", b"<svg/>"), ("png", b"\0" * (5 * 1024 * 1024 + 1))]
+)
+def test_drawings_and_huge_images_are_not_inlined(db, subtype, content) -> None:
+    assert inline_images(with_image(subtype, content)) == {}
+
+
+def test_without_the_extra_the_page_shows_no_html_and_names_it(reader, letter, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "nh3", None)
+    page = reader.get(url("emaillog_html", letter.pk)).content.decode()
+    assert "django-epica-mail[preview]" in page
+    assert "words" not in page
+    assert "plain words" in html_of(reader, "emaillog_change", letter.pk)
