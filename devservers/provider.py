@@ -1,4 +1,4 @@
-"""Run a provider with the HTTP APIs of SendGrid and Amazon SES that fails on demand."""
+"""Run a provider with the HTTP APIs of four real ones that fails on demand."""
 
 from __future__ import annotations
 
@@ -45,13 +45,15 @@ class Provider(HTTPService):
     """A provider on 127.0.0.1, in threads of this process.
 
     SendGrid's ``POST /v3/mail/send`` is at ``sendgrid_url``, version 2 of Amazon SES's
-    ``SendEmail`` at ``amazon_url``. Requests that these would refuse are refused with their error
-    messages.
+    ``SendEmail`` at ``amazon_url``, Resend's ``POST /emails`` at ``resend_url`` and Brevo's
+    ``POST /v3/smtp/email`` at ``brevo_url``, both with idempotency keys. Requests that these would
+    refuse are refused with their error messages.
     """
 
     def __init__(self) -> None:
         self.taken: list[Taken] = []
         self.requests = 0
+        self.keys: dict[str, Taken] = {}
         self._faults: deque[_Fault] = deque()
         self._released = threading.Event()
         provider = self
@@ -62,6 +64,8 @@ class Provider(HTTPService):
         super().__init__(Handler)
         self.sendgrid_url = f"http://127.0.0.1:{self.port}/v3/"
         self.amazon_url = f"http://127.0.0.1:{self.port}"
+        self.resend_url = f"http://127.0.0.1:{self.port}/resend/"
+        self.brevo_url = f"http://127.0.0.1:{self.port}/brevo/"
 
     def stop(self) -> None:
         """Release clients that wait for an answer, and stop."""
@@ -84,6 +88,7 @@ class Provider(HTTPService):
         self._released = threading.Event()
         self._faults.clear()
         self.taken.clear()
+        self.keys.clear()
         self.requests = 0
 
     def next_fault(self) -> _Fault | None:
@@ -111,26 +116,58 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         provider = self.server_of
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        is_sendgrid = self.path == "/v3/mail/send"
         fault = provider.next_fault()
+        apis = {
+            "/v3/mail/send": ("sendgrid", self._sendgrid),
+            "/v2/email/outbound-emails": ("amazon", self._amazon),
+            "/resend/emails": ("resend", self._resend),
+            "/brevo/smtp/email": ("brevo", self._brevo),
+        }
+        api, take = apis.get(self.path, ("amazon", self._amazon))
         try:
             if fault is not None and fault.status is not None:
                 raise _RefusedError(fault.status, fault.error, "requested by the test")
-            if not is_sendgrid and self.path != "/v2/email/outbound-emails":
+            if self.path not in apis:
                 raise _RefusedError(404, "NotFoundException", self.path)
-            taken = self._sendgrid(body) if is_sendgrid else self._amazon(body)
+            taken = take(body)
         except _RefusedError as refused:
-            headers = fault.headers if fault is not None else {}
-            self._refuse(is_sendgrid, refused, headers)
+            self._refuse(api, refused, fault.headers if fault is not None else {})
             return
-        provider.taken.append(taken)
+        if taken not in provider.taken:  # otherwise the key was used before
+            provider.taken.append(taken)
         if fault is not None:
             provider.withhold_answer()
             self.close_connection = True
-        elif is_sendgrid:
+        elif api == "sendgrid":
             self._answer(202, b"", {"X-Message-Id": taken.id})
         else:
-            self._answer(200, json.dumps({"MessageId": taken.id}).encode(), {})
+            name = {"amazon": "MessageId", "resend": "id", "brevo": "messageId"}[api]
+            self._answer(200, json.dumps({name: taken.id}).encode(), {})
+
+    def _resend(self, body: bytes) -> Taken:
+        """Return the mail in a request to Resend's API, or the one that its key stands for."""
+        request = json.loads(body)
+        recipients = [it for name in ("to", "cc", "bcc") for it in request.get(name, ())]
+        key = self.headers.get("Idempotency-Key", "")
+        known = self.server_of.keys.get(key)
+        if known is not None and known.request != request:
+            raise _RefusedError(409, "invalid_idempotent_request", "Same key, other payload")
+        taken = known or Taken("resend", uuid.uuid4().hex, tuple(recipients), {}, request)
+        if key:
+            self.server_of.keys[key] = taken
+        return taken
+
+    def _brevo(self, body: bytes) -> Taken:
+        """Return the mail in a request to Brevo's API; a key that was used before is refused."""
+        request = json.loads(body)
+        recipients = [it["email"] for name in ("to", "cc", "bcc") for it in request.get(name, ())]
+        key = request.get("headers", {}).get("idempotencyKey", "")
+        if key in self.server_of.keys:
+            raise _RefusedError(400, "duplicate_parameter", "idempotencyKey was used before")
+        taken = Taken("brevo", f"<{uuid.uuid4().hex}@brevo>", tuple(recipients), {}, request)
+        if key:
+            self.server_of.keys[key] = taken
+        return taken
 
     def _sendgrid(self, body: bytes) -> Taken:
         """Return the mail in a request to SendGrid's v3 API."""
@@ -173,15 +210,17 @@ class _Handler(BaseHTTPRequestHandler):
         metadata = json.loads(str(message["X-Metadata"] or "{}").replace("\r\n", ""))
         return Taken("amazon", f"0100-{uuid.uuid4()}-000000", tuple(recipients), metadata, request)
 
-    def _refuse(
-        self, is_sendgrid: bool, refused: _RefusedError, headers: Mapping[str, str]
-    ) -> None:
-        if is_sendgrid:
-            error = {"message": refused.message, "field": refused.error}
-            self._answer(refused.status, json.dumps({"errors": [error]}).encode(), headers)
-        else:
-            body = json.dumps({"message": refused.message}).encode()
-            self._answer(refused.status, body, {"x-amzn-ErrorType": refused.error, **headers})
+    def _refuse(self, api: str, refused: _RefusedError, headers: Mapping[str, str]) -> None:
+        message = refused.message
+        bodies: dict[str, dict[str, Any]] = {
+            "sendgrid": {"errors": [{"message": message, "field": refused.error}]},
+            "amazon": {"message": message},
+            "resend": {"statusCode": refused.status, "name": refused.error, "message": message},
+            "brevo": {"code": refused.error, "message": message},
+        }
+        if api == "amazon":
+            headers = {"x-amzn-ErrorType": refused.error, **headers}
+        self._answer(refused.status, json.dumps(bodies[api]).encode(), headers)
 
     def _answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         with contextlib.suppress(OSError):  # the client may have disconnected

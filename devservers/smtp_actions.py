@@ -15,7 +15,7 @@ Stage: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class Reply:
-    """Answer with this code and text; 4xx and 5xx refuse, other codes continue the dialogue.
+    """Answer with this code and text; only 2xx (3xx at "data") continues the dialogue.
 
     The connection is closed after a 421 (RFC 5321, section 3.8) and after a refusal at "connect".
     """

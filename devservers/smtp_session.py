@@ -105,7 +105,7 @@ class Session:
         refusal = self._apply_rules(stage)
         if refusal is not None:
             code, texts = refusal.code, (refusal.text,)
-        agreed = code < 400
+        agreed = code // 100 == (3 if stage == "data" else 2)  # RFC 5321, section 4.2.1
         if agreed and keep:
             self._keep()
         self._wire.say(code, *texts)

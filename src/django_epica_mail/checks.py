@@ -31,6 +31,7 @@ from django_epica_mail.tracking import links, webhooks
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection, dkim
 from django_epica_mail.transports.config import queueing
+from django_epica_mail.transports.smtp import opens_itself
 
 _DEVELOPMENT = frozenset(
     f"django.core.mail.backends.{name}.EmailBackend"
@@ -88,12 +89,22 @@ def _check_backends() -> Iterator[CheckMessage]:
         path = spec.get("BACKEND")
         if path is not None:
             try:
-                import_string(path)
+                backend = import_string(path)
             except ImportError as error:
                 yield Error(
                     f"The transport {alias!r} cannot be loaded: {error}",
                     hint="Install the package that its BACKEND names, or correct the path.",
                     id="epica_mail.E002",
+                )
+                continue
+            if isinstance(backend, type) and opens_itself(backend):
+                yield checks.Warning(
+                    f"The transport {alias!r} makes its own connection in open(): the dialogue is "
+                    "not recorded. SEND_TIMEOUT does not limit it, a recipient refused beside "
+                    "others goes unnoticed, and a lost connection leaves a mail 'unknown'.",
+                    hint="Let open() call super().open(), or build the client with "
+                    "self.connection_class(...).",
+                    id="epica_mail.W041",
                 )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from django.core.mail import message as django_mail
 
 # Contact forms catch BadHeaderError: a class of its own in Django 5.2, later ValueError itself.
@@ -18,6 +21,22 @@ class InvalidMessage(EpicaMailError, ValueError):  # noqa: N818
 
 class InvalidHeader(InvalidMessage, _BadHeader):  # type: ignore[misc, valid-type]
     """A message header that would inject further headers."""
+
+
+@contextmanager
+def as_invalid_message(what: str) -> Iterator[None]:
+    """Raise ``InvalidMessage`` for nesting too deep for Python's stack and numbers out of range."""
+    try:
+        yield
+    except RecursionError:
+        # Not chained: the traceback has a thousand lines.
+        raise InvalidMessage(
+            f"{what} is nested too deeply to be processed: flatten its parts, tags or values."
+        ) from None
+    except OverflowError as error:
+        raise InvalidMessage(
+            f"{what} has a number or time out of range ({error}): use a smaller one."
+        ) from None
 
 
 class UnstorableMessage(EpicaMailError, ValueError):  # noqa: N818

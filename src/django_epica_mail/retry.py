@@ -13,9 +13,8 @@ from django.db.models import TextChoices
 from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail import lifecycle
-
-REPLY_LENGTH = 2000
-"""How many characters of a server's reply are kept."""
+from django_epica_mail.replies import REPLY_LENGTH as REPLY_LENGTH
+from django_epica_mail.replies import reply_text as reply_text
 
 THROTTLE_SECONDS = 60.0
 """Seconds a throttled mail waits if the server does not say how long."""
@@ -23,6 +22,11 @@ THROTTLE_SECONDS = 60.0
 _THROTTLED = re.compile(r"\brate\b|too many|too much|throttl|slow down", re.IGNORECASE)
 
 _ENHANCED = re.compile(r"[45]\.(\d{1,3}\.\d{1,3})\b")
+
+_LIMIT_CODES = (452, 552)
+_LIMIT_DETAIL = "5.3"
+"""What a server answers to RCPT once it takes no more recipients in this transaction (RFC 5321,
+section 4.5.3.1.10; RFC 3463: X.5.3)."""
 
 
 class Stage(enum.IntEnum):
@@ -55,15 +59,34 @@ class Kind(TextChoices):
     VETOED = "vetoed", _("stopped by the site")
 
 
-_BY_ENHANCED_CODE = {
-    "2.2": Kind.TRANSIENT,  # mailbox full; its owner may make room
-    "3.2": Kind.OUTAGE,  # system not accepting messages
-    "4.5": Kind.THROTTLED,  # system congested
-    # Credentials or encryption: a fault in the transport's configuration, not in the mail.
-    **dict.fromkeys(("7.8", "7.9", "7.10", "7.11", "7.12"), Kind.OUTAGE),
-}
-"""Kinds by subject and detail of enhanced status codes (RFC 3463; RFC 5248's registry), for those
-that say more than the reply code."""
+class Scope(enum.Enum):
+    """What a fault concerns, and so what else it may hold up."""
+
+    MAIL = "mail"
+    SENDER = "sender"
+    RECIPIENT = "recipient"
+    """One recipient, or the recipient's domain."""
+    CREDENTIALS = "credentials"
+    SERVER = "server"
+    """Perhaps. A reply about one mail proves it only if independent mails get it too."""
+
+
+_FAULTS = (
+    # Codes, enhanced codes without the first digit, and what the reply means; the first row that
+    # matches counts. RFC 5321, section 4.2; RFC 3463 and the registry of RFC 5248.
+    ("...", r"7\.(8|9|10|11|12)", Kind.OUTAGE, Scope.CREDENTIALS),  # credentials or encryption
+    ("...", r"2\.2", Kind.TRANSIENT, Scope.RECIPIENT),  # mailbox full; its owner may make room
+    ("...", r"3\.2", Kind.OUTAGE, Scope.SERVER),  # system not accepting messages
+    ("...", r"4\.5", Kind.THROTTLED, Scope.SERVER),  # system congested
+    ("530", "", Kind.OUTAGE, Scope.CREDENTIALS),  # RFC 4954, section 6; RFC 3207, section 4
+    ("421", r"[12]\.\d+", Kind.TRANSIENT, Scope.RECIPIENT),
+    ("421", r"[67]\.\d+", Kind.TRANSIENT, Scope.MAIL),  # such as Gmail's "suspicious content"
+    ("421", "", Kind.TRANSIENT, Scope.SERVER),
+    ("5..", r"1\.[78]", Kind.PERMANENT, Scope.SENDER),
+    ("5..", r"[12]\.\d+", Kind.PERMANENT, Scope.RECIPIENT),
+    ("5..", "", Kind.PERMANENT, Scope.MAIL),
+    ("", "", Kind.TRANSIENT, Scope.MAIL),
+)
 
 PASSING = (Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE)
 """Kinds that may pass on their own: mail that failed with one is retried until it is given up."""
@@ -76,9 +99,12 @@ _UNSENDABLE = (
     TypeError,
     LookupError,
     AttributeError,
+    RecursionError,
+    OverflowError,
     smtplib.SMTPNotSupportedError,
 )
-_MILDEST_FIRST = (Kind.OUTAGE, Kind.THROTTLED, Kind.TRANSIENT, Kind.PERMANENT)
+# In doubt first: the mail's own policy decides about that.
+_MILDEST_FIRST = (Kind.UNKNOWN, Kind.OUTAGE, Kind.THROTTLED, Kind.TRANSIENT, Kind.PERMANENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +119,35 @@ class Failure:
     """The text of the server or the exception. May contain addresses: store it, never log it."""
     retry_after: float | None = None
     """Seconds the server or provider asks us to wait, if it does."""
+    scope: Scope = Scope.MAIL
+    """What the fault concerns."""
+    is_confirmed: bool = False
+    """Whether independent mails show that the transport is out of order."""
+
+    @property
+    def stops_transport(self) -> bool:
+        """Whether the transport gets no more mail for now."""
+        return self.kind is Kind.OUTAGE or self.is_confirmed
+
+    @property
+    def may_be_outage(self) -> bool:
+        """Whether the same answer to independent mails means that the transport is out of order."""
+        return self.scope is Scope.SERVER and self.kind in (Kind.TRANSIENT, Kind.UNKNOWN)
+
+    @property
+    def may_be_session_limit(self) -> bool:
+        """Whether a reply may mean that the server takes no more mail on this connection.
+
+        421 is not among them: it closes the connection, for whatever reason.
+        """
+        is_reply = self.code is not None and 400 <= self.code < 600 and self.code != 421
+        is_refusal = self.kind in (Kind.PERMANENT, Kind.TRANSIENT, Kind.THROTTLED)
+        return is_reply and is_refusal and self.scope is not Scope.RECIPIENT
+
+    def confirmed(self) -> Failure:
+        """Return this failure as the outage that it is part of; an unknown mail stays unknown."""
+        kind = Kind.UNKNOWN if self.kind is Kind.UNKNOWN else Kind.OUTAGE
+        return replace(self, kind=kind, is_confirmed=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +166,8 @@ class Result:
     """How long the attempt took, or ``None`` if the transport was not used."""
     provider_id: str = ""
     """The provider's id of the mail, if it gave one."""
+    limited: frozenset[int] = frozenset()
+    """Those of ``refused`` that the server may accept in a transaction of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,50 +207,83 @@ class Decision:
     the attempt was accepted does not concern them."""
 
 
-def reply_text(words: bytes | str) -> str:
-    """Return the text of a server or an exception in a form that any database can store.
-
-    It is cut to ``REPLY_LENGTH``. PostgreSQL accepts no NUL in text, and no database accepts a lone
-    surrogate.
-    """
-    text = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
-    return text[:REPLY_LENGTH].replace("\0", "").encode("utf-8", "replace").decode()
-
-
 def classify_reply(code: int, words: bytes | str) -> Failure:
     """Classify an SMTP reply to MAIL, RCPT, DATA or the content.
 
-    An enhanced status code in the text (RFC 3463) decides if it says more than the reply code.
-    Otherwise RFC 5321, section 4.2.1, applies: 4yz is transient, 5yz is permanent, and 421 closes
-    the whole service. 530 asks for credentials or encryption first (RFC 4954, section 6; RFC 3207,
-    section 4), so the transport's configuration is wrong, not the mail. smtplib returns a code of 0
-    or less for a line that is not a reply.
+    ``_FAULTS`` decides, except that a 4yz reply that speaks of a rate is throttling. smtplib
+    returns a code of 0 or less for a line that is not a reply.
     """
     text = reply_text(words)
     enhanced = _ENHANCED.match(text)
+    kind, scope = _fault(code, enhanced[1] if enhanced else "")
     if 400 <= code < 500 and _THROTTLED.search(text):
         kind = Kind.THROTTLED
-    elif enhanced and enhanced[1] in _BY_ENHANCED_CODE:
-        kind = _BY_ENHANCED_CODE[enhanced[1]]
-    elif code in (421, 530):
-        kind = Kind.OUTAGE
-    else:
-        kind = Kind.PERMANENT if 500 <= code < 600 else Kind.TRANSIENT
-    return Failure(kind=kind, code=code if code > 0 else None, reply=text)
+    return Failure(kind=kind, code=code if code > 0 else None, reply=text, scope=scope)
+
+
+def _fault(code: int, enhanced: str) -> tuple[Kind, Scope]:
+    return next(
+        (kind, scope)
+        for codes, details, kind, scope in _FAULTS
+        if (not codes or re.fullmatch(codes, str(code)))
+        and (not details or re.fullmatch(details, enhanced))
+    )
+
+
+def is_positive(code: int) -> bool:
+    """Return whether a reply code means that a command was carried out (RFC 5321, 4.2.1)."""
+    return code // 100 == 2
+
+
+def classify_recipients(
+    replies: Iterable[tuple[int, bytes]],
+) -> tuple[dict[int, Failure], frozenset[int]]:
+    """Return the refusals among the replies to RCPT by position, and which may be no verdict.
+
+    452, 552 and X.5.3 after a recipient was accepted are a limit of the transaction (RFC 5321,
+    section 4.5.3.1.10). The same reply is a verdict, such as a full mailbox, if nobody was
+    accepted before.
+    """
+    refused: dict[int, Failure] = {}
+    limited = set()
+    is_any_accepted = False
+    for position, (code, words) in enumerate(replies):
+        if is_positive(code):
+            is_any_accepted = True
+            continue
+        failure = classify_reply(code, words)
+        enhanced = _ENHANCED.match(failure.reply)
+        is_limit = code in _LIMIT_CODES or bool(enhanced and enhanced[1] == _LIMIT_DETAIL)
+        if is_any_accepted and is_limit:
+            limited.add(position)
+            if failure.kind is Kind.PERMANENT:
+                failure = replace(failure, kind=Kind.TRANSIENT)
+        refused[position] = failure
+    return refused, frozenset(limited)
 
 
 def classify(error: Exception, stage: Stage) -> Failure:
     """Classify an exception from a transport, given how far the dialogue had come."""
     if isinstance(error, smtplib.SMTPRecipientsRefused):
         return mildest(classify_reply(*reply) for reply in error.recipients.values())
-    if isinstance(error, smtplib.SMTPResponseException) and error.smtp_code > 0:
+    if isinstance(error, smtplib.SMTPResponseException) and _is_verdict(error.smtp_code, stage):
         failure = classify_reply(error.smtp_code, error.smtp_error)
         in_session = stage is not Stage.CONNECT or failure.kind is Kind.THROTTLED
-        return failure if in_session else replace(failure, kind=Kind.OUTAGE)
+        return failure if in_session else replace(failure, kind=Kind.OUTAGE, scope=Scope.SERVER)
+    kind = _kind_without_reply(error, stage)
     return Failure(
-        kind=_kind_without_reply(error, stage),
+        kind=kind,
         reply=reply_text(f"{type(error).__name__}: {error}"),
+        scope=Scope.SERVER if kind is Kind.OUTAGE else Scope.MAIL,
     )
+
+
+def _is_verdict(code: int, stage: Stage) -> bool:
+    """Return whether a reply code settles what an error means.
+
+    After the content only a refusal does: other codes leave open whether the mail was accepted.
+    """
+    return 400 <= code < 600 if stage >= Stage.ANSWERED else code > 0
 
 
 def _kind_without_reply(error: Exception, stage: Stage) -> Kind:
@@ -209,7 +299,8 @@ def _kind_without_reply(error: Exception, stage: Stage) -> Kind:
 
 def mildest(failures: Iterable[Failure]) -> Failure:
     """Return the most hopeful failure: one recipient to retry keeps the mail alive."""
-    return min(failures, key=lambda failure: _MILDEST_FIRST.index(failure.kind))
+    rank = {kind: number for number, kind in enumerate(_MILDEST_FIRST)}
+    return min(failures, key=lambda failure: rank.get(failure.kind, len(rank)))
 
 
 def at_positions(result: Result, tried: Sequence[int]) -> Result:
@@ -220,7 +311,27 @@ def at_positions(result: Result, tried: Sequence[int]) -> Result:
     """
     known = ((index, it) for index, it in result.refused.items() if index < len(tried))
     refused = {tried[index]: failure for index, failure in known}
-    return replace(result, refused=refused)
+    limited = frozenset(tried[index] for index in result.limited if index < len(tried))
+    return replace(result, refused=refused, limited=limited)
+
+
+def join(first: Result, asked_again: Sequence[int], later: Result) -> Result:
+    """Return the result of two transactions that share one mail.
+
+    ``first`` was accepted for some; ``later`` concerns the recipients at the positions
+    ``asked_again``.
+    """
+    later = at_positions(later, asked_again)
+    answers = dict(later.refused)
+    if later.failure is not None:
+        answers = {position: answers.get(position, later.failure) for position in asked_again}
+    settled = {p: failure for p, failure in first.refused.items() if p not in asked_again}
+    return replace(
+        first,
+        refused={**settled, **answers},
+        limited=later.limited if later.failure is None else frozenset(),
+        seconds=(first.seconds or 0.0) + (later.seconds or 0.0),
+    )
 
 
 def conclude(
@@ -250,9 +361,11 @@ def conclude(
         return replace(decision, refused=refused_for_good)
     if len(refused_for_good) < len(result.refused):
         decision = _after_failure(mildest(result.refused.values()), policy)
-        if decision.moves == (lifecycle.POSTPONE,):
+        if decision.moves[-1].target is not lifecycle.Status.FAILED:
             accepted = frozenset(outstanding).difference(result.refused)
             return replace(decision, accepted=accepted, refused=refused_for_good)
+        moves = (*decision.moves[:-1], lifecycle.SUCCEED)
+        return Decision(moves=moves, refused=result.refused)
     return Decision(moves=(lifecycle.SUCCEED,), refused=result.refused)
 
 
@@ -274,7 +387,9 @@ def _after_failure(failure: Failure, policy: Policy) -> Decision:
     else:
         moves = (lifecycle.POSTPONE,)
         # During an outage, the transport's breaker holds the mail and releases it at the end.
-        usual = {Kind.OUTAGE: 0.0, Kind.THROTTLED: THROTTLE_SECONDS}
+        # If a reply about one mail showed the outage, another mail is the next probe.
+        outage_delay = policy.retry_delay if failure.is_confirmed else 0.0
+        usual = {Kind.OUTAGE: outage_delay, Kind.THROTTLED: THROTTLE_SECONDS}
         delay = usual.get(failure.kind, policy.retry_delay)
         if failure.retry_after is not None and failure.kind is not Kind.OUTAGE:
             delay = failure.retry_after

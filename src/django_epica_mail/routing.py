@@ -21,6 +21,7 @@ BULK_QUEUE, BULK_PRIORITY = "bulk_emails", 5
 ADDITIONS = {"unsubscribe": "unsubscribe", "opens": "track_opens", "clicks": "track_clicks"}
 """What the worker may add to a mail, by the word stored in its row: the option that asks for it."""
 
+_FIRST_YEAR, _LAST_YEAR = 1900, 9000
 KEY_LENGTH = 255
 """Maximum length of an idempotency key, in characters."""
 
@@ -193,6 +194,11 @@ def _check_time(name: str, value: object) -> None:
     if timezone.is_naive(value):
         raise ValueError(
             f"{name} must be an aware datetime (see django.utils.timezone); it is {value!r}."
+        )
+    if not _FIRST_YEAR <= value.year <= _LAST_YEAR:
+        raise ValueError(
+            f"{name} must be in the years {_FIRST_YEAR} to {_LAST_YEAR}, so that databases can "
+            f"store it and what follows from it; it is {value!r}."
         )
 
 

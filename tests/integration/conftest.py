@@ -16,7 +16,7 @@ from django.utils import timezone
 from devservers.smtp import SMTPServer
 from django_epica_mail import clock, outbox
 from django_epica_mail.broker import doorbell
-from django_epica_mail.delivery import worker
+from django_epica_mail.delivery import gates, worker
 from django_epica_mail.models import EmailLog
 from django_epica_mail.transports import connection
 
@@ -92,6 +92,13 @@ def rings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(doorbell, "_publish", publish)
     monkeypatch.setattr(doorbell, "_bell", doorbell._Bell())
     return rung
+
+
+@pytest.fixture(autouse=True)
+def evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what earlier tests showed about the transports."""
+    monkeypatch.setattr(connection, "_session_limits", connection._SessionLimits())
+    monkeypatch.setattr(gates, "evidence", gates.Evidence())
 
 
 @pytest.fixture

@@ -72,6 +72,14 @@ def test_e001_an_invalid_setting(settings, value, words) -> None:
     assert re.search(words, message.msg)
 
 
+def test_w041_a_backend_that_makes_its_own_connection(transports) -> None:
+    path = "tests.integration.transports.test_connection_backends.OwnConnection"
+    transports(smtp={"BACKEND": path})
+    message = only()
+    assert (message.id, message.level) == ("epica_mail.W041", WARNING)
+    assert "'smtp'" in message.msg
+
+
 def test_e002_a_backend_that_cannot_be_imported(transports) -> None:
     transports(smtp=SMTP, ses={"BACKEND": "no_such_package.EmailBackend"})
     message = only()

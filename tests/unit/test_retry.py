@@ -9,7 +9,7 @@ import pytest
 
 from django_epica_mail import lifecycle, retry
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.retry import Decision, Failure, Kind, Policy, Result, Stage
+from django_epica_mail.retry import Decision, Failure, Kind, Policy, Result, Scope, Stage
 
 
 def policy(**fields) -> Policy:
@@ -78,6 +78,48 @@ def test_a_reply_is_classified(code: int, text: str, kind: Kind) -> None:
 )
 def test_an_exception_is_classified_by_stage(error: Exception, stage: Stage, kind: Kind) -> None:
     assert retry.classify(error, stage).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "kind", "scope"),
+    [
+        (550, "5.7.8 Expired", Kind.OUTAGE, Scope.CREDENTIALS),
+        (530, "5.7.0 Authentication required", Kind.OUTAGE, Scope.CREDENTIALS),
+        (530, "Must issue STARTTLS first", Kind.OUTAGE, Scope.CREDENTIALS),
+        (552, "5.2.2 Mailbox full", Kind.TRANSIENT, Scope.RECIPIENT),
+        (453, "4.3.2 Accepting no messages", Kind.OUTAGE, Scope.SERVER),
+        (452, "4.4.5 Congested", Kind.THROTTLED, Scope.SERVER),
+        (421, "4.2.1 Mailbox disabled", Kind.TRANSIENT, Scope.RECIPIENT),
+        (421, "4.7.0 This message has suspicious content", Kind.TRANSIENT, Scope.MAIL),
+        (421, "4.6.0 Bad media", Kind.TRANSIENT, Scope.MAIL),
+        (421, "4.7.28 Unusual rate of mail", Kind.THROTTLED, Scope.MAIL),
+        (421, "4.3.0 Temporary system problem", Kind.TRANSIENT, Scope.SERVER),
+        (421, "Service not available", Kind.TRANSIENT, Scope.SERVER),
+        (550, "5.1.8 Bad sender's system address", Kind.PERMANENT, Scope.SENDER),
+        (553, "5.1.7 Bad sender's mailbox address", Kind.PERMANENT, Scope.SENDER),
+        (550, "5.1.1 No such user", Kind.PERMANENT, Scope.RECIPIENT),
+        (550, "5.2.1 Disabled", Kind.PERMANENT, Scope.RECIPIENT),
+        (554, "5.7.1 Spam", Kind.PERMANENT, Scope.MAIL),
+        (450, "4.2.0 Greylisted", Kind.TRANSIENT, Scope.MAIL),
+    ],
+)
+def test_each_row_of_the_table_gives_a_fault_its_kind_and_scope(code, text, kind, scope) -> None:
+    failure = retry.classify_reply(code, text)
+    assert (failure.kind, failure.scope) == (kind, scope)
+
+
+def test_a_failure_to_connect_concerns_the_server() -> None:
+    for error in (ConnectionRefusedError(), smtplib.SMTPConnectError(554, b"No")):
+        failure = retry.classify(error, Stage.CONNECT)
+        assert (failure.kind, failure.scope) == (Kind.OUTAGE, Scope.SERVER)
+
+
+def test_a_confirmed_outage_uses_no_try_and_lets_another_mail_probe() -> None:
+    doubtful = Failure(kind=Kind.TRANSIENT, scope=Scope.SERVER)
+    decision = retry.conclude(Result(failure=doubtful.confirmed()), policy(), [0], False)
+    assert (decision.uses_try, decision.delay) == (False, 300)
+    unknown = Failure(kind=Kind.UNKNOWN, scope=Scope.SERVER).confirmed()
+    assert (unknown.kind, unknown.stops_transport) == (Kind.UNKNOWN, True)
 
 
 def test_one_recipient_to_retry_keeps_the_mail_alive() -> None:

@@ -14,6 +14,7 @@ from django.utils import timezone
 from django.utils.formats import localize
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import Truncator
 from django.utils.timesince import timesince
 from django.utils.translation import gettext_lazy as _
 
@@ -32,6 +33,8 @@ SEARCH_HELP = _(
 )
 _RECIPIENTS = 3
 """The list names this many recipients of an e-mail."""
+_LINE = 120
+"""Characters of a subject in the list."""
 _MOST_LOOKED_UP = 1_000
 """An address with more e-mails than this is searched for only among the newest."""
 _LAST = "\U0010ffff"
@@ -90,7 +93,7 @@ class EmailLogAdmin(OperatePermission, Previews, Detail):
 
     @admin.display(description=_("subject"))
     def title(self, mail: EmailLog) -> str:
-        return mail.subject or str(_("(no subject)"))
+        return Truncator(mail.subject).chars(_LINE) or str(_("(no subject)"))
 
     @admin.display(description=_("recipients"))
     def addressees(self, mail: EmailLog) -> str:

@@ -6,19 +6,29 @@ that the transport could not even be asked to take.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable
+from dataclasses import replace
 
+from django.core.mail import EmailMessage
 from django.db import models, router
 
 from django_epica_mail import clock, conf, lifecycle, signals
+from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryGate, EmailLog
-from django_epica_mail.retry import Failure
+from django_epica_mail.retry import Failure, Result
 from django_epica_mail.rules import LEVELS
 from django_epica_mail.transports import config as transports
 
 _TRANSPORT = DeliveryGate.Scope.TRANSPORT
 _QUEUE = DeliveryGate.Scope.QUEUE
 _CHUNK = 500
+
+_INDEPENDENT = 3
+_IN_A_ROW = 10
+"""Fewer than ``lifecycle.PERMITS``, for each of them may be unknown."""
+_EVIDENCE_SECONDS = 600.0
 
 
 class Gates:
@@ -76,6 +86,50 @@ class Gates:
     def needs_probe(self, alias: str) -> bool:
         """Return whether a transport was out of order at the last attempt, and needs a probe."""
         return (_TRANSPORT, alias) in self._closed
+
+
+class Evidence:
+    """Weighs failures that may mean that a transport is out of order; one for each process.
+
+    One mail proves nothing, for the fault may be its own. It takes ``_INDEPENDENT`` mails of
+    different senders to different recipients, or ``_IN_A_ROW`` to different recipients, with no
+    success between them.
+    """
+
+    def __init__(self) -> None:
+        self._failed: dict[str, list[tuple[float, str, frozenset[str]]]] = {}
+        self._lock = threading.Lock()
+
+    def weigh(self, alias: str, message: EmailMessage, result: Result, *, is_probe: bool) -> Result:
+        """Return the result of a mail, its failure confirmed as an outage if there is evidence."""
+        failure = result.failure
+        with self._lock:
+            if failure is None:
+                self._failed.pop(alias, None)
+            elif failure.may_be_outage and (self._is_enough(alias, message) or is_probe):
+                return replace(result, failure=failure.confirmed())
+        return result
+
+    def _is_enough(self, alias: str, message: EmailMessage) -> bool:
+        now = time.monotonic()
+        fresh = [it for it in self._failed.get(alias, ()) if now - it[0] < _EVIDENCE_SECONDS]
+        sender = canonical(message.from_email)
+        to = frozenset(canonical(it) for it in message.recipients())
+        self._failed[alias] = fresh = [*fresh, (now, sender, to)][-_IN_A_ROW:]
+        in_a_row, independent = set[str](), set[str]()
+        known: set[str] = set()
+        count = 0
+        for _, sender, to in fresh:
+            if in_a_row.isdisjoint(to):
+                count += 1
+            in_a_row |= to
+            if sender not in known and independent.isdisjoint(to):
+                known.add(sender)
+                independent |= to
+        return len(known) >= _INDEPENDENT or count >= _IN_A_ROW
+
+
+evidence = Evidence()
 
 
 def take_probe(alias: str, using: str) -> bool:

@@ -22,7 +22,7 @@ from django_epica_mail.delivery.outcome import Attempt, Outcome, judge
 from django_epica_mail.delivery.prepare import MessageLoader, prepare, unreadable
 from django_epica_mail.delivery.sender import Sender
 from django_epica_mail.delivery.settle import Settler
-from django_epica_mail.retry import Kind, Result
+from django_epica_mail.retry import Result
 
 _LONGEST_PAUSE = 2.0
 """Seconds a worker waits for a rate limit; a longer wait is left to the sweep."""
@@ -161,7 +161,15 @@ class _BatchRun:
 
     def _collect(self, sender: Sender[Attempt], timeout: float | None) -> None:
         """Note the outcomes of finished attempts, waiting up to ``timeout`` seconds for one."""
-        self._note([judge(attempt, result) for attempt, result in sender.finished(timeout)])
+        self._note([self._judge(attempt, result) for attempt, result in sender.finished(timeout)])
+
+    def _judge(self, attempt: Attempt, result: Result) -> Outcome:
+        """Return the outcome of an attempt, its failure weighed by those of other mails."""
+        batch = self._batch
+        weighed = gates.evidence.weigh(
+            batch.transport, attempt.message, result, is_probe=batch.is_probe
+        )
+        return judge(attempt, weighed)
 
     def _note(self, outcomes: Sequence[Outcome]) -> None:
         """Take outcomes to the settler, then report to the transport's breaker.
@@ -180,7 +188,7 @@ class _BatchRun:
         if result is None or result.seconds is None:  # the transport was not asked
             if batch.is_probe:
                 report = partial(gates.return_probe, alias, using)
-        elif result.failure is not None and result.failure.kind is Kind.OUTAGE:
+        elif result.failure is not None and result.failure.stops_transport:
             self._transport_works = False
             report = partial(gates.trip, alias, result.failure, using)
         elif batch.is_probe:

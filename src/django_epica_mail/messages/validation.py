@@ -29,7 +29,7 @@ from django.core.mail.backends import smtp
 from django.utils.functional import Promise
 
 from django_epica_mail.exceptions import InvalidHeader, InvalidMessage
-from django_epica_mail.messages import addresses
+from django_epica_mail.messages import addresses, bounds
 from django_epica_mail.messages.raw import builds_itself
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def check(message: EmailMessage) -> None:
     its own MIME is not built here either: ``dump`` builds it, once, and its errors reach the
     caller.
     """
+    bounds.check_depth(message)
+    bounds.check_lengths(message)
     _check_headers(message)
     _check_addresses(message)
     if builds_itself(message) or _is_plain(message):
@@ -204,6 +206,7 @@ def _without_content(attachment: Attachment, encoding: Any) -> Attachment:
     if isinstance(content, bytes):
         content = b""
     elif isinstance(content, EmailMessage):
+        bounds.check_lengths(content)
         _check_headers(content)
         content = EmailMessage() if builds_itself(content) else _copy_without_content(content)
     elif isinstance(content, Message):
@@ -242,6 +245,7 @@ def _check_part(part: Message) -> None:
     for inner in part.walk():
         policy = policies.SMTP if django.VERSION >= (6, 0) else inner.policy
         for name, value in inner.raw_items():
+            bounds.check_length(f"header {name!r} of an attached part", value, bounds.MAX_HEADER)
             what = f"the header {name!r} of the attached {inner.get_content_type()}"
             with _as_invalid_message(what):
                 folded = policy.fold_binary(name, value)

@@ -9,6 +9,7 @@ from typing import Any
 
 from django.core.mail import EmailMultiAlternatives
 
+from django_epica_mail.exceptions import as_invalid_message
 from django_epica_mail.queueing import render
 from django_epica_mail.routing import Options, check_names
 
@@ -28,6 +29,11 @@ def compose(given: Mapping[str, Any]) -> tuple[EmailMultiAlternatives, Options]:
     come from the template; a ``subject`` overrides the template's own. Raises ``TypeError`` or
     ``ValueError`` naming the value, the rule and the remedy.
     """
+    with as_invalid_message("The mail"):
+        return _compose(given)
+
+
+def _compose(given: Mapping[str, Any]) -> tuple[EmailMultiAlternatives, Options]:
     check_names(given, KNOWN)
     for name in _LISTS:
         _check_list(name, given.get(name))

@@ -14,8 +14,8 @@ from django.core.mail.utils import DNS_NAME
 from django.utils import timezone
 
 from django_epica_mail import clock, conf, messages, routing
-from django_epica_mail.exceptions import InvalidMessage
-from django_epica_mail.messages import Blob, addresses, encryption
+from django_epica_mail.exceptions import InvalidMessage, as_invalid_message
+from django_epica_mail.messages import Blob, addresses, bounds, encryption
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
 from django_epica_mail.routing import Options
 from django_epica_mail.rules import Facts
@@ -49,6 +49,18 @@ def draft(
     stored without loss, and ``ImproperlyConfigured`` for one that needs an encryption key that is
     not set, or that carries links the site does not serve.
     """
+    with as_invalid_message("The message"):
+        return _draft(message, options, of_celery=of_celery, bulk=bulk, batch=batch)
+
+
+def _draft(
+    message: EmailMessage,
+    options: Options,
+    *,
+    of_celery: Mapping[str, Any],
+    bulk: bool,
+    batch: EmailBatch | None,
+) -> Draft:
     count = len(message.recipients())
     if not count:
         raise ValueError("The message has no recipients: add at least one to to, cc or bcc.")
@@ -73,6 +85,8 @@ def draft(
         log.additions = ""  # links identify one recipient; in shared mail, anyone could use them
     elif "unsubscribe" in log.additions or (log.additions and not transports.tracks(log.transport)):
         links.check()
+    if log.additions:
+        check_html(message)
     log.category = options.category or ""
     log.subject = "" if log.keep_content == "never" else storable(message.subject)
     log.from_email = storable(message.from_email)
@@ -81,6 +95,18 @@ def draft(
     log.store_result = bool(options.store_result)
     is_due = options.send_at is None or options.send_at <= timezone.now()
     return Draft(log, recipients, stored.blobs, is_due)
+
+
+MAX_HTML = 2 * 1024 * 1024
+"""Characters of HTML whose links are rewritten; mail clients show some 100,000."""
+
+
+def check_html(message: EmailMessage) -> None:
+    """Raise ``InvalidMessage`` for HTML that is too long to have its links rewritten."""
+    bodies = [(message.body, f"text/{message.content_subtype}")]
+    for content, mimetype in (*bodies, *(getattr(message, "alternatives", None) or ())):
+        if mimetype == "text/html":
+            bounds.check_length("HTML of a mail with tracked links", content, MAX_HTML)
 
 
 def check_recipients(count: int) -> None:

@@ -118,6 +118,7 @@ _REQUIRED: Mapping[str, Sequence[tuple[str, ...]]] = {
 """The variables that the package's own templates cannot do without; one of each group."""
 
 
+@sensitive_variables()
 def _require_variables(templates: _Templates, values: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` if one of the package's own templates lacks a variable it needs.
 

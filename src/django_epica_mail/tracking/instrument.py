@@ -5,10 +5,9 @@ from __future__ import annotations
 import html
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from email.policy import Policy
 from functools import partial
-from html.parser import HTMLParser
 from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
@@ -31,7 +30,17 @@ _MAX_URL_LENGTH = 1500
 """Characters of a link that is tracked. Django redirects to URLs of 2048 at most, and the signed
 link is longer than its target."""
 
-_ATTRIBUTE = re.compile(r"""[\s/]*([^\s/>=][^\s/>=]*)(?:\s*=\s*("[^"]*"|'[^']*'|[^\s>]*))?""")
+_TAG_NAME = re.compile(r"[A-Za-z][^\s/>]*")
+_ATTRIBUTE = re.compile(
+    r"""[\s/]*(?P<name>[^\s/>][^\s/>=]*)
+    (?:\s*=\s*(?:(?P<value>"[^"]*"|'[^']*'|[^\s>"'][^\s>]*)|(?P<opened>["'])|))?""",
+    re.VERBOSE,
+)
+_RAW_TEXT = {
+    name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE)
+    for name in ("script", "style", "textarea", "title", "xmp", "iframe", "noembed", "noframes")
+}
+"""Elements whose content is text, with what ends it."""
 
 
 class _OneLine(str):
@@ -149,44 +158,57 @@ def _is_tracked(url: str, exempt: str) -> bool:
     return len(url) <= _MAX_URL_LENGTH and links.leads_to_a_page(url) and not is_unsubscribe
 
 
-class _Page(HTMLParser):
-    """A parser that locates the links in HTML and the end of its body."""
+class _Page:
+    """The positions of the links in HTML and of the end of its body, found in one linear pass.
+
+    It recognises what may hide a tag as the HTML standard does (section 13.2.5): comments, quoted
+    attribute values, and the text of scripts, styles, titles and text areas. What is never closed
+    hides all that follows.
+    """
 
     def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=False)
         self.hrefs: list[tuple[int, int]] = []
-        self._lines = [0, *(found.end() for found in re.finditer("\n", text))]
-        self._end: int | None = None
-        self.feed(text)
-        self.close()
-        self.end_of_body = len(text) if self._end is None else self._end
+        self.end_of_body = len(text)
+        position: int | None = 0
+        while position is not None and (start := text.find("<", position)) >= 0:
+            position = self._read(text, start)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Record the position of a link's first ``href``; browsers ignore any further ones."""
-        if tag in ("a", "area"):
-            tag_text = self.get_starttag_text() or ""
-            start = self._offset()
-            for name, first, last in _attributes(tag_text, 1 + len(tag)):
-                if name == "href":
-                    self.hrefs.append((start + first, start + last))
-                    break
+    def _read(self, text: str, start: int) -> int | None:
+        """Read the construct that starts with ``<``; return its end, ``None`` if it has none."""
+        tag = _TAG_NAME.match(text, start + 1)
+        if tag is not None:
+            return self._start_tag(text, tag[0].lower(), tag.end())
+        if text.startswith("<!--", start):
+            return _after(text, "-->", start + 4)
+        closing = _TAG_NAME.match(text, start + 2) if text.startswith("</", start) else None
+        if closing is not None and closing[0].lower() == "body":
+            self.end_of_body = start  # the last one counts
+        if closing is not None or text.startswith(("<!", "<?", "</"), start):
+            return _after(text, ">", start + 2)
+        return start + 1
 
-    def handle_endtag(self, tag: str) -> None:
-        """Record where the body ends; the last end tag counts."""
-        if tag == "body":
-            self._end = self._offset()
+    def _start_tag(self, text: str, name: str, position: int) -> int | None:
+        """Read a start tag, and record the first ``href`` of a link."""
+        href = None
+        while (found := _ATTRIBUTE.match(text, position)) is not None:
+            position = found.end()
+            if found["opened"]:
+                return None  # a quoted value that is never closed
+            if href is None and found["name"].lower() == "href" and found["value"]:
+                quoted = found["value"][0] in "\"'"
+                href = found.start("value") + quoted, found.end("value") - quoted
+        end = _after(text, ">", position)
+        if end is None:
+            return None
+        if href is not None and name in ("a", "area"):
+            self.hrefs.append(href)
+        if name not in _RAW_TEXT:
+            return end
+        closing = _RAW_TEXT[name].search(text, end)
+        return None if closing is None else closing.start()
 
-    def _offset(self) -> int:
-        line, column = self.getpos()
-        return self._lines[line - 1] + column
 
-
-def _attributes(tag: str, start: int) -> Iterator[tuple[str, int, int]]:
-    """Yield a tag's attributes that have a value: name, start and end of the value."""
-    while (found := _ATTRIBUTE.match(tag, start)) is not None:
-        start = found.end()
-        if found[2]:
-            first, last = found.span(2)
-            if found[2][0] in "\"'":
-                first, last = first + 1, last - 1
-            yield found[1].lower(), first, last
+def _after(text: str, mark: str, start: int) -> int | None:
+    """Return the position after the next ``mark``; ``None`` if there is none."""
+    found = text.find(mark, start)
+    return None if found < 0 else found + len(mark)

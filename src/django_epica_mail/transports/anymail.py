@@ -5,8 +5,9 @@ anymail is optional, so its classes and attributes are recognised by name.
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from django.core.mail import EmailMessage
@@ -14,30 +15,50 @@ from django.core.mail.backends.base import BaseEmailBackend
 
 from django_epica_mail import conf
 from django_epica_mail.messages import addresses
-from django_epica_mail.retry import Failure, Kind, Result, mildest, reply_text
+from django_epica_mail.retry import Failure, Kind, Result, Scope, mildest, reply_text
 
 ID = "epica_mail_id"
 """The key of our id in the metadata that providers repeat in their events."""
 
-HTTP_STATUS_KIND = {
-    401: Kind.OUTAGE,
-    403: Kind.OUTAGE,
-    408: Kind.UNKNOWN,
-    429: Kind.THROTTLED,
-    500: Kind.TRANSIENT,
-    503: Kind.TRANSIENT,
+_MAYBE_TAKEN = (Kind.UNKNOWN, Scope.SERVER)
+STATUS_FAULTS = {
+    401: (Kind.OUTAGE, Scope.CREDENTIALS),
+    403: (Kind.TRANSIENT, Scope.SERVER),
+    429: (Kind.THROTTLED, Scope.SERVER),
+    **dict.fromkeys((408, 500, 502, 503, 504), _MAYBE_TAKEN),
 }
-AMAZON_ERROR_KIND = {
-    "ThrottlingException": Kind.THROTTLED,
-    "Throttling": Kind.THROTTLED,
-    "LimitExceededException": Kind.THROTTLED,
-    "SendingPausedException": Kind.OUTAGE,
-    "AccountSuspendedException": Kind.OUTAGE,
-    "MailFromDomainNotVerifiedException": Kind.OUTAGE,
-    "ExpiredTokenException": Kind.OUTAGE,
-    "UnrecognizedClientException": Kind.OUTAGE,
+"""What an HTTP status means after posting. Another 4xx refuses this mail; anything else leaves open
+whether the provider took it."""
+
+PROVIDER_FAULTS = {
+    # docs.aws.amazon.com/ses/latest/APIReference-V2: SendEmail, common errors
+    "Amazon SES": {
+        "ThrottlingException": (Kind.THROTTLED, Scope.SERVER),
+        "Throttling": (Kind.THROTTLED, Scope.SERVER),
+        "LimitExceededException": (Kind.THROTTLED, Scope.SERVER),
+        "SendingPausedException": (Kind.OUTAGE, Scope.SERVER),
+        "AccountSuspendedException": (Kind.OUTAGE, Scope.SERVER),
+        "MailFromDomainNotVerifiedException": (Kind.TRANSIENT, Scope.SENDER),
+        "ExpiredTokenException": (Kind.OUTAGE, Scope.CREDENTIALS),
+        "InvalidClientTokenId": (Kind.OUTAGE, Scope.CREDENTIALS),
+        "MissingAuthenticationTokenException": (Kind.OUTAGE, Scope.CREDENTIALS),
+        "SignatureDoesNotMatch": (Kind.OUTAGE, Scope.CREDENTIALS),
+        "UnrecognizedClientException": (Kind.OUTAGE, Scope.CREDENTIALS),
+    },
+    # resend.com/docs/api-reference/errors
+    "Resend": {
+        "invalid_api_key": (Kind.OUTAGE, Scope.CREDENTIALS),
+        "403 validation_error": (Kind.TRANSIENT, Scope.SENDER),  # the domain is not verified
+        "concurrent_idempotent_requests": (Kind.TRANSIENT, Scope.MAIL),
+        "invalid_idempotent_request": (Kind.UNKNOWN, Scope.MAIL),  # it took a similar one before
+    },
+    # the field that an error is about: the sender is no verified identity
+    "SendGrid": {"403 from": (Kind.TRANSIENT, Scope.SENDER)},
 }
-"""Errors of Amazon SES that come with status 400 but are more specific than it."""
+"""What an error's name means, alone or after the status, where it says more than the status."""
+
+_TAKEN_BEFORE = {"Brevo": "400 duplicate_parameter"}
+"""What a provider answers to an idempotency key under which it took a mail before."""
 
 _EXCEPTIONS_MODULE = "anymail.exceptions"
 _NOT_POSTED = frozenset(
@@ -90,8 +111,34 @@ def restrain(backend: Any) -> None:
         backend.client_params["config"] = config.merge(once)
 
 
+class TakenBefore(Failure):
+    """An answer that shows that an earlier attempt was accepted."""
+
+
+def _key_as_http_header(backend: Any, message: EmailMessage, key: str) -> None:
+    backend.session.headers["Idempotency-Key"] = key  # a session sends one mail at a time
+
+
+def _key_as_message_header(backend: Any, message: EmailMessage, key: str) -> None:
+    message.extra_headers = {**message.extra_headers, "idempotencyKey": key}
+
+
+IDEMPOTENCY_KEYS = {
+    # resend.com/docs/dashboard/emails/idempotency-keys: 24 hours
+    "Resend": _key_as_http_header,
+    # developers.brevo.com/docs/heterogenous-versions-batch-emails: a UUID, 30 minutes
+    "Brevo": _key_as_message_header,
+}
+"""How each provider that takes an idempotency key gets it."""
+
+
+def idempotency_key(our_id: str, recipients: Sequence[str]) -> str:
+    """Return the key of a mail to these recipients, a UUID that is the same on every attempt."""
+    return str(uuid.uuid5(uuid.UUID(our_id), "\n".join(recipients)))
+
+
 def prepare(backend: Any, message: EmailMessage) -> None:
-    """Add our id to a message, and drop the addresses that ``recipients()`` leaves out.
+    """Add our id and its key to a message, and drop what ``recipients()`` leaves out.
 
     SMTP uses ``recipients()``; anymail reads To, Cc and Bcc instead.
     """
@@ -108,6 +155,9 @@ def prepare(backend: Any, message: EmailMessage) -> None:
     if our_id and backend.esp_name in _METADATA_PROVIDERS:
         known = given if isinstance(given, Mapping) else {}
         message.metadata = {**known, ID: our_id}  # type: ignore[attr-defined]
+    give_key = IDEMPOTENCY_KEYS.get(backend.esp_name)
+    if our_id and give_key is not None:
+        give_key(backend, message, idempotency_key(our_id, message.recipients()))
 
 
 def tracks(backend: Any) -> bool:
@@ -120,6 +170,8 @@ def result(message: EmailMessage, failure: Failure | None, seconds: float) -> Re
     status = getattr(message, "anymail_status", None)
     statuses = getattr(status, "recipients", None) or {}
     code = getattr(getattr(status, "esp_response", None), "status_code", None)
+    if isinstance(failure, TakenBefore):
+        return Result(code=failure.code, reply="An earlier attempt was accepted.", seconds=seconds)
     if failure is not None and not statuses:
         return Result(failure=failure, code=failure.code, seconds=seconds)
     if not statuses:
@@ -140,24 +192,28 @@ def result(message: EmailMessage, failure: Failure | None, seconds: float) -> Re
         failure=failure,
         refused=refused,
         code=failure.code if failure else code,
-        reply=", ".join(sorted({str(it.status) for it in statuses.values()})),
+        reply=reply_text(", ".join(sorted({str(it.status) for it in statuses.values()}))),
         seconds=seconds,
-        provider_id=ids[0][:255] if ids else "",
+        provider_id=reply_text(ids[0])[:255] if ids else "",
     )
 
 
 def classify(error: Exception) -> Failure | None:
     """Return what an error of an anymail backend means, or ``None`` for any other error.
 
-    ``UNKNOWN`` if the provider may have accepted the mail: a time-out after posting, or a gateway
-    error.
+    ``UNKNOWN`` if the provider may have accepted the mail: a time-out after posting, or an error of
+    its server or gateway.
     """
     names = {base.__name__ for base in type(error).__mro__ if base.__module__ == _EXCEPTIONS_MODULE}
     if not names:
         return None
     status = _http_status(error)
-    return Failure(
-        kind=_failure_kind(error, names, status),
+    kind, scope = _fault(error, names, status)
+    taken = _TAKEN_BEFORE.get(str(getattr(error, "esp_name", "")))
+    was_taken = any(f"{status} {name}" == taken for name in _error_names(error))
+    return (TakenBefore if was_taken else Failure)(
+        kind=kind,
+        scope=scope,
         code=status,
         reply=reply_text(f"{type(error).__name__}: {error}"),
         retry_after=_retry_after(error),
@@ -173,23 +229,42 @@ def _http_status(error: Exception) -> int | None:
     return status if isinstance(status, int) and 100 <= status < 600 else None
 
 
-def _failure_kind(error: Exception, names: set[str], status: int | None) -> Kind:
+def _fault(error: Exception, names: set[str], status: int | None) -> tuple[Kind, Scope]:
     if status is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, Mapping):
-            code = response.get("Error", {}).get("Code")
-            if code in AMAZON_ERROR_KIND:
-                return AMAZON_ERROR_KIND[code]
-        if status in HTTP_STATUS_KIND:
-            return HTTP_STATUS_KIND[status]
-        return Kind.PERMANENT if 400 <= status < 500 else Kind.UNKNOWN
+        known = PROVIDER_FAULTS.get(str(getattr(error, "esp_name", "")), {})
+        for name in _error_names(error):
+            if (found := known.get(f"{status} {name}") or known.get(name)) is not None:
+                return found
+        refused = (Kind.PERMANENT, Scope.MAIL)
+        return STATUS_FAULTS.get(status, refused if 400 <= status < 500 else _MAYBE_TAKEN)
     if "AnymailConfigurationError" in names:
-        return Kind.OUTAGE
+        return Kind.OUTAGE, Scope.CREDENTIALS
     if "AnymailRecipientsRefused" in names:
-        return Kind.PERMANENT
+        return Kind.PERMANENT, Scope.RECIPIENT
     if "AnymailAPIError" not in names:
-        return Kind.MESSAGE  # an address, a feature or a value that the provider does not support
-    return Kind.OUTAGE if _NOT_POSTED & set(_error_class_names(error)) else Kind.UNKNOWN
+        # an address, a feature or a value that the provider does not support
+        return Kind.MESSAGE, Scope.MAIL
+    is_posted = _NOT_POSTED.isdisjoint(_error_class_names(error))
+    return (Kind.UNKNOWN, Scope.MAIL) if is_posted else (Kind.OUTAGE, Scope.SERVER)
+
+
+def _error_names(error: Exception) -> Iterator[str]:
+    """Yield the names that a provider's answer gives to an error, in the forms that they use."""
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # boto3
+        body: Any = response.get("Error")
+    else:
+        try:
+            body = response.json()
+        except (AttributeError, ValueError, RecursionError):
+            return
+    parts = [body]
+    if isinstance(body, Mapping) and isinstance(body.get("errors"), list):
+        parts += body["errors"]
+    for part in parts:
+        for key in ("Code", "code", "name", "field"):
+            if isinstance(part, Mapping) and isinstance(part.get(key), str):
+                yield part[key]
 
 
 def _error_class_names(error: BaseException) -> Iterator[str]:

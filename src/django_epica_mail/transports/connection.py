@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
+import logging
+import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from django.core import mail
@@ -31,7 +35,11 @@ from django_epica_mail.transports.config import (
     under_test,
     uses_mailers,
 )
-from django_epica_mail.transports.smtp import RecordingBackend, recording_backend
+from django_epica_mail.transports.smtp import RecordingBackend, client_of, recording_backend
+
+logger = logging.getLogger(__name__)
+
+_REMEMBERED_SECONDS = 3600.0
 
 
 @contextlib.contextmanager
@@ -69,27 +77,56 @@ class Connection:
     def __init__(self, alias: str) -> None:
         self.alias = alias
         self.mails = 0
+        self.accepted = 0
         self.used_at = time.monotonic()
         self._backend: BaseEmailBackend | None = None
 
     def send(self, message: EmailMessage) -> Result:
         """Send a message through the transport and return the result. Never raises.
 
-        A server may have closed the connection since its last mail. That shows before the content
-        is sent, so a second attempt, on a new connection and in the time left, is safe.
+        Recipients beyond a limit of the transaction are asked in further ones, at once. Each of
+        them settles at least its first recipient.
+        """
+        started = time.monotonic()
+        deadline, carried = started + conf.get().send_timeout, self.accepted
+        try:
+            result = self._send_to(message, deadline, carried)
+            while result.failure is None and time.monotonic() < deadline:
+                rest = sorted(it for it in result.limited if it < len(message.recipients()))
+                if not rest:
+                    break
+                later = self._send_to(_addressed_to(message, rest), deadline, carried)
+                result = retry.join(result, rest, later)
+        except Exception as error:  # noqa: BLE001 - the mail may be accepted, but nobody can say
+            self.close()
+            failure = Failure(kind=retry.Kind.UNKNOWN, reply=_words(error))
+            return Result(failure=failure, seconds=time.monotonic() - started)
+        most = _session_limits.most(self.alias)
+        if self.mails >= conf.get().connection_max_mails or self.accepted >= most:
+            self.close()
+        return result
+
+    def _send_to(self, message: EmailMessage, deadline: float, carried: int) -> Result:
+        """Send a message in one transaction and return the result.
+
+        ``carried`` is how many other mails this connection has had accepted.
+
+        A server may have closed the connection since its last mail, or take only so many on one.
+        Both show before it accepts the content, so a second attempt, on a new connection and in
+        the time left, is safe.
         """
         reused = self._backend is not None
-        deadline = time.monotonic() + conf.get().send_timeout
+        is_smtp = isinstance(self._backend, DjangoSMTPBackend)
         result = self._attempt(message, deadline)
-        if (
-            reused
-            and result.failure is not None
-            and _is_disconnect(result.failure)
-            and time.monotonic() < deadline
-        ):
+        failure = result.failure
+        if failure is None or not reused or time.monotonic() >= deadline:
+            return result
+        may_be_limit = bool(is_smtp and carried) and failure.may_be_session_limit
+        if may_be_limit and _session_limits.may_ask_again(self.alias):
             result = self._attempt(message, deadline)
-        if self.mails >= conf.get().connection_max_mails:
-            self.close()
+            _session_limits.learn(self.alias, carried, failure, result.failure)
+        elif _is_disconnect(failure):
+            result = self._attempt(message, deadline)
         return result
 
     def open(self, deadline: float) -> BaseEmailBackend:
@@ -107,21 +144,22 @@ class Connection:
 
     def close(self) -> None:
         """Close the backend, whatever state it is in."""
-        backend, self._backend, self.mails = self._backend, None, 0
+        backend, self._backend = self._backend, None
+        self.mails = self.accepted = 0
         if backend is not None:
             with contextlib.suppress(Exception):  # the backend is discarded in any case
                 backend.close()
 
     def _attempt(self, message: EmailMessage, deadline: float) -> Result:
         started = time.monotonic()
-        failure = None
+        failure, sent = None, None
+        stage = Stage.CONNECT
         try:
-            stage = Stage.CONNECT
             backend = self.open(deadline)
             if anymail.is_provider(backend):
                 anymail.prepare(backend, message)
             stage = Stage.UNSEEN
-            backend.send_messages([message])
+            sent = backend.send_messages([message])
         except Exception as error:  # noqa: BLE001 - any error concerns this mail alone
             failure = _classify(error, _stage_reached(self._backend, stage))
         self.mails += 1
@@ -130,9 +168,11 @@ class Connection:
         if self._backend is not None and anymail.is_provider(self._backend):
             result = anymail.result(message, failure, seconds)
         else:
-            result = _backend_result(self._backend, failure, seconds)
+            result = _backend_result(self._backend, failure, sent, seconds)
         if failure is not None:
             self.close()
+        elif result.failure is None:
+            self.accepted += 1
         return result
 
 
@@ -185,8 +225,14 @@ def _equip(backend: RecordingBackend, alias: str, options: Mapping[str, Any]) ->
 def _classify(error: Exception, stage: Stage) -> Failure:
     """Return what an error means: the site's own function decides first, then this package."""
     path = conf.get().classify
-    known: Failure | None = import_string(path)(error, stage) if path else None
-    return known or anymail.classify(error) or retry.classify(error, stage)
+    try:
+        known: Failure | None = import_string(path)(error, stage) if path else None
+        if known is not None:
+            return replace(known, reply=retry.reply_text(known.reply))
+    except Exception as own:  # noqa: BLE001 - without its traceback, which may show addresses
+        name = type(own).__name__
+        logger.error("%s (EPICA_MAIL['CLASSIFY']) raised %s; the package decides.", path, name)
+    return anymail.classify(error) or retry.classify(error, stage)
 
 
 def _is_disconnect(failure: Failure) -> bool:
@@ -197,35 +243,83 @@ def _is_disconnect(failure: Failure) -> bool:
     )
 
 
+def _words(error: Exception) -> str:
+    return retry.reply_text(f"{type(error).__name__}: {error}")
+
+
 def _stage_reached(backend: BaseEmailBackend | None, stage: Stage) -> Stage:
-    if isinstance(backend, RecordingBackend) and backend.connection is not None:
-        return backend.connection.stage
-    return stage
+    client = client_of(backend)
+    return stage if client is None else client.stage
 
 
 def _backend_result(
-    backend: BaseEmailBackend | None, failure: Failure | None, seconds: float
+    backend: BaseEmailBackend | None, failure: Failure | None, sent: object, seconds: float
 ) -> Result:
-    """Return the result of an attempt; only a ``RecordingBackend`` knows the server's replies."""
-    if not isinstance(backend, RecordingBackend) or backend.connection is None:
+    """Return the result of an attempt.
+
+    The server's replies are known only where the dialogue is recorded. Elsewhere a backend that
+    raises nothing has sent the mail, unless ``sent``, what it returned, is zero.
+    """
+    nothing = Failure(kind=retry.Kind.MESSAGE, reply="The backend found nothing to send.")
+    client = client_of(backend)
+    if client is None:
+        if failure is None and sent is not None and not sent:
+            failure = nothing
         return Result(failure=failure, code=failure.code if failure else None, seconds=seconds)
-    refused = {
-        position: retry.classify_reply(*reply)
-        for position, reply in enumerate(backend.connection.recipient_replies)
-        if reply[0] not in (250, 251)
-    }
-    code, words = backend.connection.content_reply or (None, b"")
-    if code == 250:
+    refused, limited = retry.classify_recipients(client.recipient_replies)
+    code, words = client.content_reply or (None, b"")
+    if code is not None and retry.is_positive(code):
         failure = None  # the server has the mail, whatever a site's own backend did afterwards
     elif failure is None:
-        failure = Failure(kind=retry.Kind.MESSAGE, reply="The backend found nothing to send.")
+        failure = nothing
     return Result(
         failure=failure,
         refused=refused,
         code=failure.code if failure is not None else code,
         reply=retry.reply_text(words),
         seconds=seconds,
+        limited=limited,
     )
+
+
+def _addressed_to(message: EmailMessage, positions: Sequence[int]) -> EmailMessage:
+    """Return the same message for the recipients at these positions only."""
+    everyone = message.recipients()
+    addresses = [everyone[position] for position in positions]
+    narrowed = copy.copy(message)
+    narrowed.recipients = lambda: addresses  # type: ignore[method-assign]
+    return narrowed
+
+
+class _SessionLimits:
+    """What this process has learnt of how many mails a server takes on one connection.
+
+    Forgotten after ``_REMEMBERED_SECONDS``, for servers and their limits change.
+    """
+
+    def __init__(self) -> None:
+        self._most: dict[str, tuple[int, float]] = {}
+        self._asked_in_vain: dict[str, float] = {}
+
+    def most(self, alias: str) -> float:
+        """Return how many mails a connection of a transport carries at most."""
+        most, until = self._most.get(alias, (math.inf, math.inf))
+        return most if time.monotonic() < until else math.inf
+
+    def may_ask_again(self, alias: str) -> bool:
+        """Return whether a refused mail is offered once more, on a fresh connection."""
+        return time.monotonic() >= self._asked_in_vain.get(alias, 0.0)
+
+    def learn(self, alias: str, carried: int, first: Failure, again: Failure | None) -> None:
+        """Take account of a mail refused after ``carried`` others, and asked for once more."""
+        until = time.monotonic() + _REMEMBERED_SECONDS
+        if again is None:
+            self._most[alias] = carried, until
+        elif again.code == first.code:
+            self._asked_in_vain[alias] = until
+
+
+_session_limits = _SessionLimits()
 
 
 class _Pool:

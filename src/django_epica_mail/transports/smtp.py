@@ -3,10 +3,15 @@
 It notes how far the dialogue about a mail came and which recipients were refused. smtplib's own
 time-outs count per read; the deadline here limits the whole dialogue. Where a server offers
 pipelining (RFC 2920), the envelope is sent in one write.
+
+The first digit of a reply decides whether the dialogue continues (RFC 5321, section 4.2.1). smtplib
+compares whole codes, so it is given the code that it expects, and the record keeps the server's.
 """
 
 from __future__ import annotations
 
+import base64
+import inspect
 import io
 import math
 import re
@@ -19,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 import django
 from django.conf import settings
+from django.core.mail.backends.base import BaseEmailBackend
 from django.core.mail.backends.smtp import EmailBackend
 
 from django_epica_mail.messages import addresses
 from django_epica_mail.messages.raw import builds_itself
-from django_epica_mail.retry import Stage
+from django_epica_mail.retry import Stage, is_positive
 from django_epica_mail.transports import oauth, wire
 from django_epica_mail.transports.oauth import Token, TokenSource
 
@@ -44,16 +50,39 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _MAX_PIPELINED_RECIPIENTS = 100
 """With more recipients, client and server might each wait for the other to read."""
 
+_MIN_SECRET_LENGTH = 3
+"""Characters. Anything shorter would also be found by chance."""
+
 
 @cache
-def recording_backend(backend_class: type[EmailBackend]) -> type[RecordingBackend]:
-    """Return a recording subclass of an SMTP backend class, Django's or a site's own."""
+def recording_backend(backend_class: type[EmailBackend]) -> type[EmailBackend]:
+    """Return a recording subclass of an SMTP backend class, Django's or a site's own.
+
+    A class that cannot have such a subclass is returned as it is.
+    """
     if backend_class is EmailBackend:
         return _FastRecordingBackend
-    recording: type[RecordingBackend] = type(
-        "RecordingBackend", (RecordingBackend, backend_class), {}
-    )
+    try:
+        recording: type[RecordingBackend] = type(
+            "RecordingBackend", (RecordingBackend, backend_class), {}
+        )
+    except TypeError:  # its metaclass or layout forbids it
+        return backend_class
     return recording
+
+
+def client_of(backend: BaseEmailBackend | None) -> RecordingClient | None:
+    """Return the client that records a backend's dialogue; ``None`` if none does."""
+    client = getattr(backend, "connection", None) if isinstance(backend, EmailBackend) else None
+    return client if isinstance(client, RecordingClient) else None
+
+
+def opens_itself(backend_class: type[BaseEmailBackend]) -> bool:
+    """Return whether an SMTP backend class makes its own connection, which is not recorded."""
+    if not issubclass(backend_class, EmailBackend) or backend_class.open is EmailBackend.open:
+        return False
+    code = getattr(inspect.unwrap(backend_class.open), "__code__", None)
+    return not {"super", "connection_class"} & set(getattr(code, "co_names", ()))
 
 
 @cache
@@ -66,18 +95,20 @@ class RecordingBackend(EmailBackend):
     """Django's SMTP backend with a ``RecordingClient``; sends one mail at a time."""
 
     deadline = 0.0
-    connection: RecordingClient | None
     tokens: TokenSource | None = None
     """Where it gets access tokens, if it logs in with OAuth."""
     signer: Signer | None = None
     """What signs its mail, if it uses DKIM."""
 
     @property
-    def connection_class(self) -> Callable[..., RecordingClient]:  # type: ignore[override]
+    def connection_class(self) -> Callable[..., smtplib.SMTP]:  # type: ignore[override]
         """The client's class, bound to this backend and the deadline of the current mail."""
         client_class: Any = super().connection_class
+        if not (isinstance(client_class, type) and issubclass(client_class, smtplib.SMTP)):
+            return client_class  # type: ignore[no-any-return]
+        recording: Any = _recording_client
         return partial(
-            _recording_client(client_class),
+            recording(client_class),
             deadline=self.deadline,
             tokens=self.tokens,
             signer=self.signer,
@@ -86,14 +117,17 @@ class RecordingBackend(EmailBackend):
     def begin(self, deadline: float) -> None:
         """Start a new mail: connect and greet if necessary, before ``deadline``.
 
-        Raises what smtplib raises; the connection is then closed.
+        A connection that a site's own ``open()`` made is used as it is, without a record. Raises
+        what smtplib raises; the connection is then closed.
         """
         self.deadline = deadline
         self.open()
         if self.connection is None:  # open() fails silently only if configured to
             raise smtplib.SMTPServerDisconnected("The transport did not connect.")
-        self.connection.ehlo_or_helo_if_needed()
-        self.connection.begin(deadline)
+        client = client_of(self)
+        if client is not None:
+            client.ehlo_or_helo_if_needed()
+            client.begin(deadline)
 
 
 class _FastRecordingBackend(RecordingBackend):
@@ -137,6 +171,7 @@ class RecordingClient(smtplib.SMTP):
         self.timeout = timeout
         self.begin(deadline)
         self.stage = Stage.CONNECT
+        self._secrets: set[bytes] = set()
         kwargs["timeout"] = self.seconds_left()
         super().__init__(*args, **kwargs)
         self.timeout = timeout
@@ -212,6 +247,33 @@ class RecordingClient(smtplib.SMTP):
         except smtplib.SMTPException as error:  # more challenges than smtplib answers
             raise smtplib.SMTPException(tokens.safe_text(str(error))) from None
 
+    def connect(self, *args: Any, **kwargs: Any) -> Reply:
+        """Connect, and return the greeting."""
+        return _as_expected(super().connect(*args, **kwargs), 220)
+
+    def docmd(self, cmd: str, args: str = "") -> Reply:
+        """Send a command and return the reply."""
+        reply = super().docmd(cmd, args)
+        return _as_expected(reply, 220) if cmd.upper() == "STARTTLS" else reply
+
+    def auth(self, mechanism: str, authobject: Callable[..., str | None], **kwargs: Any) -> Reply:
+        """Authenticate, and return the reply. Raises ``SMTPAuthenticationError`` if refused.
+
+        What the client sends here is removed from every reply that repeats it.
+        """
+
+        def respond(*challenge: bytes) -> str | None:
+            response = authobject(*challenge)
+            self._secrets |= _secrets_in(response or "")
+            return response
+
+        try:
+            return super().auth(mechanism, respond, **kwargs)  # type: ignore[arg-type]
+        except smtplib.SMTPAuthenticationError as error:
+            if not is_positive(error.smtp_code):
+                raise
+            return 235, _to_bytes(error.smtp_error)
+
     def sendmail(
         self,
         from_addr: str,
@@ -245,14 +307,14 @@ class RecordingClient(smtplib.SMTP):
             commands = self._envelope_commands(sender, options)
             self.send("".join(commands))
             self._early_replies = self._read_replies(len(commands))
-            return self.getreply()
-        return super().mail(sender, options)
+            return _as_expected(self.getreply(), 250)
+        return _as_expected(super().mail(sender, options), 250)
 
     def rcpt(self, recip: str, options: Sequence[str] = ()) -> Reply:
         """Send RCPT for one recipient and record the reply by position."""
         reply = self.getreply() if self._early_replies else super().rcpt(recip, options)
         self.recipient_replies.append(reply)
-        return reply
+        return _as_expected(reply, 250)
 
     def data(self, msg: Any) -> Reply:
         """Send the content, fit for the wire, and record the server's reply to it."""
@@ -260,7 +322,7 @@ class RecordingClient(smtplib.SMTP):
         self.stage = Stage.ANSWERED
         self._content_is_next = False
         self.content_reply = reply
-        return reply
+        return _as_expected(reply, 250)
 
     def putcmd(self, cmd: str, args: str = "") -> None:
         """Send a command unless it was pipelined; what is sent after DATA is the content."""
@@ -294,11 +356,21 @@ class RecordingClient(smtplib.SMTP):
 
     def getreply(self) -> Reply:
         """Return the next reply, already received or read before the deadline."""
+        awaits_go_ahead = self._content_is_next and self.stage is Stage.ENVELOPE
         if self._early_replies:
-            return self._early_replies.popleft()
-        if self.file is None:
-            self.file = io.BufferedReader(_DeadlineReader(self))
-        return super().getreply()
+            reply = self._early_replies.popleft()
+        else:
+            if self.file is None:
+                self.file = io.BufferedReader(_DeadlineReader(self))
+            reply = self._without_secrets(super().getreply())
+        return _as_expected(reply, 354) if awaits_go_ahead else reply
+
+    def _without_secrets(self, reply: Reply) -> Reply:
+        code, words = reply
+        if code != 334:  # a challenge, which has to be answered as it came
+            for secret in sorted(self._secrets, key=len, reverse=True):
+                words = words.replace(secret, b"***")
+        return code, words
 
     def _envelope_commands(self, sender: str, options: Sequence[str]) -> list[str]:
         """Return the commands from MAIL to DATA."""
@@ -333,10 +405,26 @@ class RecordingClient(smtplib.SMTP):
         If the server nevertheless waits for the content, the connection is closed without sending
         the final dot.
         """
-        waits_for_content = any(code == 354 for code, _ in self._early_replies)
+        waits_for_content = any(code // 100 == 3 for code, _ in self._early_replies)
         self._early_replies.clear()
         if waits_for_content:
             self.close()
+
+
+def _secrets_in(response: str) -> set[bytes]:
+    """Return a response of an AUTH dialogue, its parts, and the forms in which they are sent."""
+    parts = {response, *re.split(r"[\0\x01]|auth=Bearer |user=", response)}
+    plain = {part.encode() for part in parts if len(part) >= _MIN_SECRET_LENGTH}
+    return plain | {base64.b64encode(part) for part in plain}
+
+
+def _as_expected(reply: Reply, code: int) -> Reply:
+    """Return a reply with the code that smtplib expects if the first digit is the same."""
+    return (code, reply[1]) if reply[0] // 100 == code // 100 else reply
+
+
+def _to_bytes(words: bytes | str) -> bytes:
+    return words.encode() if isinstance(words, str) else words
 
 
 class _DeadlineReader(io.RawIOBase):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.rows import multiply
+from django_epica_mail.models import EmailLog
 from tests.integration.admin.pages import html_of, url
 
 
@@ -28,6 +29,14 @@ def test_only_the_first_recipients_are_listed(superuser, queue_mail) -> None:
 def test_a_subject_is_escaped(superuser, queue_mail) -> None:
     queue_mail(subject="<script>alert(1)</script>")
     assert "<script>alert(1)" not in html_of(superuser, "emaillog_changelist")
+
+
+def test_the_list_shows_a_line_of_a_subject(superuser, queue_mail) -> None:
+    log = queue_mail()
+    EmailLog.objects.filter(pk=log.pk).update(subject="x" * 1_000_000)
+    html = html_of(superuser, "emaillog_changelist")
+    assert "x" * 119 + "…" in html
+    assert len(html) < 100_000
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def test_gauges_are_labelled_by_queue_and_transport(smtp, queue_mail, travel) ->
 def test_sent_and_failed_mail_is_counted(smtp, queue_mail, deliver, count) -> None:
     queue_mail()
     deliver()
-    smtp.inject(refuse("rcpt", 550, times=1))
-    smtp.inject(refuse("rcpt", 552, times=1))
+    smtp.inject(refuse("rcpt", 550, "5.1.1 Gone", times=1))
+    smtp.inject(refuse("rcpt", 553, "5.1.3 Bad address", times=1))
     queue_mail()
     queue_mail()
     deliver()

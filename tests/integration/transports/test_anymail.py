@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,11 +12,11 @@ from anymail.message import AnymailMessage, AnymailRecipientStatus
 from django.core.mail import EmailMessage
 
 from devservers.provider import KEY, Provider
-from django_epica_mail import outbox, suppression
+from django_epica_mail import lifecycle, outbox, suppression
 from django_epica_mail.delivery import gates
 from django_epica_mail.models import DeliveryAttempt, EmailLog
+from django_epica_mail.transports import anymail, connection
 from django_epica_mail.transports import config as transports
-from django_epica_mail.transports import connection
 
 pytestmark = [
     pytest.mark.django_db,
@@ -50,6 +51,14 @@ def provider(
                     "aws_secret_access_key": "secret",
                 }
             },
+        },
+        "resend": {
+            "BACKEND": "anymail.backends.resend.EmailBackend",
+            "OPTIONS": {"api_key": KEY, "api_url": server.resend_url},
+        },
+        "brevo": {
+            "BACKEND": "anymail.backends.brevo.EmailBackend",
+            "OPTIONS": {"api_key": KEY, "api_url": server.brevo_url},
         },
         "test": {"BACKEND": "anymail.backends.test.EmailBackend"},
     }
@@ -119,9 +128,9 @@ def test_a_throttled_mail_waits_and_uses_no_try(provider, deliver, api, travel) 
         (400, "BadRequestException", ("failed", "permanent", 0)),
         (400, "MessageRejected", ("failed", "permanent", 0)),
         (401, "", ("retrying", "outage", 0)),
-        (403, "AccessDeniedException", ("retrying", "outage", 0)),
-        (500, "InternalServiceErrorException", ("retrying", "transient", 1)),
-        (503, "", ("retrying", "transient", 1)),
+        (403, "AccessDeniedException", ("retrying", "transient", 1)),
+        (500, "InternalServiceErrorException", ("retrying", "unknown", 1)),
+        (503, "", ("retrying", "unknown", 1)),
         (504, "", ("retrying", "unknown", 1)),
     ],
 )
@@ -252,3 +261,64 @@ def test_the_sites_own_boto3_retries_are_kept(provider) -> None:
     params["config"] = {"retries": {"total_max_attempts": 4, "mode": "standard"}}
     backend = connection.build("amazon")
     assert backend.client_params["config"].retries["total_max_attempts"] == 4
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_an_outage_leaves_few_mails_unknown(provider, deliver, api, status) -> None:
+    provider.fail(status, times=60)
+    for number in range(60):
+        message = EmailMessage("S", "B", "shop@example.com", [f"to{number}@example.com"])
+        outbox.enqueue(message, transport=api, on_unknown="hold")
+    deliver()
+    assert gates.Gates("default").out_of_order() == [api]
+    unknown = EmailLog.objects.filter(status="unknown").count()
+    assert 0 < unknown <= lifecycle.PERMITS
+    assert EmailLog.objects.filter(status="queued").count() == 60 - unknown
+
+
+def test_one_senders_403_delays_nobody(provider, deliver, api) -> None:
+    provider.fail(403, error="AccessDeniedException")
+    bad = queue(api)
+    good = [queue(api) for _ in range(5)]
+    deliver()
+    assert state(bad) == ("retrying", "transient", 1)
+    assert {state(log) for log in good} == {("sent", "", 1)}
+    assert gates.Gates("default").out_of_order() == []
+
+
+@pytest.mark.parametrize("api", ["resend", "brevo"])
+@pytest.mark.parametrize("answer_lost", [True, False])
+def test_a_resend_after_unknown_does_not_double_where_the_provider_takes_a_key(
+    provider, deliver, travel, epica_mail, api, answer_lost
+) -> None:
+    epica_mail(SEND_TIMEOUT=1)
+    if answer_lost:
+        provider.lose_answer()
+    else:
+        provider.fail(503)
+    log = queue(api, on_unknown="resend")
+    deliver()
+    assert state(log) == ("retrying", "unknown", 1)
+    travel(minutes=6)
+    deliver()
+    assert state(log) == ("sent", "", 2)
+    assert provider.requests == 2
+    (taken,) = provider.taken
+    assert taken.recipients == ("to@example.com",)
+
+
+@pytest.mark.parametrize("api", ["resend", "brevo"])
+def test_each_mail_has_a_key_of_its_own(provider, deliver, api) -> None:
+    for _ in range(3):
+        queue(api)
+    deliver()
+    assert len(provider.taken) == len(provider.keys) == 3
+    assert {uuid.UUID(key).version for key in provider.keys} == {5}
+
+
+def test_the_key_depends_on_the_row_and_the_recipients_only() -> None:
+    one, other = str(uuid.uuid4()), str(uuid.uuid4())
+    key = anymail.idempotency_key(one, ["a@example.com"])
+    assert key == anymail.idempotency_key(one, ["a@example.com"])
+    assert key != anymail.idempotency_key(one, ["b@example.com"])
+    assert key != anymail.idempotency_key(other, ["a@example.com"])

@@ -30,6 +30,10 @@ def whisper() -> str:
     return SECRET.upper()
 
 
+def notification() -> dict[str, str]:
+    return {"title": whisper(), "body": whisper()}
+
+
 class DeepError(Exception):
     """Raised where nobody expects it."""
 
@@ -55,8 +59,6 @@ def entry() -> dict[str, Any]:
     }
 
 
-TEMPLATED: tuple[Any, ...] = ("emails/notification", {"title": "x"}, None)
-
 CALLS: dict[str, Callable[[], object]] = {
     "send_mail": lambda: send_mail(*list(entry().values())),
     "EmailMessage.send": lambda: message().send(),
@@ -64,13 +66,13 @@ CALLS: dict[str, Callable[[], object]] = {
     "enqueue_many": lambda: outbox.enqueue_many([message()], transport="smtp"),
     "send_email_async": lambda: tasks.send_email_async(**entry()),
     "send_templated_email_async": lambda: tasks.send_templated_email_async(
-        whisper(), TEMPLATED[0], {"title": whisper()}, None, [f"{whisper()}@example.com"]
+        whisper(), "emails/notification", notification(), None, [f"{whisper()}@example.com"]
     ),
     "send_bulk_templated_emails": lambda: tasks.send_bulk_templated_emails(
-        whisper(), TEMPLATED[0], [(f"{whisper()}@example.com", {"title": whisper()})]
+        whisper(), "emails/notification", [(f"{whisper()}@example.com", notification())]
     ),
     "bulk.submit": lambda: bulk.submit([entry()]),
-    "render": lambda: render.render("emails/notification", {"title": whisper()}),
+    "render": lambda: render.render("emails/notification", notification()),
 }
 
 

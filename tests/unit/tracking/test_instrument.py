@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import re
+import time
 from html.parser import HTMLParser
 
 import pytest
 from django.core.mail import EmailMultiAlternatives
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_epica_mail import routing
@@ -208,3 +209,39 @@ def test_a_replacement_is_escaped() -> None:
 
 def test_the_words_of_the_row_are_those_of_the_options() -> None:
     assert set(routing.ADDITIONS) == {instrument.UNSUBSCRIBE, instrument.OPENS, instrument.CLICKS}
+
+
+HOSTILE = (
+    *("<a ", "<", "<a href=", "<!--", "</a ", "&", "<a '", '<a x="', "<![", "<?", "</", "<script>"),
+    *("<a a ", "<a / ", "= ", "<title>", "</title ", "<!DOCTYPE ", "<a href='x' ", "<a href=x>"),
+    *("<a" + " " * 50, "<style></style", "<textarea>", "<a href=\"'", "\n", "&#"),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(HOSTILE), min_size=1, max_size=4), st.sampled_from(HOSTILE))
+def test_the_time_to_rewrite_html_grows_with_its_length_only(
+    parts: list[str], opening: str
+) -> None:
+    pattern = "".join(parts)
+    text = opening + pattern * (200_000 // len(pattern))
+    started = time.process_time()
+    instrument.rewrite_links(text, track=lambda url: url, image="https://shop.example/o")
+    assert time.process_time() - started < 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<!-- <a href="https://a.example/"> -->',
+        "<script>\"<a href='https://a.example/'>\"</script>",
+        '<title><a href="https://a.example/"></title>',
+        '<textarea><a href="https://a.example/"></textarea>',
+        "<p title=\"<a href='https://a.example/'>\">",
+        '<a href="https://a.example/',
+        '<a title="x href=https://a.example/>',
+        '<abbr href="https://a.example/">',
+    ],
+)
+def test_what_only_looks_like_a_link_is_left_alone(text: str) -> None:
+    assert instrument.rewrite_links(text, track=lambda url: "changed", image=None) == text

@@ -1,0 +1,65 @@
+"""Bounded text is checked and built in bounded time, whatever it is."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import pytest
+from django.core.mail import EmailMessage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from django_epica_mail import messages
+from django_epica_mail.exceptions import InvalidMessage
+from django_epica_mail.messages import bounds
+from django_epica_mail.transports import wire
+
+
+def message() -> EmailMessage:
+    return EmailMessage("S", "B", "from@example.com", ["to@example.com"])
+
+
+def test_a_bound_names_value_rule_and_remedy_in_a_line() -> None:
+    with pytest.raises(InvalidMessage) as refused:
+        bounds.check_length("subject", "x" * 999, bounds.MAX_SUBJECT)
+    words = str(refused.value)
+    assert "999" in words
+    assert "998" in words
+    assert "shorten it" in words
+    assert len(words) < 200
+    bounds.check_length("subject", "x" * 998, bounds.MAX_SUBJECT)
+
+
+def test_a_thousand_hostile_addresses_are_refused_at_once() -> None:
+    mail = message()
+    mail.to = ['""' * 245 + f" <a{number}@example.com>" for number in range(1000)]
+    started = time.process_time()
+    with pytest.raises(InvalidMessage, match="quotation marks"):
+        messages.check(mail)
+    assert time.process_time() - started < 1
+    mail.to = ['""' * 8 + f" <a{number}@example.com>" for number in range(100)]
+    messages.check(mail)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.text(st.sampled_from('"\\(),.;:<>@[] =?aş\n'), min_size=1, max_size=6),
+    st.sampled_from(["from_email", "to", "reply_to", "X-A", "subject"]),
+)
+def test_bounded_text_is_checked_and_built_in_bounded_time(pattern: str, place: str) -> None:
+    most = {"X-A": 4096, "subject": 998}.get(place, 480)
+    text = (pattern * most)[:most]
+    mail = message()
+    if place == "X-A":
+        mail.extra_headers = {"X-A": text}
+    elif place in ("from_email", "subject"):
+        setattr(mail, place, f"{text} <a@example.com>" if place == "from_email" else text)
+    else:
+        setattr(mail, place, [f"{text} <a@example.com>"])
+    started = time.process_time()
+    with contextlib.suppress(ValueError):
+        messages.check(mail)
+        mail.extra_headers.setdefault("Message-ID", "<1@example.com>")
+        wire.build(mail)
+    assert time.process_time() - started < 3
