@@ -162,7 +162,10 @@ def has_due(queue: str, transport: str, level: int, using: str) -> bool:
 
 
 def pause_for_budget(queue: str) -> float | None:
-    """Return the seconds until a rate limit allows due mail of a queue; ``None`` if none waits."""
+    """Return the seconds until a rate limit allows due mail of a queue; ``None`` if none waits.
+
+    0 if the limit allows it now: the budget has grown since the queue was last looked at.
+    """
     if not rate_limits.is_limited():
         return None
     using = router.db_for_write(EmailLog)
@@ -174,8 +177,8 @@ def pause_for_budget(queue: str) -> float | None:
         costs = (_head_cost(queue, alias, lv, using) for lv in due_levels(queue, alias, using))
         cost = next(filter(None, costs), 0)
         allowed = rate_limits.allowance(alias)
-        if allowed is not None and allowed < cost:
-            pauses.append(rate_limits.seconds_until(alias, cost))
+        if allowed is not None and cost:
+            pauses.append(rate_limits.seconds_until(alias, cost) if allowed < cost else 0.0)
     return min(pauses, default=None)
 
 

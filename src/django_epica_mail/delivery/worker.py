@@ -61,7 +61,7 @@ def deliver(queue: str, *, rung_at: float | None = None) -> int:
     covers e-mails committed up to one window later, so the worker looks a second time.
     """
     started = time.monotonic()
-    settled, called_for_help = 0, False
+    settled, called_for_help, tried_at_once = 0, False, False
     look_again = doorbell.needs_second_look(rung_at)
     while not _stop.is_set() and time.monotonic() - started < conf.get().run_seconds:
         batch = claim.claim(queue)
@@ -70,7 +70,10 @@ def deliver(queue: str, *, rung_at: float | None = None) -> int:
                 doorbell.ring(queue)
                 called_for_help = True
             settled += _BatchRun(batch).run()
-        elif (pause := _pause_for_rate_limit(queue)) is not None:
+            tried_at_once = False
+        elif (pause := _pause_for_rate_limit(queue)) is not None and (pause or not tried_at_once):
+            # Once only: mail that another worker is claiming looks due as well.
+            tried_at_once = not pause
             time.sleep(pause)
         elif look_again:
             # The last look must come a whole window after the first: an e-mail committed until

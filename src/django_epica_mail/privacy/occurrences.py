@@ -17,8 +17,15 @@ from typing import NamedTuple
 
 ERASED = "[erased]"
 
+_SOFT = r"(?:=\r?\n)?"
+"""A soft line break (RFC 2045, section 6.7), which may split what is encoded."""
 _AT = re.compile(
-    r"[@\uff20\ufe6b]|[%=](?:25|3D)*40|[ux]0*40|(?:#|23)0*64|commat|=\?[^?\s]+\?[BQ]\?[^?\s]*\?=",
+    r"[@\uff20\ufe6b]"
+    rf"|[%=](?:{_SOFT}(?:2{_SOFT}5|3{_SOFT}D))*{_SOFT}4{_SOFT}0"
+    rf"|[ux](?:{_SOFT}0)*{_SOFT}4{_SOFT}0"
+    rf"|(?:#|2{_SOFT}3)(?:{_SOFT}0)*{_SOFT}6{_SOFT}4"
+    rf"|{_SOFT.join('commat')}"
+    r"|=\?[^?\s]+\?[BQ]\?[^?\s]*\?=",
     re.IGNORECASE,
 )
 """The ways to write an at sign, without what may itself be encoded before it, and the words of a

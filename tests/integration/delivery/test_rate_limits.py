@@ -11,7 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.models import F
 
 from django_epica_mail import conf
-from django_epica_mail.delivery import rate_limits
+from django_epica_mail.delivery import claim, rate_limits
 from django_epica_mail.models import EmailLog
 
 
@@ -73,6 +73,32 @@ def test_an_urgent_mail_reserves_the_budget_it_waits_for(
     deliver()
     assert len(smtp.accepted) == 13
     assert str(urgent.pk).encode() in smtp.accepted[2].content
+
+
+def test_a_budget_that_grows_while_the_worker_looks_is_used(
+    smtp, queue_mail, deliver, budgets, monkeypatch
+) -> None:
+    budgets(smtp="4/s")
+    queue_mail()
+    claimed = claim.claim
+    answers = [None]  # the budget was spent at that moment, and is free a moment later
+
+    def claim_late(queue: str) -> claim.Batch | None:
+        return answers.pop() if answers else claimed(queue)
+
+    monkeypatch.setattr(claim, "claim", claim_late)
+    assert deliver() == 1
+
+
+def test_a_worker_does_not_spin_over_mail_that_another_is_claiming(
+    smtp, queue_mail, deliver, budgets, monkeypatch
+) -> None:
+    budgets(smtp="4/s")
+    queue_mail()
+    looks: list[str] = []
+    monkeypatch.setattr(claim, "claim", looks.append)
+    assert deliver() == 0
+    assert len(looks) == 2
 
 
 def test_nothing_less_urgent_is_sent_while_it_waits(smtp, queue_mail, deliver, budgets) -> None:

@@ -10,7 +10,7 @@ import quopri
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from django_epica_mail.privacy.occurrences import Needle, fold, replace
@@ -36,6 +36,9 @@ ENCODERS = {
         "550 user=3Dann@example.com unknown",
         "550 ann=40example.com unknown",
         "550 ann@exam=\r\nple.com unknown",
+        "550 ann\\u00=\r\n40example.com unknown",
+        "550 ann&#6=\n4;example.com unknown",
+        "550 ann%=\n40example.com unknown",
         "VERP bounce=ann@example.com=",
         "<b>ann&#64;example.com</b>",
         "<b>ann&amp;#64;example&period;com</b>",
@@ -108,6 +111,9 @@ def test_tags_are_included_if_asked_for() -> None:
     assert replace(text, tagged.find(text)) == "[erased] [erased]"
 
 
+@example(
+    "\x80\x80\x80\U00010000\U00010000\U00010000\U00010000", ["escaped at", "quoted-printable"], " "
+)
 @given(
     st.text(max_size=20),
     st.lists(st.sampled_from(sorted(ENCODERS)), max_size=2),
