@@ -16,6 +16,7 @@ from django.conf import settings
 from django.db import router
 from django.db.models import BooleanField, Q, QuerySet
 from django.db.models.expressions import RawSQL
+from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 from django.utils.dateparse import parse_datetime
 from django.utils.encoding import force_bytes
@@ -46,7 +47,7 @@ def add(
     note: str = "",
     expires_at: datetime | None = None,
 ) -> bool:
-    """Suppress an address from now on; return ``False`` if it had such an entry before.
+    """Suppress an address from now on; return ``False`` if it has such an entry in force.
 
     ``scope`` is a category, or empty for all mail. Raises ``ValueError`` for an invalid address.
     """
@@ -65,7 +66,7 @@ def add_digest(found_by: str, *, reason: str, scope: str = "", recipient: str = 
     if recipient:
         row.address, row.digest = canonical(recipient), digest(recipient)
     known = Suppression.objects.using(_using()).filter(
-        digest=row.digest, scope=scope, reason=reason
+        _in_force(), digest=row.digest, scope=scope, reason=reason
     )
     return not known.exists() and bool(insert([row]))
 
@@ -108,13 +109,35 @@ def entry(
 
 
 def insert(rows: Sequence[Suppression]) -> int:
-    """Insert the entries that are new; return how many. Existing entries keep their note."""
+    """Insert the entries that are new; return how many.
+
+    Entries in force keep their note. An expired entry makes way for one that is in force.
+    """
     entries = Suppression.objects.using(_using())
     count = 0
     for chunk in batched(rows, _CHUNK):
+        _remove_expired(chunk)
         entries.bulk_create(chunk, ignore_conflicts=True)
         count += entries.filter(pk__in=[row.pk for row in chunk]).count()
     return count
+
+
+def _remove_expired(rows: Sequence[Suppression]) -> None:
+    """Remove the expired entries that would keep out new ones, which are in force."""
+    lasting = (it for it in rows if it.expires_at is None or it.expires_at > timezone.now())
+    new = {_key(row) for row in lasting}
+    if new:
+        entries = Suppression.objects.using(_using())
+        digests = {found_by for found_by, *_ in new}
+        expired = entries.filter(digest__in=digests, expires_at__lte=clock.now())
+        old = [row.pk for row in expired if _key(row) in new]
+        if old:
+            expired.filter(pk__in=old).delete()
+
+
+def _key(row: Suppression) -> tuple[str, str, str]:
+    """Return what is unique about an entry."""
+    return row.digest, row.scope, row.reason
 
 
 def remove(address: str, *, scope: str | None = None, reason: str | None = None) -> int:
@@ -129,6 +152,10 @@ def remove(address: str, *, scope: str | None = None, reason: str | None = None)
         rows = rows.filter(reason=reason)
     count, _ = rows.delete()
     return count
+
+
+def _in_force() -> Q:
+    return Q(expires_at=None) | Q(expires_at__gt=clock.now())
 
 
 def match(address: str) -> Q:
@@ -187,7 +214,7 @@ def _listed(wanted: Iterable[str], using: str) -> dict[str, list[tuple[str, str]
         rows = (
             Suppression.objects.using(using)
             .filter(Q(digest__in=whose) | Q(address__in=chunk))
-            .filter(Q(expires_at=None) | Q(expires_at__gt=clock.now()))
+            .filter(_in_force())
         )
         for address, by, scope, reason in rows.values_list("address", "digest", "scope", "reason"):
             found[address or whose[by]].append((scope, reason))

@@ -110,6 +110,33 @@ def test_transactional_mail_is_exempt_from_unsubscribes_only(
     assert log.status == ("sent" if reason == Reason.UNSUBSCRIBE else "suppressed")
 
 
+def test_an_expired_entry_makes_way_for_a_new_one(travel) -> None:
+    until = timezone.now() + timedelta(days=1)
+    assert suppression.add("a@example.com", reason=Reason.BOUNCE, expires_at=until)
+    assert not suppression.add("a@example.com", reason=Reason.BOUNCE), "it is in force"
+    travel(days=2)
+    assert not suppression.is_suppressed("a@example.com")
+    assert suppression.add("a@example.com", reason=Reason.BOUNCE, note="again")
+    assert suppression.is_suppressed("a@example.com")
+    assert Suppression.objects.get().note == "again"
+
+
+def test_a_link_suppresses_again_after_its_entry_expired(travel) -> None:
+    until = timezone.now() + timedelta(days=1)
+    suppression.add("a@example.com", reason=Reason.UNSUBSCRIBE, expires_at=until)
+    travel(days=2)
+    found_by = suppression.digest("a@example.com")
+    assert suppression.add_digest(found_by, reason=Reason.UNSUBSCRIBE, recipient="a@example.com")
+    assert suppression.is_suppressed("a@example.com")
+
+
+def test_an_expired_entry_replaces_nothing(travel) -> None:
+    past = timezone.now() - timedelta(days=1)
+    assert suppression.add("a@example.com", expires_at=past, note="first")
+    assert not suppression.add("a@example.com", expires_at=past, note="second")
+    assert Suppression.objects.get().note == "first"
+
+
 def test_an_entry_is_in_force_until_it_expires(travel) -> None:
     at = timezone.now() + timedelta(hours=1)
     suppression.add("a@example.com", expires_at=at)

@@ -36,7 +36,7 @@ def test_a_call_that_waits_for_a_worker_shows_no_progress(superuser) -> None:
 
 def test_the_page_lists_refused_entries_with_reasons(superuser, batch) -> None:
     html = html_of(superuser, "emailbatch_change", batch.pk)
-    assert "<td>2</td><td>ValueError</td><td>draft.draft</td><td>ValueError: " in html
+    assert "<td>2</td><td>ValueError</td><td>draft._draft</td><td>ValueError: " in html
     assert f"?batch={batch.pk}" in html
 
 
