@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -44,7 +45,12 @@ def receivers() -> dict[str, int]:
 
 def test_a_process_that_only_sets_up_django_has_the_tasks() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", INSTALLED], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", INSTALLED],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},  # pytest added to it
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     names = json.loads(done.stdout)
     assert {entry["task"] for entry in schedule.SCHEDULE.values()} <= set(names)
