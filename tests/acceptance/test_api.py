@@ -224,7 +224,7 @@ def test_a_bulk_call_sends_one_mail_per_entry(open_site) -> None:
     assert outcome["after"] == "SUCCESS"
     assert outcome["report"]["accepted"] == len(set(outcome["report"]["ids"])) == 1999
     assert outcome["report"]["refused"] == [
-        {"index": 7, "error": "ValueError", "rule": "draft.draft"}
+        {"index": 7, "error": "ValueError", "rule": "draft._draft"}
     ]
     site.wait_for(sent=1999)
     site.require_each_arrived_once(1999)
