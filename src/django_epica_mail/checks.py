@@ -6,13 +6,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from celery.app import app_or_default
-from celery.app.routes import MapRoute, prepare
 from django.apps import AppConfig
 from django.conf import ENVIRONMENT_VARIABLE, global_settings, settings
 from django.core import checks
@@ -22,7 +19,7 @@ from django.db import DEFAULT_DB_ALIAS, router
 from django.utils.module_loading import import_string
 
 from django_epica_mail import conf, routing
-from django_epica_mail.broker.celery_config import BULK_TASK, SINGLE_TASK
+from django_epica_mail.broker import checks as celery_checks
 from django_epica_mail.delivery import rate_limits
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.messages import encryption
@@ -44,8 +41,6 @@ _REPLACED_BY_MAILERS = frozenset(
         *("SSL_CERTFILE", "SSL_KEYFILE", "TIMEOUT", "USE_SSL", "USE_TLS"),
     )
 )
-_MAP_ROUTE: Any = MapRoute
-_UNRELATED_TASK = "unrelated.tasks.task"
 
 
 @checks.register("mail")
@@ -57,7 +52,7 @@ def check_configuration(
         conf.get()
     except ImproperlyConfigured as error:
         return [Error(str(error), hint="See the settings reference.", id="epica_mail.E001")]
-    found = [*_check_celery_app(), *_check_task_routes(), *_check_database()]
+    found = [*celery_checks.check_app(), *celery_checks.check_task_routes(), *_check_database()]
     found += [*_check_encryption(), *_check_time_zones()]
     if not transports.under_test():
         found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]
@@ -352,34 +347,6 @@ def _check_staging() -> Iterator[CheckMessage]:
             )
 
 
-def _check_task_routes() -> Iterator[CheckMessage]:
-    for task in (SINGLE_TASK, BULK_TASK):
-        queue = _queue_of_catch_all(task)
-        if queue is not None:
-            yield checks.Warning(
-                f"A catch-all entry of CELERY_TASK_ROUTES sends {task} to {queue!r} too, so mail "
-                "waits there, behind all other tasks.",
-                hint=f"Before it, add an entry for this task: {{{task!r}: {{'queue': ...}}}}.",
-                id="epica_mail.W003",
-            )
-
-
-def _queue_of_catch_all(task: str) -> str | None:
-    """Return the queue that a pattern for tasks in general gives to ``task``, or ``None``.
-
-    As in Celery, the first entry that matches counts. Router functions are not called.
-    """
-    maps: Any = prepare(app_or_default().conf.task_routes)
-    for routes in (it for it in maps if isinstance(it, _MAP_ROUTE)):
-        if task in routes.map:
-            return None
-        for pattern, route in routes.patterns.items():
-            if pattern.match(task):
-                queue = route if isinstance(route, str) else dict(route).get("queue")
-                return getattr(queue, "name", queue) if pattern.match(_UNRELATED_TASK) else None
-    return None
-
-
 def _check_database() -> Iterator[CheckMessage]:
     using = router.db_for_write(EmailLog)
     if using != DEFAULT_DB_ALIAS:
@@ -398,18 +365,4 @@ def _check_time_zones() -> Iterator[CheckMessage]:
             "compared, and mail would be sent hours early or late.",
             hint="Set USE_TZ = True (Django's documentation has a migration guide).",
             id="epica_mail.E007",
-        )
-
-
-def _check_celery_app() -> Iterator[CheckMessage]:
-    """Look in a new thread, like a web server's: an app may be current only in the main thread."""
-    with ThreadPoolExecutor(1) as threads:
-        app = threads.submit(app_or_default).result()
-    if app.main == "default" or not app.conf.broker_url:
-        yield checks.Warning(
-            "Threads of this process do not find the site's Celery app: their rings go nowhere, "
-            "and mail waits for the sweep.",
-            hint="Import the app in proj/__init__.py, as Celery's Django guide shows: "
-            "from .celery import app as celery_app.",
-            id="epica_mail.W007",
         )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import django
 import pytest
-from celery import current_app
 from django.core.checks import ERROR, WARNING, CheckMessage, run_checks
 from django.db.models import Model
 
@@ -122,8 +120,6 @@ def test_transports_are_not_checked_in_a_test_run(settings) -> None:
 
 QUEUED = {"BACKEND": "django_epica_mail.backends.EmailBackend"}
 CONSOLE = {"BACKEND": "django.core.mail.backends.console.EmailBackend"}
-TASK = "django_epica_mail.tasks.send_email_task"
-BULK_TASK = "django_epica_mail.tasks.send_bulk_emails_task"
 
 
 def deployment() -> list[CheckMessage]:
@@ -133,16 +129,6 @@ def deployment() -> list[CheckMessage]:
         for message in run_checks(tags=["mail"], include_deployment_checks=True)
         if str(message.id).startswith("epica_mail.")
     ]
-
-
-@pytest.fixture
-def task_routes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Set CELERY_TASK_ROUTES."""
-
-    def use(routes: Any) -> None:
-        monkeypatch.setitem(current_app.conf, "task_routes", routes)
-
-    return use
 
 
 @pytest.mark.parametrize(
@@ -186,29 +172,6 @@ def test_w002_a_development_backend_in_production(transports, settings) -> None:
     assert "'smtp' sends nothing" in message.msg  # no setting names the other transport
     settings.DEBUG = True
     assert deployment() == []
-
-
-@pytest.mark.parametrize(
-    ("routes", "tasks"),
-    [
-        (None, []),
-        ({"*": "default"}, [TASK, BULK_TASK]),
-        ({"*": {"queue": "default"}, TASK: {"queue": "mail"}}, [BULK_TASK]),
-        ([{BULK_TASK: "bulk"}, {"*": "default"}], [TASK]),
-        ([{"*": "default"}, {BULK_TASK: "bulk"}], [TASK, BULK_TASK]),
-        ([[("django_epica_mail.tasks.*", "mail"), ("*", "default")]], []),
-        ({re.compile(r".*\.tasks\..*"): {"queue": "default"}}, [TASK, BULK_TASK]),
-        ({"shop.*": "shop", "*": {"priority": 3}}, []),
-    ],
-)
-def test_w003_a_catch_all_celery_route(smtp, task_routes, routes, tasks) -> None:
-    task_routes(routes)
-    messages = found()
-    assert {message.id for message in messages} <= {"epica_mail.W003"}
-    assert len(messages) == len(tasks)
-    for message, task in zip(messages, tasks, strict=True):
-        assert f"sends {task} to 'default'" in message.msg
-        assert task in str(message.hint)
 
 
 def test_w004_a_site_without_a_sender(smtp, settings) -> None:
@@ -256,29 +219,6 @@ def test_e007_a_site_without_time_zones(smtp, settings) -> None:
     message = only()
     assert (message.id, message.level) == ("epica_mail.E007", ERROR)
     assert "USE_TZ = True" in str(message.hint)
-
-
-def test_w007_a_process_without_the_sites_celery_app() -> None:
-    code = """
-import django
-from django.conf import settings
-from django.core.checks import run_checks
-
-settings.configure(
-    INSTALLED_APPS=["django.contrib.contenttypes", "django_epica_mail"],
-    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
-    USE_TZ=True,
-)
-%s
-django.setup()
-print(*[message.id for message in run_checks(tags=["mail"])])
-"""
-    loaded = "from celery import Celery; Celery('shop', broker='redis://127.0.0.1:1').set_default()"
-    for line, is_found in (("", True), (loaded, False)):
-        done = subprocess.run(
-            [sys.executable, "-c", code % line], capture_output=True, text=True, check=True
-        )
-        assert ("epica_mail.W007" in done.stdout.split()) is is_found
 
 
 def test_e005_rates_that_cannot_be_counted(

@@ -7,10 +7,11 @@ secrets are never stored, logged or part of an error.
 from __future__ import annotations
 
 import re
+import smtplib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 from urllib.parse import quote
@@ -233,6 +234,59 @@ def require_encryption(host: str, *, encrypted: bool) -> None:
             f"oauth would send access tokens to {host} unencrypted. Set 'use_tls' (port 587) or "
             "'use_ssl' (port 465) in the same OPTIONS."
         )
+
+
+def log_in(
+    client: smtplib.SMTP, tokens: TokenSource, seconds_left: Callable[[], float]
+) -> tuple[int, bytes]:
+    """Log in with an access token (XOAUTH2, or RFC 7628) and return the server's reply.
+
+    A token kept from before that the server refuses with 535 is renewed, once. Raises what smtplib
+    raises, and ``TokenRefused``.
+    """
+    client.ehlo_or_helo_if_needed()
+    offered = client.esmtp_features.get("auth", "")
+    mechanism = tokens.mechanism(offered)
+    if mechanism is None:
+        raise smtplib.SMTPNotSupportedError(
+            f"The server does not offer {' or '.join(tokens.mechanisms)}, which the transport's "
+            f"option oauth needs; it offers {offered.strip() or 'no login'}."
+        )
+    token = tokens.current(seconds_left())
+    try:
+        return _log_in_with(client, tokens, token, mechanism)
+    except smtplib.SMTPAuthenticationError as error:
+        if error.smtp_code != 535 or token.is_new:
+            raise
+    return _log_in_with(client, tokens, tokens.renewed(token, seconds_left()), mechanism)
+
+
+def _log_in_with(
+    client: smtplib.SMTP, tokens: TokenSource, token: Token, mechanism: str
+) -> tuple[int, bytes]:
+    """Log in with a token; the error of a refusal says what to do, and holds no secret."""
+    detail = ""
+    first = initial_response(mechanism, tokens.mailbox, token)
+
+    def respond(challenge: bytes | None = None) -> str:
+        nonlocal detail
+        if challenge is None:
+            return first
+        detail = challenge.decode("utf-8", "replace")
+        return answer_to_error(mechanism)
+
+    try:
+        return client.auth(mechanism, respond)
+    except smtplib.SMTPAuthenticationError as error:
+        words = error.smtp_error
+        text = words.decode("utf-8", "replace") if isinstance(words, bytes) else words
+        told = tokens.safe_text(f"{error.smtp_code} {text} {detail}")
+        told = told.removeprefix(f"{error.smtp_code} ")
+        raise smtplib.SMTPAuthenticationError(error.smtp_code, told) from None
+    except smtplib.SMTPServerDisconnected:
+        raise
+    except smtplib.SMTPException as error:  # more challenges than smtplib answers
+        raise smtplib.SMTPException(tokens.safe_text(str(error))) from None
 
 
 def initial_response(mechanism: str, mailbox: Mailbox, token: Token) -> str:

@@ -10,7 +10,6 @@ compares whole codes, so it is given the code that it expects, and the record ke
 
 from __future__ import annotations
 
-import base64
 import inspect
 import io
 import math
@@ -27,11 +26,12 @@ from django.conf import settings
 from django.core.mail.backends.base import BaseEmailBackend
 from django.core.mail.backends.smtp import EmailBackend
 
+from django_epica_mail import replies
 from django_epica_mail.messages import addresses
 from django_epica_mail.messages.raw import builds_itself
 from django_epica_mail.retry import Stage, is_positive
 from django_epica_mail.transports import oauth, wire
-from django_epica_mail.transports.oauth import Token, TokenSource
+from django_epica_mail.transports.oauth import TokenSource
 
 if django.VERSION < (6, 0):
     from django.core.mail.message import sanitize_address
@@ -49,9 +49,6 @@ _CHUNK_BYTES = 1 << 16
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _MAX_PIPELINED_RECIPIENTS = 100
 """With more recipients, client and server might each wait for the other to read."""
-
-_MIN_SECRET_LENGTH = 3
-"""Characters. Anything shorter would also be found by chance."""
 
 
 @cache
@@ -198,54 +195,10 @@ class RecordingClient(smtplib.SMTP):
         return min(left, self.timeout)
 
     def login(self, user: str, password: str, *, initial_response_ok: bool = True) -> Reply:
-        """Log in, with an access token if the transport has one (XOAUTH2, or RFC 7628).
-
-        A token kept from before that the server refuses with 535 is renewed, once. Raises what
-        smtplib raises, and ``TokenRefused``.
-        """
+        """Log in, with an access token if the transport has one; raise as ``oauth.log_in`` does."""
         if self.tokens is None:
             return super().login(user, password, initial_response_ok=initial_response_ok)
-        self.ehlo_or_helo_if_needed()
-        offered = self.esmtp_features.get("auth", "")
-        mechanism = self.tokens.mechanism(offered)
-        if mechanism is None:
-            raise smtplib.SMTPNotSupportedError(
-                f"The server does not offer {' or '.join(self.tokens.mechanisms)}, which the "
-                f"transport's option oauth needs; it offers {offered.strip() or 'no login'}."
-            )
-        token = self.tokens.current(self.seconds_left())
-        try:
-            return self._log_in_with(self.tokens, token, mechanism)
-        except smtplib.SMTPAuthenticationError as error:
-            if error.smtp_code != 535 or token.is_new:
-                raise
-        token = self.tokens.renewed(token, self.seconds_left())
-        return self._log_in_with(self.tokens, token, mechanism)
-
-    def _log_in_with(self, tokens: TokenSource, token: Token, mechanism: str) -> Reply:
-        """Log in with a token; the error of a refusal says what to do, and holds no secret."""
-        detail = ""
-        first = oauth.initial_response(mechanism, tokens.mailbox, token)
-
-        def respond(challenge: bytes | None = None) -> str:
-            nonlocal detail
-            if challenge is None:
-                return first
-            detail = challenge.decode("utf-8", "replace")
-            return oauth.answer_to_error(mechanism)
-
-        try:
-            return self.auth(mechanism, respond)
-        except smtplib.SMTPAuthenticationError as error:
-            words = error.smtp_error
-            text = words.decode("utf-8", "replace") if isinstance(words, bytes) else words
-            told = tokens.safe_text(f"{error.smtp_code} {text} {detail}")
-            told = told.removeprefix(f"{error.smtp_code} ")
-            raise smtplib.SMTPAuthenticationError(error.smtp_code, told) from None
-        except smtplib.SMTPServerDisconnected:
-            raise
-        except smtplib.SMTPException as error:  # more challenges than smtplib answers
-            raise smtplib.SMTPException(tokens.safe_text(str(error))) from None
+        return oauth.log_in(self, self.tokens, self.seconds_left)
 
     def connect(self, *args: Any, **kwargs: Any) -> Reply:
         """Connect, and return the greeting."""
@@ -264,7 +217,7 @@ class RecordingClient(smtplib.SMTP):
 
         def respond(*challenge: bytes) -> str | None:
             response = authobject(*challenge)
-            self._secrets |= _secrets_in(response or "")
+            self._secrets |= replies.secrets_in(response or "")
             return response
 
         try:
@@ -409,13 +362,6 @@ class RecordingClient(smtplib.SMTP):
         self._early_replies.clear()
         if waits_for_content:
             self.close()
-
-
-def _secrets_in(response: str) -> set[bytes]:
-    """Return a response of an AUTH dialogue, its parts, and the forms in which they are sent."""
-    parts = {response, *re.split(r"[\0\x01]|auth=Bearer |user=", response)}
-    plain = {part.encode() for part in parts if len(part) >= _MIN_SECRET_LENGTH}
-    return plain | {base64.b64encode(part) for part in plain}
 
 
 def _as_expected(reply: Reply, code: int) -> Reply:

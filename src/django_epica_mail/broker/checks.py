@@ -1,0 +1,63 @@
+"""System checks of how the site's Celery is configured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from celery.app import app_or_default
+from celery.app.routes import MapRoute, prepare
+from django.core import checks
+from django.core.checks import CheckMessage
+
+from django_epica_mail.broker.celery_config import BULK_TASK, SINGLE_TASK
+
+_MAP_ROUTE: Any = MapRoute
+_UNRELATED_TASK = "unrelated.tasks.task"
+
+
+def check_app() -> Iterator[CheckMessage]:
+    """Warn if threads of this process do not find the site's Celery app.
+
+    Looks in a new thread, like a web server's: an app may be current only in the main thread.
+    """
+    with ThreadPoolExecutor(1) as threads:
+        app = threads.submit(app_or_default).result()
+    if app.main == "default" or not app.conf.broker_url:
+        yield checks.Warning(
+            "Threads of this process do not find the site's Celery app: their rings go nowhere, "
+            "and mail waits for the sweep.",
+            hint="Import the app in proj/__init__.py, as Celery's Django guide shows: "
+            "from .celery import app as celery_app.",
+            id="epica_mail.W007",
+        )
+
+
+def check_task_routes() -> Iterator[CheckMessage]:
+    """Warn of routes made for every task, which decide where mail waits."""
+    for task in (SINGLE_TASK, BULK_TASK):
+        queue = _queue_of_catch_all(task)
+        if queue is not None:
+            yield checks.Warning(
+                f"A catch-all entry of CELERY_TASK_ROUTES sends {task} to {queue!r} too, so mail "
+                "waits there, behind all other tasks.",
+                hint=f"Before it, add an entry for this task: {{{task!r}: {{'queue': ...}}}}.",
+                id="epica_mail.W003",
+            )
+
+
+def _queue_of_catch_all(task: str) -> str | None:
+    """Return the queue that a pattern for tasks in general gives to ``task``, or ``None``.
+
+    As in Celery, the first entry that matches counts. Router functions are not called.
+    """
+    maps: Any = prepare(app_or_default().conf.task_routes)
+    for routes in (it for it in maps if isinstance(it, _MAP_ROUTE)):
+        if task in routes.map:
+            return None
+        for pattern, route in routes.patterns.items():
+            if pattern.match(task):
+                queue = route if isinstance(route, str) else dict(route).get("queue")
+                return getattr(queue, "name", queue) if pattern.match(_UNRELATED_TASK) else None
+    return None
