@@ -37,7 +37,8 @@ def test_the_reference_lists_exactly_the_settings() -> None:
 
 def test_the_reference_lists_exactly_the_system_checks() -> None:
     page = (ROOT / "docs" / "reference" / "checks.md").read_text(encoding="utf-8")
-    source = (ROOT / "src" / "django_epica_mail" / "checks.py").read_text(encoding="utf-8")
+    package = ROOT / "src" / "django_epica_mail"
+    source = "".join(path.read_text(encoding="utf-8") for path in package.rglob("checks.py"))
     used = set(re.findall(r'id="(epica_mail\.\w+)"', source))
     assert used == set(re.findall(r"`(epica_mail\.[EW]\d+)`", page))
 
