@@ -1,11 +1,8 @@
-"""Classifies failures and decides what follows from an attempt. Uses no clock and no database."""
+"""Decides what follows from an attempt, given its failures. Uses no clock and no database."""
 
 from __future__ import annotations
 
 import enum
-import re
-import smtplib
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,20 +10,9 @@ from django.db.models import TextChoices
 from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail import lifecycle
-from django_epica_mail.replies import REPLY_LENGTH as REPLY_LENGTH
-from django_epica_mail.replies import reply_text as reply_text
 
 THROTTLE_SECONDS = 60.0
 """Seconds a throttled mail waits if the server does not say how long."""
-
-_THROTTLED = re.compile(r"\brate\b|too many|too much|throttl|slow down", re.IGNORECASE)
-
-_ENHANCED = re.compile(r"[45]\.(\d{1,3}\.\d{1,3})\b")
-
-_LIMIT_CODES = (452, 552)
-_LIMIT_DETAIL = "5.3"
-"""What a server answers to RCPT once it takes no more recipients in this transaction (RFC 5321,
-section 4.5.3.1.10; RFC 3463: X.5.3)."""
 
 
 class Stage(enum.IntEnum):
@@ -71,38 +57,11 @@ class Scope(enum.Enum):
     """Perhaps. A reply about one mail proves it only if independent mails get it too."""
 
 
-_FAULTS = (
-    # Codes, enhanced codes without the first digit, and what the reply means; the first row that
-    # matches counts. RFC 5321, section 4.2; RFC 3463 and the registry of RFC 5248.
-    ("...", r"7\.(8|9|10|11|12)", Kind.OUTAGE, Scope.CREDENTIALS),  # credentials or encryption
-    ("...", r"2\.2", Kind.TRANSIENT, Scope.RECIPIENT),  # mailbox full; its owner may make room
-    ("...", r"3\.2", Kind.OUTAGE, Scope.SERVER),  # system not accepting messages
-    ("...", r"4\.5", Kind.THROTTLED, Scope.SERVER),  # system congested
-    ("530", "", Kind.OUTAGE, Scope.CREDENTIALS),  # RFC 4954, section 6; RFC 3207, section 4
-    ("421", r"[12]\.\d+", Kind.TRANSIENT, Scope.RECIPIENT),
-    ("421", r"[67]\.\d+", Kind.TRANSIENT, Scope.MAIL),  # such as Gmail's "suspicious content"
-    ("421", "", Kind.TRANSIENT, Scope.SERVER),
-    ("5..", r"1\.[78]", Kind.PERMANENT, Scope.SENDER),
-    ("5..", r"[12]\.\d+", Kind.PERMANENT, Scope.RECIPIENT),
-    ("5..", "", Kind.PERMANENT, Scope.MAIL),
-    ("", "", Kind.TRANSIENT, Scope.MAIL),
-)
-
 PASSING = (Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE)
 """Kinds that may pass on their own: mail that failed with one is retried until it is given up."""
 
 _BUDGETED = frozenset({Kind.TRANSIENT, Kind.UNKNOWN, Kind.WORKER_LOST})
 _FOR_GOOD = frozenset({Kind.PERMANENT, Kind.MESSAGE, Kind.OVERDUE})
-# Raised when a message or its addresses cannot be built, or need what the server does not support.
-_UNSENDABLE = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-    OverflowError,
-    smtplib.SMTPNotSupportedError,
-)
 # In doubt first: the mail's own policy decides about that.
 _MILDEST_FIRST = (Kind.UNKNOWN, Kind.OUTAGE, Kind.THROTTLED, Kind.TRANSIENT, Kind.PERMANENT)
 
@@ -205,96 +164,6 @@ class Decision:
     not_accepted: Mapping[int, Failure] = field(default_factory=dict)
     """Recipients refused for now in an attempt whose outcome is unknown for the others. Proof that
     the attempt was accepted does not concern them."""
-
-
-def classify_reply(code: int, words: bytes | str) -> Failure:
-    """Classify an SMTP reply to MAIL, RCPT, DATA or the content.
-
-    ``_FAULTS`` decides, except that a 4yz reply that speaks of a rate is throttling. smtplib
-    returns a code of 0 or less for a line that is not a reply.
-    """
-    text = reply_text(words)
-    enhanced = _ENHANCED.match(text)
-    kind, scope = _fault(code, enhanced[1] if enhanced else "")
-    if 400 <= code < 500 and _THROTTLED.search(text):
-        kind = Kind.THROTTLED
-    return Failure(kind=kind, code=code if code > 0 else None, reply=text, scope=scope)
-
-
-def _fault(code: int, enhanced: str) -> tuple[Kind, Scope]:
-    return next(
-        (kind, scope)
-        for codes, details, kind, scope in _FAULTS
-        if (not codes or re.fullmatch(codes, str(code)))
-        and (not details or re.fullmatch(details, enhanced))
-    )
-
-
-def is_positive(code: int) -> bool:
-    """Return whether a reply code means that a command was carried out (RFC 5321, 4.2.1)."""
-    return code // 100 == 2
-
-
-def classify_recipients(
-    replies: Iterable[tuple[int, bytes]],
-) -> tuple[dict[int, Failure], frozenset[int]]:
-    """Return the refusals among the replies to RCPT by position, and which may be no verdict.
-
-    452, 552 and X.5.3 after a recipient was accepted are a limit of the transaction (RFC 5321,
-    section 4.5.3.1.10). The same reply is a verdict, such as a full mailbox, if nobody was
-    accepted before.
-    """
-    refused: dict[int, Failure] = {}
-    limited = set()
-    is_any_accepted = False
-    for position, (code, words) in enumerate(replies):
-        if is_positive(code):
-            is_any_accepted = True
-            continue
-        failure = classify_reply(code, words)
-        enhanced = _ENHANCED.match(failure.reply)
-        is_limit = code in _LIMIT_CODES or bool(enhanced and enhanced[1] == _LIMIT_DETAIL)
-        if is_any_accepted and is_limit:
-            limited.add(position)
-            if failure.kind is Kind.PERMANENT:
-                failure = replace(failure, kind=Kind.TRANSIENT)
-        refused[position] = failure
-    return refused, frozenset(limited)
-
-
-def classify(error: Exception, stage: Stage) -> Failure:
-    """Classify an exception from a transport, given how far the dialogue had come."""
-    if isinstance(error, smtplib.SMTPRecipientsRefused):
-        return mildest(classify_reply(*reply) for reply in error.recipients.values())
-    if isinstance(error, smtplib.SMTPResponseException) and _is_verdict(error.smtp_code, stage):
-        failure = classify_reply(error.smtp_code, error.smtp_error)
-        in_session = stage is not Stage.CONNECT or failure.kind is Kind.THROTTLED
-        return failure if in_session else replace(failure, kind=Kind.OUTAGE, scope=Scope.SERVER)
-    kind = _kind_without_reply(error, stage)
-    return Failure(
-        kind=kind,
-        reply=reply_text(f"{type(error).__name__}: {error}"),
-        scope=Scope.SERVER if kind is Kind.OUTAGE else Scope.MAIL,
-    )
-
-
-def _is_verdict(code: int, stage: Stage) -> bool:
-    """Return whether a reply code settles what an error means.
-
-    After the content only a refusal does: other codes leave open whether the mail was accepted.
-    """
-    return 400 <= code < 600 if stage >= Stage.ANSWERED else code > 0
-
-
-def _kind_without_reply(error: Exception, stage: Stage) -> Kind:
-    if stage is Stage.CONNECT:
-        return Kind.OUTAGE
-    if stage is Stage.ENVELOPE:
-        # Anything else, such as a time limit of the site, may pass.
-        return Kind.MESSAGE if isinstance(error, _UNSENDABLE) else Kind.TRANSIENT
-    if stage is Stage.UNSEEN and isinstance(error, (ConnectionRefusedError, socket.gaierror)):
-        return Kind.OUTAGE
-    return Kind.UNKNOWN
 
 
 def mildest(failures: Iterable[Failure]) -> Failure:

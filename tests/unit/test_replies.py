@@ -1,7 +1,9 @@
-"""The text of a reply is one line that controls neither a terminal nor a page."""
+"""What replies and exceptions mean; and their text, which controls no terminal and no page."""
 
 from __future__ import annotations
 
+import smtplib
+import socket
 import time
 import unicodedata
 
@@ -9,7 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_epica_mail import replies, retry
+from django_epica_mail import replies
+from django_epica_mail.retry import Kind, Scope, Stage
+
+ENDLESS = {Kind.OUTAGE, Kind.THROTTLED}
+IN_DOUBT = {Kind.UNKNOWN, Kind.WORKER_LOST}
 
 hostile = st.text(
     st.sampled_from(
@@ -47,4 +53,146 @@ def test_an_endless_reply_is_cut_before_it_is_read() -> None:
 )
 def test_a_reply_cannot_control_a_terminal_or_a_page(words, shown) -> None:
     assert replies.reply_text(words) == shown
-    assert retry.classify_reply(550, words).reply == shown
+    assert replies.classify_reply(550, words).reply == shown
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "kind"),
+    [
+        (450, "4.2.0 Greylisted", Kind.TRANSIENT),
+        (451, "4.3.0 Try again later", Kind.TRANSIENT),
+        (452, "4.3.1 Disk full", Kind.TRANSIENT),
+        (421, "4.3.2 Shutting down", Kind.OUTAGE),
+        (421, "4.7.0 Too many messages, slow down", Kind.THROTTLED),
+        (550, "5.1.1 No such user", Kind.PERMANENT),
+        (552, "5.3.4 Message too big", Kind.PERMANENT),
+        (554, "5.7.1 Spam", Kind.PERMANENT),
+        (199, "nonsense", Kind.TRANSIENT),
+        (450, "4.2.1 He is receiving mail at a rate that prevents more", Kind.THROTTLED),
+        (452, "4.4.5 Congested", Kind.THROTTLED),
+        (453, "4.3.2 Accepting no messages", Kind.OUTAGE),
+        (452, "4.2.2 Mailbox full", Kind.TRANSIENT),
+        (552, "5.2.2 Mailbox full", Kind.TRANSIENT),
+        (550, "5.2.21 Not in the table", Kind.PERMANENT),
+        (554, "5.7.8 Credentials expired", Kind.OUTAGE),
+        (550, "Too many invalid recipients", Kind.PERMANENT),
+        (550, "The words 5.2.2 within", Kind.PERMANENT),
+    ],
+)
+def test_a_reply_is_classified(code: int, text: str, kind: Kind) -> None:
+    failure = replies.classify_reply(code, text.encode())
+    assert (failure.kind, failure.code, failure.reply) == (kind, code, text)
+
+
+@pytest.mark.parametrize(
+    ("error", "stage", "kind"),
+    [
+        (ConnectionRefusedError(), Stage.CONNECT, Kind.OUTAGE),
+        (socket.gaierror(), Stage.CONNECT, Kind.OUTAGE),
+        (TimeoutError(), Stage.CONNECT, Kind.OUTAGE),
+        (smtplib.SMTPAuthenticationError(535, b"5.7.8 Bad"), Stage.CONNECT, Kind.OUTAGE),
+        (smtplib.SMTPConnectError(554, b"No"), Stage.CONNECT, Kind.OUTAGE),
+        (smtplib.SMTPConnectError(421, b"Too many connections"), Stage.CONNECT, Kind.THROTTLED),
+        (smtplib.SMTPServerDisconnected(), Stage.ENVELOPE, Kind.TRANSIENT),
+        (ConnectionResetError(), Stage.ENVELOPE, Kind.TRANSIENT),
+        (smtplib.SMTPSenderRefused(550, b"No", "a"), Stage.ENVELOPE, Kind.PERMANENT),
+        (smtplib.SMTPDataError(451, b"Later"), Stage.ENVELOPE, Kind.TRANSIENT),
+        (ValueError("bad address"), Stage.ENVELOPE, Kind.MESSAGE),
+        (smtplib.SMTPNotSupportedError("SMTPUTF8"), Stage.ENVELOPE, Kind.MESSAGE),
+        (RuntimeError("a time limit"), Stage.ENVELOPE, Kind.TRANSIENT),
+        (smtplib.SMTPServerDisconnected(), Stage.CONTENT, Kind.UNKNOWN),
+        (TimeoutError(), Stage.CONTENT, Kind.UNKNOWN),
+        (smtplib.SMTPDataError(-1, b"garbage"), Stage.ANSWERED, Kind.UNKNOWN),
+        (smtplib.SMTPDataError(554, b"Spam"), Stage.ANSWERED, Kind.PERMANENT),
+        (smtplib.SMTPDataError(451, b"Later"), Stage.ANSWERED, Kind.TRANSIENT),
+        (ConnectionRefusedError(), Stage.UNSEEN, Kind.OUTAGE),
+        (TimeoutError(), Stage.UNSEEN, Kind.UNKNOWN),
+    ],
+)
+def test_an_exception_is_classified_by_stage(error: Exception, stage: Stage, kind: Kind) -> None:
+    assert replies.classify(error, stage).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "kind", "scope"),
+    [
+        (550, "5.7.8 Expired", Kind.OUTAGE, Scope.CREDENTIALS),
+        (530, "5.7.0 Authentication required", Kind.OUTAGE, Scope.CREDENTIALS),
+        (530, "Must issue STARTTLS first", Kind.OUTAGE, Scope.CREDENTIALS),
+        (552, "5.2.2 Mailbox full", Kind.TRANSIENT, Scope.RECIPIENT),
+        (453, "4.3.2 Accepting no messages", Kind.OUTAGE, Scope.SERVER),
+        (452, "4.4.5 Congested", Kind.THROTTLED, Scope.SERVER),
+        (421, "4.2.1 Mailbox disabled", Kind.TRANSIENT, Scope.RECIPIENT),
+        (421, "4.7.0 This message has suspicious content", Kind.TRANSIENT, Scope.MAIL),
+        (421, "4.6.0 Bad media", Kind.TRANSIENT, Scope.MAIL),
+        (421, "4.7.28 Unusual rate of mail", Kind.THROTTLED, Scope.MAIL),
+        (421, "4.3.0 Temporary system problem", Kind.TRANSIENT, Scope.SERVER),
+        (421, "Service not available", Kind.TRANSIENT, Scope.SERVER),
+        (550, "5.1.8 Bad sender's system address", Kind.PERMANENT, Scope.SENDER),
+        (553, "5.1.7 Bad sender's mailbox address", Kind.PERMANENT, Scope.SENDER),
+        (550, "5.1.1 No such user", Kind.PERMANENT, Scope.RECIPIENT),
+        (550, "5.2.1 Disabled", Kind.PERMANENT, Scope.RECIPIENT),
+        (554, "5.7.1 Spam", Kind.PERMANENT, Scope.MAIL),
+        (450, "4.2.0 Greylisted", Kind.TRANSIENT, Scope.MAIL),
+    ],
+)
+def test_each_row_of_the_table_gives_a_fault_its_kind_and_scope(code, text, kind, scope) -> None:
+    failure = replies.classify_reply(code, text)
+    assert (failure.kind, failure.scope) == (kind, scope)
+
+
+def test_a_failure_to_connect_concerns_the_server() -> None:
+    for error in (ConnectionRefusedError(), smtplib.SMTPConnectError(554, b"No")):
+        failure = replies.classify(error, Stage.CONNECT)
+        assert (failure.kind, failure.scope) == (Kind.OUTAGE, Scope.SERVER)
+
+
+def test_one_recipient_to_retry_keeps_the_mail_alive() -> None:
+    error = smtplib.SMTPRecipientsRefused({"a": (550, b"Gone"), "b": (451, b"Later")})
+    assert replies.classify(error, Stage.ENVELOPE).kind is Kind.TRANSIENT
+
+
+@given(st.tuples(st.integers(-1, 999), st.binary() | st.text()))
+def test_a_reply_is_classified_by_code_and_its_text_is_storable(
+    reply: tuple[int, bytes | str],
+) -> None:
+    code, _ = reply
+    failure = replies.classify_reply(*reply)
+    if code == 421:
+        assert failure.kind in {*ENDLESS, Kind.TRANSIENT}
+    elif 500 <= code < 600:
+        assert failure.kind is (Kind.OUTAGE if code == 530 else Kind.PERMANENT)
+    else:
+        assert failure.kind is Kind.TRANSIENT
+    assert failure.code == (code if code > 0 else None)
+    assert len(failure.reply) <= replies.REPLY_LENGTH
+    assert failure.reply.encode().decode() == failure.reply
+
+
+errors = st.one_of(
+    st.builds(smtplib.SMTPDataError, st.integers(-1, 999), st.binary()),
+    st.builds(smtplib.SMTPSenderRefused, st.integers(-1, 999), st.binary(), st.just("a@b")),
+    st.builds(smtplib.SMTPServerDisconnected, st.text()),
+    st.dictionaries(st.text(), st.tuples(st.integers(400, 599), st.binary()), min_size=1).map(
+        smtplib.SMTPRecipientsRefused
+    ),
+    st.sampled_from([OSError, TimeoutError, ValueError, RuntimeError, KeyError]).flatmap(
+        lambda kind: st.builds(kind, st.text())
+    ),
+)
+
+
+@given(errors, st.sampled_from(Stage))
+def test_doubt_remains_only_if_content_may_have_been_taken(error: Exception, stage: Stage) -> None:
+    failure = replies.classify(error, stage)
+    has_reply = isinstance(error, smtplib.SMTPRecipientsRefused) or (
+        isinstance(error, smtplib.SMTPResponseException)
+        and (400 <= error.smtp_code < 600 if stage >= Stage.ANSWERED else error.smtp_code > 0)
+    )
+    if has_reply or stage in (Stage.CONNECT, Stage.ENVELOPE):
+        assert failure.kind not in IN_DOUBT
+    elif stage in (Stage.CONTENT, Stage.ANSWERED):
+        assert failure.kind is Kind.UNKNOWN
+    if stage is Stage.CONNECT and not isinstance(error, smtplib.SMTPRecipientsRefused):
+        assert failure.kind in ENDLESS
+    assert failure.kind is not Kind.WORKER_LOST

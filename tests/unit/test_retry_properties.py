@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import smtplib
 from dataclasses import replace
 
 from hypothesis import given
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from django_epica_mail import lifecycle, retry
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.retry import Decision, Failure, Kind, Policy, Result, Stage
+from django_epica_mail.retry import Decision, Failure, Kind, Policy, Result
 
 RECIPIENTS = range(4)
 ENDLESS = {Kind.OUTAGE, Kind.THROTTLED}
@@ -36,7 +35,6 @@ policies = st.builds(
     on_unknown=st.sampled_from(["resend", "hold", "fail"]),
     too_old=st.booleans(),
 )
-replies = st.tuples(st.integers(-1, 999), st.binary() | st.text())
 
 
 @st.composite
@@ -245,52 +243,6 @@ def test_a_mail_ends_and_reaches_each_recipient_at_most_once(
         assert status in (Status.SENT, Status.UNKNOWN)
     else:
         assert status in (Status.FAILED, Status.UNKNOWN)
-
-
-@given(replies)
-def test_a_reply_is_classified_by_code_and_its_text_is_storable(
-    reply: tuple[int, bytes | str],
-) -> None:
-    code, _ = reply
-    failure = retry.classify_reply(*reply)
-    if code == 421:
-        assert failure.kind in {*ENDLESS, Kind.TRANSIENT}
-    elif 500 <= code < 600:
-        assert failure.kind is (Kind.OUTAGE if code == 530 else Kind.PERMANENT)
-    else:
-        assert failure.kind is Kind.TRANSIENT
-    assert failure.code == (code if code > 0 else None)
-    assert len(failure.reply) <= retry.REPLY_LENGTH
-    assert failure.reply.encode().decode() == failure.reply
-
-
-errors = st.one_of(
-    st.builds(smtplib.SMTPDataError, st.integers(-1, 999), st.binary()),
-    st.builds(smtplib.SMTPSenderRefused, st.integers(-1, 999), st.binary(), st.just("a@b")),
-    st.builds(smtplib.SMTPServerDisconnected, st.text()),
-    st.dictionaries(st.text(), st.tuples(st.integers(400, 599), st.binary()), min_size=1).map(
-        smtplib.SMTPRecipientsRefused
-    ),
-    st.sampled_from([OSError, TimeoutError, ValueError, RuntimeError, KeyError]).flatmap(
-        lambda kind: st.builds(kind, st.text())
-    ),
-)
-
-
-@given(errors, st.sampled_from(Stage))
-def test_doubt_remains_only_if_content_may_have_been_taken(error: Exception, stage: Stage) -> None:
-    failure = retry.classify(error, stage)
-    has_reply = isinstance(error, smtplib.SMTPRecipientsRefused) or (
-        isinstance(error, smtplib.SMTPResponseException)
-        and (400 <= error.smtp_code < 600 if stage >= Stage.ANSWERED else error.smtp_code > 0)
-    )
-    if has_reply or stage in (Stage.CONNECT, Stage.ENVELOPE):
-        assert failure.kind not in IN_DOUBT
-    elif stage in (Stage.CONTENT, Stage.ANSWERED):
-        assert failure.kind is Kind.UNKNOWN
-    if stage is Stage.CONNECT and not isinstance(error, smtplib.SMTPRecipientsRefused):
-        assert failure.kind in ENDLESS
-    assert failure.kind is not Kind.WORKER_LOST
 
 
 @given(st.lists(refusals, min_size=1), refusals)

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from django.core.mail import EmailMessage
 
-from django_epica_mail import conf, lifecycle, messages, retry, rules, signals, suppression
+from django_epica_mail import conf, lifecycle, messages, replies, rules, signals, suppression
 from django_epica_mail.delivery import rate_limits
 from django_epica_mail.delivery.claim import Batch, ClaimedMail
 from django_epica_mail.delivery.outcome import Attempt, Envelope, Outcome, judge
@@ -54,7 +54,7 @@ def prepare(mail: ClaimedMail, loader: MessageLoader) -> Attempt | Outcome:
 
 def unreadable(mail: ClaimedMail, loader: MessageLoader, error: Exception) -> Outcome:
     """Return the outcome of an e-mail whose content the database does not return."""
-    reply = retry.reply_text(f"{type(error).__name__}: {error}")
+    reply = replies.reply_text(f"{type(error).__name__}: {error}")
     failure = Failure(kind=Kind.TRANSIENT, reply=reply)
     return judge(_attempt(mail, EmailMessage(), loader), Result(failure=failure))
 
@@ -274,10 +274,10 @@ def _ask_site(mail: EmailLog, message: EmailMessage) -> None:
 def _failure_of(error: Exception) -> Failure:
     """Return the failure that an error while preparing an e-mail means."""
     if isinstance(error, _ReceiverFailed):
-        return Failure(kind=Kind.TRANSIENT, reply=retry.reply_text(str(error)))
+        return Failure(kind=Kind.TRANSIENT, reply=replies.reply_text(str(error)))
     # A missing key may still be added to the settings of the site, or of this worker.
     kind = Kind.TRANSIENT if isinstance(error, MissingKey) else Kind.MESSAGE
-    return Failure(kind=kind, reply=retry.reply_text(f"{type(error).__name__}: {error}"))
+    return Failure(kind=kind, reply=replies.reply_text(f"{type(error).__name__}: {error}"))
 
 
 def _hold_back(attempt: Attempt) -> Outcome | None:
@@ -306,6 +306,6 @@ def _unsent(mail: ClaimedMail, loader: MessageLoader, failure: Failure) -> Outco
     if loader.was_accepted(mail.row):
         decision = Decision(moves=(lifecycle.SUCCEED,))
     else:
-        failure = Failure(kind=failure.kind, reply=retry.reply_text(failure.reply))
+        failure = Failure(kind=failure.kind, reply=replies.reply_text(failure.reply))
         decision = Decision(moves=(lifecycle.SUPPRESS,), failure=failure)
     return Outcome(mail.row, None, decision, held_back=loader.held_back(mail.row))

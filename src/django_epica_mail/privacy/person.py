@@ -18,7 +18,7 @@ from django_epica_mail.messages import addresses, encryption
 from django_epica_mail.models import EmailBatch, EmailLog, EmailRecipient
 from django_epica_mail.privacy import occurrences
 from django_epica_mail.privacy.occurrences import Hit
-from django_epica_mail.retry import REPLY_LENGTH
+from django_epica_mail.replies import REPLY_LENGTH
 
 CHUNK = 200
 """How many rows are read at a time."""

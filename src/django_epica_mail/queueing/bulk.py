@@ -20,8 +20,8 @@ from django_epica_mail.broker import celery_config, doorbell
 from django_epica_mail.messages import UnencodableValue, decode, encode, encryption
 from django_epica_mail.models import EmailBatch
 from django_epica_mail.queueing import compose, draft, enqueue
+from django_epica_mail.replies import reply_text
 from django_epica_mail.results import Refusal
-from django_epica_mail.retry import reply_text
 
 _PACKAGE = __name__.partition(".")[0] + "."
 

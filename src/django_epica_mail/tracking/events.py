@@ -25,8 +25,8 @@ from django_epica_mail.models import (
     EmailRecipient,
     Suppression,
 )
+from django_epica_mail.replies import reply_text
 from django_epica_mail.retry import Kind as FailureKind
-from django_epica_mail.retry import reply_text
 
 Kind = EmailEvent.Kind
 

@@ -19,7 +19,7 @@ from django.utils import timezone
 from django_epica_mail import clock, conf
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog
-from django_epica_mail.retry import reply_text
+from django_epica_mail.replies import reply_text
 from django_epica_mail.tracking import bots, events
 from django_epica_mail.tracking.events import Kind
 from django_epica_mail.transports import anymail

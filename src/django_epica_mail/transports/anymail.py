@@ -15,7 +15,8 @@ from django.core.mail.backends.base import BaseEmailBackend
 
 from django_epica_mail import conf
 from django_epica_mail.messages import addresses
-from django_epica_mail.retry import Failure, Kind, Result, Scope, mildest, reply_text
+from django_epica_mail.replies import reply_text
+from django_epica_mail.retry import Failure, Kind, Result, Scope, mildest
 
 ID = "epica_mail_id"
 """The key of our id in the metadata that providers repeat in their events."""

@@ -23,7 +23,7 @@ from django.core.mail.backends.base import BaseEmailBackend
 from django.core.mail.backends.smtp import EmailBackend as DjangoSMTPBackend
 from django.utils.module_loading import import_string
 
-from django_epica_mail import _compat, conf, retry
+from django_epica_mail import _compat, conf, replies, retry
 from django_epica_mail.retry import Failure, Result, Stage
 from django_epica_mail.transports import anymail, dkim, oauth
 from django_epica_mail.transports.config import (
@@ -228,11 +228,11 @@ def _classify(error: Exception, stage: Stage) -> Failure:
     try:
         known: Failure | None = import_string(path)(error, stage) if path else None
         if known is not None:
-            return replace(known, reply=retry.reply_text(known.reply))
+            return replace(known, reply=replies.reply_text(known.reply))
     except Exception as own:  # noqa: BLE001 - without its traceback, which may show addresses
         name = type(own).__name__
         logger.error("%s (EPICA_MAIL['CLASSIFY']) raised %s; the package decides.", path, name)
-    return anymail.classify(error) or retry.classify(error, stage)
+    return anymail.classify(error) or replies.classify(error, stage)
 
 
 def _is_disconnect(failure: Failure) -> bool:
@@ -244,7 +244,7 @@ def _is_disconnect(failure: Failure) -> bool:
 
 
 def _words(error: Exception) -> str:
-    return retry.reply_text(f"{type(error).__name__}: {error}")
+    return replies.reply_text(f"{type(error).__name__}: {error}")
 
 
 def _stage_reached(backend: BaseEmailBackend | None, stage: Stage) -> Stage:
@@ -266,9 +266,9 @@ def _backend_result(
         if failure is None and sent is not None and not sent:
             failure = nothing
         return Result(failure=failure, code=failure.code if failure else None, seconds=seconds)
-    refused, limited = retry.classify_recipients(client.recipient_replies)
+    refused, limited = replies.classify_recipients(client.recipient_replies)
     code, words = client.content_reply or (None, b"")
-    if code is not None and retry.is_positive(code):
+    if code is not None and replies.is_positive(code):
         failure = None  # the server has the mail, whatever a site's own backend did afterwards
     elif failure is None:
         failure = nothing
@@ -276,7 +276,7 @@ def _backend_result(
         failure=failure,
         refused=refused,
         code=failure.code if failure is not None else code,
-        reply=retry.reply_text(words),
+        reply=replies.reply_text(words),
         seconds=seconds,
         limited=limited,
     )

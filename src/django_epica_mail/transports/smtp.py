@@ -29,7 +29,8 @@ from django.core.mail.backends.smtp import EmailBackend
 from django_epica_mail import replies
 from django_epica_mail.messages import addresses
 from django_epica_mail.messages.raw import builds_itself
-from django_epica_mail.retry import Stage, is_positive
+from django_epica_mail.replies import is_positive
+from django_epica_mail.retry import Stage
 from django_epica_mail.transports import oauth, wire
 from django_epica_mail.transports.oauth import TokenSource
 

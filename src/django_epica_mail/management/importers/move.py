@@ -20,7 +20,8 @@ from django_epica_mail.models import EmailLog, Suppression
 from django_epica_mail.queueing import draft as queueing_draft
 from django_epica_mail.queueing import enqueue
 from django_epica_mail.queueing.draft import Draft
-from django_epica_mail.retry import Kind, reply_text
+from django_epica_mail.replies import reply_text
+from django_epica_mail.retry import Kind
 from django_epica_mail.transports import config as transports
 
 CHUNK = 200
