@@ -229,14 +229,17 @@ def _write_risky_headers(message: EmailMessage, mime: Message) -> None:
     """Write headers for which only writing shows whether they can be encoded.
 
     Text and addresses are not among them unless some text contains escaped bytes (lone
-    surrogates). Writing them always would be most of the cost.
+    surrogates), or an address a comment, on whose folding Python may fail. Writing them always
+    would be most of the cost.
     """
     given = (message.subject, message.from_email, *message.to, *message.cc, *message.reply_to)
     texts = (*given, *message.extra_headers.values())
+    has_parenthesis = any("(" in str(text) for text in texts)
     is_escaped = any(_ESCAPED_BYTE.search(str(text)) for text in texts)
     for name, value in mime.raw_items():
         is_safe = value.isascii() or isinstance(value, (UnstructuredHeader, AddressHeader))
-        if is_escaped or not is_safe:
+        may_have_comment = isinstance(value, AddressHeader) and has_parenthesis
+        if is_escaped or may_have_comment or not is_safe:
             policies.SMTP.fold_binary(name, value)
 
 

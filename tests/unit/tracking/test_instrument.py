@@ -169,7 +169,7 @@ class _Links(HTMLParser):
 
 @given(st.lists(FRAGMENTS | st.text(max_size=3), max_size=30))
 def test_every_link_that_a_parser_finds_is_tracked(fragments: list[str]) -> None:
-    text = "".join(fragments)
+    text = "".join(fragments) + "-->"  # Python's versions differ about a comment without an end
     seen = [url for url in _Links(text).found if links.leads_to_a_page(url)]
     ours = [url for url in _Links(rewrite(text)).found if url.startswith("https://shop.example/")]
     assert ours == [track(url) for url in seen]
