@@ -141,13 +141,15 @@ def load(envelope: str, blobs: Mapping[str, bytes], place: str | None = None) ->
     return _unpack_raw(form, fetch) if "raw" in form else _unpack(form, fetch)
 
 
-def without_recipients(envelope: str, is_left_out: Callable[[str], bool]) -> str:
+def without_recipients(
+    envelope: str, is_left_out: Callable[[str], bool], place: str | None = None
+) -> str:
     """Return a stored message without some of its recipients and their merge data.
 
     A message stored as bytes is no longer sent to them, but its headers stay unchanged. Raises
     ``MissingKey`` if none of the site's keys decrypts the envelope.
     """
-    form = json.loads(encryption.unseal(envelope))
+    form = json.loads(encryption.unseal(envelope, place))
     state = form["state"]
     for name in _RECIPIENT_FIELDS:
         state[name] = _without_addresses(state[name], is_left_out)

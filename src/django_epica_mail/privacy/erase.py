@@ -139,8 +139,9 @@ def _leave_out(person: Person, found: Found, using: str, done: Erased) -> bool:
     old = rows.values_list("envelope", flat=True).first()
     if not old:
         return False
+    place = encryption.envelope_of(found.id)
     try:
-        new = codec.without_recipients(old, person.is_named)
+        new = codec.without_recipients(old, person.is_named, place)
     except MissingKey:
         return False
     if not rows.filter(envelope=old).update(envelope=new):
@@ -152,7 +153,7 @@ def _leave_out(person: Person, found: Found, using: str, done: Erased) -> bool:
         # Positions are indexes into the message's recipients, which have moved up too.
         recipients.filter(position__gt=position).update(position=F("position") - 1)
         done.recipients += 1
-    return not person.is_mentioned_in(encryption.unseal(new))
+    return not person.is_mentioned_in(encryption.unseal(new, place))
 
 
 def _erase_finished(person: Person, found: Found, using: str, done: Erased) -> None:
@@ -213,10 +214,10 @@ def _scrubbed(person: Person, model: type[models.Model], name: str, text: str) -
     return person.scrub(text, is_cut=cut)[: model._meta.get_field(name).max_length]  # type: ignore[union-attr]
 
 
-def _scrubbed_reason(person: Person, stored: str) -> str:
+def _scrubbed_reason(person: Person, stored: str, place: str) -> str:
     """Return a reason without the address; one that cannot be read is forgotten."""
     try:
-        reason = encryption.unseal(stored)
+        reason = encryption.unseal(stored, place)
     except MissingKey:
         return ""
     new = person.scrub(reason)
@@ -228,7 +229,15 @@ def _scrub_refusals(person: Person, using: str) -> int:
     count = 0
     batches = EmailBatch.objects.using(using).exclude(refused=[])
     for batch in batches.only("pk", "refused").iterator():
-        refused = [{**it, "reason": _scrubbed_reason(person, it["reason"])} for it in batch.refused]
+        refused = [
+            {
+                **it,
+                "reason": _scrubbed_reason(
+                    person, it["reason"], encryption.refusal_of(batch.pk, it["index"])
+                ),
+            }
+            for it in batch.refused
+        ]
         if refused != batch.refused:
             count += batches.filter(pk=batch.pk).update(refused=refused)
     return count

@@ -9,6 +9,7 @@ from django.core.mail import EmailMessage
 from django.db import models, router
 
 from django_epica_mail import messages
+from django_epica_mail.messages import encryption
 from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog, Suppression
 from django_epica_mail.privacy.person import (
     LOG_TEXTS,
@@ -84,7 +85,8 @@ def _mail(found: Found, person: Person, using: str) -> dict[str, Any]:
 
 
 def _content(log: EmailLog, using: str) -> dict[str, Any]:
-    message: EmailMessage = messages.load(log.envelope, messages.AbsentAttachments())
+    place = encryption.envelope_of(log.pk)
+    message: EmailMessage = messages.load(log.envelope, messages.AbsentAttachments(), place)
     files = log.attachments.using(using)
     return {
         "subject": str(message.subject),

@@ -180,7 +180,9 @@ def unfinished_batches(person: Person, using: str) -> list[UUID]:
     waiting = EmailBatch.objects.using(using).exclude(payload="")
     for batch in waiting.only("pk", "payload").iterator(chunk_size=1):
         try:
-            if person.is_mentioned_in(encryption.unseal(batch.payload)):
+            if person.is_mentioned_in(
+                encryption.unseal(batch.payload, encryption.payload_of(batch.pk))
+            ):
                 found.append(batch.pk)
         except MissingKey:
             found.append(batch.pk)
@@ -226,13 +228,14 @@ def _recipients(
 def _search(found: Found, log: EmailLog, person: Person) -> None:
     if person.is_named(log.from_email):
         found.roles.add("from")
+    place = encryption.envelope_of(log.pk)
     try:
-        content = encryption.unseal(log.envelope)
+        content = encryption.unseal(log.envelope, place)
     except MissingKey:
         found.is_readable = False
         content = ""
     if person.is_mentioned_in(content):
-        message = messages.load(log.envelope, messages.AbsentAttachments())
+        message = messages.load(log.envelope, messages.AbsentAttachments(), place)
         if any(map(person.is_named, message.reply_to)):
             found.roles.add("reply-to")
         if not found.roles:

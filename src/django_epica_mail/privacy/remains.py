@@ -22,8 +22,8 @@ from django_epica_mail.privacy.person import (
     text_of,
 )
 
-_SEALED = frozenset({"envelope", "payload"})
-"""Columns that hold JSON, encrypted if the site has keys."""
+_SEALED = {"envelope": encryption.envelope_of, "payload": encryption.payload_of}
+"""Columns that hold JSON, encrypted if the site has keys, and what each is bound to."""
 
 _ADDRESSES = frozenset({"address", "from_email"})
 """Columns that hold nothing but an address."""
@@ -85,10 +85,10 @@ def _in_rows(
             for name in plain:
                 if _stands_in(person, rows.model, name, text_of(row[name]), using):
                     yield f"{rows.model._meta.label}.{name} {row['pk']}"
-    for name in _SEALED.intersection(names):
+    for name in set(_SEALED).intersection(names):
         contents = rows.exclude(**{name: ""}).values_list("pk", name)
         for pk, stored in contents.iterator(chunk_size=50):
-            if str(pk) not in known and _is_in_sealed(person, stored):
+            if str(pk) not in known and _is_in_sealed(person, stored, _SEALED[name](pk)):
                 yield f"{rows.model._meta.label}.{name} {pk}"
 
 
@@ -113,8 +113,8 @@ def _is_anothers(longer: str, using: str) -> bool:
     )
 
 
-def _is_in_sealed(person: Person, stored: str) -> bool:
+def _is_in_sealed(person: Person, stored: str, place: str) -> bool:
     try:
-        return person.is_mentioned_in(encryption.unseal(stored))
+        return person.is_mentioned_in(encryption.unseal(stored, place))
     except (MissingKey, ValueError):
         return False

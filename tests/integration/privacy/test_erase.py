@@ -230,6 +230,23 @@ def test_unreadable_mail_is_reported_and_left_unchanged(smtp, deliver, epica_mai
     assert log.recipients.count() == 2
 
 
+def test_content_that_was_moved_is_not_sealed_again(smtp, epica_mail) -> None:
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+    victims = queue("bob@example.com", body=f"Pay to {ADDRESS}")
+    entry = {"subject": "S", "message": "M", "recipient_list": [ADDRESS], "from_email": "\n"}
+    batch = bulk.expand(bulk.submit([entry]).pk)
+    batch.refused[0]["reason"] = victims.envelope
+    batch.save(update_fields=["refused"])
+    own = queue(ADDRESS, "cy@example.com")
+    EmailLog.objects.filter(pk=own.pk).update(envelope=victims.envelope)
+    done = erase()
+    assert str(own.pk) in done["unreadable"]
+    own.refresh_from_db()
+    assert own.envelope == victims.envelope, "unchanged, so not sent"
+    batch.refresh_from_db()
+    assert batch.refused[0]["reason"] == ""
+
+
 def test_events_are_deleted_and_suppressions_keep_only_a_digest(smtp, deliver) -> None:
     log = queue("bob@example.com", ADDRESS)
     deliver()

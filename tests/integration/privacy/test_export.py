@@ -38,6 +38,15 @@ def export(**options: Any) -> dict[str, Any]:
     return shown
 
 
+def test_an_envelope_that_was_moved_to_a_persons_mail_is_not_shown(smtp, epica_mail) -> None:
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+    victims, own = queue("victim@example.com", body="Reset: s3cret"), queue(ADDRESS)
+    EmailLog.objects.filter(pk=own.pk).update(envelope=victims.envelope)
+    found = export()
+    assert "s3cret" not in json.dumps(found)
+    assert found["unreadable"] == [str(own.pk)]
+
+
 def test_a_person_gets_their_mail_without_other_peoples_addresses(
     smtp, deliver, epica_mail
 ) -> None:
