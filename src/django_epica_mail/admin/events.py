@@ -48,8 +48,9 @@ class EmailEventAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         return queryset.filter(wanted), False
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        """Refuse questions about links: their answers would spell one out."""
-        return not lookup.startswith("url") and super().lookup_allowed(lookup, value, request)
+        """Refuse questions about links and digests of them: their answers would spell one out."""
+        is_of_links = lookup.startswith(("url", "key"))
+        return not is_of_links and super().lookup_allowed(lookup, value, request)
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """Leave the link out for those who may not see content, of which it is a part."""

@@ -118,7 +118,7 @@ def _insert(batch: EmailBatch, chunk: Sequence[Any], start: int, using: str) -> 
             refusal = Refusal(index=index, error=type(error).__name__, rule=_rule(error))
             batch.refused.append({**refusal, "reason": sealed})
     logs = enqueue.insert_drafts(drafts)
-    done = start + len(chunk) >= batch.total
+    done = not chunk or start + len(chunk) >= batch.total
     EmailBatch.objects.using(using).filter(pk=batch.pk).update(
         accepted=batch.accepted + len(logs),
         refused=batch.refused,

@@ -160,6 +160,13 @@ def test_two_workers_on_a_batch_make_each_mail_once(smtp, monkeypatch) -> None:
     assert EmailLog.objects.count() == 30
 
 
+def test_a_call_whose_total_is_too_high_ends_with_its_entries(smtp) -> None:
+    batch = bulk.submit(entries(3))
+    EmailBatch.objects.update(total=1000)
+    done = bulk.expand(batch.pk)
+    assert (done.is_finished, done.accepted) == (True, 3)
+
+
 def test_an_empty_call_is_finished_at_once(smtp) -> None:
     assert send_bulk_emails_task([])["accepted"] == 0
     assert EmailBatch.objects.get().is_finished
