@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import email.policy
+import re
 from collections.abc import Iterator, Mapping
 from email.message import Message
 from email.parser import BytesParser
@@ -50,6 +51,12 @@ _ATTRIBUTES = {
 _LINK_SCHEMES = ("http:", "https:", "mailto:", "tel:")
 _IMAGE_TYPES = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
 _IMAGE_SOURCES = ("http:", "https:", *(f"data:{it};base64," for it in sorted(_IMAGE_TYPES)))
+_LANGUAGE = re.compile(
+    r"<html\b[^<>]{0,500}\blang=[\"']?([a-z]{2,8}(?:-[a-z0-9]{1,8}){0,3})\b", re.IGNORECASE
+)
+"""The language, by which a screen reader pronounces the text."""
+_HEAD_CHARACTERS = 2000
+"""Characters in which the language is looked for."""
 _MAX_INLINE_BYTES = 5 * 1024 * 1024
 """Bytes of all inline images of an e-mail that are shown."""
 
@@ -88,7 +95,9 @@ def sanitized(html: str, images: Mapping[str, str]) -> str:
         link_rel="noreferrer noopener nofollow",
         set_tag_attribute_values={"a": {"target": "_blank"}},
     )
-    return f"<!doctype html>\n{clean}"
+    language = _LANGUAGE.search(html[:_HEAD_CHARACTERS])
+    start = f'<html lang="{language[1]}">\n' if language else ""
+    return f"<!doctype html>\n{start}{clean}"
 
 
 @sensitive_variables()

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from celery import Task, current_app
+from celery.signals import task_prerun
 
 from django_epica_mail import conf
 from django_epica_mail.broker.celery_config import BULK_TASK
+
+_CHAIN = "epica_mail_chain"
+"""The attribute of a request that keeps its chain as it came."""
 
 
 def check(task: Any) -> None:
@@ -38,7 +42,7 @@ def _named(task: Task[Any, Any]) -> Iterator[object]:
     request: Any = task.request
     for part in (
         *(request.args, request.kwargs, request.callbacks, request.errbacks),
-        *(request.chain, request.chord),
+        *(request.chain, request.chord, getattr(request, _CHAIN, None)),
     ):
         yield from _tasks_in(part)
 
@@ -51,3 +55,12 @@ def _tasks_in(form: object) -> Iterator[object]:
     elif isinstance(form, (list, tuple)):
         for value in form:
             yield from _tasks_in(value)
+
+
+def _keep_chain(task: Any, **_: object) -> None:
+    """Keep the chain of a message: Celery before 5.6 takes the next call out before it calls it."""
+    if task.request.chain:
+        setattr(task.request, _CHAIN, list(task.request.chain))
+
+
+task_prerun.connect(_keep_chain, dispatch_uid="django_epica_mail.trust")

@@ -54,7 +54,7 @@ def reencrypt(*, advance: Callable[[int, int], None] = lambda done, total: None)
             _renew(rows, pk, name, stored, renew_text, count)
             done += 1
             advance(done, total)
-    for pk, _ in _values(attachments, "pk"):
+    for pk, _ in _values(attachments, "size"):
         # One at a time, because each may be large.
         row = attachments.filter(pk=pk).first()
         if row is not None:

@@ -116,3 +116,18 @@ def test_without_the_extra_the_page_shows_no_html_and_names_it(reader, letter, m
     assert "django-epica-mail[preview]" in page
     assert "words" not in page
     assert "plain words" in html_of(reader, "emaillog_change", letter.pk)
+
+
+@pytest.mark.parametrize(
+    ("html", "language"),
+    [
+        ('<!doctype html><html lang="tr"><body>x', "tr"),
+        ("<html class=a lang=pt-BR>x", "pt-BR"),
+        ('<html lang="tr" onload=evil()">x', "tr"),
+        ("<html>x", None),
+        ("<p lang=tr>x", None),
+    ],
+)
+def test_the_language_of_the_document_is_kept(html: str, language: str | None) -> None:
+    tags = dict(Parsed(sanitized(html, {})).tags)
+    assert tags.get("html", {}) == ({"lang": language} if language else {})
