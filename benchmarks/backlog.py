@@ -59,14 +59,15 @@ def measure(rows: int) -> dict[str, float]:
     from django_epica_mail.delivery import claim as claims
     from django_epica_mail.delivery import settle
     from django_epica_mail.models import EmailLog
+    from django_epica_mail.queueing import dequeue
 
     def claim() -> None:
         batch = claims.claim("emails")
         assert batch is not None
-        settle.Settler(batch).release([mail.row for mail in batch.mails])
+        settle.Settler(batch.using).release([mail.row for mail in batch.mails])
 
     def sweep() -> None:
-        assert list(claims.queues("default"))
+        assert list(dequeue.queues("default"))
         assert claims.has_claimable("emails", "default")
         maintenance.rescue()
         maintenance.give_up_overdue()

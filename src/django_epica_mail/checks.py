@@ -265,7 +265,14 @@ def _check_loops() -> Iterator[CheckMessage]:
 
 
 def _check_ignored() -> Iterator[CheckMessage]:
-    """Find settings without effect: those of the configuration style not in use."""
+    """Find settings without effect: removed, or of the configuration style not in use."""
+    given = getattr(settings, "EPICA_MAIL", {})
+    for name in sorted(conf.REMOVED.keys() & given):
+        yield checks.Warning(
+            f"EPICA_MAIL[{name!r}] has no effect any more: {conf.REMOVED[name]}.",
+            hint="Delete it.",
+            id="epica_mail.W005",
+        )
     ignored = {}
     if transports.uses_mailers():
         if conf.get().transports:

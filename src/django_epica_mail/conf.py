@@ -20,12 +20,26 @@ from django.core.validators import validate_email
 from django_epica_mail import rules
 from django_epica_mail.rules import Rule
 
+PERMITS = 25
+"""The most mails that a worker process may hold: if it dies, each of them is in doubt."""
+
 MOST_CONNECTIONS = 20
-"""The highest value of ``CONNECTIONS``: below ``lifecycle.PERMITS``, because each mail being sent
-holds a permit."""
+"""The highest value of ``CONNECTIONS``: below ``PERMITS``, for a worker holds what it sends."""
+
+BEGIN_SECONDS = 2.0
+"""Seconds after its claim within which a mail is begun; then it is released."""
+
+_SETTLE_SECONDS = 2.0
+"""Seconds that a lease outlasts the longest mail, for the outcome to be written."""
 
 _RATE = re.compile(r"[1-9]\d*/([1-9]\d*)?(s|m|h|d|second|minute|hour|day)")
 _SHORTEST_TOKEN = 16
+
+REMOVED = {
+    "BATCH_SECONDS": "a worker claims only what it begins within two seconds",
+    "SETTLE_DELAY": "outcomes are written once what was claimed is begun",
+}
+"""Keys without effect, with the reason."""
 
 Check = Callable[[str, object], object]
 """Raises ``ValueError`` or ``TypeError`` naming the key, the value and the rule it breaks."""
@@ -66,9 +80,14 @@ def check_count_or_zero(key: str, value: object) -> None:
         raise _invalid(key, value, "must be a whole number, 0 or more")
 
 
-def check_connections(key: str, value: object) -> None:
-    if check_count(key, value) > MOST_CONNECTIONS:
-        raise _invalid(key, value, f"must be {MOST_CONNECTIONS} at most")
+def _at_most(most: int) -> Check:
+    """Return a check for a whole number from 1 to ``most``."""
+
+    def check_at_most(key: str, value: object) -> None:
+        if check_count(key, value) > most:
+            raise _invalid(key, value, f"must be {most} at most")
+
+    return check_at_most
 
 
 def check_string(key: str, value: object) -> None:
@@ -226,17 +245,13 @@ class Settings:
     """Seconds after which a mail that could not be sent is given up."""
     send_timeout: float = _setting(60, check_duration)
     """Seconds that one mail's whole dialogue with the server may take."""
-    batch_size: int = _setting(100, check_count)
-    """How many mails a worker claims at a time."""
-    batch_seconds: float = _setting(5, check_duration)
-    """Seconds after which a worker releases claimed mail that it has not begun."""
+    batch_size: int = _setting(10, _at_most(PERMITS))
+    """How many mails a worker claims at a time; what a killed worker process leaves in doubt."""
     run_seconds: float = _setting(20, check_duration)
     """Seconds after which a busy worker process rings again and ends its task."""
-    settle_delay: float = _setting(0.05, rules.check_seconds)
-    """Seconds an outcome may wait to be written together with later ones."""
     breaker_seconds: float = _setting(30, check_duration)
     """Seconds before one mail probes a transport that is out of order."""
-    connections: int = _setting(5, check_connections)
+    connections: int = _setting(5, _at_most(MOST_CONNECTIONS))
     """How many connections to a slow transport a worker process keeps busy; 20 at most."""
     connection_max_mails: int = _setting(100, check_count)
     """How many mails a connection to a server carries before it is replaced."""
@@ -319,13 +334,18 @@ class Settings:
 
     @property
     def lease_seconds(self) -> float:
-        """Seconds a worker may hold a claim: its batch, one last mail, and time to settle."""
-        return self.batch_seconds + 2 * self.send_timeout
+        """Seconds a worker may hold a claim: to begin its last mail, send it, and settle it."""
+        return BEGIN_SECONDS + self.send_timeout + _SETTLE_SECONDS
+
+    @property
+    def settle_patience(self) -> float:
+        """Seconds for which an outcome is kept while the database is out of reach."""
+        return self.lease_seconds + self.send_timeout
 
     @property
     def task_seconds(self) -> int:
         """Seconds after which a delivery task must be stuck: normally it ends long before."""
-        return math.ceil(self.run_seconds + 2 * self.lease_seconds)
+        return math.ceil(self.run_seconds + self.lease_seconds + self.settle_patience)
 
 
 @lru_cache(maxsize=1)
@@ -344,6 +364,8 @@ def parse(value: object) -> Settings:
     known = {item.name.upper(): item for item in fields(Settings)}
     values: dict[str, Any] = {}
     for key, given in value.items():
+        if key in REMOVED:
+            continue
         if key not in known:
             near = difflib.get_close_matches(str(key).upper(), known, n=1, cutoff=0)
             raise ImproperlyConfigured(f"EPICA_MAIL has no key {key!r}. Did you mean {near[0]!r}?")

@@ -92,12 +92,3 @@ MOVES = (
     REQUEUE,
 )
 """All moves, in the order of an e-mail's life."""
-
-PERMITS = 25
-"""How many mails of one claim may be begun and not yet settled at a time.
-
-A worker begins mails in claim order, each with a permit, and gets the permit back when the settle
-of the mail has committed. So if it dies, the first ``PERMITS`` unsettled mails of its claim may
-have been begun, and the others cannot have been. This is not a setting, because the worker that
-died and the sweep that rescues its mail must use the same number.
-"""

@@ -16,11 +16,11 @@ from django_epica_mail import clock, conf, lifecycle, retry
 from django_epica_mail._compat import batched
 from django_epica_mail.broker import doorbell, result_backend
 from django_epica_mail.delivery import gates
-from django_epica_mail.delivery.claim import has_claimable, queues
+from django_epica_mail.delivery.claim import has_claimable
 from django_epica_mail.delivery.outcome import Outcome, policy_of
 from django_epica_mail.delivery.prepare import recipient_outcomes
 from django_epica_mail.delivery.settle import announce, announce_moves, settle
-from django_epica_mail.lifecycle import PERMITS, Status
+from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import (
     RECOVERABLE,
     DeliveryGate,
@@ -32,6 +32,7 @@ from django_epica_mail.models import (
     PendingResult,
 )
 from django_epica_mail.monitoring import totals
+from django_epica_mail.queueing.dequeue import queues
 from django_epica_mail.retry import PASSING, Decision, Failure, Kind, Result
 from django_epica_mail.rules import LEVELS
 
@@ -234,7 +235,7 @@ def _unfinished_batches(using: str) -> list[uuid.UUID]:
 
 
 def _rescue(token: uuid.UUID, using: str) -> int:
-    """Decide about one claim: what may have been begun is unknown, the rest was surely not."""
+    """Decide about one claim: each of its e-mails may have been begun, so none is known."""
     held = EmailLog.objects.using(using).filter(
         lease_until__lte=clock.now(), lease_token=token, status=Status.SENDING
     )
@@ -243,15 +244,11 @@ def _rescue(token: uuid.UUID, using: str) -> int:
         mails: list[Any] = list(
             rows.skipping_locked().annotate(too_old=Q(give_up_at__lte=clock.now()))
         )
-        begun, not_begun = mails[:PERMITS], mails[PERMITS:]
-        outcomes = recipient_outcomes(begun, using)
-        lost = [_lose(mail, outcomes.get(mail.pk, {}), mail.too_old) for mail in begun]
-        moved = settle(lost, token=token, using=using)
-        released = EmailLog.objects.using(using).move(
-            lifecycle.RELEASE, [mail.pk for mail in not_begun], token=token
-        )
+        outcomes = recipient_outcomes(mails, using)
+        lost = [_lose(mail, outcomes.get(mail.pk, {}), mail.too_old) for mail in mails]
+        moved = settle(lost, using=using)
     announce(moved, using)
-    return len(moved) + released
+    return len(moved)
 
 
 def _lose(mail: EmailLog, outcomes: dict[int, str], too_old: bool) -> Outcome:

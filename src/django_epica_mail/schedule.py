@@ -17,7 +17,7 @@ from typing import Any
 from celery.schedules import crontab, schedule
 from django.apps import AppConfig, apps
 
-SWEEP_SECONDS = 30.0
+SWEEP_SECONDS = 5.0
 
 SCHEDULE: dict[str, dict[str, Any]] = {
     "dispatch-due-emails": {
@@ -36,7 +36,7 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "schedule": crontab(minute="0", hour="3"),
     },
 }
-"""Entries by name: the sweep every 30 s, the retry every 30 min, the clean-up at 03:00."""
+"""Entries by name: the sweep every 5 s, the retry every 30 min, the clean-up at 03:00."""
 
 
 def offer(sender: AppConfig, using: str, **_: Any) -> None:

@@ -36,6 +36,8 @@ _CHUNK = 400
 
 _DIGEST_LENGTH = 64
 
+TABLE = Suppression._meta.db_table
+
 _COLUMN_ALIASES = {"email": "address", "e-mail": "address", "email address": "address"}
 
 
@@ -175,9 +177,8 @@ def exists() -> RawSQL:
 
     Add it to a query that runs anyway: a site with an empty list then pays no query of its own.
     """
-    table = Suppression._meta.db_table
     # A constant string. An ORM subquery would take as long to build as the rest of the claim.
-    sql = f"EXISTS(SELECT 1 FROM {table})"  # noqa: S608
+    sql = f"EXISTS(SELECT 1 FROM {TABLE})"  # noqa: S608
     return RawSQL(sql, (), output_field=BooleanField())  # noqa: S611
 
 

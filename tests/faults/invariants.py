@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from devservers.smtp_inbox import AcceptedMessage
-from django_epica_mail.lifecycle import PERMITS
+from django_epica_mail.conf import PERMITS
 
 FINAL = {"sent", "failed", "cancelled", "expired", "suppressed"}
 AMBIGUOUS = {"unknown", "worker_lost"}
@@ -110,7 +110,7 @@ def _unreached(row: dict[str, Any], messages: list[AcceptedMessage], ambiguous: 
 
 
 def _beyond_permits(rows: list[dict[str, Any]], stalls: int) -> list[str]:
-    """Report worker processes that left more mails unknown than they had permits."""
+    """Report worker processes that left more mails unknown than they may hold."""
     lost: Counter[str] = Counter(
         worker
         for row in rows

@@ -33,14 +33,13 @@ if TYPE_CHECKING:
 
 EPICA_MAIL = {
     "SEND_TIMEOUT": 1.5,
-    "BATCH_SECONDS": 1,
     "RUN_SECONDS": 3,
     "RETRY_DELAY": 0.5,
     "MAX_RETRIES": 1000,  # faults must not use up all attempts, however often they occur
     "BREAKER_SECONDS": 1,
     "RING_PAUSE": 1,
 }
-LEASE_SECONDS = 1 + 2 * 1.5
+LEASE_SECONDS = 4 + 1.5
 MOST_FILES = 60
 
 # So short that the broker redelivers messages that a worker has reserved but not started.

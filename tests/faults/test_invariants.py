@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from devservers.smtp_inbox import AcceptedMessage
-from django_epica_mail.lifecycle import PERMITS
+from django_epica_mail.conf import PERMITS
 from tests.faults.invariants import Verdict, judge
 
 KEY = "key"

@@ -99,6 +99,7 @@ def evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget what earlier tests showed about the transports."""
     monkeypatch.setattr(connection, "_session_limits", connection._SessionLimits())
     monkeypatch.setattr(gates, "evidence", gates.Evidence())
+    monkeypatch.setattr(gates, "_KEPT_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -181,6 +181,13 @@ def test_w004_a_site_without_a_sender(smtp, settings) -> None:
     assert (message.id, message.level) == ("epica_mail.W004", WARNING)
 
 
+def test_w005_a_key_that_was_removed(smtp, epica_mail) -> None:
+    epica_mail(SETTLE_DELAY=0.05)
+    (message,) = found()
+    assert (message.id, message.level) == ("epica_mail.W005", WARNING)
+    assert message.msg.startswith("EPICA_MAIL['SETTLE_DELAY'] has no effect any more")
+
+
 @pytest.mark.skipif("django.VERSION < (6, 1)", reason="MAILERS came with Django 6.1")
 def test_w005_settings_that_mailers_replaces(smtp, epica_mail, monkeypatch) -> None:
     epica_mail(TRANSPORTS={"smtp": SMTP})

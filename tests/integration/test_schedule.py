@@ -46,9 +46,9 @@ def test_every_entry_runs_a_task_of_the_package(db, name: str, result: object) -
     assert len(SCHEDULE) == 3
 
 
-def test_the_sweep_runs_every_30_seconds_and_may_wait_for_a_worker() -> None:
+def test_the_sweep_runs_every_5_seconds_and_may_wait_for_a_worker() -> None:
     sweep = entry("dispatch-due-emails")
-    assert sweep.schedule.run_every == timedelta(seconds=30)
+    assert sweep.schedule.run_every == timedelta(seconds=5)
     assert sweep.options["expires"] > 10 * sweep.schedule.run_every.total_seconds()
 
 

@@ -225,7 +225,7 @@ def test_a_requeued_mail_is_sent_to_all_its_recipients(smtp, queue_mail, deliver
 def test_an_empty_list_costs_no_query_and_any_other_two_a_batch(
     smtp, queue_mail, deliver, epica_mail
 ) -> None:
-    epica_mail(SETTLE_DELAY=60)
+    epica_mail(BATCH_SIZE=20)
 
     def queries() -> int:
         for number in range(20):

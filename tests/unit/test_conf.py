@@ -72,9 +72,19 @@ def test_overriding_the_setting_takes_effect_at_once(settings) -> None:
     assert conf.get().max_retries == 3
 
 
+def test_removed_keys_are_ignored_until_a_check_names_them() -> None:
+    assert conf.parse({"SETTLE_DELAY": 0.05, "BATCH_SECONDS": 5}) == conf.parse({})
+
+
+def test_a_claim_holds_no_more_than_a_worker_may() -> None:
+    assert conf.parse({"BATCH_SIZE": conf.PERMITS}).batch_size == conf.PERMITS
+    with pytest.raises(ImproperlyConfigured, match=r"BATCH_SIZE.* 25 at most; it is 26"):
+        conf.parse({"BATCH_SIZE": conf.PERMITS + 1})
+
+
 def test_a_lease_outlasts_a_batch_and_its_last_mail() -> None:
     values = conf.get()
-    assert values.lease_seconds > values.batch_seconds + values.send_timeout
+    assert values.lease_seconds > conf.BEGIN_SECONDS + values.send_timeout
     assert values.task_seconds > values.run_seconds + values.lease_seconds
 
 

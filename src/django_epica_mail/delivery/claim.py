@@ -1,4 +1,4 @@
-"""Finds due mail and claims it: one worker's exclusive lease on a batch."""
+"""Finds due mail and claims it: one worker's exclusive lease on a few e-mails."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from datetime import datetime, timedelta
+from functools import cached_property, partial
 from typing import Any
 
-from django.db import connections, models, router, transaction
-from django.db.models import BooleanField, ExpressionWrapper, Max, Q
+from django.db import router
 
-from django_epica_mail import clock, conf, lifecycle, suppression
+from django_epica_mail import conf
 from django_epica_mail.delivery import gates, rate_limits
 from django_epica_mail.delivery.db_retry import retry_on_database_errors
-from django_epica_mail.models import EmailLog, EmailQuerySet, EmailRecipient
-from django_epica_mail.retry import Kind
+from django_epica_mail.models import EmailLog, EmailRecipient
+from django_epica_mail.queueing import dequeue
+from django_epica_mail.queueing.dequeue import Accepted, Lane, due, due_levels, has_due
 from django_epica_mail.rules import LEVELS
 from django_epica_mail.transports import config as transports
 
 _CLAIM_PATIENCE = 2.0
 """Seconds for which a claim is retried after it lost its rows, a deadlock or a serialization
 failure."""
+
+_FULL_LOOK_SECONDS = 2.0
+_MARGIN = timedelta(seconds=2)
+"""How much older than the last claimed e-mail one may be that was committed after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,60 +46,125 @@ class ClaimedMail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """E-mails of one queue, transport and priority that one worker holds, in claim order."""
+    """E-mails of one queue and transport that one worker holds, in claim order.
+
+    All of them may be begun at once, so a worker that dies leaves each of them in doubt.
+    """
 
     transport: str
     """The alias of their transport."""
     mails: list[ClaimedMail]
-    """The e-mails in the order they are begun: by ``due_at``, then id."""
-    token: uuid.UUID
-    """Marks the rows as held by this claim."""
+    """The e-mails in the order they are begun: by priority, ``due_at``, then id."""
     using: str
     """The alias of the database that holds the rows."""
     claimed_at: float
     """When the claim began, in monotonic seconds of this process."""
-    is_probe: bool
+    is_probe: bool = False
     """Whether the one e-mail finds out if the transport works again."""
+    is_limited: bool = False
+    """Whether a rate limit may have made the claim smaller."""
     has_suppressions: bool = False
     """Whether the suppression list has any entry."""
+    has_attachments: bool = False
+    """Whether any of the e-mails has attachments."""
 
     @property
-    def lease_ends(self) -> float:
-        """The monotonic second after which the sweep may take the rows away."""
-        return self.claimed_at + conf.get().lease_seconds
+    def token(self) -> uuid.UUID | None:
+        """What marks the rows as held by this claim."""
+        return self.mails[0].row.lease_token
+
+    @property
+    def begin_until(self) -> float:
+        """The monotonic second until which the lease outlasts an e-mail begun now."""
+        return self.claimed_at + conf.BEGIN_SECONDS
 
 
-def claim(queue: str) -> Batch | None:
-    """Claim the most urgent due mail of a queue; return ``None`` if there is none.
+class ScanStarts:
+    """Where the claims of one task begin to look, for each transport and priority.
 
-    Skips mail for a transport that is paused, out of order or not configured.
+    A claimed e-mail leaves a dead index entry, which stays as long as any open transaction might
+    read it. A claim from the beginning would walk over the entries of all mail before it. So most
+    claims begin near the last one; now and then, and before a queue counts as empty, a claim looks
+    at everything.
     """
-    using = router.db_for_write(EmailLog)
-    state = gates.Gates(using)
-    if not state.queue_is_open(queue):
-        return None
-    aliases = state.open_transports(transports.aliases())
-    random.shuffle(aliases)  # so that no transport is always last among equally urgent mail
-    levels = {alias: due_levels(queue, alias, using) for alias in aliases}
-    heads = {alias: level for alias in aliases if (level := next(levels[alias], None)) is not None}
-    while heads:
-        alias = max(heads, key=heads.__getitem__)
-        allowed = rate_limits.allowance(alias)
-        if allowed is not None and allowed < _head_cost(queue, alias, heads[alias], using):
-            # The head reserves the budget: nothing less urgent may use it up before.
-            del heads[alias]
-            continue
-        batch = _claim_level(
-            queue, alias, heads[alias], state.needs_probe(alias), using, limit=allowed
-        )
-        if batch is not None:
-            return batch
-        level = next(levels[alias], None)
-        if level is None:
-            del heads[alias]
-        else:
-            heads[alias] = level
-    return None
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, int], datetime] = {}
+        self._looked_at_all = -_FULL_LOOK_SECONDS
+
+    def bounds(self) -> Mapping[tuple[str, int], datetime]:
+        """Return the ``due_at`` to begin at, by transport and priority; empty for a full look."""
+        now = time.monotonic()
+        if now - self._looked_at_all >= _FULL_LOOK_SECONDS:
+            self._looked_at_all = now
+            self._last.clear()
+        return self._last
+
+    def forget(self) -> None:
+        """Make the next claim look at everything."""
+        self._looked_at_all = -_FULL_LOOK_SECONDS
+
+    def note(self, rows: Iterable[EmailLog]) -> None:
+        """Remember how far a claim came."""
+        for row in rows:
+            self._last[row.transport, row.priority] = row.due_at - _MARGIN
+
+
+def database() -> str:
+    """Return the alias of the database that holds the queue."""
+    return router.db_for_write(EmailLog)
+
+
+def claim(queue: str, *, starts: ScanStarts | None = None) -> Batch | None:
+    """Claim the most urgent due mail of a queue, up to ``BATCH_SIZE``; ``None`` if there is none.
+
+    Skips mail for a transport that is paused, out of order or not configured. ``starts`` is as in
+    ``Claiming``.
+    """
+    using = database()
+    return retry_on_database_errors(
+        Claiming(queue, using, starts=starts), until=time.monotonic() + _CLAIM_PATIENCE, using=using
+    )
+
+
+class Claiming:
+    """A claim as ``claim`` makes it, for the current transaction if there is one.
+
+    It may be repeated: after a commit whose reply was lost it returns what that commit claimed.
+    ``limit`` is the most e-mails to claim if that is less than ``BATCH_SIZE``. ``transport``
+    restricts it to one transport; ``starts`` remembers where the claims of a task begin to look.
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        using: str,
+        *,
+        limit: int | None = None,
+        transport: str | None = None,
+        starts: ScanStarts | None = None,
+    ) -> None:
+        self._using, self._token, self._is_repeated = using, uuid.uuid4(), False
+        self._search = _Search(queue, using, self._token, limit, transport, starts or ScanStarts())
+
+    def __call__(self) -> Batch | None:
+        """Claim; return ``None`` if there is nothing to claim."""
+        if self._is_repeated and (held := list(dequeue.held(self._token, self._using))):
+            return _batch(held, self._using, time.monotonic())
+        self._is_repeated = True
+        return self._search.find()
+
+    def settle_too(
+        self, accepted: Sequence[Accepted]
+    ) -> tuple[set[uuid.UUID], Batch | None] | None:
+        """Record accepted e-mails, and claim, in one statement; ``None`` if it takes several.
+
+        Returns the ids that were recorded and what was claimed.
+        """
+        if self._is_repeated or (lanes := self._search.lanes_together()) is None:
+            return None
+        self._is_repeated = True
+        return self._search.settle_and_claim(accepted, lanes)
 
 
 def claim_one(email_id: uuid.UUID | str) -> Batch | None:
@@ -109,19 +179,145 @@ def claim_one(email_id: uuid.UUID | str) -> Batch | None:
     if not is_open or mail.transport not in state.open_transports(transports.aliases()):
         return None
     wanted = due(mail.queue, mail.transport, mail.pending, using).filter(pk=email_id)
-    return _claim(wanted, mail.transport, 1, is_probe=False, using=using)
+    claimed_at = time.monotonic()
+    lease = _lease(uuid.uuid4())
+    won = retry_on_database_errors(
+        lambda: dequeue.take_from(wanted, 1, **lease),
+        until=claimed_at + _CLAIM_PATIENCE,
+        using=using,
+    )
+    return _batch(won, using, claimed_at) if won else None
 
 
-def queues(using: str) -> Iterator[str]:
-    """Yield the name of every queue that has rows, by one index look-up per name."""
-    name = ""
-    while True:
-        rows = EmailLog.objects.using(using).filter(queue__gt=name)
-        following = rows.aggregate(name=models.Min("queue"))["name"]
-        if following is None:
-            return
-        name = following
-        yield name
+class _Search:
+    """One search for due mail: which transports and priorities may go now, in which order."""
+
+    def __init__(
+        self,
+        queue: str,
+        using: str,
+        token: uuid.UUID,
+        limit: int | None,
+        transport: str | None,
+        starts: ScanStarts,
+    ) -> None:
+        self._queue, self._using, self._token = queue, using, token
+        self._limit = min(conf.get().batch_size, limit or conf.PERMITS)
+        self._only, self._starts = transport, starts
+
+    @cached_property
+    def _state(self) -> gates.Gates:
+        return gates.current(self._using)
+
+    def find(self) -> Batch | None:
+        """Claim the most urgent due mail; return ``None`` if there is none."""
+        if (lanes := self.lanes_together()) is not None:
+            return self._claim(lanes, self._limit)
+        return self._find_by_heads()
+
+    def lanes_together(self) -> list[Lane] | None:
+        """Return the lanes to ask in one statement; ``None`` if each is a decision of its own."""
+        if not dequeue.lanes_together(self._using):
+            return None
+        aliases = self._aliases()
+        if any(self._state.needs_probe(it) for it in aliases):
+            return None
+        if any(rate_limits.allowance(it) is not None for it in aliases):
+            return None
+        return [(alias, level) for level in reversed(LEVELS) for alias in aliases]
+
+    def settle_and_claim(
+        self, accepted: Sequence[Accepted], lanes: Sequence[Lane]
+    ) -> tuple[set[uuid.UUID], Batch | None]:
+        """Record accepted e-mails and claim the most urgent due mail of the lanes."""
+        claimed_at, bounds = time.monotonic(), self._starts.bounds()
+        settled, rows = dequeue.settle_and_take(
+            accepted,
+            self._queue,
+            lanes,
+            self._limit,
+            bounds=bounds,
+            using=self._using,
+            **_lease(self._token),
+        )
+        if rows:
+            self._starts.note(rows)
+            return settled, _batch(rows, self._using, claimed_at)
+        self._starts.forget()
+        return settled, self._claim(lanes, self._limit) if bounds else None
+
+    def _aliases(self) -> list[str]:
+        """Return the transports whose mail may go now, in random order."""
+        if not self._state.queue_is_open(self._queue):
+            return []
+        aliases = self._state.open_transports(transports.aliases())
+        random.shuffle(aliases)  # so that no transport is always last among equally urgent mail
+        return [alias for alias in aliases if self._only in (None, alias)]
+
+    def _find_by_heads(self) -> Batch | None:
+        queue, using = self._queue, self._using
+        limits = {alias: rate_limits.allowance(alias) for alias in self._aliases()}
+        levels = {alias: due_levels(queue, alias, using) for alias in limits}
+        found = {alias: next(levels[alias], None) for alias in limits}
+        heads = {alias: level for alias, level in found.items() if level is not None}
+        while heads:
+            alias = max(heads, key=heads.__getitem__)
+            lane, allowed = (alias, heads[alias]), limits[alias]
+            if allowed is not None and allowed < _head_cost(queue, *lane, using):
+                # The head reserves the budget: nothing less urgent may use it up before.
+                del heads[alias]
+                continue
+            if self._state.needs_probe(alias):
+                batch = self._claim_probe(lane)
+            else:
+                batch = self._claim([lane], self._limit, allowed)
+            if batch is not None:
+                return batch
+            level = next(levels[alias], None)
+            if level is None:
+                del heads[alias]
+            else:
+                heads[alias] = level
+        return None
+
+    def _claim_probe(self, lane: Lane) -> Batch | None:
+        alias = lane[0]
+        if not (has_due(self._queue, *lane, self._using) and gates.take_probe(alias, self._using)):
+            return None
+        batch = self._claim([lane], 1, is_probe=True)
+        if batch is None:
+            gates.return_probe(alias, self._using)
+        return batch
+
+    def _claim(
+        self,
+        lanes: Sequence[Lane],
+        limit: int,
+        allowed: int | None = None,
+        *,
+        is_probe: bool = False,
+    ) -> Batch | None:
+        if not lanes:
+            return None
+        claimed_at, bounds = time.monotonic(), self._starts.bounds()
+        take = partial(
+            dequeue.take,
+            self._queue,
+            lanes,
+            min(limit, allowed or limit),
+            using=self._using,
+            **_lease(self._token),
+        )
+        rows = take(bounds=bounds)
+        if not rows and bounds:
+            self._starts.forget()
+            rows = take()
+        if not rows:
+            return None
+        self._starts.note(rows)
+        return _batch(
+            rows, self._using, claimed_at, is_probe=is_probe, is_limited=allowed is not None
+        )
 
 
 def has_claimable(queue: str, using: str) -> bool:
@@ -132,33 +328,6 @@ def has_claimable(queue: str, using: str) -> bool:
         for alias in state.open_transports(transports.aliases())
         for level in due_levels(queue, alias, using)
     )
-
-
-def due_levels(queue: str, transport: str, using: str) -> Iterator[int]:
-    """Yield the priorities at which a queue holds mail for a transport, most urgent first.
-
-    One look-up at the end of an index per priority, however many rows there are.
-    """
-    level = LEVELS.stop
-    waiting = EmailLog.objects.using(using).filter(queue=queue, transport=transport)
-    # Not "IS NOT NULL" for the first: MariaDB would read every row.
-    while (level := waiting.filter(pending__lt=level).aggregate(m=Max("pending"))["m"]) is not None:
-        yield level
-
-
-def due(queue: str, transport: str, level: int, using: str) -> EmailQuerySet:
-    """Return the e-mails of one priority that may be claimed now, in claim order."""
-    return (
-        EmailLog.objects.using(using)
-        .filter(queue=queue, transport=transport, pending=level, due_at__lte=clock.now())
-        .order_by("due_at", "id")
-    )
-
-
-def has_due(queue: str, transport: str, level: int, using: str) -> bool:
-    """Return whether an e-mail of one priority may be claimed now."""
-    # Not exists(), which drops the order: PostgreSQL would then scan all rows for one.
-    return bool(due(queue, transport, level, using).values_list("pk")[:1])
 
 
 def pause_for_budget(queue: str) -> float | None:
@@ -187,6 +356,14 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"[:255]
 
 
+def _lease(token: uuid.UUID) -> dict[str, Any]:
+    return {
+        "token": token,
+        "lease_seconds": conf.get().lease_seconds,
+        "worker": worker_name(),
+    }
+
+
 def _head_cost(queue: str, alias: str, level: int, using: str) -> int:
     """Return how many recipients the first due mail of a priority takes from the rate limits.
 
@@ -199,106 +376,21 @@ def _head_cost(queue: str, alias: str, level: int, using: str) -> int:
     return rate_limits.bounded(alias, max(1, left))
 
 
-def _claim_level(
-    queue: str, alias: str, level: int, is_probe: bool, using: str, *, limit: int | None
-) -> Batch | None:
-    if is_probe and not (has_due(queue, alias, level, using) and gates.take_probe(alias, using)):
-        return None
-    size = conf.get().batch_size
-    limit = 1 if is_probe else min(size, size if limit is None else limit)
-    rows = due(queue, alias, level, using)
-    batch = _claim(rows, alias, limit, is_probe=is_probe, using=using)
-    if batch is None and is_probe:
-        gates.return_probe(alias, using)
-    return batch
-
-
-def _claim(
-    rows: EmailQuerySet, alias: str, limit: int, *, is_probe: bool, using: str
-) -> Batch | None:
-    give_up_at = time.monotonic() + _CLAIM_PATIENCE
-    while (claimed_at := time.monotonic()) < give_up_at:
-        token = uuid.uuid4()
-        found, won = retry_on_database_errors(
-            partial(_take, rows, limit, token, using),
-            until=give_up_at,
-            using=using,
-        )
-        if won:
-            return Batch(
-                transport=alias,
-                mails=[_claimed(row) for row in won],
-                token=token,
-                using=using,
-                claimed_at=claimed_at,
-                is_probe=is_probe,
-                has_suppressions=_has_suppressions(won[0]),
-            )
-        if not found:
-            return None
-        # Other workers won every row found; there may be more. Bounded, because a row changed by
-        # hand may look claimable and never be.
-    return None
-
-
-def _take(
-    rows: EmailQuerySet, limit: int, token: uuid.UUID, using: str
-) -> tuple[bool, list[EmailLog]]:
-    """Mark due rows with a token; return whether any were found, and the rows won."""
-    features = connections[using].features
-    rows = rows.annotate(
-        too_old=_passed("give_up_at"),
-        is_expired=_passed("expires_at"),
-        has_suppressions=suppression.exists(),
+def _batch(
+    rows: Sequence[Any],
+    using: str,
+    claimed_at: float,
+    *,
+    is_probe: bool = False,
+    is_limited: bool = False,
+) -> Batch:
+    return Batch(
+        transport=rows[0].transport,
+        mails=[ClaimedMail(row, bool(row.too_old), bool(row.is_expired)) for row in rows],
+        using=using,
+        claimed_at=claimed_at,
+        is_probe=is_probe,
+        is_limited=is_limited,
+        has_suppressions=any(row.has_suppressions for row in rows),
+        has_attachments=any(row.has_attachments for row in rows),
     )
-    with transaction.atomic(using=using):
-        if not features.has_select_for_update_skip_locked:
-            # SQLite: a transaction that starts with a read cannot become a writer. This update
-            # matches no row, and makes it the one writer until the rows found are marked.
-            EmailLog.objects.using(using).filter(pk=token).update(worker="")
-        return _mark(list(rows.skipping_locked()[:limit]), token, using)
-
-
-def _passed(name: str) -> ExpressionWrapper[Q]:
-    return ExpressionWrapper(Q(**{f"{name}__lte": clock.now()}), output_field=BooleanField())
-
-
-def _claimed(row: Any) -> ClaimedMail:
-    return ClaimedMail(row, too_old=bool(row.too_old), is_expired=bool(row.is_expired))
-
-
-def _has_suppressions(row: Any) -> bool:
-    return bool(row.has_suppressions)
-
-
-def _mark(candidates: list[EmailLog], token: uuid.UUID, using: str) -> tuple[bool, list[EmailLog]]:
-    mails = _until_suspect(candidates)
-    ids = [mail.pk for mail in mails]
-    won = EmailLog.objects.using(using).move(
-        lifecycle.CLAIM,
-        ids,
-        lease_token=token,
-        lease_until=clock.now(conf.get().lease_seconds),
-        worker=worker_name(),
-    )
-    for mail in mails:
-        mail.worker = worker_name()
-    if won != len(ids):
-        held = set(
-            EmailLog.objects.using(using)
-            .filter(pk__in=ids, lease_token=token)
-            .values_list("pk", flat=True)
-        )
-        mails = [mail for mail in mails if mail.pk in held]
-    return bool(candidates), mails
-
-
-def _until_suspect(mails: list[EmailLog]) -> list[EmailLog]:
-    """Return the mails before the first whose last worker died, or that one alone.
-
-    If it caused the death, it takes no other e-mail down the next time.
-    """
-    for index, mail in enumerate(mails):
-        if mail.failure_kind == Kind.WORKER_LOST:
-            return mails[:index] or [mail]
-    return mails

@@ -27,7 +27,7 @@ _CHUNK = 500
 
 _INDEPENDENT = 3
 _IN_A_ROW = 10
-"""Fewer than ``lifecycle.PERMITS``, for each of them may be unknown."""
+"""Fewer than ``conf.PERMITS``, for each of them may be unknown."""
 _EVIDENCE_SECONDS = 600.0
 
 
@@ -88,6 +88,25 @@ class Gates:
         return (_TRANSPORT, alias) in self._closed
 
 
+_KEPT_SECONDS = 1.0
+"""Seconds for which a worker's claims use the same reading of the gates."""
+
+_kept: dict[str, tuple[float, Gates]] = {}
+
+
+def current(using: str) -> Gates:
+    """Return the state of all gates as it was at most a second ago.
+
+    What this process changes itself it sees at once.
+    """
+    now = time.monotonic()
+    read_at, state = _kept.get(using, (-_KEPT_SECONDS, None))
+    if state is None or now - read_at >= _KEPT_SECONDS:
+        state = Gates(using)
+        _kept[using] = now, state
+    return state
+
+
 class Evidence:
     """Weighs failures that may mean that a transport is out of order; one for each process.
 
@@ -134,6 +153,7 @@ evidence = Evidence()
 
 def take_probe(alias: str, using: str) -> bool:
     """Reserve the one probe of a transport; return whether the caller got it."""
+    _kept.clear()
     free = DeliveryGate.objects.using(using).filter(
         scope=_TRANSPORT, name=alias, outages__gt=0, open_until__lte=clock.now()
     )
@@ -145,12 +165,14 @@ def return_probe(alias: str, using: str) -> bool:
 
     Returns whether the transport is out of order.
     """
+    _kept.clear()
     gates = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, name=alias, outages__gt=0)
     return gates.update(open_until=clock.now()) == 1
 
 
 def trip(alias: str, failure: Failure, using: str) -> None:
     """Open a transport's breaker: it gets no mail until the next probe is due."""
+    _kept.clear()
     gate, _ = DeliveryGate.objects.using(using).get_or_create(scope=_TRANSPORT, name=alias)
     DeliveryGate.objects.using(using).filter(pk=gate.pk).update(
         outages=models.F("outages") + 1, open_until=_probe_time(), reason=failure.reply
@@ -160,6 +182,7 @@ def trip(alias: str, failure: Failure, using: str) -> None:
 
 def reset(alias: str, using: str) -> None:
     """Close a transport's breaker after a successful probe."""
+    _kept.clear()
     gates = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, name=alias, outages__gt=0)
     if gates.update(outages=0, open_until=None, reason=""):
         signals.transport_recovered.send_robust(DeliveryGate, transport=alias)
@@ -176,6 +199,7 @@ def set_paused(
 
     Raises ``ValueError`` unless exactly one of them is named.
     """
+    _kept.clear()
     if (queue is None) == (transport is None):
         raise ValueError("Name a queue or a transport, and only one of them.")
     using = using or router.db_for_write(DeliveryGate)

@@ -73,13 +73,13 @@ def recipient_outcomes(mails: Iterable[EmailLog], using: str) -> dict[UUID, dict
 class MessageLoader:
     """Loads what a batch needs in addition to its rows, and builds each message in its turn.
 
-    Few e-mails have attachments and few were tried before: a batch without either costs one query.
+    Few e-mails have attachments and few were tried before: a batch without either costs no query.
     """
 
     def __init__(self, batch: Batch) -> None:
         rows = [mail.row for mail in batch.mails]
         self._using = batch.using
-        self._attachments = self._find_attachments(rows)
+        self._attachments = self._find_attachments(rows) if batch.has_attachments else {}
         self._outcomes = recipient_outcomes(rows, batch.using)
         self._held_back: dict[UUID, dict[int, str]] = {}
         self._left: dict[UUID, int] = {}

@@ -35,6 +35,7 @@ class Sender(Generic[K]):
         self._in_flight: dict[Future[Result], tuple[K, Connection]] = {}
         self._done: list[tuple[K, Result]] = []
         self._is_slow = False
+        self._seconds = 0.0
 
     def __enter__(self) -> Sender[K]:
         self._threads = self._stack.enter_context(ThreadPoolExecutor(conf.get().connections))
@@ -52,6 +53,11 @@ class Sender(Generic[K]):
     def is_free(self) -> bool:
         """Whether the next message is sent without waiting for another one to finish."""
         return len(self) < (conf.get().connections if self._is_slow else 1)
+
+    @property
+    def per_second(self) -> float:
+        """About how many messages it can begin in a second."""
+        return conf.get().connections / self._seconds if self._is_slow else float("inf")
 
     def begin(self, key: K, message: EmailMessage) -> None:
         """Send a message; ``finished`` returns its result."""
@@ -82,7 +88,8 @@ class Sender(Generic[K]):
         self._idle.append(connection)
         self._done.append((key, result))
         if connection.mails > 1:  # the first one had to connect
-            self._is_slow = result.seconds is not None and result.seconds >= _SLOW
+            self._seconds = result.seconds or 0.0
+            self._is_slow = self._seconds >= _SLOW
 
 
 def _send(connection: Connection, message: EmailMessage) -> Result:

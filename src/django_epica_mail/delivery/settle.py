@@ -5,93 +5,97 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from django.db import Error, transaction
 from django.db.models import F
 
 from django_epica_mail import clock, conf, lifecycle, signals
-from django_epica_mail.delivery.claim import Batch
+from django_epica_mail.delivery.claim import Batch, Claiming
 from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_errors
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
 from django_epica_mail.queueing import sql
+from django_epica_mail.queueing.dequeue import Accepted
 from django_epica_mail.retry import Kind, Result
 from django_epica_mail.tracking import events
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class Settler:
-    """Commits the outcomes of one batch, several together.
+    """Commits the outcomes of one worker's e-mails, all that are known together.
 
-    An e-mail is begun only while fewer than ``lifecycle.PERMITS`` are unsettled, which bounds how
-    many a crash leaves unknown. An outcome waits up to ``SETTLE_DELAY`` seconds for others.
+    Each write is guarded by the claim's token or the attempt's number, so that repeating a commit
+    whose reply was lost changes nothing.
     """
 
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
+    def __init__(self, using: str) -> None:
+        self._using = using
         self._waiting: list[Outcome] = []
-        self._oldest = 0.0
         self._lost_any = False
         self.settled = 0
 
     def add(self, outcome: Outcome) -> None:
-        """Add an outcome, to be committed soon."""
-        if not self._waiting:
-            self._oldest = time.monotonic()
+        """Add an outcome, to be committed with the next ``flush`` or ``settle_and``."""
         self._waiting.append(outcome)
 
     @property
-    def holds_batch(self) -> bool:
-        """Whether every outcome so far was written while this claim held the e-mail.
+    def is_waiting(self) -> bool:
+        """Whether an outcome is not committed yet."""
+        return bool(self._waiting)
+
+    @property
+    def holds_claims(self) -> bool:
+        """Whether every outcome so far was written while its claim held the e-mail.
 
         If one was not, this worker may have been presumed dead, and another may be sending the
         rest.
         """
         return not self._lost_any
 
-    @property
-    def patience(self) -> float | None:
-        """How many more seconds the oldest outcome may wait; ``None`` if none waits."""
-        if not self._waiting:
-            return None
-        return max(0.0, self._oldest + conf.get().settle_delay - time.monotonic())
-
-    def make_room(self, in_flight: int = 0) -> None:
-        """Commit what waits if no permit is left or the oldest outcome has waited long enough.
-
-        ``in_flight`` is how many e-mails have been begun and have no outcome yet.
-        """
-        if len(self._waiting) + in_flight >= lifecycle.PERMITS or self.patience == 0:
-            self.flush()
-
     def flush(self) -> None:
-        """Commit what waits; retry while the lease lasts if the database fails.
+        """Commit what waits; retry for some time if the database fails."""
+        if self._waiting:
+            self.settle_and(None)
 
-        Each write is guarded by the claim's token or the attempt's number: repeating a commit
-        whose reply was lost changes nothing.
-        """
-        if not self._waiting:
-            return
+    def settle_and(self, claiming: Claiming | None) -> Batch | None:
+        """Commit what waits together with a claim, in one transaction; return what was claimed."""
         outcomes = self._waiting
+        if not outcomes:
+            return self._patiently(claiming) if claiming is not None else None
         try:
-            moved = self._settle(outcomes)
+            moved, batch = self._patiently(lambda: self._settle_and(claiming, outcomes))
         except Error as error:
             if is_passing(error):
                 raise
             self._settle_one_by_one()
-        else:
-            self._close(outcomes, moved)
+            return self._patiently(claiming) if claiming is not None else None
+        self._close(outcomes, moved)
+        return batch
 
-    def _settle(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        batch = self._batch
-        return retry_on_database_errors(
-            lambda: settle(outcomes, token=batch.token, using=batch.using),
-            until=batch.lease_ends,
-            using=batch.using,
-        )
+    def _settle_and(
+        self, claiming: Claiming | None, outcomes: Sequence[Outcome]
+    ) -> tuple[list[Outcome], Batch | None]:
+        using = self._using
+        if claiming is not None and all(it.is_plain and not it.ends_content for it in outcomes):
+            settled, batch = claiming.settle_too([_accepted(it) for it in outcomes]) or (None, None)
+            if settled is not None:
+                moved = [it for it in outcomes if it.mail.pk in settled]
+                others = [it for it in outcomes if it.mail.pk not in settled]
+                return moved + (settle(others, using=using) if others else []), batch
+        with transaction.atomic(using=using):
+            moved = settle(outcomes, using=using)
+            return moved, claiming() if claiming is not None else None
+
+    def _patiently(self, operation: Callable[[], T]) -> T:
+        until = time.monotonic() + conf.get().settle_patience
+        return retry_on_database_errors(operation, until=until, using=self._using)
 
     def _settle_one_by_one(self) -> None:
         """Settle outcomes one at a time, so that one the database rejects does not block the rest.
@@ -101,7 +105,7 @@ class Settler:
         for outcome in list(self._waiting):
             moved: list[Outcome] = []
             try:
-                moved = self._settle([outcome])
+                moved = self._patiently(partial(settle, [outcome], using=self._using))
             except Error as error:
                 if is_passing(error):
                     raise
@@ -113,42 +117,47 @@ class Settler:
         self._waiting = self._waiting[len(outcomes) :]
         self.settled += len(outcomes)
         self._lost_any |= len(moved) < len(outcomes) or any(it.is_late for it in moved)
-        announce(moved, self._batch.using)
+        announce(moved, self._using)
 
     def release(self, mails: Sequence[EmailLog]) -> None:
-        """Requeue e-mails that were claimed but not begun, without using up a try."""
+        """Requeue e-mails of one claim that were not begun, without using up a try."""
         if not mails:
             return
-        batch, ids = self._batch, [mail.pk for mail in mails]
-        retry_on_database_errors(
-            lambda: EmailLog.objects.using(batch.using).move(
-                lifecycle.RELEASE, ids, token=batch.token
-            ),
-            until=batch.lease_ends,
-            using=batch.using,
-        )
+        ids, token = [mail.pk for mail in mails], mails[0].lease_token
+        rows = EmailLog.objects.using(self._using)
+        self._patiently(lambda: rows.move(lifecycle.RELEASE, ids, token=token))
         # An event may have reported in the meantime that an earlier attempt was accepted after all.
         if tried_before := [mail.pk for mail in mails if mail.attempts]:
-            events.apply_early_events(tried_before, (), batch.using)
+            events.apply_early_events(tried_before, (), self._using)
 
 
-def settle(outcomes: Sequence[Outcome], *, token: uuid.UUID, using: str) -> list[Outcome]:
+def settle(outcomes: Sequence[Outcome], *, using: str) -> list[Outcome]:
     """Write outcomes in one transaction; return those that were written.
 
-    Another worker may hold the e-mail by now because this one was presumed dead; then the other
-    worker's outcome counts.
+    Each e-mail's ``lease_token`` is that of the claim under which it was sent. Another worker may
+    hold the e-mail by now because this one was presumed dead; then the other worker's outcome
+    counts.
     """
-    plain = [outcome for outcome in outcomes if outcome.is_plain]
+    alike: dict[uuid.UUID, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.is_plain:
+            alike.setdefault(_token(outcome), []).append(outcome)
     others = [outcome for outcome in outcomes if not outcome.is_plain]
-    with transaction.atomic(using=using):
-        moved = _settle_alike(plain, token, using) if plain else []
-        moved += [it for outcome in others if (it := _settle_one(outcome, token, using))]
+    with transaction.atomic(using=using, savepoint=False):
+        moved = [it for token, group in alike.items() for it in _settle_alike(group, token, using)]
+        moved += [it for outcome in others if (it := _settle_one(outcome, using))]
         # Only for rows that moved; the others may have been deleted.
         attempts = [_attempt(it.mail, it.result) for it in moved if it.result is not None]
         sql.insert_rows(attempts, using, ignore_conflicts=True)
         ended = [outcome.mail.pk for outcome in moved if outcome.ends_content]
         EmailLog.objects.using(using).forget_content(ended)
     return moved
+
+
+def _token(outcome: Outcome) -> uuid.UUID:
+    token = outcome.mail.lease_token
+    assert token is not None, "An e-mail is settled under the claim that holds it."  # noqa: S101
+    return token
 
 
 _LATE_MOVES = {
@@ -192,9 +201,9 @@ def _settle_late(
     return outcome.made_late_by(move)
 
 
-def _settle_one(outcome: Outcome, token: uuid.UUID, using: str) -> Outcome | None:
+def _settle_one(outcome: Outcome, using: str) -> Outcome | None:
     """Write an outcome; return it as written, or ``None`` if the claim lost the e-mail."""
-    rows, ids = EmailLog.objects.using(using), [outcome.mail.pk]
+    rows, ids, token = EmailLog.objects.using(using), [outcome.mail.pk], _token(outcome)
     held, moves = rows.filter(status=Status.SENDING), outcome.decision.moves
     values: list[dict[str, object]] = [*({} for _ in moves[1:]), _values(outcome)]
     if held.move(moves[0], ids, token=token, **values[0]):
@@ -252,6 +261,23 @@ def _values(outcome: Outcome) -> dict[str, object]:
     if target in lifecycle.FINAL:
         values["finished_at"] = clock.now()
     return values
+
+
+def _accepted(outcome: Outcome) -> Accepted:
+    mail, result = outcome.mail, outcome.result
+    assert result is not None, "A plain outcome has a result."  # noqa: S101
+    return Accepted(
+        id=clock.uuid7(),
+        email_id=mail.pk,
+        token=_token(outcome),
+        number=mail.attempts + 1,
+        transport=mail.transport,
+        worker=mail.worker,
+        seconds=result.seconds,
+        code=result.code,
+        reply=result.reply,
+        provider_id=result.provider_id,
+    )
 
 
 def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from uuid import UUID
@@ -23,6 +24,15 @@ from django_epica_mail.delivery.prepare import MessageLoader, prepare, unreadabl
 from django_epica_mail.delivery.sender import Sender
 from django_epica_mail.delivery.settle import Settler
 from django_epica_mail.retry import Result
+
+_TURN_SECONDS = 5.0
+"""Seconds after which a worker stops claiming for one transport, and looks at all of them again."""
+
+_LINGER, _LONGEST_LINGER = 0.01, 0.025
+"""Seconds a worker waits after a batch that was not full, first and at most."""
+
+_SOON = 0.05
+"""Seconds that a known outcome waits for others while mails are in flight."""
 
 _LONGEST_PAUSE = 2.0
 """Seconds a worker waits for a rate limit; a longer wait is left to the sweep."""
@@ -61,15 +71,13 @@ def deliver(queue: str, *, rung_at: float | None = None) -> int:
     covers e-mails committed up to one window later, so the worker looks a second time.
     """
     started = time.monotonic()
-    settled, called_for_help, tried_at_once = 0, False, False
+    search = _Search(queue, until=started + conf.get().run_seconds)
+    settled, tried_at_once = 0, False
     look_again = doorbell.needs_second_look(rung_at)
-    while not _stop.is_set() and time.monotonic() - started < conf.get().run_seconds:
-        batch = claim.claim(queue)
+    while search.goes_on:
+        batch = search.next()
         if batch is not None:
-            if not called_for_help and len(batch.mails) >= conf.get().batch_size:
-                doorbell.ring(queue)
-                called_for_help = True
-            settled += _BatchRun(batch).run()
+            settled += _Run(batch, search).run()
             tried_at_once = False
         elif (pause := _pause_for_rate_limit(queue)) is not None and (pause or not tried_at_once):
             # Once only: mail that another worker is claiming looks due as well.
@@ -89,7 +97,7 @@ def deliver(queue: str, *, rung_at: float | None = None) -> int:
 def deliver_one(email_id: UUID | str) -> int:
     """Send one e-mail now if it can be claimed; return how many e-mails were settled."""
     batch = claim.claim_one(email_id)
-    return 0 if batch is None else _BatchRun(batch).run()
+    return 0 if batch is None else _Run(batch).run()
 
 
 def _pause_for_rate_limit(queue: str) -> float | None:
@@ -98,79 +106,209 @@ def _pause_for_rate_limit(queue: str) -> float | None:
     return pause if pause is not None and pause <= _LONGEST_PAUSE else None
 
 
-class _BatchRun:
-    """Sends a batch in claim order; settles what was begun and releases what was not."""
+class _Search:
+    """One task's search for due mail of a queue: what it claims next, and when."""
 
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
-        self._settler = Settler(batch)
-        self._begun = 0
+    def __init__(self, queue: str, *, until: float) -> None:
+        self._queue, self._until = queue, until
+        self._using = claim.database()
+        self._starts = claim.ScanStarts()
+        self._linger = _LINGER
+        self._called_for_help = False
+        self._found: Batch | None = None
+        self._is_empty = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the task may still claim mail."""
+        return self._found is not None or self.may_claim
+
+    @property
+    def may_claim(self) -> bool:
+        """Whether the task may claim more mail."""
+        return not _stop.is_set() and time.monotonic() < self._until
+
+    def next(self) -> Batch | None:
+        """Return the next batch, or ``None`` if the queue has nothing due."""
+        batch, self._found = self._found, None
+        if batch is None and not self._is_empty:
+            batch = claim.claim(self._queue, starts=self._starts)
+            self._heed(batch)
+        self._is_empty = False
+        return batch
+
+    def after(
+        self, batch: Batch, settler: Settler, *, only: str | None, limit: int
+    ) -> Batch | None:
+        """Settle what is known and claim the next batch, if possible in one transaction.
+
+        ``only`` restricts it to a transport. After a small batch it waits a moment first, so that
+        the next one holds more mails: each claim costs a commit, however many mails it holds.
+        """
+        if len(batch.mails) < conf.get().batch_size and only is None:
+            settler.flush()
+            time.sleep(self._linger)
+            self._linger = min(self._linger * 1.5, _LONGEST_LINGER)
+        following = settler.settle_and(
+            claim.Claiming(
+                self._queue, self._using, limit=limit, transport=only, starts=self._starts
+            )
+        )
+        self._heed(following)
+        self._is_empty = following is None and only is None
+        return following
+
+    def keep(self, batch: Batch) -> None:
+        """Keep a batch of another transport, to be returned next."""
+        self._found = batch
+
+    def _heed(self, batch: Batch | None) -> None:
+        if batch is not None and len(batch.mails) >= conf.get().batch_size:
+            self._linger = _LINGER
+            if not self._called_for_help:
+                doorbell.ring(self._queue)
+                self._called_for_help = True
+
+
+class _Run:
+    """Sends the mail of one transport: begins what is claimed, settles it, and claims more."""
+
+    def __init__(self, batch: Batch, search: _Search | None = None) -> None:
+        self._search = search
+        self._transport, self._using = batch.transport, batch.using
+        self._settler = Settler(batch.using)
+        self._claim_until = time.monotonic() + _TURN_SECONDS
         self._transport_works = True
+        self._results: list[UUID] = []
+        self._take(batch)
 
     def run(self) -> int:
-        """Send the batch; return how many e-mails were settled."""
-        batch = self._batch
+        """Send the mail; return how many e-mails were settled."""
         try:
-            loader = MessageLoader(batch)
-            with Sender[Attempt](batch.transport) as sender:
+            with Sender[Attempt](self._transport) as sender:
                 try:
-                    self._send_all(loader, sender)
+                    self._send_all(sender)
+                    while len(sender):
+                        self._wait(sender)
                 finally:
                     while len(sender):
                         self._collect(sender, timeout=None)
         finally:
             self._settler.flush()
-            self._settler.release([mail.row for mail in batch.mails[self._begun :]])
+            self._release()
         if not self._transport_works:
-            gates.reroute(batch.transport, batch.using)
+            gates.reroute(self._transport, self._using)
         # Outside the sending path: a slow result backend must not delay the next e-mail.
-        begun = [mail.row for mail in batch.mails[: self._begun]]
-        result_backend.mirror([row.pk for row in begun if row.store_result], batch.using)
+        result_backend.mirror(self._results, self._using)
         return self._settler.settled
 
-    def _send_all(self, loader: MessageLoader, sender: Sender[Attempt]) -> None:
-        settler = self._settler
-        for mail in self._batch.mails:
-            while not sender.is_free:
-                self._collect(sender, timeout=settler.patience)
-                settler.make_room(len(sender))
-            settler.make_room(len(sender))
-            is_held = settler.holds_batch and _may_begin(self._batch)
-            if not (self._transport_works and is_held):
-                return
-            ready = self._prepare(mail, loader)
-            self._begun += 1
-            if isinstance(ready, Outcome):
-                self._note([ready])
-                if ready.ends_batch:
-                    return
-            else:
-                sender.begin(ready, ready.message)
-                self._collect(sender, timeout=0)
+    def _take(self, batch: Batch) -> None:
+        self._batch = batch
+        self._loader: MessageLoader | None = None
+        self._unbegun = deque(batch.mails)
 
-    def _prepare(self, mail: ClaimedMail, loader: MessageLoader) -> Attempt | Outcome:
+    def _send_all(self, sender: Sender[Attempt]) -> None:
+        while self._may_go_on():
+            if not self._unbegun:
+                search = self._search if self._may_claim() else None
+                if search is not None and self._claim_more(search, sender):
+                    continue
+                if not len(sender):
+                    return
+                self._wait(sender)
+            elif (left := self._batch.begin_until - time.monotonic()) <= 0:
+                self._release()
+                while not sender.is_free:
+                    self._wait(sender)
+            elif not sender.is_free:
+                self._wait(sender, left)
+            else:
+                ready = self._prepare_next()
+                if isinstance(ready, Outcome):
+                    self._note([ready])
+                    if ready.ends_batch:
+                        return
+                else:
+                    sender.begin(ready, ready.message)
+                    self._collect(sender, timeout=0)
+
+    def _may_go_on(self) -> bool:
+        """Return whether another e-mail may be begun.
+
+        Not if the worker stops: Docker and Kubernetes kill it 10 or 30 seconds later.
+        """
+        return self._transport_works and self._settler.holds_claims and not _stop.is_set()
+
+    def _prepare_next(self) -> Attempt | Outcome:
+        """Return the attempt to make for the next e-mail, or its outcome if none is made."""
+        mail = self._unbegun[0]
+        ready = self._prepare(mail)
+        self._unbegun.popleft()
+        if mail.row.store_result:
+            self._results.append(mail.row.pk)
+        return ready
+
+    def _wait(self, sender: Sender[Attempt], timeout: float | None = None) -> None:
+        """Wait for the next result; settle what is known if none comes soon."""
+        if not self._settler.is_waiting:
+            self._collect(sender, timeout)
+        elif not self._collect(sender, _SOON):
+            self._settler.flush()
+
+    def _release(self) -> None:
+        """Release what is not begun."""
+        self._settler.release([mail.row for mail in self._unbegun])
+        self._unbegun.clear()
+
+    def _may_claim(self) -> bool:
+        if self._search is None or self._batch.is_probe or self._batch.is_limited:
+            return False
+        return self._search.may_claim and time.monotonic() < self._claim_until
+
+    def _claim_more(self, search: _Search, sender: Sender[Attempt]) -> bool:
+        """Settle what is known and claim more for this transport; return whether there was more."""
+        in_flight = len(sender)
+        limit = int(min(conf.PERMITS - in_flight, max(1.0, sender.per_second)))
+        only = self._transport if in_flight else None
+        batch = search.after(self._batch, self._settler, only=only, limit=limit)
+        if batch is None:
+            return False
+        if batch.transport != self._transport or batch.is_probe:
+            search.keep(batch)
+            return False
+        self._take(batch)
+        return True
+
+    def _prepare(self, mail: ClaimedMail) -> Attempt | Outcome:
         """Return the attempt to make, or the outcome if none is made.
 
         Raises ``DatabaseError`` if the database is lost. If only the content of this e-mail cannot
         be read, the e-mail is postponed and the others go on.
         """
+        if self._loader is None:
+            self._loader = MessageLoader(self._batch)
+        loader = self._loader
         try:
             loader.fetch(mail.row)
         except DatabaseError as error:
-            if not connections[self._batch.using].is_usable():
+            if not connections[self._using].is_usable():
                 raise
             return unreadable(mail, loader, error)
         return prepare(mail, loader)
 
-    def _collect(self, sender: Sender[Attempt], timeout: float | None) -> None:
-        """Note the outcomes of finished attempts, waiting up to ``timeout`` seconds for one."""
-        self._note([self._judge(attempt, result) for attempt, result in sender.finished(timeout)])
+    def _collect(self, sender: Sender[Attempt], timeout: float | None) -> bool:
+        """Note the outcomes of finished attempts, waiting up to ``timeout`` seconds for one.
+
+        Returns whether there was any.
+        """
+        finished = sender.finished(timeout)
+        self._note([self._judge(attempt, result) for attempt, result in finished])
+        return bool(finished)
 
     def _judge(self, attempt: Attempt, result: Result) -> Outcome:
         """Return the outcome of an attempt, its failure weighed by those of other mails."""
-        batch = self._batch
         weighed = gates.evidence.weigh(
-            batch.transport, attempt.message, result, is_probe=batch.is_probe
+            self._transport, attempt.message, result, is_probe=self._batch.is_probe
         )
         return judge(attempt, weighed)
 
@@ -186,27 +324,16 @@ class _BatchRun:
 
     def _report(self, result: Result | None) -> None:
         """Report the result of an attempt to the transport's breaker."""
-        batch, alias, using = self._batch, self._batch.transport, self._batch.using
+        is_probe, alias, using = self._batch.is_probe, self._transport, self._using
         report: Callable[[], object] | None = None
         if result is None or result.seconds is None:  # the transport was not asked
-            if batch.is_probe:
+            if is_probe:
                 report = partial(gates.return_probe, alias, using)
         elif result.failure is not None and result.failure.stops_transport:
             self._transport_works = False
             report = partial(gates.trip, alias, result.failure, using)
-        elif batch.is_probe:
+        elif is_probe:
             report = partial(gates.reset, alias, using)
         if report is not None:
-            retry_on_database_errors(report, until=batch.lease_ends, using=using)
-
-
-def _may_begin(batch: Batch) -> bool:
-    """Return whether an e-mail begun now ends while the batch is still leased and fresh.
-
-    Not if the worker stops: Docker and Kubernetes kill it 10 or 30 seconds later.
-    """
-    if _stop.is_set():
-        return False
-    now = time.monotonic()
-    is_fresh = now - batch.claimed_at < conf.get().batch_seconds
-    return is_fresh and batch.lease_ends - now > conf.get().send_timeout
+            until = time.monotonic() + conf.get().settle_patience
+            retry_on_database_errors(report, until=until, using=using)

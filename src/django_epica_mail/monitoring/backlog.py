@@ -17,9 +17,10 @@ from django.db.models import Count, Max, Min
 from django.utils import timezone
 
 from django_epica_mail import clock, lifecycle
-from django_epica_mail.delivery import claim, gates
+from django_epica_mail.delivery import gates
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryGate, EmailBatch, EmailLog, EmailQuerySet
+from django_epica_mail.queueing import dequeue
 from django_epica_mail.retry import Kind
 from django_epica_mail.rules import LEVELS
 
@@ -99,7 +100,7 @@ def status() -> StatusReport:
     """Return the status of every queue, and what holds mail back."""
     using = router.db_for_read(EmailLog)
     now, _ = clock_and_first_mail(using)
-    report = {queue: QueueStatus() for queue in claim.queues(using)}
+    report = {queue: QueueStatus() for queue in dequeue.queues(using)}
     for found in backlogs(using, now):
         _add_backlog(found, report.setdefault(found.queue, QueueStatus()))
     for rows in (*_count_between_attempts(using), *_count_ended(using)):
@@ -188,7 +189,7 @@ def _count_backlog(
 
 def _by_queue_and_transport(using: str) -> Iterator[tuple[tuple[str, str], list[int]]]:
     """Yield each queue and transport for which mail waits, with the priorities it has."""
-    for queue in claim.queues(using):
+    for queue in dequeue.queues(using):
         alias = ""
         while True:  # one index look-up per transport
             rows = EmailLog.objects.using(using).filter(queue=queue, transport__gt=alias)
@@ -196,12 +197,12 @@ def _by_queue_and_transport(using: str) -> Iterator[tuple[tuple[str, str], list[
             if following is None:
                 break
             alias = following
-            if levels := list(claim.due_levels(queue, alias, using)):
+            if levels := list(dequeue.due_levels(queue, alias, using)):
                 yield (queue, alias), levels
 
 
 def _due(queue: str, alias: str, levels: Iterable[int], using: str) -> list[EmailQuerySet]:
-    return [claim.due(queue, alias, level, using) for level in levels]
+    return [dequeue.due(queue, alias, level, using) for level in levels]
 
 
 def _oldest(levels: Iterable[EmailQuerySet]) -> datetime | None:

@@ -142,7 +142,7 @@ def _cells(
         if value is None:
             cells.append("NULL")
         elif isinstance(value, Expression):
-            sql, own = _compile(value, type(row), connection.alias)
+            sql, own = compile_expression(value, type(row), connection.alias)
             cells.append(sql)
             params += own
         elif type(value) is UUID:
@@ -160,7 +160,8 @@ def _cells(
 
 
 @lru_cache(maxsize=64)
-def _compile(value: Expression, model: type[Model], using: str) -> tuple[str, Sequence[Any]]:
+def compile_expression(value: Expression, model: type[Model], using: str) -> Statement:
+    """Return an expression on the columns of a model as SQL with its values."""
     query = Query(model)
     compiler = query.get_compiler(connection=connections[using])
     sql, params = compiler.compile(value.resolve_expression(query, allow_joins=False))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parseaddr
@@ -129,10 +128,9 @@ def _message(log: EmailLog, using: str) -> EmailMessage:
     batch = Batch(
         transport=log.transport,
         mails=[ClaimedMail(log, too_old=False, is_expired=False)],
-        token=uuid.UUID(int=0),
         using=using,
         claimed_at=0,
-        is_probe=False,
+        has_attachments=True,
     )
     loader = MessageLoader(batch)
     loader.fetch(log)

@@ -15,9 +15,9 @@ from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 from django.db import router
 
-from django_epica_mail.delivery import claim, worker
+from django_epica_mail.delivery import worker
 from django_epica_mail.models import EmailBatch, EmailLog
-from django_epica_mail.queueing import bulk
+from django_epica_mail.queueing import bulk, dequeue
 from django_epica_mail.testing.environment import _Environment
 from django_epica_mail.transports import connection
 
@@ -36,7 +36,7 @@ def drain_email_queue(queue: str | None = None) -> list[EmailMessage]:
     for batch in list(unfinished.values_list("pk", flat=True)):
         bulk.expand(batch)
     while sum(
-        worker.deliver(name) for name in claim.queues(using) if queue is None or name == queue
+        worker.deliver(name) for name in dequeue.queues(using) if queue is None or name == queue
     ):
         pass
     return outbox[before:]

@@ -83,8 +83,8 @@ def test_a_budget_that_grows_while_the_worker_looks_is_used(
     claimed = claim.claim
     answers = [None]  # the budget was spent at that moment, and is free a moment later
 
-    def claim_late(queue: str) -> claim.Batch | None:
-        return answers.pop() if answers else claimed(queue)
+    def claim_late(queue: str, **options: Any) -> claim.Batch | None:
+        return answers.pop() if answers else claimed(queue, **options)
 
     monkeypatch.setattr(claim, "claim", claim_late)
     assert deliver() == 1
@@ -96,7 +96,7 @@ def test_a_worker_does_not_spin_over_mail_that_another_is_claiming(
     budgets(smtp="4/s")
     queue_mail()
     looks: list[str] = []
-    monkeypatch.setattr(claim, "claim", looks.append)
+    monkeypatch.setattr(claim, "claim", lambda queue, **_: looks.append(queue))
     assert deliver() == 0
     assert len(looks) == 2
 

@@ -7,8 +7,7 @@ from collections import Counter
 import pytest
 
 from devservers.smtp_faults import Reply, Rule, delay, refuse
-from django_epica_mail import lifecycle
-from django_epica_mail.conf import MOST_CONNECTIONS
+from django_epica_mail.conf import MOST_CONNECTIONS, PERMITS
 from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailLog
 
 
@@ -63,4 +62,4 @@ def test_a_slow_server_that_shuts_down_leaves_the_rest_queued(
 
 
 def test_there_is_always_a_permit_for_the_next_mail() -> None:
-    assert MOST_CONNECTIONS < lifecycle.PERMITS
+    assert MOST_CONNECTIONS < PERMITS

@@ -171,7 +171,7 @@ def queue(*to: str, **options: Any) -> EmailLog:
 
 def settle(batch: Batch, result: Result) -> None:
     """Settle a claimed batch as the worker does."""
-    settler = settling.Settler(batch)
+    settler = settling.Settler(batch.using)
     for mail in batch.mails:
         tried = list(range(mail.row.recipients.count()))
         policy = outcome.policy_of(mail.row, too_old=False)
@@ -290,7 +290,7 @@ def test_an_event_of_a_settled_recipient_does_not_decide_a_mail() -> None:
     EmailLog.objects.update(attempts=1)
     batch = claim.claim("emails")
     assert batch is not None
-    settler = settling.Settler(batch)
+    settler = settling.Settler(batch.using)
     decision = retry.conclude(
         LOST, outcome.policy_of(batch.mails[0].row, too_old=False), [1], accepted_before=True
     )

@@ -12,7 +12,7 @@ from anymail.message import AnymailMessage, AnymailRecipientStatus
 from django.core.mail import EmailMessage
 
 from devservers.provider import KEY, Provider
-from django_epica_mail import lifecycle, outbox, suppression
+from django_epica_mail import conf, outbox, suppression
 from django_epica_mail.delivery import gates
 from django_epica_mail.models import DeliveryAttempt, EmailLog
 from django_epica_mail.transports import anymail, connection
@@ -272,7 +272,7 @@ def test_an_outage_leaves_few_mails_unknown(provider, deliver, api, status) -> N
     deliver()
     assert gates.Gates("default").out_of_order() == [api]
     unknown = EmailLog.objects.filter(status="unknown").count()
-    assert 0 < unknown <= lifecycle.PERMITS
+    assert 0 < unknown <= conf.PERMITS
     assert EmailLog.objects.filter(status="queued").count() == 60 - unknown
 
 

@@ -32,6 +32,7 @@ from django_epica_mail.models import (
 from django_epica_mail.privacy import person as persons
 from django_epica_mail.privacy.erase import erase
 from django_epica_mail.privacy.person import Person
+from django_epica_mail.queueing import dequeue
 from django_epica_mail.retry import Decision, Failure, Kind, Result
 from django_epica_mail.tracking import events
 
@@ -58,32 +59,36 @@ def failed(batch: Batch) -> list[Outcome]:
 
 
 def settled(batch: Batch, outcomes: list[Outcome]) -> list[Outcome]:
-    return settle(outcomes, token=batch.token, using=batch.using)
+    return settle(outcomes, using=batch.using)
 
 
 # A claim that is lost.
 
 
-def test_losing_one_row_ends_the_batch_before_the_next_mail(
-    smtp, queue_mail, travel, monkeypatch
+def test_losing_one_row_ends_what_the_worker_holds(
+    smtp, queue_mail, travel, epica_mail, monkeypatch
 ) -> None:
-    """The database's clock steps ahead while a worker is at its first mail."""
-    for _ in range(lifecycle.PERMITS + 5):
-        queue_mail(on_unknown="hold")
-    real = settling.settle
-    monkeypatch.setattr(lifecycle, "PERMITS", 5)
-    monkeypatch.setattr(maintenance, "PERMITS", 5)
+    """The database's clock steps ahead while a worker sends what it has claimed."""
+    epica_mail(BATCH_SIZE=5)
+    for _ in range(12):
+        queue_mail(on_unknown="resend")
+    real = Settler.settle_and
+    held = set[Any]()
 
-    def step_ahead(outcomes: Any, **options: Any) -> list[Outcome]:
-        if len(smtp.accepted) == 5:
+    def step_ahead(self: Settler, claiming: Any) -> Any:
+        if len(smtp.accepted) == 5 and not held:
             travel(minutes=5)
             maintenance.rescue()
-            claimed(25)  # by another worker: all that the sweep has released
-        return real(outcomes, **options)
+            travel(minutes=60)
+            while batch := claim.claim("emails"):  # another worker takes all there is
+                held.update(mail.row.pk for mail in batch.mails)
+        return real(self, claiming)
 
-    monkeypatch.setattr(settling, "settle", step_ahead)
+    monkeypatch.setattr(Settler, "settle_and", step_ahead)
     worker.deliver("emails")
     assert len(smtp.accepted) == 5
+    assert len(held) == 12, "those sent were in doubt, and may be sent once more"
+    assert set(EmailLog.objects.values_list("status", flat=True)) == {"sending"}
 
 
 def test_a_deleted_row_does_not_lose_the_outcomes_beside_it(smtp, queue_mail) -> None:
@@ -110,12 +115,12 @@ def test_an_outcome_that_cannot_be_stored_does_not_lose_the_others(
         return real(outcomes, **options)
 
     monkeypatch.setattr(settling, "settle", fail_for_one)
-    settler = Settler(batch)
+    settler = Settler(batch.using)
     for outcome in succeeded(batch):
         settler.add(outcome)
     settler.flush()
     assert EmailLog.objects.get(pk=good.pk).status == "sent"
-    assert not settler.holds_batch
+    assert not settler.holds_claims
 
 
 def test_known_answers_survive_a_breaker_that_cannot_be_written(
@@ -123,7 +128,7 @@ def test_known_answers_survive_a_breaker_that_cannot_be_written(
 ) -> None:
     """Two attempts end together; the first reports an outage, and the gate's write fails."""
     queue_mail(), queue_mail()
-    run = worker._BatchRun(claimed(2))
+    run = worker._Run(claimed(2))
     outage = Result(failure=Failure(kind=Kind.OUTAGE, reply="down"), seconds=0.1)
     first, second = succeeded(run._batch)
     decision = Decision(moves=(lifecycle.POSTPONE,), failure=outage.failure)
@@ -206,7 +211,7 @@ def test_a_mail_known_to_have_arrived_is_not_sent_again(
     batch = claimed()
     if told == "before the release":
         events.record(delivered(log))
-    Settler(batch).release([mail.row for mail in batch.mails])
+    Settler(batch.using).release([mail.row for mail in batch.mails])
     if told == "after the release":
         assert EmailLog.objects.get().status == "queued"
         events.record(delivered(log))
@@ -408,7 +413,7 @@ def test_a_probe_that_finds_no_mail_is_returned(smtp, queue_mail, monkeypatch) -
     queue_mail()
     gates.trip("smtp", Failure(kind=Kind.OUTAGE, reply="down"), "default")
     DeliveryGate.objects.update(open_until=clock.now(-1))
-    monkeypatch.setattr(claim, "_claim", lambda *args, **options: None)
+    monkeypatch.setattr(dequeue, "take", lambda *args, **options: [])
     assert claim.claim("emails") is None
     assert gates.take_probe("smtp", "default")
 

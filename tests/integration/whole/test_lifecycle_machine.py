@@ -44,17 +44,15 @@ from tests.integration.whole.lifecycle_model import Model, changes, witness
 from tests.integration.whole.workers import Time, Worker
 
 QUEUE, TRANSPORTS = "emails", ("ses", "smtp")
-PERMITS = 2
+BATCH_SIZE = 2
 SEND_TIMEOUT = 60
-LEASE = 5 + 2 * SEND_TIMEOUT
+LEASE = 4 + SEND_TIMEOUT
 EPICA_MAIL = {
-    "BATCH_SIZE": 4,
-    "BATCH_SECONDS": 5,
+    "BATCH_SIZE": BATCH_SIZE,
     "SEND_TIMEOUT": SEND_TIMEOUT,
     "MAX_RETRIES": 1,
     "RETRY_DELAY": 300,
     "GIVE_UP_AFTER": 3600,
-    "SETTLE_DELAY": 3600,  # settles only when permits run out or the batch ends
     "RUN_SECONDS": 1e6,
 }
 
@@ -207,7 +205,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.model.note(noted)
         assert count == len({mail for mail, *_ in noted})
         lost = Counter(claims[mail] for mail, _, new in noted if new == Status.UNKNOWN)
-        assert all(count <= PERMITS for count in lost.values()), "more than may have been begun"
+        assert all(count <= BATCH_SIZE for count in lost.values()), "more than may have been begun"
 
     @rule(clean_up=st.booleans())
     def take_care(self, clean_up: bool) -> None:
@@ -353,12 +351,8 @@ def site(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         settings.EPICA_MAIL = EPICA_MAIL
     else:
         settings.EPICA_MAIL = {**EPICA_MAIL, "TRANSPORTS": transports}
-    # The real number would need hundreds of mails to be exceeded.
-    monkeypatch.setattr(lifecycle, "PERMITS", PERMITS)
-    monkeypatch.setattr(maintenance, "PERMITS", PERMITS)
     monkeypatch.setattr(transport_connection, "connection", workers.connection)
-    monkeypatch.setattr(claim, "claim", workers.claim)
-    monkeypatch.setattr(claim, "_mark", workers.mark)
+    monkeypatch.setattr(claim, "_batch", workers.batch)
 
 
 @pytest.mark.django_db(transaction=True)

@@ -24,7 +24,6 @@ from django.db.models import DateTimeField, Value
 from django_epica_mail.delivery import claim as claims
 from django_epica_mail.delivery import worker as delivery_worker
 from django_epica_mail.delivery.claim import Batch
-from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Result
 
 _BEGINNING = datetime(2030, 1, 1, tzinfo=timezone.utc)
@@ -58,7 +57,11 @@ class Time:
 
     def present(self, delay: timedelta = timedelta()) -> datetime:
         """Return a later time than any earlier call, as statements never run at the same time."""
-        return _BEGINNING + timedelta(seconds=self.monotonic()) + delay
+        return self.at(self.monotonic()) + delay
+
+    def at(self, seconds: float) -> datetime:
+        """Return the time at a value of ``monotonic``."""
+        return _BEGINNING + timedelta(seconds=seconds)
 
     def monotonic(self) -> float:
         """Replace ``time.monotonic``."""
@@ -111,11 +114,9 @@ class Worker(threading.Thread):
         assert self.dialogue is not None
         return self.dialogue.positions
 
-    def seek(self, queue: str) -> Batch | None:
-        """Claim a batch, and record it and the time."""
-        self.batch_sought_at = self._time.present()
-        self.batch = _claim(queue)
-        return self.batch
+    def hold(self, batch: Batch) -> None:
+        """Record the batch just claimed, and when it was sought."""
+        self.batch, self.batch_sought_at = batch, self._time.at(batch.claimed_at)
 
     def run(self) -> None:
         """Deliver once, whenever the test lets the worker continue."""
@@ -185,16 +186,11 @@ def connection(alias: str) -> Iterator[_Connection]:
     yield _Connection()
 
 
-_claim, _mark = claims.claim, claims._mark
+_batch = claims._batch
 
 
-def claim(queue: str) -> Batch | None:
-    """Replace ``claim.claim``, to record the worker's batch."""
-    return _current().seek(queue)
-
-
-def mark(candidates: list[EmailLog], token: UUID, using: str) -> tuple[bool, list[EmailLog]]:
-    """Replace ``claim._mark``: stop first if no rows are locked, so others can interfere."""
-    if candidates and not connections[using].in_atomic_block:
-        _current().stop()
-    return _mark(candidates, token, using)
+def batch(*args: Any, **options: Any) -> Batch:
+    """Replace ``claim._batch``, to record what the worker holds."""
+    claimed = _batch(*args, **options)
+    _current().hold(claimed)
+    return claimed

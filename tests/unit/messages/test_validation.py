@@ -227,7 +227,9 @@ def outcome(function: Any, mail: EmailMessage) -> str:
 
 PRINTABLE = st.text(max_size=200).filter(str.isprintable)
 BODIES = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
-PLAIN_ADDRESSES = st.from_regex(messages_addresses._PLAIN, fullmatch=True)
+PLAIN_ADDRESSES = st.from_regex(messages_addresses._PLAIN, fullmatch=True).filter(
+    lambda address: len(address) <= 512
+)
 HEADERS = st.dictionaries(st.from_regex("[Xx]-[A-Za-z0-9-]{1,60}", fullmatch=True), PRINTABLE)
 
 

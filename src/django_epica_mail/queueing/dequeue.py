@@ -1,0 +1,346 @@
+"""Takes due mail from the queue: finds it, and marks it as held by one worker's claim.
+
+PostgreSQL does both in one statement; for other databases the ORM reads and marks the rows in one
+transaction.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from django.db import connections, models, transaction
+from django.db.models import BooleanField, Exists, ExpressionWrapper, Max, OuterRef, Q
+
+from django_epica_mail import clock, lifecycle, suppression
+from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailQuerySet
+from django_epica_mail.queueing.sql import compile_expression
+from django_epica_mail.retry import Kind
+from django_epica_mail.rules import LEVELS
+
+Lane = tuple[str, int]
+"""A transport and a priority: one part of a queue whose mail goes in order of ``due_at``."""
+
+
+class Accepted(NamedTuple):
+    """The first attempt at an e-mail, accepted for every recipient."""
+
+    id: uuid.UUID
+    email_id: uuid.UUID
+    token: uuid.UUID
+    """The claim under which it was made."""
+    number: int
+    transport: str
+    worker: str
+    seconds: float | None
+    code: int | None
+    reply: str
+    provider_id: str
+
+
+_TRIES = 5
+"""How often rows are read again on a database without row locks, where others may be faster."""
+
+
+def lanes_together(using: str) -> bool:
+    """Return whether ``take`` asks for many lanes in one statement."""
+    return connections[using].vendor == "postgresql"
+
+
+def take(
+    queue: str,
+    lanes: Sequence[Lane],
+    limit: int,
+    *,
+    token: uuid.UUID,
+    lease_seconds: float,
+    worker: str,
+    using: str,
+    bounds: Mapping[Lane, datetime] | None = None,
+) -> list[EmailLog]:
+    """Claim up to ``limit`` due e-mails of the first lanes that hold any, and return their rows.
+
+    The rows have one transport, are in claim order, and tell in ``too_old``, ``is_expired``,
+    ``has_suppressions`` and ``has_attachments`` what was true at the claim. ``bounds`` is the
+    ``due_at`` to begin at, by lane. Rows that other workers are claiming are skipped.
+    """
+    bounds = bounds or {}
+    if lanes_together(using):
+        params = _lane_params(queue, lanes, bounds)
+        taken = _take_at_once(params, limit, token, lease_seconds, worker, using)
+        rows = _in_order(taken)
+        return _release_beyond_suspect(rows, token, using)
+    for lane in lanes:
+        rows_due = due(queue, *lane, using)
+        if lane in bounds:
+            rows_due = rows_due.filter(due_at__gte=bounds[lane])
+        if rows := take_from(
+            rows_due, limit, token=token, lease_seconds=lease_seconds, worker=worker
+        ):
+            return rows
+    return []
+
+
+def settle_and_take(
+    accepted: Sequence[Accepted],
+    queue: str,
+    lanes: Sequence[Lane],
+    limit: int,
+    *,
+    token: uuid.UUID,
+    lease_seconds: float,
+    worker: str,
+    using: str,
+    bounds: Mapping[Lane, datetime] | None = None,
+) -> tuple[set[uuid.UUID], list[EmailLog]]:
+    """Record e-mails as sent, and claim the next as ``take`` does, in one statement.
+
+    Only if ``lanes_together``. Returns the ids that were recorded, because their claims held them
+    still, and the rows claimed.
+    """
+    params = _lane_params(queue, lanes, bounds or {})
+    rows = _take_at_once(params, limit, token, lease_seconds, worker, using, accepted)
+    settled = set(rows[0].settled or ()) if rows else set()
+    taken = [row for row in rows if row.pk is not None]
+    return settled, _release_beyond_suspect(_in_order(taken), token, using)
+
+
+def take_from(
+    rows: EmailQuerySet, limit: int, *, token: uuid.UUID, lease_seconds: float, worker: str
+) -> list[EmailLog]:
+    """Claim up to ``limit`` of these rows, and return those won, as ``take`` does."""
+    using = rows.db
+    lease: dict[str, Any] = {
+        "lease_token": token,
+        "lease_until": clock.now(lease_seconds),
+        "worker": worker,
+    }
+    for _ in range(_TRIES):
+        # No savepoint: together with a settle, it is one transaction.
+        with transaction.atomic(using=using, savepoint=False):
+            if not connections[using].features.has_select_for_update_skip_locked:
+                # SQLite: a transaction that starts with a read cannot become a writer. This update
+                # matches no row, and makes it the one writer until the rows found are marked.
+                EmailLog.objects.using(using).filter(pk=token).update(worker="")
+            found = list(_annotated(rows).skipping_locked()[:limit])
+            mails = found[: _until_suspect(found)]
+            ids = [mail.pk for mail in mails]
+            if EmailLog.objects.using(using).move(lifecycle.CLAIM, ids, **lease) != len(ids):
+                won = set(held(token, using).filter(pk__in=ids).values_list("pk", flat=True))
+                mails = [mail for mail in mails if mail.pk in won]
+        for mail in mails:
+            mail.worker, mail.lease_token = worker, token
+        if mails or not found:
+            return mails
+        # Other workers won every row found; there may be more.
+    return []
+
+
+def held(token: uuid.UUID, using: str) -> EmailQuerySet:
+    """Return the e-mails that a claim holds, in claim order, annotated as those of ``take``."""
+    rows = EmailLog.objects.using(using).filter(lease_until__isnull=False, lease_token=token)
+    rows = rows.filter(status=lifecycle.Status.SENDING)
+    return _annotated(rows.order_by("-priority", "due_at", "id"))
+
+
+def queues(using: str) -> Iterator[str]:
+    """Yield the name of every queue that has rows, by one index look-up per name."""
+    name = ""
+    while True:
+        rows = EmailLog.objects.using(using).filter(queue__gt=name)
+        following = rows.aggregate(name=models.Min("queue"))["name"]
+        if following is None:
+            return
+        name = following
+        yield name
+
+
+def due_levels(queue: str, transport: str, using: str) -> Iterator[int]:
+    """Yield the priorities at which a queue holds mail for a transport, most urgent first.
+
+    One look-up at the end of an index per priority, however many rows there are.
+    """
+    level = LEVELS.stop
+    waiting = EmailLog.objects.using(using).filter(queue=queue, transport=transport)
+    # Not "IS NOT NULL" for the first: MariaDB would read every row.
+    while (level := waiting.filter(pending__lt=level).aggregate(m=Max("pending"))["m"]) is not None:
+        yield level
+
+
+def due(queue: str, transport: str, level: int, using: str) -> EmailQuerySet:
+    """Return the e-mails of one priority that may be claimed now, in claim order."""
+    return (
+        EmailLog.objects.using(using)
+        .filter(queue=queue, transport=transport, pending=level, due_at__lte=clock.now())
+        # Follows from "pending", unless a person changed the row.
+        .filter(status__in=lifecycle.CLAIMABLE)
+        .order_by("due_at", "id")
+    )
+
+
+def has_due(queue: str, transport: str, level: int, using: str) -> bool:
+    """Return whether an e-mail of one priority may be claimed now."""
+    # Not exists(), which drops the order: PostgreSQL would then scan all rows for one.
+    return bool(due(queue, transport, level, using).values_list("pk")[:1])
+
+
+def _annotated(rows: EmailQuerySet) -> EmailQuerySet:
+    links = EmailLog.attachments.through._default_manager.filter(emaillog_id=OuterRef("pk"))
+    return rows.annotate(
+        too_old=_passed("give_up_at"),
+        is_expired=_passed("expires_at"),
+        has_suppressions=suppression.exists(),
+        has_attachments=Exists(links),
+    )
+
+
+def _passed(name: str) -> ExpressionWrapper[Q]:
+    return ExpressionWrapper(Q(**{f"{name}__lte": clock.now()}), output_field=BooleanField())
+
+
+def _until_suspect(mails: Sequence[EmailLog]) -> int:
+    """Return how many mails come before the first whose last worker died; 1 if it is the first.
+
+    If it caused the death, it takes no other e-mail down the next time.
+    """
+    for index, mail in enumerate(mails):
+        if mail.failure_kind == Kind.WORKER_LOST:
+            return index or 1
+    return len(mails)
+
+
+def _release_beyond_suspect(rows: list[EmailLog], token: uuid.UUID, using: str) -> list[EmailLog]:
+    """Release claimed rows that may not go together with the first; return the others."""
+    count = _until_suspect(rows)
+    if beyond := [row.pk for row in rows[count:]]:
+        EmailLog.objects.using(using).move(lifecycle.RELEASE, beyond, token=token)
+    return rows[:count]
+
+
+# Every part of a statement sees the rows as they were before it, so it cannot claim what it
+# settles.
+_SETTLE = """
+    accepted (id, email_id, token, number, transport, worker, seconds, code, reply, provider_id)
+        AS (VALUES {accepted}),
+    settled AS (
+        UPDATE {log} AS mail
+        SET status = '{sent}', pending = NULL, lease_until = NULL, finished_at = {now},
+            attempts = attempts + 1, tries = tries + 1,
+            failure_kind = '', failure_code = NULL, reply = ''
+        FROM accepted
+        WHERE mail.id = accepted.email_id AND mail.lease_token = accepted.token
+            AND mail.status = '{sending}'
+        RETURNING mail.id
+    ),
+    noted AS (
+        INSERT INTO {attempts} (id, email_id, number, transport, worker, created_at, seconds,
+            failure_kind, code, reply, provider_id)
+        SELECT accepted.id, email_id, number, transport, worker, {now}, seconds, '', code, reply,
+            provider_id
+        FROM accepted JOIN settled ON settled.id = accepted.email_id
+        ON CONFLICT DO NOTHING
+    ),
+"""
+_ACCEPTED = (
+    "(%s::uuid, %s::uuid, %s::uuid, %s::smallint, %s, %s, %s::double precision, %s::smallint, %s, "
+    "%s)"
+)
+
+# The lanes are asked in their order, and only until the limit is reached. Rows of another
+# transport than the first one's are locked until the statement ends, and stay as they are. Rows are
+# compared as a whole, so that no other index than that of claims fits: with statistics from a time
+# when nothing waited, PostgreSQL would take another one and sort the backlog.
+_TAKE = """
+WITH {settle} picked AS MATERIALIZED (
+    SELECT head.id, lane.position, lane.transport
+    FROM (VALUES {lanes}) AS lane (position, queue, transport, level, since),
+    LATERAL (
+        SELECT id FROM {log}
+        WHERE (queue, transport, pending, due_at)
+                >= (lane.queue, lane.transport, lane.level, lane.since)
+            AND (queue, transport, pending, due_at)
+                <= (lane.queue, lane.transport, lane.level, {now})
+            AND status NOT IN ({not_claimable})
+        ORDER BY queue, transport, pending, due_at, id LIMIT %s
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS head
+    LIMIT %s
+),
+claimed AS (
+UPDATE {log} AS mail
+SET status = '{sending}', pending = NULL, lease_token = %s, lease_until = {lease_until}, worker = %s
+WHERE mail.id = ANY (ARRAY(
+        SELECT id FROM picked
+        WHERE transport = (SELECT transport FROM picked ORDER BY position LIMIT 1)))
+    AND mail.status IN ({claimable})
+RETURNING mail.*,
+    mail.give_up_at <= {now} AS too_old,
+    coalesce(mail.expires_at <= {now}, false) AS is_expired,
+    EXISTS (SELECT 1 FROM {suppressions}) AS has_suppressions,
+    EXISTS (SELECT 1 FROM {links} WHERE emaillog_id = mail.id) AS has_attachments
+)
+"""
+_SELECT_CLAIMED = "SELECT * FROM claimed"
+_SELECT_BOTH = """
+SELECT both_parts.settled, claimed.*
+FROM (SELECT ARRAY(SELECT id FROM settled) AS settled) AS both_parts
+LEFT JOIN claimed ON true
+"""
+_LANE = "(%s, %s, %s, %s::smallint, %s::timestamptz)"
+
+
+@lru_cache(maxsize=256)
+def _take_statement(accepted: int, lanes: int, now: str, lease_until: str) -> str:
+    settle = _SETTLE if accepted else ""
+    select = _SELECT_BOTH if accepted else _SELECT_CLAIMED
+    return (_TAKE.replace("{settle}", settle) + select).format(
+        accepted=", ".join([_ACCEPTED] * accepted),
+        attempts=DeliveryAttempt._meta.db_table,
+        sent=lifecycle.SUCCEED.target,
+        now=now,
+        lease_until=lease_until,
+        lanes=", ".join([_LANE] * lanes),
+        log=EmailLog._meta.db_table,
+        links=EmailLog.attachments.through._meta.db_table,
+        suppressions=suppression.TABLE,
+        claimable=_quoted(lifecycle.CLAIMABLE),
+        not_claimable=_quoted(set(lifecycle.Status) - lifecycle.CLAIMABLE),
+        sending=lifecycle.CLAIM.target,
+    )
+
+
+def _quoted(statuses: Iterable[lifecycle.Status]) -> str:
+    return ", ".join(f"'{status}'" for status in sorted(statuses))
+
+
+def _lane_params(queue: str, lanes: Sequence[Lane], bounds: Mapping[Lane, datetime]) -> list[Any]:
+    return [
+        value
+        for position, lane in enumerate(lanes)
+        for value in (position, queue, *lane, bounds.get(lane, "-infinity"))
+    ]
+
+
+def _take_at_once(
+    lanes: list[Any],
+    limit: int,
+    token: uuid.UUID,
+    lease_seconds: float,
+    worker: str,
+    using: str,
+    accepted: Sequence[Accepted] = (),
+) -> list[Any]:
+    now_sql, now = compile_expression(clock.now(), EmailLog, using)
+    lease_sql, lease = compile_expression(clock.now(lease_seconds), EmailLog, using)
+    statement = _take_statement(len(accepted), len(lanes) // 5, now_sql, lease_sql)
+    params = [*lanes, *now, limit, limit, token, *lease, worker, *now, *now]
+    if accepted:
+        params = [*(value for it in accepted for value in it), *now, *now, *params]
+    return list(EmailLog.objects.using(using).raw(statement, params))
+
+
+def _in_order(rows: Iterable[EmailLog]) -> list[EmailLog]:
+    return sorted(rows, key=lambda row: (-row.priority, row.due_at, row.pk))
