@@ -49,7 +49,8 @@ def template(
 ) -> EmailLog:
     """Store a mail in the given state; times are relative to now."""
     now = timezone.now()
-    log = outbox.enqueue(EmailMessage("S", "B", None, ["to@example.com"]), transport=transport)
+    log = outbox.enqueue(EmailMessage("S", "B", None, ["to@example.com"]), transport="smtp")
+    log.transport = transport  # which may have been configured before
     log.status, log.priority = status, priority
     log.pending = priority if status in lifecycle.CLAIMABLE else None
     log.created_at = log.due_at = now + due

@@ -15,7 +15,6 @@ from django.conf import ENVIRONMENT_VARIABLE, global_settings, settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, router
 from django.utils.module_loading import import_string
 
 from django_epica_mail import conf, routing
@@ -23,7 +22,7 @@ from django_epica_mail.broker import checks as celery_checks
 from django_epica_mail.delivery import rate_limits
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.messages import encryption
-from django_epica_mail.models import EmailLog
+from django_epica_mail.models import checks as database_checks
 from django_epica_mail.tracking import links, webhooks
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection, dkim
@@ -52,8 +51,8 @@ def check_configuration(
         conf.get()
     except ImproperlyConfigured as error:
         return [Error(str(error), hint="See the settings reference.", id="epica_mail.E001")]
-    found = [*celery_checks.check_app(), *celery_checks.check_task_routes(), *_check_database()]
-    found += [*_check_encryption(), *_check_time_zones()]
+    found = [*celery_checks.check_app(), *celery_checks.check_task_routes()]
+    found += [*_check_encryption(), *database_checks.check_database()]
     if not transports.under_test():
         found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]
         found += [*_check_options(), *_check_rates(), *_check_ignored()]
@@ -352,24 +351,3 @@ def _check_staging() -> Iterator[CheckMessage]:
                 hint="Remove it on the real site; silence this warning on a staging site.",
                 id="epica_mail.W020",
             )
-
-
-def _check_database() -> Iterator[CheckMessage]:
-    using = router.db_for_write(EmailLog)
-    if using != DEFAULT_DB_ALIAS:
-        yield checks.Warning(
-            f"Mail is stored in the database {using!r}, outside the transactions of "
-            f"{DEFAULT_DB_ALIAS!r}: after a rollback there, its mail is still sent.",
-            hint="Route epica_mail to the database that holds the data the mail is about.",
-            id="epica_mail.W006",
-        )
-
-
-def _check_time_zones() -> Iterator[CheckMessage]:
-    if not settings.USE_TZ:
-        yield Error(
-            "USE_TZ is False: times from web processes, workers and the database cannot be "
-            "compared, and mail would be sent hours early or late.",
-            hint="Set USE_TZ = True (Django's documentation has a migration guide).",
-            id="epica_mail.E007",
-        )

@@ -45,10 +45,6 @@ Check = Callable[[str, object], object]
 """Raises ``ValueError`` or ``TypeError`` naming the key, the value and the rule it breaks."""
 
 
-def _invalid(key: str, value: object, rule: str) -> ValueError:
-    return ValueError(f"{key} {rule}; it is {value!r}.")
-
-
 def _optional(check: Check) -> Check:
     """Return ``check`` for a setting that may also be ``None``."""
 
@@ -59,45 +55,14 @@ def _optional(check: Check) -> Check:
     return check_unless_none
 
 
-def check_duration(key: str, value: object) -> None:
-    if not rules.is_number(value) or value <= 0:
-        raise _invalid(key, value, "must be a number of seconds above 0")
-
-
-def check_share(key: str, value: object) -> None:
-    if not rules.is_number(value) or not 0 < value <= 1:
-        raise _invalid(key, value, "must be a fraction above 0 and up to 1")
-
-
-def check_count(key: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _invalid(key, value, "must be a whole number above 0")
-    return value
-
-
-def check_count_or_zero(key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise _invalid(key, value, "must be a whole number, 0 or more")
-
-
-def _at_most(most: int) -> Check:
-    """Return a check for a whole number from 1 to ``most``."""
-
-    def check_at_most(key: str, value: object) -> None:
-        if check_count(key, value) > most:
-            raise _invalid(key, value, f"must be {most} at most")
-
-    return check_at_most
-
-
 def check_string(key: str, value: object) -> None:
     if not isinstance(value, str) or not value:
-        raise _invalid(key, value, "must be a non-empty string")
+        raise rules.invalid(key, value, "must be a non-empty string")
 
 
 def check_strings(key: str, value: object) -> None:
     if not rules.are_strings(value):
-        raise _invalid(key, value, "must be a list of strings")
+        raise rules.invalid(key, value, "must be a list of strings")
 
 
 def check_site(key: str, value: object) -> None:
@@ -108,59 +73,61 @@ def check_site(key: str, value: object) -> None:
     is_site = parts.scheme in ("http", "https") and parts.hostname
     if not is_site or parts.query or parts.fragment:
         rule = "must be the address of a site, such as 'https://www.example.com'"
-        raise _invalid(key, value, rule)
+        raise rules.invalid(key, value, rule)
 
 
 def check_addresses(key: str, value: object) -> None:
     rule = "must be a non-empty list of e-mail addresses, or None"
     if not rules.are_strings(value) or not value:
-        raise _invalid(key, value, rule)
+        raise rules.invalid(key, value, rule)
     for address in value:
         try:
             validate_email(address)
         except ValidationError:
-            raise _invalid(key, value, rule) from None
+            raise rules.invalid(key, value, rule) from None
 
 
 def check_patterns(key: str, value: object) -> None:
     if not rules.are_strings(value) or not all(value):
         rule = "must be a list of domains, addresses or patterns such as '*@example.com', or None"
-        raise _invalid(key, value, rule)
+        raise rules.invalid(key, value, rule)
 
 
 def check_transports(key: str, value: object) -> None:
     if not isinstance(value, Mapping):
-        raise _invalid(key, value, "must be a dict by alias, shaped like Django's MAILERS")
+        raise rules.invalid(key, value, "must be a dict by alias, shaped like Django's MAILERS")
     for alias, spec in value.items():
         rules.check_name(f"An alias in {key}", alias)
         if not isinstance(spec, Mapping) or not set(spec) <= {"BACKEND", "OPTIONS"}:
             # Only the keys are shown, because a value may be a password.
             found = sorted(map(str, spec)) if isinstance(spec, Mapping) else type(spec).__name__
             rule = "must be a dict with no keys other than BACKEND and OPTIONS"
-            raise _invalid(f"{key}[{alias!r}]", found, rule)
+            raise rules.invalid(f"{key}[{alias!r}]", found, rule)
 
 
 def check_rates(key: str, value: object) -> None:
     if not isinstance(value, Mapping):
-        raise _invalid(key, value, "must be a dict of rates by transport or @domain")
+        raise rules.invalid(key, value, "must be a dict of rates by transport or @domain")
     for name, rate in value.items():
         if not isinstance(name, str) or (name.strip("@*") == "" and name != "*"):
             rule = "must be a transport, a domain such as '@example.com', or '*'"
-            raise _invalid(f"A key of {key}", name, rule)
+            raise rules.invalid(f"A key of {key}", name, rule)
         if not isinstance(rate, str) or not _RATE.fullmatch(rate):
-            raise _invalid(f"{key}[{name!r}]", rate, "must be a rate such as '14/s' or '1000/h'")
+            raise rules.invalid(
+                f"{key}[{name!r}]", rate, "must be a rate such as '14/s' or '1000/h'"
+            )
 
 
 def check_previews(key: str, value: object) -> None:
     if not isinstance(value, Mapping):
-        raise _invalid(key, value, "must be a dict of sample contexts by template name")
+        raise rules.invalid(key, value, "must be a dict of sample contexts by template name")
     for name, context in value.items():
         if not isinstance(name, str) or not name:
             rule = "must be a template name such as 'emails/welcome'"
-            raise _invalid(f"A key of {key}", name, rule)
+            raise rules.invalid(f"A key of {key}", name, rule)
         if not isinstance(context, (Mapping, str)):
             rule = "must be a dict, or the dotted path of a function that returns one"
-            raise _invalid(f"{key}[{name!r}]", context, rule)
+            raise rules.invalid(f"{key}[{name!r}]", context, rule)
 
 
 # The errors below do not show the value, which is a secret.
@@ -237,35 +204,35 @@ class Settings:
     classify: str | None = _setting(None, _optional(check_string))
     """Dotted path of a function that classifies a transport's errors; where it returns ``None``,
     the package's own classification applies."""
-    max_retries: int = _setting(3, check_count_or_zero)
+    max_retries: int = _setting(3, rules.check_retries)
     """How often a mail is retried after its first attempt failed."""
     retry_delay: float = _setting(300, rules.check_seconds)
     """Seconds between two attempts at a mail."""
-    give_up_after: float = _setting(72 * 3600, check_duration)
+    give_up_after: float = _setting(72 * 3600, rules.check_duration)
     """Seconds after which a mail that could not be sent is given up."""
-    send_timeout: float = _setting(60, check_duration)
+    send_timeout: float = _setting(60, rules.check_duration)
     """Seconds that one mail's whole dialogue with the server may take."""
-    batch_size: int = _setting(10, _at_most(PERMITS))
+    batch_size: int = _setting(10, rules.at_most(PERMITS))
     """How many mails a worker claims at a time; what a killed worker process leaves in doubt."""
-    run_seconds: float = _setting(20, check_duration)
+    run_seconds: float = _setting(20, rules.check_duration)
     """Seconds after which a busy worker process rings again and ends its task."""
-    breaker_seconds: float = _setting(30, check_duration)
+    breaker_seconds: float = _setting(30, rules.check_duration)
     """Seconds before one mail probes a transport that is out of order."""
-    connections: int = _setting(5, _at_most(MOST_CONNECTIONS))
+    connections: int = _setting(5, rules.at_most(MOST_CONNECTIONS))
     """How many connections to a slow transport a worker process keeps busy; 20 at most."""
-    connection_max_mails: int = _setting(100, check_count)
+    connection_max_mails: int = _setting(100, rules.check_count)
     """How many mails a connection to a server carries before it is replaced."""
     connection_max_idle: float = _setting(30, rules.check_seconds)
     """Seconds an unused connection to a server is kept."""
-    ring_window: float = _setting(0.05, check_duration)
+    ring_window: float = _setting(0.05, rules.check_duration)
     """Seconds within which a process rings a queue's bell at most once."""
-    ring_timeout: float = _setting(0.5, check_duration)
+    ring_timeout: float = _setting(0.5, rules.check_duration)
     """Seconds a ring may wait for the broker."""
-    ring_pause: float = _setting(10, check_duration)
+    ring_pause: float = _setting(10, rules.check_duration)
     """Seconds a process stops ringing after a ring failed; the sweep delivers meanwhile."""
-    max_recipients: int | None = _setting(1000, _optional(check_count))
+    max_recipients: int | None = _setting(1000, _optional(rules.check_count))
     """How many recipients one mail may have; ``None``: any number."""
-    max_message_bytes: int | None = _setting(25 * 1024 * 1024, _optional(check_count))
+    max_message_bytes: int | None = _setting(25 * 1024 * 1024, _optional(rules.check_count))
     """How many bytes a stored mail may have, attachments included; ``None``: any number."""
     redirect_all_to: Sequence[str] | None = _setting(None, _optional(check_addresses))
     """Addresses that receive all mail of a staging site instead of its recipients."""
@@ -283,11 +250,11 @@ class Settings:
     ``epica_mail reencrypt`` reports that all of it is encrypted."""
     message_modules: Sequence[str] = _setting((), check_strings)
     """Packages, besides installed apps, whose classes of messages a worker may import."""
-    keep_content_days: int | None = _setting(None, _optional(check_count))
+    keep_content_days: int | None = _setting(None, _optional(rules.check_days))
     """Days after which the content of finished mail is deleted; the row is kept."""
     base_url: str | None = _setting(None, _optional(check_site))
     """The site's own address, ``"https://www.example.com"``, for links in mail."""
-    click_link_days: int | None = _setting(None, _optional(check_count))
+    click_link_days: int | None = _setting(None, _optional(rules.check_days))
     """Days after which the tracked links of a mail lead nowhere, counted from when it was queued;
     ``None``: they never end."""
     click_hosts: Sequence[str] | None = _setting(None, _optional(check_strings))
@@ -302,9 +269,9 @@ class Settings:
     )
     """Keys for the digests of the suppression list, newest first; by default ``SECRET_KEY`` and
     its fallbacks."""
-    keep_days: int = _setting(30, check_count)
+    keep_days: int = _setting(30, rules.check_days)
     """Days after which the clean-up deletes finished mail."""
-    cleanup_min_days: int = _setting(1, check_count_or_zero)
+    cleanup_min_days: int = _setting(1, rules.check_days_or_zero)
     """The fewest days that the task ``cleanup_old_email_logs`` accepts; the command takes any."""
     bulk_entries_from_broker: bool = _setting(False, rules.check_flag)
     """Whether bulk calls may bring their entries through the broker, and not only a batch's id."""
@@ -315,13 +282,13 @@ class Settings:
     )
     """What a monitoring system sends as ``Authorization: Bearer ...`` to see details and metrics;
     16 characters or more."""
-    health_oldest_due: float = _setting(300, check_duration)
+    health_oldest_due: float = _setting(300, rules.check_duration)
     """Seconds that mail may be due and unsent before the health check fails."""
-    health_no_worker: float = _setting(120, check_duration)
+    health_no_worker: float = _setting(120, rules.check_duration)
     """Seconds that mail may be due while no worker is active."""
-    health_last_sweep: float = _setting(300, check_duration)
+    health_last_sweep: float = _setting(300, rules.check_duration)
     """Seconds that may pass between two sweeps."""
-    health_failed_share: float = _setting(0.2, check_share)
+    health_failed_share: float = _setting(0.2, rules.check_share)
     """What share of the mail that finished in this hour and the last may have failed; checked
     from 10 failures on."""
     previews: Mapping[str, Mapping[str, Any] | str] = field(
@@ -360,7 +327,7 @@ def parse(value: object) -> Settings:
     Raises ``ImproperlyConfigured`` naming the key, the value and the rule it breaks.
     """
     if not isinstance(value, Mapping):
-        raise ImproperlyConfigured(f"EPICA_MAIL must be a dict; it is {value!r}.")
+        raise ImproperlyConfigured(f"EPICA_MAIL must be a dict; it is {rules.shown(value)}.")
     known = {item.name.upper(): item for item in fields(Settings)}
     values: dict[str, Any] = {}
     for key, given in value.items():

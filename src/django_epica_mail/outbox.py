@@ -13,6 +13,7 @@ from uuid import UUID
 
 from django.core.mail import EmailMessage
 from django.db import router, transaction
+from django.db.models import Prefetch
 from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail import clock, conf, lifecycle, routing
@@ -23,11 +24,14 @@ from django_epica_mail.delivery import gates
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.delivery.settle import announce, announce_moves
 from django_epica_mail.exceptions import MissingKey, UnreadableEnvelope
-from django_epica_mail.models import EmailBatch, EmailLog, EmailRecipient
+from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
+from django_epica_mail.queueing import names
 from django_epica_mail.queueing.draft import Draft, draft
 from django_epica_mail.queueing.enqueue import enqueue_one, enqueue_pairs, insert_drafts
 from django_epica_mail.retry import Decision
 from django_epica_mail.routing import Options
+from django_epica_mail.rules import LEVELS
+from django_epica_mail.transports import config as transports
 
 logger = logging.getLogger(__name__)
 
@@ -194,22 +198,36 @@ def send_again(ids: Iterable[UUID | str]) -> list[EmailLog]:
     """Queue the messages of finished e-mails as new e-mails; return the new rows.
 
     A new e-mail goes to all of the recipients, takes the route of the old one, and has a
-    Message-ID of its own. Skips e-mails that are not finished, and those whose content was deleted
-    or cannot be read.
+    Message-ID of its own. Skips e-mails that are not finished, those whose content was deleted or
+    cannot be read, and those whose transport is not configured any more.
     """
     using = router.db_for_write(EmailLog)
     ended = EmailLog.objects.using(using).filter(status__in=lifecycle.FINAL).exclude(envelope="")
     made: list[EmailLog] = []
     with transaction.atomic(using=using):
         for portion in batched(_uuids(ids), _PORTION):
-            rows = ended.filter(pk__in=portion).order_by("pk").prefetch_related("attachments")
+            rows = (
+                ended.filter(pk__in=portion)
+                .order_by("pk")
+                .prefetch_related(Prefetch("attachments", EmailAttachment.objects.using(using)))
+            )
             drafts = [again for mail in rows if (again := _draft_again(mail)) is not None]
             made += insert_drafts(drafts)
     return made
 
 
 def pause(*, queue: str | None = None, transport: str | None = None) -> None:
-    """Stop claiming mail of one queue, or for one transport. The mail waits; nothing is lost."""
+    """Stop claiming mail of one queue, or for one transport. The mail waits; nothing is lost.
+
+    Raises ``ValueError`` for a transport that is not configured and that no mail waits for, and
+    logs a warning for a queue that is not known: a mistyped name would hold nothing back.
+    """
+    if transport is not None and queue is None:
+        rows = EmailLog.objects.using(router.db_for_write(EmailLog))
+        if not rows.filter(transport=transport, pending__in=LEVELS).exists():
+            names.check_transport(transport)
+    if queue is not None and transport is None and not names.is_known_queue(queue):
+        logger.warning("%s. It is paused, should mail be queued in it.", names.unknown(queue))
     gates.set_paused(True, queue=queue, transport=transport)
 
 
@@ -219,6 +237,20 @@ def resume(*, queue: str | None = None, transport: str | None = None) -> None:
     Workers start with the next ring, at the latest that of the next sweep.
     """
     gates.set_paused(False, queue=queue, transport=transport)
+
+
+def move(transport: str, *, to: str) -> int:
+    """Give all mail that waits for one transport to another; return how many e-mails.
+
+    For mail whose transport is not configured any more, or is out of order for long. The mail no
+    longer fails over. Raises ``ValueError`` if the transport ``to`` is not configured.
+    """
+    names.check_transport(to)
+    using = router.db_for_write(EmailLog)
+    count, queues = gates.move_waiting(transport, to, using)
+    for queue in queues:
+        doorbell.ring_on_commit(queue, using=using)
+    return count
 
 
 def probe(transport: str) -> bool:
@@ -235,6 +267,7 @@ acancel = coroutine_of(cancel)
 arequeue = coroutine_of(requeue)
 apause = coroutine_of(pause)
 aresume = coroutine_of(resume)
+amove = coroutine_of(move)
 
 
 def _values_of(move: lifecycle.Move) -> dict[str, Any]:
@@ -250,6 +283,13 @@ def _values_of(move: lifecycle.Move) -> dict[str, Any]:
 
 
 def _draft_again(mail: EmailLog) -> Draft | None:
+    if mail.transport not in transports.aliases():
+        logger.warning(
+            "E-mail %s was not sent again: its transport %r is not configured any more.",
+            mail.pk,
+            mail.transport,
+        )
+        return None
     try:
         message = mail.message()
     except (UnreadableEnvelope, MissingKey):

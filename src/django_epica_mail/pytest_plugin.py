@@ -1,4 +1,4 @@
-"""The package's pytest plugin: the fixture ``epica_outbox`` and the option against real mail.
+"""The package's pytest plugin: the fixture ``epica_outbox``, and options for all tests.
 
 pytest imports it at the start of every test run where the package is installed, before Django is
 set up. So it imports neither Django nor the package at module level.
@@ -50,10 +50,16 @@ class EpicaOutbox:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare the ini option."""
+    """Declare the ini options."""
     parser.addini(
         "epica_mail_no_real_transports",
         "fail each test that tries to open a real mail transport",
+        type="bool",
+        default=False,
+    )
+    parser.addini(
+        "epica_mail_deliver",
+        "queue the mail of each test that may use the database, and deliver it at once",
         type="bool",
         default=False,
     )
@@ -66,6 +72,26 @@ def epica_outbox(db: None) -> Iterator[EpicaOutbox]:
 
     with testing.no_real_transports(), testing.queued_mail():
         yield EpicaOutbox()
+
+
+@pytest.fixture(autouse=True)
+def _deliver(request: pytest.FixtureRequest) -> Iterator[None]:
+    with ExitStack() as stack:
+        if request.config.getini("epica_mail_deliver") and _has_database(request):
+            from django_epica_mail import testing
+
+            stack.enter_context(testing.queued_mail(deliver=True))
+        yield
+
+
+def _has_database(request: pytest.FixtureRequest) -> bool:
+    """Return whether a test may use the database, by its class, its fixtures or its mark."""
+    from django.test import SimpleTestCase
+
+    if request.cls is not None and issubclass(request.cls, SimpleTestCase):
+        return bool(request.cls.databases)
+    is_marked = request.node.get_closest_marker("django_db") is not None
+    return is_marked or not {"db", "transactional_db"}.isdisjoint(request.fixturenames)
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
-from django.utils import timezone
+from django.utils.timezone import is_naive
 
 from django_epica_mail import rules
 from django_epica_mail.rules import Facts, Rule
@@ -69,6 +69,7 @@ class Options:
                 rules.check_name(name, value)
         for name in ("send_at", "expires_at"):
             _check_time(name, getattr(self, name))
+        _check_order(self.send_at, self.expires_at)
         if self.expires_after is not None:
             _check_expiry(self.expires_after, self.expires_at)
         if self.idempotency_key is not None:
@@ -78,7 +79,9 @@ class Options:
         if self.keep_content is not None:
             rules.check_keep_content("keep_content", self.keep_content)
         if self.store_result not in (None, True, False):
-            raise TypeError(f"store_result must be True or False; it is {self.store_result!r}.")
+            raise TypeError(
+                f"store_result must be True or False; it is {rules.shown(self.store_result)}."
+            )
         if self.priority is not None:
             rules.priority_number(self.priority)
         for name in ADDITIONS.values():
@@ -190,31 +193,55 @@ def _check_time(name: str, value: object) -> None:
     if value is None:
         return
     if not isinstance(value, datetime):
-        raise TypeError(f"{name} must be a datetime; it is {value!r}.")
-    if timezone.is_naive(value):
-        raise ValueError(
-            f"{name} must be an aware datetime (see django.utils.timezone); it is {value!r}."
-        )
+        raise TypeError(f"{name} must be a datetime; it is {rules.shown(value)}.")
     if not _FIRST_YEAR <= value.year <= _LAST_YEAR:
         raise ValueError(
             f"{name} must be in the years {_FIRST_YEAR} to {_LAST_YEAR}, so that databases can "
-            f"store it and what follows from it; it is {value!r}."
+            f"store it and what follows from it; it is {rules.shown(value)}."
         )
+    if is_naive(value):
+        raise ValueError(
+            f"{name} must be an aware datetime (see django.utils.timezone); it is "
+            f"{rules.shown(value)}."
+        )
+
+
+def _check_order(send_at: datetime | None, expires_at: datetime | None) -> None:
+    # In UTC: two times of one zone are compared by their clocks, also where those are put back.
+    if send_at is None or expires_at is None or in_utc(expires_at) > in_utc(send_at):
+        return
+    raise ValueError(
+        f"expires_at must be after send_at, or the mail expires unsent; it is {expires_at}, and "
+        f"send_at is {send_at}."
+    )
+
+
+def in_utc(moment: datetime) -> datetime:
+    """Return an aware time in UTC, where adding a span gives the time that much later.
+
+    In the zone of a place, Python adds to the reading of the clock, which jumps twice a year.
+    """
+    return moment.astimezone(timezone.utc)
 
 
 def _check_expiry(after: object, at: datetime | None) -> None:
     if at is not None:
         raise TypeError("Give expires_at or expires_after, not both.")
     if isinstance(after, bool) or not isinstance(after, (int, float, timedelta)):
-        raise TypeError(f"expires_after must be seconds or a timedelta; it is {after!r}.")
+        raise TypeError(
+            f"expires_after must be seconds or a timedelta; it is {rules.shown(after)}."
+        )
     seconds = after.total_seconds() if isinstance(after, timedelta) else after
-    if not 0 < seconds < 1e10:
-        raise ValueError(f"expires_after must be above 0; it is {after!r}.")
+    if not 0 < seconds <= rules.MOST_SECONDS:
+        raise ValueError(
+            f"expires_after must be above 0 and up to {rules.MOST_SECONDS} seconds; it is "
+            f"{rules.shown(after)}."
+        )
 
 
 def _check_key(key: object) -> None:
     if not isinstance(key, str) or not 0 < len(key) <= KEY_LENGTH or not key.isprintable():
         raise ValueError(
             f"idempotency_key must be a string of 1 to {KEY_LENGTH} printable characters; "
-            f"it is {key!r}."
+            f"it is {rules.shown(key)}."
         )

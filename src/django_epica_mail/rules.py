@@ -16,6 +16,18 @@ PRIORITIES = {"urgent": 9, "high": 6, "normal": 3, "low": 0}
 LEVELS = range(10)
 """All priorities."""
 
+MOST_SECONDS = 10**10
+"""The longest span, some 300 years: databases can store what follows from it."""
+
+MOST_RETRIES = 1000
+"""How often a mail may be retried at most."""
+
+MOST_DAYS = 36_500
+"""A hundred years: databases can store what lies as far back."""
+
+_MOST_COUNT = 10**12
+_MOST_SHOWN = 500
+
 ON_UNKNOWN = ("resend", "hold", "fail")
 """What to do with a mail whose outcome is unknown."""
 
@@ -70,7 +82,7 @@ def parse(value: object) -> tuple[Rule, ...]:
     The first rule that matches a mail wins.
     """
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"must be a list of rules; it is {value!r}.")
+        raise ValueError(f"must be a list of rules; it is {shown(value)}.")
     return tuple(_rule(number, form) for number, form in enumerate(value))
 
 
@@ -79,7 +91,7 @@ def priority_number(priority: object) -> int:
     number = PRIORITIES.get(priority) if isinstance(priority, str) else priority
     if isinstance(number, bool) or not isinstance(number, int) or number not in LEVELS:
         names = ", ".join(PRIORITIES)
-        raise ValueError(f"priority must be 0 to 9 or one of {names}; it is {priority!r}.")
+        raise ValueError(f"priority must be 0 to 9 or one of {names}; it is {shown(priority)}.")
     return number
 
 
@@ -100,27 +112,101 @@ def check_name(key: str, value: object) -> str:
     surrogates.
     """
     if not isinstance(value, str) or not 0 < len(value) <= 64 or not value.isprintable():
-        raise ValueError(f"{key} must be a name of 1 to 64 printable characters; it is {value!r}.")
+        raise ValueError(
+            f"{key} must be a name of 1 to 64 printable characters; it is {shown(value)}."
+        )
     return value
 
 
 def check_flag(key: str, value: object) -> bool:
     """Return a flag; raise ``TypeError`` if it is not a ``bool``."""
     if not isinstance(value, bool):
-        raise TypeError(f"{key} must be True or False; it is {value!r}.")
+        raise TypeError(f"{key} must be True or False; it is {shown(value)}.")
     return value
 
 
 def check_seconds(key: str, value: object) -> float:
     """Return a number of seconds, 0 or more; raise ``ValueError`` if it is invalid."""
-    if not is_number(value) or value < 0:
-        raise ValueError(f"{key} must be a number of seconds, 0 or more; it is {value!r}.")
+    if not is_number(value) or not 0 <= value <= MOST_SECONDS:
+        raise ValueError(
+            f"{key} must be a number of seconds, 0 to {MOST_SECONDS}; it is {shown(value)}."
+        )
     return value
+
+
+def check_retries(key: str, value: object) -> int:
+    """Return a number of retries, which fits its column; raise ``ValueError`` if it does not."""
+    if not is_whole(value) or not 0 <= value <= MOST_RETRIES:
+        raise ValueError(
+            f"{key} must be a whole number, 0 to {MOST_RETRIES}; it is {shown(value)}."
+        )
+    return value
+
+
+def check_duration(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless a value is a number of seconds above 0."""
+    if not is_number(value) or not 0 < value <= MOST_SECONDS:
+        rule = f"must be a number of seconds above 0 and up to {MOST_SECONDS}"
+        raise invalid(key, value, rule)
+
+
+def check_share(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless a value is a fraction above 0 and up to 1."""
+    if not is_number(value) or not 0 < value <= 1:
+        raise invalid(key, value, "must be a fraction above 0 and up to 1")
+
+
+def check_count(key: str, value: object) -> int:
+    """Return a whole number above 0; raise ``ValueError`` if it is invalid."""
+    if not is_whole(value) or not 0 < value <= _MOST_COUNT:
+        raise invalid(key, value, f"must be a whole number above 0 and up to {_MOST_COUNT}")
+    return value
+
+
+def check_days(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless a value is a whole number of days above 0."""
+    if not is_whole(value) or not 0 < value <= MOST_DAYS:
+        raise invalid(key, value, f"must be a whole number of days, 1 to {MOST_DAYS}")
+
+
+def check_days_or_zero(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless a value is a whole number of days, 0 or more."""
+    if value != 0 or not is_whole(value):
+        check_days(key, value)
+
+
+def at_most(most: int) -> Callable[[str, object], None]:
+    """Return a check for a whole number from 1 to ``most``."""
+
+    def check_at_most(key: str, value: object) -> None:
+        if check_count(key, value) > most:
+            raise invalid(key, value, f"must be {most} at most")
+
+    return check_at_most
+
+
+def invalid(key: str, value: object, rule: str) -> ValueError:
+    """Return the error for a value that breaks a rule."""
+    return ValueError(f"{key} {rule}; it is {shown(value)}.")
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[float]:
     """Return whether a value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message shows it: bounded, whatever it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes (sys.int_info)
+        return "a number of thousands of digits"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def are_strings(value: object) -> TypeGuard[Sequence[str]]:
@@ -147,18 +233,18 @@ def address_pattern(pattern: str) -> str:
 
 def _check_choice(key: str, value: object, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{key} must be one of {', '.join(choices)}; it is {value!r}.")
+        raise ValueError(f"{key} must be one of {', '.join(choices)}; it is {shown(value)}.")
     return value
 
 
 def _rule(number: int, form: object) -> Rule:
     where = f"rule {number}"
     if not isinstance(form, Mapping):
-        raise ValueError(f"{where} must be a dict; it is {form!r}.")
+        raise ValueError(f"{where} must be a dict; it is {shown(form)}.")
     _check_keys(where, form, ("match", *_VALUES))
     match = form.get("match", {})
     if not isinstance(match, Mapping):
-        raise ValueError(f"{where}: match must be a dict; it is {match!r}.")
+        raise ValueError(f"{where}: match must be a dict; it is {shown(match)}.")
     _check_keys(f"{where}: match", match, _MATCHERS)
     _check_match(where, match)
     values: dict[str, Any] = {}
@@ -193,26 +279,23 @@ def _check_match(where: str, match: Mapping[str, Any]) -> None:
             fits = isinstance(wanted, str) or are_strings(wanted)
             rule = "a pattern such as '*@example.com', or a list of patterns"
         if not fits:
-            raise ValueError(f"{where}: match {key!r} must be {rule}; it is {wanted!r}.")
+            raise ValueError(f"{where}: match {key!r} must be {rule}; it is {shown(wanted)}.")
 
 
 def _transports(value: object) -> dict[str, Any]:
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not names:
-        raise ValueError(f"transport must be an alias or a list of aliases; it is {value!r}.")
+        raise ValueError(f"transport must be an alias or a list of aliases; it is {shown(value)}.")
     return {"transports": tuple(check_name("transport", alias) for alias in names)}
 
 
 def _retry(value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"retry must be a dict; it is {value!r}.")
+        raise ValueError(f"retry must be a dict; it is {shown(value)}.")
     _check_keys("retry", value, ("max_retries", "delay"))
     found: dict[str, Any] = {}
     if "max_retries" in value:
-        count = value["max_retries"]
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= 1000:
-            raise ValueError(f"max_retries must be a whole number, 0 to 1000; it is {count!r}.")
-        found["max_retries"] = count
+        found["max_retries"] = check_retries("max_retries", value["max_retries"])
     if "delay" in value:
         found["retry_delay"] = check_seconds("delay", value["delay"])
     return found

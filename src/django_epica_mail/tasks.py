@@ -140,8 +140,8 @@ class _BulkTask(Task):  # type: ignore[type-arg] # generic for type checkers alo
         Celery's ``options`` are ignored. ``CELERY_TASK_ROUTES`` decides where the task runs. Raises
         ``PermissionError`` in a worker if the entries came to it through the broker.
         """
-        broker_trust.check(self)
-        batch = bulk.submit(*(args or ()), **(kwargs or {}))
+        is_foreign = broker_trust.check(self)
+        batch = bulk.submit(*(args or ()), **(kwargs or {}), is_foreign=is_foreign)
         bulk.ring_on_commit(batch)
         return BatchResult(str(batch.pk))
 
@@ -159,10 +159,11 @@ def send_bulk_emails_task(self: Any, emails: Sequence[Mapping[str, Any]] | str) 
     ``EPICA_MAIL["BULK_ENTRIES_FROM_BROKER"]`` is set: whoever can write to the broker could send
     any mail.
     """
-    if not isinstance(emails, str):
-        broker_trust.check(self)
+    is_foreign = not isinstance(emails, str) and broker_trust.check(self)
     _drop_dead_connections()
-    batch_id = emails if isinstance(emails, str) else str(bulk.submit(emails).pk)
+    batch_id = (
+        emails if isinstance(emails, str) else str(bulk.submit(emails, is_foreign=is_foreign).pk)
+    )
     report = batch_report(bulk.expand(batch_id))
     result_id = batch_id if isinstance(emails, str) else self.request.id
     if result_id is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import logging
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from django.contrib.auth.decorators import login_not_required
 from django.core.signing import BadSignature, SignatureExpired
 from django.db import DatabaseError, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
@@ -35,11 +37,13 @@ _IMAGE = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBR
 ANONYMOUS_SECONDS = 5.0
 """Seconds that the health check's verdict for anonymous visitors stands."""
 
+_LONGEST_CLIENT = 1000
 _UNSUBSCRIBE_TEMPLATE = "epica_mail/unsubscribe.html"
 _LINK_TEMPLATE = "epica_mail/link.html"
 _SCHEME = "bearer"
 
 
+@login_not_required  # as for every page here: who follows a link of a mail has no session
 @never_cache
 @require_safe
 def open_pixel(request: HttpRequest, token: str) -> HttpResponse:
@@ -52,6 +56,7 @@ def open_pixel(request: HttpRequest, token: str) -> HttpResponse:
     return _private(HttpResponse(_IMAGE, content_type="image/gif"))
 
 
+@login_not_required
 @never_cache
 @require_safe
 def click(request: HttpRequest, token: str) -> HttpResponse:
@@ -82,12 +87,30 @@ def _record_visit(request: HttpRequest, email_id: UUID, kind: Kind, url: str = "
         url=url,
         user_agent=agent,
         is_machine=ahead or bots.is_machine(agent),
-        ip=request.META.get("REMOTE_ADDR") if conf.get().store_ip else None,
+        ip=client_ip(request) if conf.get().store_ip else None,
     )
     try:
         events.record_visit(visit)
     except DatabaseError:
         logger.exception("A visit to e-mail %s could not be recorded.", email_id)
+
+
+def client_ip(request: HttpRequest) -> str | None:
+    """Return the client's IP address as a database stores it, or ``None`` if it is not known.
+
+    ``REMOTE_ADDR`` may hold what a server or a middleware of the site wrote there: a port beside
+    the address, a list of which the first is the client, ``unix:``, or anything.
+    """
+    text = str(request.META.get("REMOTE_ADDR", ""))[:_LONGEST_CLIENT].partition(",")[0].strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def _private(response: HttpResponse) -> HttpResponse:
@@ -96,6 +119,7 @@ def _private(response: HttpResponse) -> HttpResponse:
     return response
 
 
+@login_not_required
 @csrf_exempt  # RFC 8058, section 3.2: mail clients post without cookies; the link is the proof
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -121,6 +145,7 @@ def _unsubscribe_page(
     return response
 
 
+@login_not_required
 @require_safe
 @never_cache
 @transaction.non_atomic_requests
@@ -179,6 +204,7 @@ def _word(is_well: bool) -> str:
     return "ok" if is_well else "failing"
 
 
+@login_not_required
 @require_safe
 @never_cache
 def metrics(request: HttpRequest) -> HttpResponse:

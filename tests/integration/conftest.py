@@ -18,6 +18,7 @@ from django_epica_mail import clock, outbox
 from django_epica_mail.broker import doorbell
 from django_epica_mail.delivery import gates, worker
 from django_epica_mail.models import EmailLog
+from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection
 
 QUEUE_BACKEND = "django_epica_mail.backends.EmailBackend"
@@ -107,9 +108,14 @@ def queue_mail(db: None) -> Callable[..., EmailLog]:
     """Queue one mail, as in ``queue_mail("a@example.com", priority=3)``."""
 
     def queue(*to: str, subject: str = "Subject", **options: Any) -> EmailLog:
-        options.setdefault("transport", "smtp")
+        alias = options.pop("transport", "smtp")
         message = EmailMessage(subject, "Body", None, list(to) or ["to@example.com"])
-        return outbox.enqueue(message, **options)
+        if alias in transports.aliases():
+            return outbox.enqueue(message, transport=alias, **options)
+        log = outbox.enqueue(message, transport="smtp", **options)
+        EmailLog.objects.filter(pk=log.pk).update(transport=alias)  # configured when it was queued
+        log.transport = alias
+        return log
 
     return queue
 

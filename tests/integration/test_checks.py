@@ -10,6 +10,7 @@ from typing import Any
 import django
 import pytest
 from django.core.checks import ERROR, WARNING, CheckMessage, run_checks
+from django.db import connections
 from django.db.models import Model
 
 import tests.settings
@@ -59,7 +60,7 @@ def test_correct_transports_are_not_reported(transports) -> None:
     ("value", "words"),
     [
         ({"BATCH_SZE": 5}, "Did you mean 'BATCH_SIZE'"),
-        ({"BATCH_SIZE": 0}, "BATCH_SIZE.*above 0; it is 0"),
+        ({"BATCH_SIZE": 0}, "BATCH_SIZE.*above 0 .*; it is 0"),
         ([], "must be a dict"),
     ],
 )
@@ -214,7 +215,8 @@ class MailElsewhere:
         return "mail" if model._meta.app_label == "epica_mail" else None
 
 
-def test_w006_mail_outside_the_sites_transactions(smtp, settings) -> None:
+def test_w006_mail_outside_the_sites_transactions(smtp, settings, monkeypatch) -> None:
+    monkeypatch.setitem(connections.settings, "mail", connections.settings["default"])
     settings.DATABASE_ROUTERS = [MailElsewhere()]
     message = only()
     assert (message.id, message.level) == ("epica_mail.W006", WARNING)

@@ -8,6 +8,7 @@ from datetime import datetime
 import pytest
 from django.core.mail import EmailMessage
 from django.db import DatabaseError, transaction
+from django.test import TestCase
 
 from django_epica_mail import outbox
 from django_epica_mail.models import EmailBatch, EmailLog, EmailQuerySet
@@ -37,6 +38,7 @@ def test_one_bad_message_refuses_the_whole_call() -> None:
         ({"send_at": "tomorrow"}, TypeError, "datetime"),
         ({"on_unknown": "shrug"}, ValueError, "resend"),
         ({"queue": ""}, ValueError, "1 to 64"),
+        ({"transport": "smpt"}, ValueError, "no transport 'smpt': name one of .*smtp"),
     ],
 )
 def test_an_invalid_option_is_refused_by_name(options, error, words) -> None:
@@ -102,3 +104,34 @@ def test_ids_may_be_strings_as_in_results(db) -> None:
         outbox.cancel(str(one.pk))
     with pytest.raises(ValueError):  # noqa: PT011 - the message is Python's
         outbox.cancel(["no id"])
+
+
+def test_what_cannot_be_paused_is_said(caplog) -> None:
+    with pytest.raises(ValueError, match="no transport 'smpt'"):
+        outbox.pause(transport="smpt")
+    outbox.pause(queue="emials")
+    assert "No queue 'emials' is known" in caplog.text
+
+
+def test_mail_of_a_removed_transport_is_not_sent_again(queue_mail, caplog) -> None:
+    gone, kept = queue_mail(transport="gone"), queue_mail()
+    EmailLog.objects.update(status="sent", pending=None)
+    (again,) = outbox.send_again([gone.pk, kept.pk])
+    assert again.transport == "smtp"
+    assert f"{gone.pk} was not sent again: its transport 'gone'" in caplog.text
+
+
+def test_moved_mail_has_no_failover_and_its_queue_is_rung(queue_mail, rings) -> None:
+    waiting = queue_mail(transport="gone", queue="bulk_emails")
+    sending = queue_mail(transport="gone")
+    EmailLog.objects.update(fallbacks=["smtp"])
+    EmailLog.objects.filter(pk=sending.pk).update(status="sending")
+    rings.clear()
+    with TestCase.captureOnCommitCallbacks(execute=True):
+        assert outbox.move("gone", to="smtp") == 1
+        assert outbox.move("smtp", to="smtp") == 0
+    waiting.refresh_from_db()
+    assert (waiting.transport, waiting.fallbacks) == ("smtp", [])
+    assert "bulk_emails" in rings
+    with pytest.raises(ValueError, match="no transport 'smpt'"):
+        outbox.move("gone", to="smpt")

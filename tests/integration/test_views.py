@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import DatabaseError
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.urls import include, path, reverse
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from devservers.smtp_faults import refuse
 from django_epica_mail import maintenance, outbox, views
-from django_epica_mail.models import EmailTotal
+from django_epica_mail.models import EmailTotal, Suppression
+from django_epica_mail.tracking import links
 
 TOKEN = "a-token-of-the-tests"
 
@@ -180,3 +185,76 @@ def test_the_number_of_queries_does_not_depend_on_the_mail(
         queue_mail()
     with django_assert_num_queries(13):
         ask()
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("203.0.113.7:4711", "203.0.113.7"),
+        ("2001:DB8::1", "2001:db8::1"),
+        ("[2001:db8::1]:443", "2001:db8::1"),
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("203.0.113.7, 10.0.0.1", "203.0.113.7"),
+        (" 203.0.113.7:80,10.0.0.1:80", "203.0.113.7"),
+        ("unix:", None),
+        ("unix:/run/site.sock", None),
+        ("", None),
+        ("unknown", None),
+        ("203.0.113.7\0", None),
+        ("\ud800", None),
+        ("1" * 100_000, None),
+        ("999.1.1.1", None),
+    ],
+)
+def test_any_client_address_leaves_the_visitor_his_page(
+    queue_mail, epica_mail, given, stored
+) -> None:
+    epica_mail(STORE_IP=True, BASE_URL="https://example.com")
+    mail = queue_mail()
+    pixel = links.open_url(mail.pk).removeprefix("https://example.com")
+    agent = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64) Gecko"}
+    assert Client(REMOTE_ADDR=given, headers=agent).get(pixel).status_code == 200
+    assert mail.events.get().ip == stored
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.text() | st.ip_addresses().map(str) | st.from_regex(r"\[?[0-9a-f:.%]*\]?(:[0-9]+)?"))
+def test_a_client_address_is_one_or_none(text: str) -> None:
+    request = RequestFactory().get("/", REMOTE_ADDR=text)
+    found = views.client_ip(request)
+    assert found is None or str(ipaddress.ip_address(found)) == found
+
+
+@pytest.fixture
+def behind_a_login(settings: Any) -> None:
+    login = "django.contrib.auth.middleware.LoginRequiredMiddleware"
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, login]
+
+
+def test_all_pages_are_open_on_a_site_behind_a_login(
+    behind_a_login, queue_mail, epica_mail
+) -> None:
+    site = "https://example.com"
+    epica_mail(BASE_URL=site)
+    mail = queue_mail()
+    client = Client()
+    for link, status in (
+        (links.open_url(mail.pk), 200),
+        (links.click_url(mail.pk, f"{site}/offer"), 302),
+        (links.unsubscribe_url("to@example.com"), 200),
+    ):
+        answer = client.get(link.removeprefix(site))
+        assert answer.status_code == status
+        assert answer.headers.get("Location", f"{site}/offer") == f"{site}/offer"
+    one_click = client.post(
+        links.unsubscribe_url("to@example.com").removeprefix(site),
+        {"List-Unsubscribe": "One-Click"},
+    )
+    assert one_click.status_code == 200
+    assert Suppression.objects.count() == 1
+    assert ask().status_code == 200
+    assert ask(TOKEN).json()["checks"]
+    assert client.get(reverse("epica_mail:metrics")).status_code == 401

@@ -48,11 +48,24 @@ def test_an_unknown_key_is_refused_naming_the_nearest_one(key: str, near: str) -
         ("TRANSPORTS", {1: {}}),
         ("REDIRECT_ALL_TO", [7]),
         ("BASE_URL", "https://[example.com"),
+        ("GIVE_UP_AFTER", 1e300),
+        ("MAX_RETRIES", 1001),
+        ("KEEP_DAYS", 36_501),
+        ("CLEANUP_MIN_DAYS", False),
+        ("ROUTES", [{"retry": {"delay": 10**400}}]),
     ],
 )
 def test_an_invalid_value_is_refused_naming_the_key(key, value) -> None:
     with pytest.raises(ImproperlyConfigured, match=key):
         conf.parse({key: value})
+
+
+@pytest.mark.parametrize("key", ["SEND_TIMEOUT", "RETRY_DELAY", "KEEP_DAYS", "MAX_RETRIES"])
+@pytest.mark.parametrize("power", [20, 400, 5000])
+def test_a_number_out_of_range_is_refused_and_shown_in_few_words(key: str, power: int) -> None:
+    with pytest.raises(ImproperlyConfigured, match=key) as refused:
+        conf.parse({key: 10**power})
+    assert len(str(refused.value)) < 700
 
 
 def test_an_error_names_the_key_the_rule_and_the_value() -> None:

@@ -28,7 +28,7 @@ _REFUSED = 200
 class EmailBatchAdmin(ReadOnlyPage):
     """The bulk calls, newest first."""
 
-    list_display = ("id", "created_at", "progress", "total", "accepted", "refusals", "finished_at")
+    list_display = ("id", "created_at", "progress", "total", "accepted", "left_out", "finished_at")
     list_per_page = 50
     ordering = ("-pk",)
     page_template = "admin/epica_mail/batch.html"
@@ -51,8 +51,9 @@ class EmailBatchAdmin(ReadOnlyPage):
     def progress(self, batch: EmailBatch) -> SafeString:
         return progress_bar(batch)
 
-    @admin.display(description=_("refused"))
-    def refusals(self, batch: EmailBatch) -> int:
+    @admin.display(description=_("not queued"))
+    def left_out(self, batch: EmailBatch) -> int:
+        """Return how many entries made no mail: refused, or with a key that was used before."""
         return batch.position - batch.accepted
 
     def page(self, request: HttpRequest, row: EmailBatch) -> dict[str, Any]:
@@ -61,7 +62,7 @@ class EmailBatchAdmin(ReadOnlyPage):
             "title": row,
             "batch": row,
             "progress": progress_bar(row),
-            "refusals": self.refusals(row),
+            "refusals": len(row.refused),
             "statuses": _statuses(row),
             "most": MOST,
             "refused": _refused(row, with_reasons=may_see_content(request)),

@@ -44,6 +44,13 @@ Choices = list[tuple[str, Any]]
 class Filter(admin.SimpleListFilter):
     """A choice of one value, given in the query string as ``parameter_name``."""
 
+    def has_output(self) -> bool:
+        """Return whether the filter takes part: also without choices, if the query names a value.
+
+        Django leaves out a filter without choices, and shows every row as if it matched.
+        """
+        return super().has_output() or self.value() is not None
+
     def lookups(self, request: HttpRequest, model_admin: Any) -> Choices:
         rows: EmailQuerySet = model_admin.model._default_manager.all()
         return list(self.offered(rows))

@@ -81,7 +81,7 @@ def known_gates(flows: Collection[tuple[str, str]], using: str) -> list[Gate]:
 
 
 def _known_gates() -> list[Gate]:
-    using = router.db_for_read(DeliveryGate)
+    using = router.db_for_write(DeliveryGate)
     return known_gates({*backlog.waiting(using), *history.queues_and_transports(using)}, using)
 
 
@@ -142,7 +142,10 @@ class DeliveryGateAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
 def _do(verb: str, scope: str, name: str) -> str:
     """Pause, resume or probe, and return a report; raises ``Http404`` if that is impossible."""
     if verb == "pause":
-        outbox.pause(**{scope: name})
+        try:
+            outbox.pause(**{scope: name})
+        except ValueError as error:  # known from history alone: nothing would be held back
+            raise Http404(str(error)) from None
         return _("%(gate)s is paused: its mail waits.")
     if verb == "resume":
         outbox.resume(**{scope: name})

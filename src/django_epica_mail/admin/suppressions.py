@@ -9,13 +9,14 @@ from django import forms
 from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
+from django.db import router
 from django.db.models import QuerySet
 from django.http import HttpRequest, StreamingHttpResponse
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from django_epica_mail import suppression
-from django_epica_mail.admin.base import CappedPaginator
+from django_epica_mail.admin.base import AnyQuery, CappedPaginator
 from django_epica_mail.models import Suppression
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class _Form(forms.ModelForm):  # type: ignore[type-arg]
             except (ValueError, KeyError) as error:
                 raise ValidationError(str(error)) from None
             values["address"], self.instance.digest = entry.address, entry.digest
-            alike = Suppression.objects.filter(
+            alike = Suppression.objects.using(router.db_for_write(Suppression)).filter(
                 suppression.match(entry.address), scope=entry.scope, reason=entry.reason
             )
             if alike.exists():
@@ -50,7 +51,7 @@ class _Form(forms.ModelForm):  # type: ignore[type-arg]
 
 
 @admin.register(Suppression)
-class SuppressionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class SuppressionAdmin(AnyQuery, admin.ModelAdmin):  # type: ignore[type-arg]
     """The entries, newest first. Deleting an entry lifts it; entries are never changed."""
 
     form = _Form

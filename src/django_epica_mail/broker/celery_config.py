@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 from celery.app import app_or_default
@@ -12,6 +13,9 @@ TASK = "django_epica_mail.tasks.deliver_emails"
 SINGLE_TASK = "django_epica_mail.tasks.send_email_task"
 BULK_TASK = "django_epica_mail.tasks.send_bulk_emails_task"
 """The tasks whose entries in ``CELERY_TASK_ROUTES`` choose the queue of single and bulk mail."""
+
+_FINEST = 86_400
+"""A rate is a whole number of mails in up to so many units of time."""
 
 
 def site_route(*, bulk: bool) -> dict[str, Any]:
@@ -29,13 +33,29 @@ def site_route(*, bulk: bool) -> dict[str, Any]:
     return {"queue": getattr(queue, "name", queue), "priority": found.get("priority")}
 
 
+def task_queues() -> set[str]:
+    """Return the names in ``CELERY_TASK_QUEUES``; empty if the site lists none."""
+    queues: Any = app_or_default().conf.task_queues or ()
+    return {str(getattr(queue, "name", queue)) for queue in queues}
+
+
 def site_rate() -> str | None:
-    """Return the site's ``rate_limit`` for ``send_email_task``, such as ``10/m``, or ``None``."""
+    """Return the site's ``rate_limit`` for ``send_email_task``, such as ``10/m``, or ``None``.
+
+    As in Celery, a number is per second, may be a fraction, and 0 limits nothing. Half a mail a
+    second is written ``1/2s``. Raises ``ValueError`` for what is not a rate.
+    """
     task = app_or_default().tasks.get(SINGLE_TASK)
-    limit = getattr(task, "rate_limit", None)
-    if limit is None:
+    amount, _, unit = str(getattr(task, "rate_limit", None) or 0).partition("/")
+    try:
+        exact = Fraction(amount.strip())
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"The rate_limit of {SINGLE_TASK} is no rate: {amount[:20]!r}.") from None
+    if exact <= 0:
         return None
-    return limit if isinstance(limit, str) and "/" in limit else f"{int(limit)}/s"
+    rate = exact.limit_denominator(_FINEST) or Fraction(1, _FINEST)
+    window = "" if rate.denominator == 1 else rate.denominator
+    return f"{rate.numerator}/{window}{unit.strip() or 's'}"
 
 
 def broker_url() -> str:

@@ -15,26 +15,34 @@ _CHAIN = "epica_mail_chain"
 """The attribute of a request that keeps its chain as it came."""
 
 
-def check(task: Any) -> None:
-    """Raise ``PermissionError`` if the entries of a bulk call came through the broker.
+def check(task: Any) -> bool:
+    """Return whether the entries of a bulk call came through the broker.
 
-    That is so if the message that this worker is executing is the call, or holds it: as a callback,
-    in a chain, a group or a chord, or for one of Celery's own tasks that call another. A site that
-    trusts its broker sets ``EPICA_MAIL["BULK_ENTRIES_FROM_BROKER"]``.
+    Raises ``PermissionError`` if they did, unless the site trusts its broker and has set
+    ``EPICA_MAIL["BULK_ENTRIES_FROM_BROKER"]``.
     """
-    if conf.get().bulk_entries_from_broker:
-        return
-    executing: Any = current_app.current_worker_task
-    if executing is None or executing.request.is_eager:
-        return
-    is_call = executing.name == task.name and not task.request.called_directly
-    if is_call or any(it == BULK_TASK for it in _named(executing)):
+    is_foreign = _came_through_broker(task)
+    if is_foreign and not conf.get().bulk_entries_from_broker:
         raise PermissionError(
             "The entries of a bulk call came through the broker, where anybody with access to it "
             "could write them. Call send_bulk_emails_task.delay() in a process that has the site's "
             "database, or, if you trust everybody who can write to the broker, set "
             "EPICA_MAIL['BULK_ENTRIES_FROM_BROKER'] = True."
         )
+    return is_foreign
+
+
+def _came_through_broker(task: Any) -> bool:
+    """Return whether the message that this worker is executing is the call, or holds it.
+
+    It may hold it as a callback, in a chain, a group or a chord, or for one of Celery's own tasks
+    that call another.
+    """
+    executing: Any = current_app.current_worker_task
+    if executing is None or executing.request.is_eager:
+        return False
+    is_call = executing.name == task.name and not task.request.called_directly
+    return is_call or any(it == BULK_TASK for it in _named(executing))
 
 
 def _named(task: Task[Any, Any]) -> Iterator[object]:

@@ -209,6 +209,13 @@ def set_paused(
     )
 
 
+def is_held(*, queue: str | None = None, transport: str | None = None) -> bool:
+    """Return whether one queue or one transport is paused."""
+    scope, name = (_QUEUE, queue) if queue is not None else (_TRANSPORT, transport)
+    held = DeliveryGate.objects.using(router.db_for_write(DeliveryGate)).filter(paused=True)
+    return held.filter(scope=scope, name=name).exists()
+
+
 def _probe_time() -> models.Expression:
     return clock.now(conf.get().breaker_seconds)
 
@@ -247,3 +254,27 @@ def _move_to_fallback(mails: list[EmailLog], usable: set[str], using: str) -> in
             )
             moved += rows.update(**group[0].failover(following))
     return moved
+
+
+def move_waiting(alias: str, to: str, using: str) -> tuple[int, set[str]]:
+    """Give waiting mail of one transport to another, without failover.
+
+    Returns how many e-mails moved, and their queues.
+    """
+    queues = set[str]()
+
+    def move(mails: list[EmailLog]) -> int:
+        still = EmailLog.objects.using(using).filter(
+            pk__in=[mail.pk for mail in mails], status__in=lifecycle.CLAIMABLE, transport=alias
+        )
+        queues.update(mail.queue for mail in mails)
+        return still.update(transport=to, fallbacks=[])
+
+    if alias == to:
+        return 0, queues
+    count = 0
+    for level in LEVELS:
+        waiting = EmailLog.objects.using(using).filter(transport=alias, pending=level)
+        ordered = waiting.order_by("give_up_at", "id").only("queue")
+        count += ordered.change_in_chunks(_CHUNK, move)
+    return count, queues

@@ -9,13 +9,15 @@ from typing import Any, ClassVar
 
 from django.apps import apps
 from django.core.mail import EmailMessage
-from django.db import connections, models, transaction
+from django.db import connections, models, router, transaction
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from django_epica_mail import lifecycle, messages
 from django_epica_mail.clock import uuid7
 from django_epica_mail.messages import encryption
+from django_epica_mail.models.fields import CopyCharField, CopyTextField
+from django_epica_mail.models.row import Row
 from django_epica_mail.retry import PASSING, Kind
 
 RECOVERABLE = (*PASSING, Kind.MESSAGE)
@@ -142,7 +144,7 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
         return EmailLog.objects.using(self.db)
 
 
-class EmailBatch(models.Model):
+class EmailBatch(Row):
     """One bulk call and the mails created from it."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -172,7 +174,7 @@ class EmailBatch(models.Model):
         return self.finished_at is not None
 
 
-class EmailLog(models.Model):
+class EmailLog(Row):
     """One e-mail: the item in the queue, and afterwards the record of what became of it."""
 
     Status = lifecycle.Status
@@ -205,7 +207,7 @@ class EmailLog(models.Model):
     )
     queue = models.CharField(_("queue"), max_length=64)
     transport = models.CharField(_("transport"), max_length=64)
-    category = models.CharField(_("category"), max_length=64, blank=True)
+    category = CopyCharField(_("category"), max_length=64, blank=True)
     priority = models.PositiveSmallIntegerField(_("priority"))
     #: The priority while a worker may claim the row, else NULL; a column of the claim's index.
     pending = models.PositiveSmallIntegerField(null=True, editable=False)
@@ -215,9 +217,9 @@ class EmailLog(models.Model):
     give_up_at = models.DateTimeField(_("given up at"))
     finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
 
-    subject = models.TextField(_("subject"), blank=True)
-    from_email = models.TextField(pgettext_lazy("sender", "from"))
-    message_id = models.CharField(_("Message-ID"), max_length=255)
+    subject = CopyTextField(_("subject"), blank=True)
+    from_email = CopyTextField(pgettext_lazy("sender", "from"))
+    message_id = CopyCharField(_("Message-ID"), max_length=255)
     #: The message as stored by ``messages.dump``. Text, not JSON, because jsonb refuses NUL.
     envelope = models.TextField(editable=False)
     attachments: models.ManyToManyField[EmailAttachment, models.Model] = models.ManyToManyField(
@@ -248,11 +250,11 @@ class EmailLog(models.Model):
     #: The claim that holds the row or held it last; identifies the claim of a late result.
     lease_token = models.UUIDField(null=True, editable=False)
     lease_until = models.DateTimeField(null=True, editable=False)
-    worker = models.CharField(_("worker"), max_length=255, blank=True)
+    worker = CopyCharField(_("worker"), max_length=255, blank=True)
 
     failure_kind = models.CharField(_("failure"), max_length=16, choices=Kind, blank=True)
     failure_code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
-    reply = models.TextField(_("server's reply"), blank=True)
+    reply = CopyTextField(_("server's reply"), blank=True)
 
     objects = EmailQuerySet.as_manager()
 
@@ -306,7 +308,11 @@ class EmailLog(models.Model):
         Raises ``UnreadableEnvelope`` if the content is damaged or has been deleted, and
         ``MissingKey`` if none of the site's keys decrypts it.
         """
-        blobs = {row.digest: row.data for row in self.attachments.all()}
+        attachments = getattr(self, "_prefetched_objects_cache", {}).get("attachments")
+        if attachments is None:
+            using = self._state.db or router.db_for_write(EmailLog)
+            attachments = self.attachments.using(using)
+        blobs = {row.digest: row.data for row in attachments}
         return messages.load(self.envelope, blobs, encryption.envelope_of(self.pk))
 
     def failover(self, to: str) -> dict[str, Any]:
@@ -319,7 +325,7 @@ class EmailLog(models.Model):
         return {"transport": to, "fallbacks": [*names[at + 1 :], *names[:at]]}
 
 
-class EmailRecipient(models.Model):
+class EmailRecipient(Row):
     """One recipient of a mail, in the order of the message's ``recipients()``."""
 
     class Kind(models.TextChoices):
@@ -341,11 +347,11 @@ class EmailRecipient(models.Model):
     )
     position = models.PositiveIntegerField(editable=False)
     kind = models.CharField(_("kind"), max_length=3, choices=Kind)
-    address = models.CharField(_("address"), max_length=320, db_index=True)
+    address = CopyCharField(_("address"), max_length=320, db_index=True)
     #: Empty while the mail's status applies to the recipient, as it nearly always does.
     outcome = models.CharField(_("outcome"), max_length=10, choices=Outcome, blank=True)
     code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
-    reply = models.TextField(_("server's reply"), blank=True)
+    reply = CopyTextField(_("server's reply"), blank=True)
 
     class Meta:
         verbose_name = _("recipient")
@@ -356,13 +362,13 @@ class EmailRecipient(models.Model):
         return f"{self.email_id} #{self.position}"
 
 
-class EmailAttachment(models.Model):
+class EmailAttachment(Row):
     """Content stored outside the envelope, once per call for all mails that share it."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     digest = models.CharField("SHA-256", max_length=64)
-    filename = models.TextField(_("file name"), blank=True)
-    mimetype = models.CharField(_("type"), max_length=255)
+    filename = CopyTextField(_("file name"), blank=True)
+    mimetype = CopyCharField(_("type"), max_length=255)
     size = models.PositiveBigIntegerField(_("bytes"))
     #: As stored, encrypted if the site has keys; ``data`` is the original.
     content = models.BinaryField()
@@ -380,7 +386,7 @@ class EmailAttachment(models.Model):
         return encryption.unseal_attachment(bytes(self.content), self.size, self.digest)
 
 
-class DeliveryAttempt(models.Model):
+class DeliveryAttempt(Row):
     """One attempt to hand a mail to its transport, and the result."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -389,15 +395,15 @@ class DeliveryAttempt(models.Model):
     )
     number = models.PositiveSmallIntegerField(_("number"))
     transport = models.CharField(_("transport"), max_length=64)
-    worker = models.CharField(_("worker"), max_length=255)
+    worker = CopyCharField(_("worker"), max_length=255)
     created_at = models.DateTimeField(_("recorded at"))
     seconds = models.FloatField(_("seconds"), null=True, blank=True)
     #: Empty if the server accepted the mail for every recipient of the attempt.
     failure_kind = models.CharField(_("failure"), max_length=16, choices=Kind, blank=True)
     code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
-    reply = models.TextField(_("server's reply"), blank=True)
+    reply = CopyTextField(_("server's reply"), blank=True)
     #: The provider's id for the mail, from its response; later events refer to it.
-    provider_id = models.CharField(_("provider's id"), max_length=255, blank=True)
+    provider_id = CopyCharField(_("provider's id"), max_length=255, blank=True)
 
     class Meta:
         verbose_name = _("delivery attempt")
@@ -416,7 +422,7 @@ class DeliveryAttempt(models.Model):
         return f"{self.email_id} #{self.number}"
 
 
-class PendingResult(models.Model):
+class PendingResult(Row):
     """A mail whose final result is not in Celery's result backend yet."""
 
     email = models.OneToOneField(

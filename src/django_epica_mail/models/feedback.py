@@ -11,9 +11,11 @@ from django.utils.translation import pgettext_lazy
 
 from django_epica_mail.clock import uuid7
 from django_epica_mail.models.emails import EmailLog
+from django_epica_mail.models.fields import CopyCharField, CopyTextField
+from django_epica_mail.models.row import Row
 
 
-class EmailEvent(models.Model):
+class EmailEvent(Row):
     """One event after a mail was sent, reported by a provider or observed by this package."""
 
     class Kind(models.TextChoices):
@@ -48,13 +50,13 @@ class EmailEvent(models.Model):
     at = models.DateTimeField(pgettext_lazy("time", "at"))
     created_at = models.DateTimeField(_("recorded at"))
     #: The provider's name, or ``epica_mail`` for events observed by this package.
-    source = models.CharField(_("source"), max_length=64)
-    address = models.CharField(_("address"), max_length=320, blank=True)
-    provider_id = models.CharField(_("provider's id"), max_length=255, blank=True)
-    reason = models.CharField(_("reason"), max_length=64, blank=True)
-    reply = models.TextField(_("server's reply"), blank=True)
-    url = models.TextField(_("link"), blank=True)
-    user_agent = models.CharField(_("user agent"), max_length=255, blank=True)
+    source = CopyCharField(_("source"), max_length=64)
+    address = CopyCharField(_("address"), max_length=320, blank=True)
+    provider_id = CopyCharField(_("provider's id"), max_length=255, blank=True)
+    reason = CopyCharField(_("reason"), max_length=64, blank=True)
+    reply = CopyTextField(_("server's reply"), blank=True)
+    url = CopyTextField(_("link"), blank=True)
+    user_agent = CopyCharField(_("user agent"), max_length=255, blank=True)
     ip = models.GenericIPAddressField(_("IP address"), null=True, blank=True)
     is_machine = models.BooleanField(_("by a machine"), default=False)
 
@@ -75,7 +77,7 @@ class EmailEvent(models.Model):
         return f"{self.get_kind_display()} {self.email_id}"
 
 
-class Suppression(models.Model):
+class Suppression(Row):
     """An address that gets no mail at all, or none of one category."""
 
     class Reason(models.TextChoices):
@@ -88,14 +90,14 @@ class Suppression(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     #: Empty if the person's data was erased; the digest still suppresses their mail.
-    address = models.CharField(_("address"), max_length=320, blank=True)
+    address = CopyCharField(_("address"), max_length=320, blank=True)
     #: An HMAC of the address for look-ups; it does not reveal the address.
     digest = models.CharField(max_length=64, editable=False)
-    scope = models.CharField(
+    scope = CopyCharField(
         _("category"), max_length=64, blank=True, help_text=_("Leave empty for all mail.")
     )
-    reason = models.CharField(_("reason"), max_length=16, choices=Reason, default=Reason.MANUAL)
-    note = models.TextField(_("note"), blank=True)
+    reason = CopyCharField(_("reason"), max_length=16, choices=Reason, default=Reason.MANUAL)
+    note = CopyTextField(_("note"), blank=True)
     created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
     expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
 

@@ -9,10 +9,12 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from django_epica_mail import lifecycle
+from django_epica_mail.models.fields import CopyTextField
+from django_epica_mail.models.row import Row
 from django_epica_mail.retry import Kind
 
 
-class DeliveryGate(models.Model):
+class DeliveryGate(Row):
     """A pause or an open breaker that holds mail of one queue or transport back for all workers."""
 
     class Scope(models.TextChoices):
@@ -27,7 +29,7 @@ class DeliveryGate(models.Model):
     #: How many probes have failed in a row; above 0 the breaker is open or half-open.
     outages = models.PositiveIntegerField(_("outages in a row"), default=0)
     open_until = models.DateTimeField(_("breaker open until"), null=True, blank=True)
-    reason = models.TextField(_("reason"), blank=True)
+    reason = CopyTextField(_("reason"), blank=True)
     last_sweep_at = models.DateTimeField(_("last sweep"), null=True, blank=True)
 
     class Meta:
@@ -41,7 +43,7 @@ class DeliveryGate(models.Model):
         return f"{self.get_scope_display()} {self.name}"
 
 
-class EmailTotal(models.Model):
+class EmailTotal(Row):
     """How often an event happened in one hour, or in total; written only by ``totals``.
 
     Rows outlive the mails they count, so totals never go down.
@@ -92,7 +94,7 @@ class EmailTotal(models.Model):
         return f"{self.hour:%Y-%m-%d %H} {self.queue} {self.transport} {self.event}"
 
 
-class CountingMark(models.Model):
+class CountingMark(Row):
     """The single row with the time up to which totals are counted; it also serialises counting."""
 
     counted_until = models.DateTimeField()

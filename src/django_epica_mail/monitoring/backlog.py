@@ -98,7 +98,7 @@ class StatusReport:
 
 def status() -> StatusReport:
     """Return the status of every queue, and what holds mail back."""
-    using = router.db_for_read(EmailLog)
+    using = router.db_for_write(EmailLog)
     now, _ = clock_and_first_mail(using)
     report = {queue: QueueStatus() for queue in dequeue.queues(using)}
     for found in backlogs(using, now):

@@ -6,6 +6,7 @@ database, the broker and, on request, the transports.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,7 +25,9 @@ from django_epica_mail.exceptions import TokenRefused
 from django_epica_mail.messages import encryption
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryGate, EmailLog
-from django_epica_mail.monitoring import backlog
+from django_epica_mail.models import checks as database_checks
+from django_epica_mail.monitoring import backlog, public_pages
+from django_epica_mail.queueing import names
 from django_epica_mail.rules import Facts
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection
@@ -32,6 +35,8 @@ from django_epica_mail.transports import connection
 _NO_SWEEP = timedelta(minutes=5)
 _SAMPLE = 500
 """How many of the oldest and of the newest mails are examined."""
+_NAMED = 5
+"""How many e-mails a finding names."""
 _REFUSED_CREDENTIALS = (534, 535, 538)
 """RFC 4954, section 6."""
 
@@ -77,7 +82,7 @@ def examine(*, open_transports: bool = False) -> list[Finding]:
     found = [_from_check(message) for message in checks.check_configuration()]
     if not any(finding.id == "epica_mail.E001" for finding in found):
         found += [_from_check(message) for message in checks.check_deployment()]
-        found += [*_send_mail(), *_celery(), *_results(), *_rows()]
+        found += [*_send_mail(), *_celery(), *_results(), *_rows(), *_public_pages()]
         found += _connections() if open_transports else ()
     levels = ("error", "warning", "info")
     return sorted(found, key=lambda finding: levels.index(finding.level))
@@ -113,13 +118,9 @@ def explain(address: str, *, category: str = "", bulk: bool = False) -> Explanat
 
 def queues() -> set[str]:
     """Return every queue in which mail is waiting or to which it may be routed."""
-    of_celery = [celery_config.site_route(bulk=bulk).get("queue") for bulk in (False, True)]
-    named = {of_celery[0] or routing.QUEUE, of_celery[1] or routing.BULK_QUEUE}
-    named |= {rule.queue for rule in conf.get().routes if rule.queue}
-    named |= {
-        options["queue"] for options in transports.queueing().values() if options.get("queue")
+    return names.named_queues() | {
+        queue for queue, _ in backlog.waiting(router.db_for_write(EmailLog))
     }
-    return named | {queue for queue, _ in backlog.waiting(router.db_for_read(EmailLog))}
 
 
 def _source(by_rule: object, by_celery: object) -> str:
@@ -199,7 +200,7 @@ def _results() -> Iterator[Finding]:
 
 
 def _rows() -> Iterator[Finding]:
-    using = router.db_for_read(EmailLog)
+    using = router.db_for_write(EmailLog)
     try:
         has_mail_ago = _oldest_is_older(using)
         wanted = queues()
@@ -215,6 +216,7 @@ def _rows() -> Iterator[Finding]:
         yield from _workers(wanted)
     if has_mail_ago:
         yield from _beat(using)
+    yield from map(_from_check, database_checks.check_characters(databases=[using]))
     yield from _held_back(using)
     yield from _unencrypted(using)
 
@@ -287,16 +289,31 @@ def _held_back(using: str) -> Iterator[Finding]:
             if is_paused
             else "It is retried automatically. To find the cause, run doctor --open.",
         )
+    if not transports.under_test():
+        yield from _transports_gone(using)
+
+
+def _transports_gone(using: str) -> Iterator[Finding]:
     known = transports.aliases()
+    gone: dict[str, list[str]] = {}
     for queue, alias in backlog.waiting(using):
-        if alias not in known and not transports.under_test():
-            yield Finding(
-                "error",
-                "transport-gone",
-                f"Mail in the queue {queue} waits for the transport {alias!r}, which is not "
-                "configured.",
-                "Configure that alias until its mail is sent.",
-            )
+        if alias not in known:
+            gone.setdefault(alias, []).append(queue)
+    for alias, queue_names in gone.items():
+        rows = EmailLog.objects.using(using).filter(
+            queue__in=queue_names, transport=alias, pending__in=rules.LEVELS
+        )
+        ids = list(rows.order_by("pk").values_list("pk", flat=True)[: _NAMED + 1])
+        more = ", ..." if len(ids) > _NAMED else ""
+        option = f"--transport {shlex.quote(alias)}"
+        yield Finding(
+            "error",
+            "transport-gone",
+            f"{rows.count()} e-mails in {', '.join(queue_names)} wait for the transport {alias!r}, "
+            f"which is not configured: {', '.join(map(str, ids[:_NAMED]))}{more}.",
+            f"Configure that alias until they are sent, run manage.py epica_mail move {option} "
+            f"--to ALIAS, or run manage.py epica_mail cancel {option}.",
+        )
 
 
 def _unencrypted(using: str) -> Iterator[Finding]:
@@ -316,6 +333,23 @@ def _unencrypted(using: str) -> Iterator[Finding]:
             "ENCRYPTION_KEYS is set, but stored mail is not encrypted: it was stored before, or by "
             "a process without the keys.",
             "Give every process the keys, then run manage.py epica_mail reencrypt.",
+        )
+
+
+def _public_pages() -> Iterator[Finding]:
+    for obstacle in public_pages.examine() if hasattr(settings, "ROOT_URLCONF") else ():
+        remedy = (
+            "Let it pass requests to this address: people who follow a link, mail clients and "
+            "monitoring have no session."
+            if obstacle.cause
+            else "Include django_epica_mail.urls before the pattern that matches first."
+        )
+        yield Finding(
+            "error",
+            "public-page",
+            f"{obstacle.request} does not reach its page: {obstacle.cause or 'another view'} "
+            f"answers {obstacle.answer}.",
+            remedy,
         )
 
 

@@ -84,7 +84,7 @@ class Measurements:
 
 def measure() -> Measurements:
     """Return the measurements, at a cost that does not grow with the number of mails."""
-    using = router.db_for_read(EmailLog)
+    using = router.db_for_write(EmailLog)
     moment, first = backlog.clock_and_first_mail(using)
     ages = backlog.due_ages(using, moment)
     state = gates.Gates(using)

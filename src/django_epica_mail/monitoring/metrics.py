@@ -65,7 +65,7 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metric families, read from the database."""
-        using = router.db_for_read(EmailLog)
+        using = router.db_for_write(EmailLog)
         measured = health.measure()
         moment, _ = backlog.clock_and_first_mail(using)
         waiting = backlog.backlogs(using, moment)

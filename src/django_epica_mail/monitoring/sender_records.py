@@ -135,7 +135,7 @@ def _domains(given: Sequence[str], equipped: Sequence[_Equipped]) -> set[str]:
             raise ImproperlyConfigured(f"A domain such as example.com is needed; it is {domain!r}.")
         found.add(ascii_domain(domain))
     addresses = [settings.DEFAULT_FROM_EMAIL, settings.SERVER_EMAIL]
-    rows = EmailLog.objects.using(router.db_for_read(EmailLog)).order_by("-pk")
+    rows = EmailLog.objects.using(router.db_for_write(EmailLog)).order_by("-pk")
     with contextlib.suppress(DatabaseError):  # the doctor reports it
         addresses += rows.values_list("from_email", flat=True)[:_RECENT]
     found |= {ascii_domain(parseaddr(it)[1].rpartition("@")[2]) for it in set(addresses)}

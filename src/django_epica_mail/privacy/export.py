@@ -10,7 +10,13 @@ from django.db import models, router
 
 from django_epica_mail import messages
 from django_epica_mail.messages import encryption
-from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog, Suppression
+from django_epica_mail.models import (
+    DeliveryAttempt,
+    EmailEvent,
+    EmailLog,
+    EmailRecipient,
+    Suppression,
+)
 from django_epica_mail.privacy.person import (
     LOG_TEXTS,
     RESULT_TEXTS,
@@ -66,7 +72,7 @@ def _mail(found: Found, person: Person, using: str) -> dict[str, Any]:
     }
     if found.roles == {"mentioned"}:
         return about
-    own = log.recipients.using(using).filter(person.rows())
+    own = EmailRecipient.objects.using(using).filter(person.rows(), email=log)
     attempts = DeliveryAttempt.objects.using(using).filter(email=log)
     names = ("number", "created_at", "transport", "code", "reply")
     return {

@@ -1,5 +1,8 @@
 """Stores bulk calls whole in the caller's transaction; a worker expands them into mails.
 
+What an entry takes from the surroundings of the call is read in the caller, as for a single mail:
+files, and the language in which text is read. The worker may run on another host.
+
 Each chunk of entries becomes rows in one transaction, which also advances the batch's position.
 Expansion can therefore resume after an interruption without losing or duplicating an entry.
 """
@@ -7,19 +10,23 @@ Expansion can therefore resume after an interruption without losing or duplicati
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 from uuid import UUID
 
+from django.core.mail import EmailMessage
 from django.db import router, transaction
+from django.utils import translation
 from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail import clock, conf
 from django_epica_mail.broker import celery_config, doorbell
 from django_epica_mail.messages import UnencodableValue, decode, encode, encryption
 from django_epica_mail.models import EmailBatch
-from django_epica_mail.queueing import compose, draft, enqueue
+from django_epica_mail.queueing import compose, draft, enqueue, render
 from django_epica_mail.replies import reply_text
 from django_epica_mail.results import Refusal
 
@@ -27,17 +34,22 @@ _PACKAGE = __name__.partition(".")[0] + "."
 
 
 @sensitive_variables()
-def submit(emails: object) -> EmailBatch:
+def submit(emails: object, *, is_foreign: bool = False) -> EmailBatch:
     """Store a bulk call in the caller's transaction; ``expand`` makes its mails.
 
     ``emails`` is a list of dicts: the arguments of ``send_email_async`` by name, optionally with
     ``template_name`` and ``context`` instead of the bodies. Invalid entries are reported by
-    ``expand``; only a value that cannot be stored is refused here, with ``TypeError``.
+    ``expand``; refused here is a value that cannot be stored, with ``TypeError``, a file that is
+    too large, with ``InvalidMessage``, and one that cannot be read, with ``OSError``. The files of
+    a call that ``is_foreign`` are not read: who wrote it has no right to the files of this host.
     """
     if isinstance(emails, (str, bytes)) or not isinstance(emails, Sequence):
         raise TypeError(f"emails must be a list of dicts; it is {type(emails).__name__}.")
     try:
-        payload = json.dumps(encode(list(emails)))
+        files: dict[str, Any] = {}
+        entries = [_stored(entry, None if is_foreign else files) for entry in emails]
+        # Without files a list, which workers of an earlier version read too.
+        payload = json.dumps({"entries": entries, "files": encode(files)} if files else entries)
     except UnencodableValue as error:
         raise TypeError(
             f"An entry of emails holds a value of the type {error}, which cannot be stored for "
@@ -64,7 +76,7 @@ def expand(batch_id: UUID | str) -> EmailBatch:
     using = router.db_for_write(EmailBatch)
     batches = EmailBatch.objects.using(using)
     batch = batches.get(pk=batch_id)
-    entries = _entries(batch)
+    entries, files = _entries(batch)
     while not batch.is_finished:
         start = batch.position
         chunk = entries[start : start + enqueue.CHUNK]
@@ -75,8 +87,8 @@ def expand(batch_id: UUID | str) -> EmailBatch:
                 position=start + len(chunk)
             )
             if claimed:
-                _insert(batch, chunk, start, using)
-        batch.refresh_from_db(fields=["position", "accepted", "refused", "finished_at"])
+                _insert(batch, [_with_files(entry, files) for entry in chunk], start, using)
+        batch.refresh_from_db(using, fields=["position", "accepted", "refused", "finished_at"])
     return batch
 
 
@@ -90,14 +102,63 @@ def reason(batch: EmailBatch, index: int) -> str:
     return encryption.unseal(sealed, encryption.refusal_of(batch.pk, index)) if sealed else ""
 
 
-def _entries(batch: EmailBatch) -> list[Any]:
-    """Return the entries of a bulk call; none if it is finished."""
+def _stored(entry: object, files: dict[str, Any] | None) -> Any:
+    """Return the JSON form of an entry; read the ``files`` it names, each once for all entries."""
+    if not isinstance(entry, dict):
+        return encode(entry)
+    entry = dict(entry)
+    attachments = entry.get("attachments")
+    if isinstance(attachments, (list, tuple)):
+        entry["attachments"] = [str(it) if isinstance(it, Path) else it for it in attachments]
+        for path in entry["attachments"]:
+            if isinstance(path, str) and files is not None and path not in files:
+                files[path] = _read(path)
+    with _language_of(entry):
+        if entry.get("template_name") is not None and entry.get("language") is None:
+            entry["language"] = _current_language()
+        return encode(entry)
+
+
+def _read(path: str) -> tuple[Any, ...]:
+    """Return a file as an attachment, as ``EmailMessage.attach_file`` reads it."""
+    draft.check_size(Path(path).stat().st_size)
+    message = EmailMessage()
+    message.attach_file(path)
+    attached: Any = message.attachments[0]
+    return tuple(attached)
+
+
+def _language_of(entry: dict[Any, Any]) -> AbstractContextManager[None]:
+    """Return the context of an entry's language; ``expand`` reports one that is not offered."""
+    try:
+        return render.speaking(entry.get("language"))
+    except ValueError:
+        return nullcontext()
+
+
+def _current_language() -> str | None:
+    """Return the language of the caller, or ``None`` if it is none of the site's."""
+    try:
+        return translation.get_supported_language_variant(translation.get_language() or "")
+    except LookupError:
+        return None
+
+
+def _with_files(entry: Any, files: Mapping[str, tuple[Any, ...]]) -> Any:
+    """Return an entry with the ``files`` that the caller has read in place of their paths."""
+    attachments = entry.get("attachments") if isinstance(entry, dict) else None
+    if not isinstance(attachments, (list, tuple)):
+        return entry
+    read = [files.get(it, it) if isinstance(it, str) else it for it in attachments]
+    return {**entry, "attachments": read}
+
+
+def _entries(batch: EmailBatch) -> tuple[list[Any], dict[str, tuple[Any, ...]]]:
+    """Return the entries of a bulk call and the files they name; none if it is finished."""
     if not batch.payload:
-        return []
-    entries: list[Any] = decode(
-        json.loads(encryption.unseal(batch.payload, encryption.payload_of(batch.pk)))
-    )
-    return entries
+        return [], {}
+    stored = decode(json.loads(encryption.unseal(batch.payload, encryption.payload_of(batch.pk))))
+    return (stored, {}) if isinstance(stored, list) else (stored["entries"], stored["files"])
 
 
 def _insert(batch: EmailBatch, chunk: Sequence[Any], start: int, using: str) -> None:
@@ -117,10 +178,10 @@ def _insert(batch: EmailBatch, chunk: Sequence[Any], start: int, using: str) -> 
             )
             refusal = Refusal(index=index, error=type(error).__name__, rule=_rule(error))
             batch.refused.append({**refusal, "reason": sealed})
-    logs = enqueue.insert_drafts(drafts)
+    accepted = batch.accepted + enqueue.count_new(drafts, enqueue.insert_drafts(drafts))
     done = not chunk or start + len(chunk) >= batch.total
     EmailBatch.objects.using(using).filter(pk=batch.pk).update(
-        accepted=batch.accepted + len(logs),
+        accepted=accepted,
         refused=batch.refused,
         **({"finished_at": clock.now(), "payload": ""} if done else {}),
     )
@@ -150,6 +211,15 @@ def _rule(error: BaseException) -> str:
 
 
 def _named(entry: object) -> dict[str, Any]:
+    """Return an entry; raise ``TypeError`` or ``ValueError`` for what no entry may be here."""
     if not isinstance(entry, dict):
         raise TypeError(f"An entry must be a dict of named values; it is {entry!r}.")
+    attachments = entry.get("attachments")
+    compose.check_attachments(attachments)
+    if any(isinstance(it, (str, Path)) for it in attachments or ()):
+        raise ValueError(
+            "attachments names a file that the caller has not read, and a worker reads none: call "
+            "send_bulk_emails_task.delay() in a process of the site, or give "
+            "(filename, content, mimetype)."
+        )
     return entry

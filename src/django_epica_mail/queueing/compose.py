@@ -54,6 +54,7 @@ def _compose(given: Mapping[str, Any]) -> tuple[EmailMultiAlternatives, Options]
         )
         if html:
             message.attach_alternative(str(html), "text/html")
+    check_attachments(given.get("attachments"))
     for attachment in given.get("attachments") or ():
         _attach(message, attachment)
     for name in _ANYMAIL:
@@ -99,6 +100,12 @@ def _content(given: Mapping[str, Any]) -> tuple[object, object, object, str | No
 def _check_list(name: str, value: object) -> None:
     if value is not None and (isinstance(value, str) or not isinstance(value, (list, tuple))):
         raise TypeError(f"{name} must be a list of addresses; it is {value!r}.")
+
+
+def check_attachments(value: object) -> None:
+    """Raise ``TypeError`` for attachments that are not a list: of a string, each letter is one."""
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise TypeError(f"attachments must be a list; it is {type(value).__name__}.")
 
 
 def _attach(message: EmailMultiAlternatives, attachment: Any) -> None:

@@ -17,6 +17,7 @@ from django_epica_mail import clock, conf, messages, routing
 from django_epica_mail.exceptions import InvalidMessage, as_invalid_message
 from django_epica_mail.messages import Blob, addresses, bounds, encryption
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
+from django_epica_mail.queueing import names
 from django_epica_mail.routing import Options
 from django_epica_mail.rules import Facts
 from django_epica_mail.tracking import links
@@ -45,7 +46,8 @@ def draft(
     """Return the rows of a message.
 
     ``of_celery`` is the result of ``celery_config.site_route``. Raises ``ValueError`` or
-    ``TypeError`` for a message that cannot be sent, ``UnstorableMessage`` for one that cannot be
+    ``TypeError`` for a message that cannot be sent or a transport that is not configured,
+    ``UnstorableMessage`` for one that cannot be
     stored without loss, and ``ImproperlyConfigured`` for one that needs an encryption key that is
     not set, or that carries links the site does not serve.
     """
@@ -61,6 +63,8 @@ def _draft(
     bulk: bool,
     batch: EmailBatch | None,
 ) -> Draft:
+    if options.transport is not None:
+        names.check_transport(options.transport)
     count = len(message.recipients())
     if not count:
         raise ValueError("The message has no recipients: add at least one to to, cc or bcc.")
@@ -134,7 +138,9 @@ def _route(log: EmailLog, route: routing.Route, options: Options) -> None:
     """Set the row's queue, transports, times and policies."""
     first, *others = route.transports or (transports.default_alias(),)
     give_up_after = timedelta(seconds=conf.get().give_up_after)
-    send_at = options.send_at
+    if options.queue is not None:
+        names.warn_of_unknown_queue(options.queue)
+    send_at = routing.in_utc(options.send_at) if options.send_at else None
     log.queue = route.queue
     log.transport, log.fallbacks = first, others
     log.priority = log.pending = route.priority

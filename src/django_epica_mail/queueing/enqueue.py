@@ -57,16 +57,13 @@ def enqueue_pairs(pairs: Iterable[tuple[EmailMessage, Options]]) -> EmailBatch:
         batch = EmailBatch.objects.using(using).create()
         of_celery = celery_config.site_route(bulk=True)
         for chunk in batched(pairs, CHUNK):
-            insert_drafts(
-                [
-                    queueing_draft.draft(
-                        message, options, of_celery=of_celery, bulk=True, batch=batch
-                    )
-                    for message, options in chunk
-                ]
-            )
+            drafts = [
+                queueing_draft.draft(message, options, of_celery=of_celery, bulk=True, batch=batch)
+                for message, options in chunk
+            ]
+            batch.accepted += count_new(drafts, insert_drafts(drafts))
             batch.total += len(chunk)
-        batch.accepted = batch.position = batch.total
+        batch.position = batch.total
         batch.finished_at = clock.now()
         batch.save(update_fields=["total", "accepted", "position", "finished_at"])
     batch.__dict__.pop("finished_at", None)  # an expression: read the value from the database
@@ -98,6 +95,11 @@ def insert_drafts(drafts: Sequence[Draft]) -> list[EmailLog]:
             if isinstance(draft.log.__dict__.get(name), Expression):
                 delattr(draft.log, name)  # an expression: read the value from the database
     return [earlier.get(draft.log.pk, draft.log) for draft in drafts]
+
+
+def count_new(drafts: Sequence[Draft], logs: Sequence[EmailLog]) -> int:
+    """Return how many rows of ``insert_drafts`` are new: the others had their key used before."""
+    return sum(log.pk == draft.log.pk for draft, log in zip(drafts, logs, strict=True))
 
 
 def _transaction(drafts: Sequence[Draft], using: str) -> AbstractContextManager[None]:

@@ -19,6 +19,7 @@ from django.db.models.constants import OnConflict
 from django.db.models.sql import Query
 
 from django_epica_mail._compat import batched
+from django_epica_mail.models.fields import CopyCharField, CopyTextField, charset_of
 
 Statement = tuple[str, Sequence[Any]]
 """SQL, and the values of its placeholders."""
@@ -122,7 +123,9 @@ def _shape(
     verb = ops.insert_statement(on_conflict=on_conflict)
     head = f"{verb} {ops.quote_name(model._meta.db_table)} ({columns}) VALUES"
     tail = ops.on_conflict_suffix_sql(fields, on_conflict, [], [])
-    return [(field, isinstance(field, _PLAIN_FIELDS)) for field in fields], head, tail
+    plain: tuple[type[Field[Any, Any]], ...] = _PLAIN_FIELDS
+    lossy = () if charset_of(connections[using]) is None else (CopyCharField, CopyTextField)
+    return [(it, isinstance(it, plain) and not isinstance(it, lossy)) for it in fields], head, tail
 
 
 def _cells(

@@ -49,9 +49,10 @@ def receive(sender: object, *, event: Any, esp_name: str, **_: Any) -> None:
     if kind is None:
         return
     using = router.db_for_write(EmailLog)
-    address = canonical(event.recipient or "")
-    provider_id = str(event.message_id or "")[:255]
-    agent = str(event.user_agent or "")
+    # A provider passes on what servers and people wrote: any character, in any field.
+    address = canonical(_text(event.recipient))
+    provider_id = _text(event.message_id)[:255]
+    agent = _text(event.user_agent)
     raw = event.esp_event if isinstance(event.esp_event, Mapping) else {}
     mail = _find_email(event.metadata, provider_id, using)
     events.record(
@@ -67,13 +68,18 @@ def receive(sender: object, *, event: Any, esp_name: str, **_: Any) -> None:
             reason=_reason(kind, event, raw)
             if is_authenticated(sender) or conf.get().trust_unauthenticated_webhooks
             else events.UNAUTHENTICATED,
-            reply=reply_text(event.mta_response or event.description or ""),
-            url=_url(event.click_url or "", mail, using),
-            user_agent=reply_text(agent)[:255],
+            reply=_text(event.mta_response or event.description),
+            url=_url(_text(event.click_url), mail, using),
+            user_agent=agent[:255],
             is_machine=kind in (Kind.OPENED, Kind.CLICKED)
             and (bool(raw.get("sg_machine_open")) or (bool(agent) and bots.is_machine(agent))),
         )
     )
+
+
+def _text(value: object) -> str:
+    """Return a field of an event as text that every database stores; empty if there is none."""
+    return reply_text(str(value)) if value else ""
 
 
 def is_authenticated(view: object) -> bool:
@@ -145,9 +151,9 @@ def _url(url: str, mail: UUID | None, using: str) -> str:
     It may be a secret, such as a password reset link.
     """
     if not url or mail is None:
-        return reply_text(url)
+        return url
     is_kept = EmailLog.objects.using(using).filter(pk=mail, keep_content="always").exists()
-    return reply_text(url) if is_kept else ""
+    return url if is_kept else ""
 
 
 def _key(event: Any, esp_name: str, kind: Kind, address: str) -> str:
@@ -163,8 +169,8 @@ def _key(event: Any, esp_name: str, kind: Kind, address: str) -> str:
 
 def _reason(kind: Kind, event: Any, raw: Mapping[str, Any]) -> str:
     if kind is Kind.BOUNCED:
-        return events.PERMANENT if is_for_good(event.mta_response or "", raw) else "transient"
-    return str(event.reject_reason or "")[:64]
+        return events.PERMANENT if is_for_good(_text(event.mta_response), raw) else "transient"
+    return _text(event.reject_reason)[:64]
 
 
 def is_for_good(reply: str, raw: Mapping[str, Any]) -> bool:

@@ -119,3 +119,38 @@ def test_other_lists_are_counted_up_to_a_limit(superuser, monkeypatch) -> None:
 def test_a_lower_bound_is_shown_with_a_plus() -> None:
     assert str(AtLeast(10_000)) == "10,000+"
     assert AtLeast(10_000) == 10_000
+
+
+PAGES = {
+    "emaillog_changelist": (
+        *("status", "failure_kind", "queue", "transport", "category", "batch", "since"),
+        *("q", "o", "p", "all", "id", "batch__id__exact", "_changelist_filters", "_facets"),
+    ),
+    "emailevent_changelist": ("kind__exact", "is_machine__exact", "q", "address", "p", "source"),
+    "suppression_changelist": ("q", "reason__exact", "scope", "p", "note", "digest"),
+    "emailbatch_changelist": ("q", "p", "id"),
+    "deliverygate_changelist": ("q", "name"),
+    "emailtotal_changelist": ("period", "queue", "transport", "workers"),
+    "suppression_add": ("address", "scope", "note"),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("value", ["%00", "a%00b", "%ED%A0%80", "%FF", "%F4%90%80%80", "%0"])
+def test_no_query_string_is_an_error_of_the_server(superuser, queue_mail, name, value) -> None:
+    queue_mail(category="news")
+    for parameter in (*PAGES[name], value):
+        answer = superuser.get(f"{url(name)}?{parameter}={value}", follow=True)
+        assert answer.status_code in (200, 400), parameter
+
+
+@pytest.mark.parametrize("value", ["%00", "%ED%A0%80"])
+def test_no_path_and_no_query_of_a_row_is_an_error_of_the_server(
+    superuser, queue_mail, value
+) -> None:
+    pages = ["emaillog_change", "emailbatch_change", "emailevent_change", "suppression_change"]
+    for page in pages:
+        path = url(page, "id").replace("/id/", f"/{value}/")
+        assert superuser.get(path, follow=True).status_code in (200, 404)
+        path = url(page, queue_mail().pk)
+        assert superuser.get(f"{path}?images={value}&{value}", follow=True).status_code == 200

@@ -91,6 +91,12 @@ def test_an_unknown_value_finds_nothing(listed, queue_mail, name) -> None:
     assert listed(**{name: "nonsense"}) == []
 
 
+@pytest.mark.parametrize("name", ["category", "batch"])
+def test_a_value_counts_although_there_is_nothing_to_choose_from(listed, queue_mail, name) -> None:
+    queue_mail()
+    assert listed(**{name: "nonsense"}) == []
+
+
 def test_existing_values_are_offered_as_choices(superuser, queue_mail) -> None:
     queue_mail(queue="rare_queue", transport="old_transport", category="news")
     batch = EmailBatch.objects.create()

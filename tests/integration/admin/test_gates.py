@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from django_epica_mail import outbox
 from django_epica_mail.delivery import gates
-from django_epica_mail.models import DeliveryGate
+from django_epica_mail.models import DeliveryGate, EmailTotal
 from django_epica_mail.retry import Failure, Kind
 from tests.integration.admin.pages import client_of, html_of, text_in, url
 
@@ -73,6 +73,18 @@ def test_a_transport_out_of_order_shows_why_and_until_when(operator, db) -> None
 )
 def test_an_unknown_or_impossible_action_is_refused(operator, do) -> None:
     assert press(operator, do).status_code == 404
+    assert not DeliveryGate.objects.exists()
+
+
+def test_a_transport_that_is_gone_is_paused_while_mail_waits_for_it(operator, queue_mail) -> None:
+    mail = queue_mail(transport="gone")
+    assert press(operator, "pause transport gone").status_code == 302
+    assert DeliveryGate.objects.get(name="gone").paused
+    DeliveryGate.objects.all().delete()
+    mail.delete()
+    now = timezone.now().replace(minute=0, second=0, microsecond=0)
+    EmailTotal.objects.create(hour=now, queue="emails", transport="gone", event="sent", count=1)
+    assert press(operator, "pause transport gone").status_code == 404
     assert not DeliveryGate.objects.exists()
 
 

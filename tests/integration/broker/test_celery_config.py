@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import limits
 import pytest
 from celery import Celery, current_app
 from django.core.mail import EmailMessage
 from kombu import Queue
 
-from django_epica_mail import outbox
+from django_epica_mail import conf, outbox
 from django_epica_mail.broker import celery_config
 from django_epica_mail.broker.celery_config import BULK_TASK, SINGLE_TASK
+from django_epica_mail.delivery import rate_limits
 from django_epica_mail.models import EmailLog
 from django_epica_mail.tasks import send_bulk_emails_task, send_email_task
 
@@ -78,6 +80,37 @@ def test_routes_of_other_tasks_leave_mail_alone(smtp, task_routes) -> None:
 def test_a_rate_without_a_unit_is_per_second(monkeypatch, limit: Any, rate: str | None) -> None:
     monkeypatch.setattr(send_email_task, "rate_limit", limit)
     assert celery_config.site_rate() == rate
+
+
+@pytest.mark.parametrize("limit", [0, 0.0, "0", "0/m", ""])
+def test_a_rate_of_zero_limits_nothing_as_in_celery(monkeypatch, limit: Any) -> None:
+    monkeypatch.setattr(send_email_task, "rate_limit", limit)
+    assert celery_config.site_rate() is None
+    assert rate_limits.problem() is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "rate", "seconds"),
+    [
+        ("0.5", "1/2s", 2),
+        (0.5, "1/2s", 2),
+        ("0.5/m", "1/2m", 120),
+        ("2.5", "5/2s", 2),
+        ("1e-9", "1/86400s", 86_400),
+    ],
+)
+def test_a_fraction_is_one_mail_in_several_units_of_time(
+    monkeypatch, limit: Any, rate: str, seconds: int
+) -> None:
+    monkeypatch.setattr(send_email_task, "rate_limit", limit)
+    assert celery_config.site_rate() == rate
+    assert limits.parse(rate_limits._spelled_out(rate)).get_expiry() == seconds
+    conf.check_rates("RATES", {"*": rate})
+
+
+def test_a_rate_that_is_none_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(send_email_task, "rate_limit", "many/s")
+    assert "rate_limit of django_epica_mail.tasks.send_email_task" in str(rate_limits.problem())
 
 
 def test_an_app_without_our_tasks_has_no_rate(monkeypatch) -> None:

@@ -16,6 +16,7 @@ from redis.exceptions import NoPermissionError
 from devservers.redis import RedisServer
 from django_epica_mail import tasks
 from django_epica_mail.models import EmailBatch, EmailLog
+from django_epica_mail.queueing import bulk
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "production.md"
 
@@ -78,6 +79,28 @@ def test_a_site_can_trust_its_broker(smtp, epica_mail) -> None:
     epica_mail(BULK_ENTRIES_FROM_BROKER=True)
     assert run_as_worker(tasks.send_bulk_emails_task, [ENTRY])[0] == "SUCCESS"
     assert EmailLog.objects.count() == 1
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_files_of_a_worker_are_read_for_nobody_who_can_write_to_the_broker(
+    smtp, epica_mail, tmp_path, is_trusted
+) -> None:
+    epica_mail(BULK_ENTRIES_FROM_BROKER=is_trusted)
+    (tmp_path / "secret.txt").write_text("a secret of the host")
+    entry = {**ENTRY, "attachments": [str(tmp_path / "secret.txt")]}
+    run_as_worker(tasks.send_bulk_emails_task, [entry])
+    run_as_worker(tasks.dispatch_due_emails, callbacks=[embedded([entry])])
+    for batch in EmailBatch.objects.all():
+        bulk.expand(batch.pk)
+    assert not EmailLog.objects.exists()
+
+    @current_app.task(name=f"tests.own_newsletter.{is_trusted}")
+    def newsletter() -> None:
+        tasks.send_bulk_emails_task([entry])
+
+    assert run_as_worker(newsletter)[0] == "SUCCESS"
+    assert EmailLog.objects.get().attachments.get().data == b"a secret of the host"
 
 
 def test_a_batch_is_expanded_and_a_sites_task_may_call_ours(smtp) -> None:

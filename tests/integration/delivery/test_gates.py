@@ -54,12 +54,12 @@ def test_without_gates_nothing_is_held_back_and_costs_one_query(
 
 def test_a_pause_affects_only_its_queue_or_transport(db) -> None:
     outbox.pause(queue="emails")
-    outbox.pause(transport="ses")
+    outbox.pause(transport="smtp")
     state = gates.Gates("default")
     assert not state.queue_is_open("emails")
     assert state.queue_is_open("bulk_emails")
-    assert state.open_transports(["smtp", "ses", "emails"]) == ["smtp", "emails"]
-    assert state.reasons() == {"queue emails": "paused", "transport ses": "paused"}
+    assert state.open_transports(["smtp", "ses", "emails"]) == ["ses", "emails"]
+    assert state.reasons() == {"queue emails": "paused", "transport smtp": "paused"}
 
 
 def test_pausing_and_resuming_twice_is_harmless(db) -> None:

@@ -149,8 +149,13 @@ def test_mail_held_back_is_found(smtp, queue_mail, deliver) -> None:
 
 
 def test_mail_for_a_removed_transport_is_found(smtp, queue_mail) -> None:
-    queue_mail(transport="yesterdays")
-    assert "'yesterdays'" in found("transport-gone").text
+    mails = [queue_mail(transport="yesterday's") for _ in range(7)]
+    finding = found("transport-gone")
+    assert finding.text.startswith('7 e-mails in emails wait for the transport "yesterday\'s"')
+    assert [str(mail.pk) in finding.text for mail in mails] == [True] * 5 + [False] * 2
+    option = """--transport 'yesterday'"'"'s'"""
+    for command in (f"epica_mail move {option} --to ALIAS", f"epica_mail cancel {option}"):
+        assert command in finding.remedy
 
 
 def test_send_mail_without_the_queue_is_found(smtp, settings) -> None:

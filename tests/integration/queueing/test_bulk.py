@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from email import message_from_bytes
+from email.policy import default
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
+from django.core.mail import EmailMessage
 from django.db import OperationalError
 from django.test import TestCase
+from django.utils import translation
+from django.utils.translation import gettext_lazy
 
-from django_epica_mail import maintenance
-from django_epica_mail.exceptions import MissingKey
+from django_epica_mail import maintenance, outbox
+from django_epica_mail.exceptions import InvalidMessage, MissingKey
 from django_epica_mail.models import EmailBatch, EmailLog
 from django_epica_mail.privacy.erase import erase
 from django_epica_mail.privacy.person import Person
 from django_epica_mail.privacy.reencrypt import reencrypt
 from django_epica_mail.queueing import bulk, enqueue
 from django_epica_mail.results import BatchResult, refusals
-from django_epica_mail.tasks import send_bulk_emails_task
+from django_epica_mail.tasks import (
+    send_bulk_emails_task,
+    send_email_async,
+    send_templated_email_async,
+)
 
 OLD, NEW = (Fernet.generate_key().decode() for _ in range(2))
 
@@ -235,3 +245,88 @@ def test_erasing_a_person_reaches_the_sealed_reasons(smtp, epica_mail) -> None:
     assert "ann@secret.example" not in bulk.reason(batch, 0)
     assert "cc must be a list" in bulk.reason(batch, 0)
     assert batch.refused[1] == kept
+
+
+def test_a_key_used_twice_counts_as_one_mail(smtp) -> None:
+    mails = entries(4)
+    mails[1]["idempotency_key"] = mails[2]["idempotency_key"] = "order-7"
+    report = send_bulk_emails_task(mails)
+    assert (report["accepted"], len(report["ids"]), report["refused"]) == (3, 3, [])
+    again = send_bulk_emails_task(mails[:2])
+    assert (again["accepted"], len(again["ids"])) == (1, 1)
+    message = EmailMessage("Mail", "Text", None, ["to@example.com"])
+    batch = outbox.enqueue_many([message], idempotency_key="order-7")
+    assert (batch.total, batch.accepted, batch.position) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("form", [Path, str])
+def test_files_are_read_in_the_caller_and_once(smtp, deliver, tmp_path, form) -> None:
+    path = tmp_path / "terms.txt"
+    path.write_text("a" * 10_000)
+    mails = [{**entry, "attachments": [form(path)]} for entry in entries(20)]
+    mails[0]["attachments"].append(("b.bin", b"\0\1", "application/x-b"))
+    result = send_bulk_emails_task.delay(mails)
+    path.unlink()  # as on the worker's host, where it never was
+    assert len(EmailBatch.objects.get(pk=result.id).payload) < 20_000
+    assert send_bulk_emails_task(result.id)["refused"] == []
+    assert deliver("bulk_emails") == 20
+    first = next(it.content for it in smtp.accepted if it.recipients == ("0@example.com",))
+    parsed = message_from_bytes(first, policy=default)
+    attached = {part.get_filename(): part.get_content() for part in parsed.iter_attachments()}
+    assert attached.pop("terms.txt").rstrip() == "a" * 10_000
+    assert attached == {"b.bin": b"\0\1"}
+    assert all(b"terms.txt" in it.content for it in smtp.accepted)
+
+
+def test_a_file_that_cannot_be_read_refuses_the_call_as_for_a_single_mail(
+    db, tmp_path, epica_mail
+) -> None:
+    (entry,) = entries(1)
+    with pytest.raises(FileNotFoundError):
+        send_bulk_emails_task.delay([{**entry, "attachments": [tmp_path / "none.pdf"]}])
+    (tmp_path / "big").write_bytes(b"0" * 2000)
+    epica_mail(MAX_MESSAGE_BYTES=1000)
+    with pytest.raises(InvalidMessage, match="2000 bytes"):
+        send_bulk_emails_task.delay([{**entry, "attachments": [tmp_path / "big"]}])
+    assert not EmailBatch.objects.exists()
+
+
+def test_a_call_through_the_broker_reads_no_file_of_the_worker(smtp, tmp_path) -> None:
+    path = tmp_path / "secret.txt"
+    path.write_text("a secret of the host")
+    (entry,) = entries(1)
+    batch = bulk.expand(bulk.submit([{**entry, "attachments": [str(path)]}], is_foreign=True).pk)
+    assert (batch.accepted, batch.refused[0]["rule"]) == (0, "bulk._named")
+    assert "a worker reads none" in bulk.reason(batch, 0)
+    assert not EmailLog.objects.exists()
+
+
+def test_attachments_that_are_no_list_are_reported_as_such(smtp) -> None:
+    (entry,) = entries(1)
+    report = send_bulk_emails_task([{**entry, "attachments": "terms.pdf"}])
+    assert report["refused"][0]["rule"] == "compose.check_attachments"
+    with pytest.raises(TypeError, match="attachments must be a list; it is str"):
+        send_email_async(**entry, attachments="terms.pdf")
+
+
+def test_entries_are_read_in_the_language_of_the_caller(smtp, settings, tmp_path) -> None:
+    (tmp_path / "hello.txt").write_text("{% load i18n %}{% translate 'Home' %}")
+    engine = "django.template.backends.django.DjangoTemplates"
+    settings.TEMPLATES = [{"BACKEND": engine, "DIRS": [tmp_path]}]
+    to = {"from_email": None, "recipient_list": ["a@example.com"]}
+    entry = {**to, "template_name": "hello.txt", "context": {}, "subject": gettext_lazy("Home")}
+    with translation.override("tr"):
+        for language in (None, "en", "tr"):
+            send_templated_email_async(**entry, language=language)
+        single = shown()
+        batch = bulk.submit([{**entry, "language": it} for it in (None, "en", "tr")])
+    assert [len(set(it)) for it in single] == [1, 1, 1], "subject and text in one language"
+    assert single[0] == single[2] != single[1]
+    EmailLog.objects.all().delete()
+    bulk.expand(batch.pk)
+    assert shown() == single
+
+
+def shown() -> list[tuple[str, str]]:
+    """Return subject and text of each mail."""
+    return [(it.subject, it.message().body) for it in EmailLog.objects.order_by("pk")]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -160,3 +161,22 @@ def test_an_attachments_row_holds_only_what_every_database_takes() -> None:
 )
 def test_text_loses_only_what_some_database_refuses(text: object, stored: str) -> None:
     assert drafts.storable(text) == stored
+
+
+ROME = ZoneInfo("Europe/Rome")
+BEFORE_SPRING = datetime(2027, 3, 28, 1, 30, tzinfo=ROME)
+"""Half an hour before the clock jumps from two to three."""
+BEFORE_AUTUMN = datetime(2026, 10, 25, 1, 30, tzinfo=ROME)
+"""An hour and a half before the clock goes back from three to two."""
+
+
+@pytest.mark.parametrize("send_at", [BEFORE_SPRING, BEFORE_AUTUMN], ids=["spring", "autumn"])
+@pytest.mark.parametrize("by", ["call", "rule"])
+def test_spans_are_as_long_as_they_say_when_the_clock_changes(epica_mail, by, send_at) -> None:
+    epica_mail(GIVE_UP_AFTER=7200, ROUTES=[{"expires_after": 3660}] if by == "rule" else [])
+    options = {"expires_after": timedelta(minutes=61)} if by == "call" else {}
+    log = outbox.enqueue(message(), send_at=send_at, **options)
+    log.refresh_from_db()
+    assert log.due_at == send_at
+    assert log.expires_at - log.due_at == timedelta(minutes=61)
+    assert log.give_up_at - log.due_at == timedelta(hours=2)

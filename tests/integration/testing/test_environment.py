@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import unittest
 from datetime import timedelta
+from typing import ClassVar
 
 import pytest
 from celery import current_app
 from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
+from django.core.mail import EmailMessage
 from django.db import transaction
 from django.test import TestCase, override_settings
 from django.utils import timezone
 
-from django_epica_mail import clock
+from django_epica_mail import clock, signals
 from django_epica_mail.broker import result_backend
 from django_epica_mail.models import EmailLog
-from django_epica_mail.tasks import send_email_async
+from django_epica_mail.tasks import send_bulk_emails_task, send_email_async
 from django_epica_mail.testing import (
     RealTransportOpened,
     assert_email_queued,
@@ -191,3 +193,78 @@ class PlainTests(unittest.TestCase):
     def test_other_overrides_hold_within(self) -> None:
         send()
         self.assertEqual(assert_email_queued(1)[0].transport, "smtp")  # noqa: PT009
+
+
+class OldTests(TestCase):
+    """Tests as they were before the site had a queue."""
+
+    __test__ = False
+
+    def test_mail_is_there_at_once(self) -> None:
+        send("First")
+        with transaction.atomic():
+            send("Second")
+            assert [it.subject for it in mail.outbox] == ["First", "Second"]
+
+    def test_a_view_that_sends_mail_with_an_attachment(self) -> None:
+        message = EmailMessage("Invoice", "Text", None, ["a@example.com"], bcc=["b@example.com"])
+        message.attach("invoice.txt", "Total: 42", "text/plain")
+        with self.captureOnCommitCallbacks() as callbacks:
+            assert message.send() == 1
+        assert callbacks == []
+        (arrived,) = mail.outbox
+        assert arrived.recipients() == ["a@example.com", "b@example.com"]
+        assert arrived.attachments[0][:2] == ("invoice.txt", "Total: 42")
+
+    def test_mails_of_a_bulk_call(self) -> None:
+        entry = {"subject": "S", "message": "M", "from_email": None}
+        entries = [{**entry, "recipient_list": [f"{n}@example.com"]} for n in range(3)]
+        result = send_bulk_emails_task.delay(entries)
+        assert (result.status, len(mail.outbox)) == ("SUCCESS", 3)
+
+
+def test_old_tests_pass_through_the_queue_as_they_are() -> None:
+    class ThroughTheQueue(OldTests):
+        sent: ClassVar[list[int]] = []
+
+        def tearDown(self) -> None:
+            self.sent.append(EmailLog.objects.filter(status="sent").count())
+
+    names = sorted(it for it in vars(OldTests) if it.startswith("test_"))
+    case = queued_mail(deliver=True)(ThroughTheQueue)
+    result = unittest.TestResult()
+    unittest.TestSuite(map(case, names)).run(result)
+    assert (result.testsRun, result.errors, result.failures) == (3, [], [])
+    assert case.sent == [1, 2, 3]
+
+
+def test_mail_for_later_waits_and_mail_that_is_refused_is_not_there() -> None:
+    with queued_mail(deliver=True):
+        send_email_async("Later", "Text", None, ["a@example.com"], send_at=tomorrow())
+        with fail_delivery(reply=(550, "5.1.1 No such user")):
+            result = send_email_async("S", "M", None, ["nobody@example.com"])
+        assert (mail.outbox, result.status) == ([], "FAILURE")
+        assert_email_queued(1, subject="Later")
+
+
+def test_a_mail_that_a_delivery_causes_is_delivered_too() -> None:
+    def thank(sender: object, **_: object) -> None:
+        if len(mail.outbox) == 1:
+            send("Second")
+
+    signals.email_moved.connect(thank)
+    try:
+        with queued_mail(deliver=True):
+            send("First")
+    finally:
+        signals.email_moved.disconnect(thank)
+    assert [it.subject for it in mail.outbox] == ["First", "Second"]
+
+
+def test_a_context_without_it_queues_within_one_that_delivers() -> None:
+    with queued_mail(deliver=True):
+        with queued_mail():
+            send("Waits")
+            assert mail.outbox == []
+        send("Goes")
+        assert sorted(it.subject for it in mail.outbox) == ["Goes", "Waits"]

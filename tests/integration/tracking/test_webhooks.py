@@ -536,3 +536,29 @@ def test_the_link_of_a_mail_that_stays_unknown_is_forgotten(travel) -> None:
     travel(hours=2)
     maintenance.cleanup()
     assert EmailEvent.objects.get().url == ""
+
+
+@pytest.mark.parametrize("bad", ["a\0b", "\ud800", "\udfff\0", "x" * 5000, 7, ["\0"]])
+@pytest.mark.parametrize("event", ["delivered", "bounce", "dropped", "open", "click", "spamreport"])
+def test_no_field_of_an_event_is_an_error_of_the_server(queue_mail, event, bad) -> None:
+    """An error would make the provider report the event again, and hold back those after it."""
+    log = queue_mail()
+    whole = {
+        "email": "to@example.com", "event": event, "sg_event_id": "an id", "reason": "550 5.1.1 x",
+        "anymail_id": "provider's id", "response": "250 OK", "useragent": "Mozilla", "url": "u",
+        "type": "bounce", "status": "5.1.1", "epica_mail_id": str(log.pk), "timestamp": AT,
+        "smtp-id": "<a>", "sg_message_id": "b", "category": ["c"], "ip": "127.0.0.1",
+    }  # fmt: skip
+    given = {
+        "event",
+        "timestamp",
+        "category",
+        *([] if isinstance(bad, str) else ["type", "reason"]),
+    }
+    for field in whole.keys() - given:  # anymail itself fails on these if they are no text
+        assert post("sendgrid", [{**whole, field: bad, "sg_event_id": f"{field} {bad}"}]) == 200
+    stored = EmailEvent.objects.values_list("address", "provider_id", "reason", "reply", "url")
+    assert len(stored) == len(whole.keys() - given)
+    assert "\0" not in "".join(itertools.chain(*stored))
+    text = json.dumps([it.address for it in EmailEvent.objects.all()], ensure_ascii=False)
+    assert text.encode()

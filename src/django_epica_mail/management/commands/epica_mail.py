@@ -19,6 +19,7 @@ from django.db import router
 
 from django_epica_mail import conf, lifecycle, maintenance, outbox, suppression
 from django_epica_mail._compat import batched
+from django_epica_mail.delivery import gates
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.management import importers, output
@@ -29,8 +30,9 @@ from django_epica_mail.privacy.erase import erase
 from django_epica_mail.privacy.export import export
 from django_epica_mail.privacy.person import Person
 from django_epica_mail.privacy.reencrypt import reencrypt
+from django_epica_mail.queueing import names
+from django_epica_mail.rules import LEVELS, MOST_DAYS
 from django_epica_mail.tasks import send_email_async
-from django_epica_mail.transports import config as transports
 
 _CHUNK = 500
 
@@ -81,7 +83,11 @@ class Command(BaseCommand):
         retry = action("retry", "queue failed mail again")
         retry.add_argument("ids", nargs="*", type=UUID, help="default: what failed temporarily")
         cancel = action("cancel", "cancel mail that no worker has claimed")
-        cancel.add_argument("ids", nargs="+", type=UUID)
+        cancel.add_argument("ids", nargs="*", type=UUID)
+        cancel.add_argument("--transport", metavar="ALIAS", help="all mail that waits for it")
+        move = action("move", "give all mail that waits for one transport to another")
+        move.add_argument("--transport", metavar="ALIAS", required=True, help="waited for now")
+        move.add_argument("--to", metavar="ALIAS", required=True, help="a configured transport")
         purge = action("purge", "delete finished mail")
         purge.add_argument("--days", type=int, help="older than this (default: KEEP_DAYS)")
         listed = action("suppressions", "import or export the suppression list as CSV")
@@ -205,17 +211,27 @@ class Command(BaseCommand):
 
     def cancel(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Cancel mail."""
-        done = outbox.cancel(options["ids"])
-        report = {
-            "cancelled": [str(pk) for pk in done.cancelled],
-            "too_late": [str(pk) for pk in done.too_late],
-        }
-        return report, not done.too_late
+        ids, alias = options["ids"], options["transport"]
+        if bool(ids) == (alias is not None):
+            raise CommandError("Give the ids of e-mails, or --transport.")
+        if alias is not None:
+            ids = _waiting_for(alias)
+        report: dict[str, list[str]] = {"cancelled": [], "too_late": []}
+        for portion in batched(ids, _CHUNK):
+            done = outbox.cancel(portion)
+            report["cancelled"] += map(str, done.cancelled)
+            report["too_late"] += map(str, done.too_late)
+        return report, not report["too_late"]
+
+    def move(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Give the waiting mail of one transport to another."""
+        _require_transport(options["to"])
+        _waiting_for(options["transport"])
+        return {"moved": outbox.move(options["transport"], to=options["to"])}, True
 
     def purge(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Delete old mail."""
-        if options["days"] is not None and options["days"] < 1:
-            raise CommandError(f"--days must be 1 or more; it is {options['days']}.")
+        _check_days(options["days"], least=1)
         advance = output.progress(self.stderr, "deleted")
         return {"deleted": maintenance.cleanup(options["days"], advance=advance)}, True
 
@@ -271,8 +287,7 @@ class Command(BaseCommand):
     def import_(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Move another package's mail, or report what would be moved."""
         _require_transport(options["transport"])
-        if options["days"] is not None and options["days"] < 0:
-            raise CommandError(f"--days must be 0 or more; it is {options['days']}.")
+        _check_days(options["days"], least=0)
         own = {"trust_pickles": options["trust_pickles"]} if options["source"] == "mailer" else {}
         try:
             report = importers.move(
@@ -293,11 +308,17 @@ class Command(BaseCommand):
     def pause(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Pause a queue or a transport."""
         _require_transport(options["transport"])
+        queue = options["queue"]
+        if queue is not None and not names.is_known_queue(queue):
+            raise CommandError(f"{names.unknown(queue)}. Nothing was paused.")
         outbox.pause(queue=options["queue"], transport=options["transport"])
         return _paused(options, True), True
 
     def resume(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Resume a queue or a transport."""
+        name = options["queue"] or options["transport"]
+        if not gates.is_held(queue=options["queue"], transport=options["transport"]):
+            raise CommandError(f"{name!r} is not paused.")
         outbox.resume(queue=options["queue"], transport=options["transport"])
         return _paused(options, False), True
 
@@ -340,6 +361,24 @@ def _person(address: str, *, tagged: bool) -> Person:
         raise CommandError(str(error)) from None
 
 
+def _waiting_for(alias: str) -> list[UUID]:
+    """Return the ids of the mail that waits for a transport, which need not be configured.
+
+    Raises ``CommandError`` if there is none.
+    """
+    rows = EmailLog.objects.using(router.db_for_write(EmailLog)).order_by()
+    waiting = rows.filter(transport=alias, pending__in=LEVELS)
+    ids = list(waiting.filter(status__in=lifecycle.CLAIMABLE).values_list("pk", flat=True))
+    if not ids:
+        raise CommandError(f"No mail waits for a transport {alias!r}.")
+    return ids
+
+
+def _check_days(days: int | None, *, least: int) -> None:
+    if days is not None and not least <= days <= MOST_DAYS:
+        raise CommandError(f"--days must be {least} to {MOST_DAYS}; it is {days}.")
+
+
 def _paused(options: dict[str, Any], paused: bool) -> dict[str, Any]:
     scope = "queue" if options["queue"] is not None else "transport"
     return {scope: options[scope], "paused": paused}
@@ -347,6 +386,8 @@ def _paused(options: dict[str, Any], paused: bool) -> dict[str, Any]:
 
 def _require_transport(alias: str | None) -> None:
     """Raise ``CommandError`` for an unknown transport: a misspelt name would hold nothing back."""
-    known = transports.aliases()
-    if alias is not None and alias not in known:
-        raise CommandError(f"There is no transport {alias!r}. There are: {', '.join(known)}.")
+    if alias is not None:
+        try:
+            names.check_transport(alias)
+        except ValueError as error:
+            raise CommandError(str(error)) from None

@@ -89,9 +89,10 @@ class Source:
         """
         return f"{self.package}:{row._meta.model_name}:{row.pk}"
 
-    def model(self, name: str) -> Any:
-        """Return one of the package's models by name."""
-        return apps.get_model(self.app_label, name)
+    def rows(self, name: str) -> Any:
+        """Return the manager of one of the package's models, of the database it is written to."""
+        model: Any = apps.get_model(self.app_label, name)
+        return model.objects.db_manager(router.db_for_write(model))
 
 
 def find(name: str, **options: Any) -> Source:

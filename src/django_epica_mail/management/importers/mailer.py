@@ -43,7 +43,7 @@ class Tables(Source):
 
     def queued(self) -> QuerySet[Any]:
         """Return waiting mail, including mail deferred after a failure."""
-        rows: QuerySet[Any] = self.model("Message").objects.all()
+        rows: QuerySet[Any] = self.rows("Message").all()
         return rows
 
     def finished(self, since: datetime) -> QuerySet[Any]:
@@ -51,7 +51,7 @@ class Tables(Source):
 
         Logs of failures are attempts of mail that is still waiting or was sent later.
         """
-        logs: QuerySet[Any] = self.model("MessageLog").objects.all()
+        logs: QuerySet[Any] = self.rows("MessageLog").all()
         return logs.filter(result__in=(_SUCCESS, _DO_NOT_SEND), when_attempted__gte=since)
 
     def message(self, row: Any) -> EmailMessage:
@@ -83,10 +83,10 @@ class Tables(Source):
 
     def listed(self) -> Iterable[str]:
         """Return the addresses of its "don't send" entries."""
-        entries = self.model("DontSendEntry").objects.order_by("pk")
+        entries = self.rows("DontSendEntry").order_by("pk")
         addresses: Iterable[str] = entries.values_list("to_address", flat=True).iterator()
         return addresses
 
     def mark(self, moved: Sequence[tuple[Any, EmailLog]]) -> None:
         """Delete the rows; our rows replace them."""
-        self.model("Message").objects.filter(pk__in=[row.pk for row, _ in moved]).delete()
+        self.rows("Message").filter(pk__in=[row.pk for row, _ in moved]).delete()

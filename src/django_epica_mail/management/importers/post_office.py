@@ -38,7 +38,7 @@ class Tables(Source):
         return self._rows().filter(status__in=(_SENT, _FAILED), last_updated__gte=since)
 
     def _rows(self) -> QuerySet[Any]:
-        rows: QuerySet[Any] = self.model("Email").objects.all()
+        rows: QuerySet[Any] = self.rows("Email").all()
         return rows.prefetch_related("attachments", "template")
 
     def message(self, row: Any) -> EmailMessage:
@@ -69,7 +69,7 @@ class Tables(Source):
 
     def mark(self, moved: Sequence[tuple[Any, EmailLog]]) -> None:
         """Mark the rows as sent, so that they are skipped, and log where the mail went."""
-        emails, logs = self.model("Email").objects, self.model("Log").objects
+        emails, logs = self.rows("Email"), self.rows("Log")
         emails.filter(pk__in=[row.pk for row, _ in moved]).update(status=_SENT)
         logs.bulk_create(
             [

@@ -49,7 +49,7 @@ class Tables(Source):
 
     def _rows(self) -> QuerySet[Any]:
         ended_at = Coalesce("date_sent", "date_enqueued", "date_created")
-        rows: QuerySet[Any] = self.model("Message").objects.annotate(ended_at=ended_at)
+        rows: QuerySet[Any] = self.rows("Message").annotate(ended_at=ended_at)
         return rows
 
     def message(self, row: Any) -> EmailMessage:
@@ -81,13 +81,13 @@ class Tables(Source):
 
     def listed(self) -> Iterable[str]:
         """Return the addresses of its blacklist."""
-        entries = self.model("Blacklist").objects.order_by("pk")
+        entries = self.rows("Blacklist").order_by("pk")
         addresses: Iterable[str] = entries.values_list("email", flat=True).iterator()
         return addresses
 
     def mark(self, moved: Sequence[tuple[Any, EmailLog]]) -> None:
         """Mark the rows as sent, so that the task skips them, and log where the mail went."""
-        messages, logs = self.model("Message").objects, self.model("Log").objects
+        messages, logs = self.rows("Message"), self.rows("Log")
         messages.filter(pk__in=[row.pk for row, _ in moved]).update(status=_SENT)
         logs.bulk_create(
             [

@@ -249,9 +249,42 @@ def test_progress_is_shown_only_on_a_terminal(
 
 def test_an_unknown_transport_is_neither_paused_nor_tested(smtp) -> None:
     for arguments in (["pause", "--transport", "smpt"], ["send-test", "a@b.c", "--transport", "x"]):
-        with pytest.raises(CommandError, match="There are: smtp"):
+        with pytest.raises(CommandError, match="name one of smtp"):
             run(*arguments)
     assert not DeliveryGate.objects.exists()
+
+
+@pytest.mark.parametrize("action", ["pause", "resume"])
+def test_a_queue_that_is_not_known_is_named_as_such(smtp, queue_mail, action) -> None:
+    queue_mail(queue="newsletters")
+    words = "No queue 'emials' is known.*settings name bulk_emails, emails"
+    with pytest.raises(CommandError, match=words if action == "pause" else "not paused"):
+        run(action, "--queue", "emials")
+    assert not DeliveryGate.objects.exists()
+    run("pause", "--queue", "newsletters")
+    EmailLog.objects.all().delete()
+    run("resume", "--queue", "newsletters")
+    assert gates.Gates("default").queue_is_open("newsletters")
+
+
+def test_mail_of_a_removed_transport_is_moved_or_cancelled(smtp, queue_mail, deliver) -> None:
+    for subject in ("one", "two"):
+        queue_mail(subject=subject, transport="yesterdays")
+    done = queue_mail(transport="yesterdays")
+    EmailLog.objects.filter(pk=done.pk).update(status="sent", pending=None)
+    assert deliver() == 0
+    for arguments in (["--transport", "yesterdays", "--to", "smpt"], ["--transport", "x", "--to"]):
+        with pytest.raises(CommandError, match=r"no transport 'smpt'|waits for a transport 'x'"):
+            run("move", *arguments, *(["smtp"] if arguments[-1] == "--to" else []))
+    moved = json.loads(run("move", "--transport", "yesterdays", "--to", "smtp", "--json"))
+    assert moved == {"moved": 2}
+    assert deliver() == 2
+    queue_mail(transport="yesterdays")
+    report = json.loads(run("cancel", "--transport", "yesterdays", "--json"))
+    assert (len(report["cancelled"]), report["too_late"]) == (1, [])
+    for arguments in ([], ["--transport", "yesterdays"], [str(done.pk), "--transport", "smtp"]):
+        with pytest.raises(CommandError, match=r"Give the ids|No mail waits"):
+            run("cancel", *arguments)
 
 
 def test_an_invalid_test_mail_is_refused(smtp) -> None:
@@ -279,7 +312,7 @@ def test_the_doctor_explains_a_route() -> None:
 
 
 def test_purge_refuses_zero_days() -> None:
-    with pytest.raises(CommandError, match="--days must be 1 or more; it is 0"):
+    with pytest.raises(CommandError, match="--days must be 1 to 36500; it is 0"):
         run("purge", "--days", "0")
 
 

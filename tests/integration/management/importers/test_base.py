@@ -63,7 +63,18 @@ def test_a_key_names_package_table_and_row() -> None:
 def test_a_source_finds_the_models_of_its_app() -> None:
     source = Outside()
     source.app_label = "auth"
-    assert source.model("User") is User
+    assert source.rows("User").model is User
+
+
+def test_rows_are_read_from_the_database_they_are_written_to(settings) -> None:
+    class Replica:
+        def db_for_read(self, model: object, **hints: object) -> str:
+            return "replica"
+
+    settings.DATABASE_ROUTERS = [Replica()]
+    source = Outside()
+    source.app_label = "auth"
+    assert source.rows("User").all().db == "default"
 
 
 def test_a_source_needs_neither_a_list_of_addresses_nor_a_lock() -> None:

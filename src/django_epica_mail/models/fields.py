@@ -1,0 +1,112 @@
+"""Columns for copies of what a mail says, which lose what their database cannot store.
+
+The mail itself is stored as ASCII, whole on every database. Its copies, for lists and for search,
+and the words of servers may have any character. MariaDB and MySQL refuse a statement with one that
+the column's character set lacks, and PostgreSQL one that its encoding lacks.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from django.db import models
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+BMP = "utf8mb3"
+"""MySQL's UTF-8 of three bytes at most, which ends at U+FFFF."""
+
+_BEYOND_BMP = re.compile(r"[^\0-\uffff]")
+_CODECS = {"latin1": "cp1252", "utf8": BMP, BMP: BMP}
+"""What Python calls the character sets of MySQL that it knows by other names, or not at all."""
+
+_OF_COLUMN = (
+    "SELECT character_set_name FROM information_schema.columns WHERE table_schema = DATABASE() "
+    "AND table_name = 'epica_mail_emaillog' AND column_name = 'subject'"
+)
+_known: dict[tuple[str, str], str | None] = {}
+
+
+class CopyTextField(models.TextField):  # type: ignore[type-arg]
+    """A ``TextField`` that loses what its database cannot store. To migrations it is Django's."""
+
+    def get_db_prep_value(
+        self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False
+    ) -> Any:
+        return storable(super().get_db_prep_value(value, connection, prepared), connection)
+
+    def deconstruct(self) -> Any:
+        name, _path, args, options = super().deconstruct()
+        return name, "django.db.models.TextField", args, options
+
+
+class CopyCharField(models.CharField):  # type: ignore[type-arg]
+    """A ``CharField`` that loses what its database cannot store. To migrations it is Django's."""
+
+    def get_db_prep_value(
+        self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False
+    ) -> Any:
+        return storable(super().get_db_prep_value(value, connection, prepared), connection)
+
+    def deconstruct(self) -> Any:
+        name, _path, args, options = super().deconstruct()
+        return name, "django.db.models.CharField", args, options
+
+
+def storable(value: Any, connection: BaseDatabaseWrapper) -> Any:
+    """Return text with a question mark for each character that the database cannot store."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    charset = charset_of(connection)
+    if charset is None:
+        return value
+    if charset == BMP:
+        return _BEYOND_BMP.sub("?", value)
+    return value.encode(charset, "replace").decode(charset)
+
+
+def charset_of(connection: BaseDatabaseWrapper) -> str | None:
+    """Return ``BMP`` or the Python codec of the text that a database stores.
+
+    ``None`` is every character, or a character set that Python does not know. It is asked for once
+    in a process.
+    """
+    key = connection.alias, str(connection.settings_dict["NAME"])
+    if key not in _known:
+        name = _named(connection)
+        if name is None:
+            return None  # not known yet: there is no table
+        name = name.lower().replace("win", "cp")  # windows-1254 is WIN1254 to PostgreSQL
+        if connection.vendor == "mysql":
+            name = _CODECS.get(name, name)
+        _known[key] = name if name == BMP else _codec(name)
+    return _known[key]
+
+
+def _codec(name: str) -> str | None:
+    try:
+        codec = codecs.lookup(name).name
+    except LookupError:  # such as utf8mb4, or SQL_ASCII, which stores anything
+        return None
+    return None if codec == "utf-8" else codec
+
+
+def _named(connection: BaseDatabaseWrapper) -> str | None:
+    """Return the database's own name of the character set, by the driver and not as a query."""
+    if connection.vendor not in ("mysql", "postgresql"):
+        return "utf-8"
+    connection.ensure_connection()
+    driver: Any = connection.connection
+    if connection.vendor == "postgresql":
+        status = getattr(driver, "info", driver)
+        ask = getattr(status, "parameter_status", None) or driver.get_parameter_status
+        return str(ask("server_encoding"))
+    with suppress(Exception), driver.cursor() as cursor:  # each driver has errors of its own
+        cursor.execute(_OF_COLUMN)
+        found = cursor.fetchone()
+        return str(found[0]) if found else None
+    return None
