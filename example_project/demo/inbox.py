@@ -1,4 +1,7 @@
-"""A mailbox for every address: a small SMTP server and a web page that lists its mails."""
+"""A mailbox for every address: a small SMTP server and a web page that lists its mails.
+
+Mail to ``gone@...`` is taken as well, and bounces.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,36 @@ from devservers.process import free_port
 
 if TYPE_CHECKING:
     from email.message import EmailMessage
+    from pathlib import Path
 
     from aiosmtpd.smtp import SMTP, Envelope, Session
 
 HOST = "127.0.0.1"
+BOUNCE = """\
+From: MAILER-DAEMON@mx.example.com
+To: {sender}
+Subject: Undelivered mail returned to sender
+Auto-Submitted: auto-replied
+MIME-Version: 1.0
+Content-Type: multipart/report; report-type=delivery-status; boundary=report
+
+--report
+Content-Type: text/plain
+
+Nobody has the address {recipient}.
+
+--report
+Content-Type: message/delivery-status
+
+Reporting-MTA: dns; mx.example.com
+
+Final-Recipient: rfc822; {recipient}
+Action: failed
+Status: 5.1.1
+Diagnostic-Code: smtp; 550 5.1.1 No such user
+
+--report--
+"""
 
 
 @dataclass(frozen=True)
@@ -41,10 +70,13 @@ class Received:
 
 
 class Inbox(HTTPService):
-    """Both servers, and the mails received."""
+    """Both servers, and the mails received. Bounces go to the Maildir ``bounces``."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounces: Path) -> None:
         self.received: list[Received] = []
+        self.bounces = bounces
+        for name in ("tmp", "new", "cur"):
+            (bounces / name).mkdir(parents=True)
         self.smtp_port = free_port()
         self._smtp = Controller(self, hostname=HOST, port=self.smtp_port)
         super().__init__(page_handler(self))
@@ -65,7 +97,16 @@ class Inbox(HTTPService):
         content = envelope.content
         raw = content if isinstance(content, bytes) else (content or "").encode()
         self.received.append(Received(datetime.now().astimezone(), (*envelope.rcpt_tos,), raw))
+        for recipient in envelope.rcpt_tos:
+            if recipient.startswith("gone@"):
+                self.bounce(envelope.mail_from or "", recipient)
         return "250 Accepted"
+
+    def bounce(self, sender: str, recipient: str) -> None:
+        """Tell the sender of an envelope that nobody has the address of a recipient."""
+        name = f"{len(self.received)}.demo"
+        (self.bounces / "tmp" / name).write_text(BOUNCE.format(sender=sender, recipient=recipient))
+        (self.bounces / "tmp" / name).rename(self.bounces / "new" / name)
 
 
 def page_handler(inbox: Inbox) -> type[BaseHTTPRequestHandler]:

@@ -16,7 +16,10 @@ from django.core.mail import EmailMessage, EmailMultiAlternatives, send_mail
 from django.db import transaction
 from django.db.models import Count
 
+from devservers.process import wait_until
+from django_epica_mail import suppression
 from django_epica_mail.models import EmailLog, EmailRecipient
+from django_epica_mail.tasks import read_bounces
 from shop.mails import bulk_mailer
 
 if TYPE_CHECKING:
@@ -27,8 +30,9 @@ if TYPE_CHECKING:
 
 PLAIN, HTML, RESET = "plain@example.com", "html@example.com", "demo@example.com"
 ROLLED_BACK = "rolled-back@example.com"
+GONE = "gone@example.com"
 BULK = [f"reader-{number:03}@example.com" for number in range(1, 201)]
-EXPECTED = [PLAIN, HTML, RESET, *BULK]
+EXPECTED = [PLAIN, HTML, RESET, GONE, *BULK]
 
 TEXT = "Merhaba! Siparişiniz yolda."
 MARKUP = "<p>Merhaba! <strong>Siparişiniz</strong> yolda.</p>"
@@ -45,6 +49,7 @@ def steps(site: str) -> list[tuple[str, Callable[[], None]]]:
         ("an HTML mail", send_html),
         ("a password reset over HTTP", partial(request_password_reset, site)),
         ("a mail in a transaction that is rolled back", roll_back),
+        ("a mail that bounces", send_to_nobody),
         (f"{len(BULK)} mails in one send_messages()", send_bulk),
     ]
 
@@ -79,6 +84,11 @@ def roll_back() -> None:
     with contextlib.suppress(RollBackError), transaction.atomic():
         send_mail("Never to be seen", TEXT, None, [ROLLED_BACK])
         raise RollBackError
+
+
+def send_to_nobody() -> None:
+    """Send a mail that its server takes, and returns because nobody has the address."""
+    send_mail("A mail to nobody", TEXT, None, [GONE])
 
 
 def send_bulk() -> None:
@@ -143,6 +153,7 @@ def checks(inbox: Inbox, monitor: RedisMonitor) -> list[Check]:
         reset_link_works(inbox),
         rows_are_sent(),
         broker_saw_no_content(monitor),
+        bounce_suppresses(),
     ]
 
 
@@ -197,6 +208,15 @@ def rows_are_sent() -> Check:
     counts = {str(status): count for status, count in rows}
     shown = ", ".join(f"{count} {status}" for status, count in counts.items())
     return Check(counts == {"sent": len(EXPECTED)}, f"the database contains: {shown or 'nothing'}")
+
+
+def bounce_suppresses() -> Check:
+    """Check that a worker reads the bounce that came back; beat would start it within 5 minutes."""
+    read_bounces.delay()
+    wanted = partial(suppression.is_suppressed, GONE)
+    with contextlib.suppress(TimeoutError):
+        wait_until(wanted, timeout=15, what="the bounce to be read")
+    return Check(wanted(), f"the mail to {GONE} bounced, and the address is suppressed")
 
 
 def broker_saw_no_content(monitor: RedisMonitor) -> Check:

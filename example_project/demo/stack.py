@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def running(report: Callable[[str], None]) -> Iterator[Stack]:
     with ExitStack() as parts:
         folder = Path(parts.enter_context(TemporaryDirectory(prefix="epica-mail-demo-")))
         report("an SMTP inbox")
-        inbox = parts.enter_context(Inbox())
+        inbox = parts.enter_context(Inbox(folder / "bounces"))
         report("Redis")
         redis = parts.enter_context(RedisServer(folder))
         # Inherited by every process started from here on, without the caller's own SHOP_ variables.
@@ -67,6 +68,8 @@ def running(report: Callable[[str], None]) -> Iterator[Stack]:
             SHOP_BROKER_URL=redis.url(),
             SHOP_SMTP_HOST=HOST,
             SHOP_SMTP_PORT=str(inbox.smtp_port),
+            SHOP_SMTP_OPTIONS=json.dumps({"envelope_from": "bounces+{id}@shop.example.com"}),
+            SHOP_EPICA_MAIL=json.dumps({"BOUNCE_MAILBOX": f"maildir:{inbox.bounces}"}),
             SHOP_SWEEP_SECONDS="10",
             SHOP_DEBUG="0",
         )

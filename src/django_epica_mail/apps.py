@@ -22,9 +22,12 @@ class EpicaMailConfig(AppConfig):
         """Register checks, logging and signals, and the tasks even in processes that only ring."""
         from django_epica_mail import checks, schedule, signals, tasks  # noqa: F401
         from django_epica_mail.queueing.render import WithoutContext
-        from django_epica_mail.tracking import webhooks
+        from django_epica_mail.tracking import bounces, webhooks
 
         signals.connect_logging()
+        signals.email_moved.connect(
+            bounces.record_refusal, dispatch_uid="django_epica_mail.refusals"
+        )
         logging.getLogger("django.template").addFilter(WithoutContext())
         with contextlib.suppress(ImportError):  # anymail is an extra
             from anymail.signals import tracking

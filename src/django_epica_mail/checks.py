@@ -23,7 +23,7 @@ from django_epica_mail.delivery import rate_limits
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.messages import encryption
 from django_epica_mail.models import checks as database_checks
-from django_epica_mail.tracking import links, webhooks
+from django_epica_mail.tracking import bounce_mailbox, links, webhooks
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection, dkim
 from django_epica_mail.transports.config import queueing
@@ -60,6 +60,7 @@ def check_configuration(
     return [
         *found,
         *_check_links(),
+        *_check_bounces(),
         *_check_webhooks(partial(checks.Warning, id="epica_mail.W031")),
     ]
 
@@ -213,6 +214,23 @@ def _check_webhooks(message: Callable[..., CheckMessage]) -> Iterator[CheckMessa
             f"The webhooks of {provider} are routed without a secret or a signature: {effect}.",
             hint="Set ANYMAIL['WEBHOOK_SECRET'], and put it into the URL that the provider calls, "
             "or the provider's signing key; see 'Securing webhooks' in anymail's documentation.",
+        )
+
+
+def _check_bounces() -> Iterator[CheckMessage]:
+    if conf.get().bounce_mailbox is None:
+        return
+    try:
+        bounce_mailbox.parse(conf.get().bounce_mailbox)
+    except (ImproperlyConfigured, MissingExtra) as error:
+        yield Error(str(error), hint="Until then, no bounce is read.", id="epica_mail.E050")
+    signs = any("envelope_from" in transports.our_options(it) for it in transports.aliases())
+    if not signs and not conf.get().trust_unsigned_bounces:
+        yield checks.Warning(
+            "EPICA_MAIL['BOUNCE_MAILBOX'] is set, but no transport signs the return addresses of "
+            "its mail: bounces are recorded, and suppress nobody.",
+            hint="Give a transport the option 'envelope_from': 'bounces+{id}@example.com'.",
+            id="epica_mail.W050",
         )
 
 

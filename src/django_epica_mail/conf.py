@@ -262,6 +262,11 @@ class Settings:
     a page names it and asks. ``None``: all hosts."""
     store_ip: bool = _setting(False, rules.check_flag)
     """Whether to store the IP address of people who open a mail or follow a link."""
+    categories: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"check": rules.check_categories}
+    )
+    """Titles of the categories that people choose among on the page to unsubscribe; a title may be
+    a lazy translation. Without any, the page asks about the mail's own category alone."""
     transactional: Sequence[str] = _setting((), check_strings)
     """Categories of mail that people cannot unsubscribe from; ``""`` is mail without a category."""
     suppression_keys: Sequence[str] = field(
@@ -277,6 +282,17 @@ class Settings:
     """Whether bulk calls may bring their entries through the broker, and not only a batch's id."""
     trust_unauthenticated_webhooks: bool = _setting(False, rules.check_flag)
     """Whether provider events suppress addresses without a webhook secret or a signature."""
+    bounce_mailbox: str | Mapping[str, Any] | None = field(
+        default=None, repr=False, metadata={"check": _optional(rules.check_mailbox)}
+    )
+    """The mailbox that bounces come back to: ``"maildir:/path"``, or a dict of an ``imaps`` URI
+    and its PASSWORD or OAUTH."""
+    delete_bounces: bool = _setting(False, rules.check_flag)
+    """Whether reports are deleted from the mailbox once recorded; otherwise they become seen."""
+    trust_unsigned_bounces: bool = _setting(False, rules.check_flag)
+    """Whether bounces suppress addresses without a signed return address."""
+    suppress_refused: bool = _setting(False, rules.check_flag)
+    """Whether a recipient that the server refuses as "no such user" counts as bounced for good."""
     monitoring_token: str | None = field(
         default=None, repr=False, metadata={"check": _optional(check_token)}
     )

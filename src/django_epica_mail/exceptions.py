@@ -85,3 +85,7 @@ class MissingExtra(EpicaMailError, ImportError):  # noqa: N818
 
 class TokenRefused(EpicaMailError):  # noqa: N818
     """No access token for a transport; the message says why and what to do, without any secret."""
+
+
+class MailboxError(EpicaMailError):
+    """The mailbox for bounces cannot be read; the message says why, without any secret."""

@@ -28,6 +28,25 @@ _THROTTLED = re.compile(r"\brate\b|too many|too much|throttl|slow down", re.IGNO
 
 _ENHANCED = re.compile(r"[45]\.(\d{1,3}\.\d{1,3})\b")
 
+_ENHANCED_ANYWHERE = re.compile(r"(?<![\d.])([245]\.[0-7]\.\d{1,3})(?!\.?\d)")
+"""An enhanced status code (RFC 3463) in text, but not four numbers, which are an IP address,
+and no version of a program, such as 4.94.2."""
+_UNSPECIFIC = re.compile(r"\d\.(0\.0|1\.0|5\.0)")
+"""Codes that say no more than the first digit; the words then count."""
+_NO_SUCH_ADDRESS = re.compile(r"5\.(1\.([1236]|10)|2\.1|4\.(4|310))")
+"""Codes of an address or domain that does not exist (any more): RFC 3463; 5.1.10 by RFC 7505 and
+Exchange, 5.4.310 by Exchange Online."""
+_REFUSING_CODE = re.compile(r"(?<![\d.])5(50|51|53|54)(?![\d.])")
+_NO_SUCH_WORDS = (
+    *("user unknown", "unknown user", "no such user", "user not found", "unrouteable address"),
+    *("no such mailbox", "mailbox not found", "no mailbox here", "recipient not found"),
+    *("recipient unknown", "unknown recipient", "no such recipient", "no such address"),
+    *("user doesn't have", "user does not exist", "account does not exist"),
+    *("address does not exist", "mailbox does not exist", "recipient does not exist"),
+    *("invalid recipient", "invalid mailbox", "address unknown", "account has been disabled"),
+)
+"""Words of servers that give no enhanced code for an address that does not exist."""
+
 _LIMIT_CODES = (452, 552)
 _LIMIT_DETAIL = "5.3"
 """What a server answers to RCPT once it takes no more recipients in this transaction (RFC 5321,
@@ -88,6 +107,21 @@ def _fault(code: int, enhanced: str) -> tuple[Kind, Scope]:
 def is_positive(code: int) -> bool:
     """Return whether a reply code means that a command was carried out (RFC 5321, 4.2.1)."""
     return code // 100 == 2
+
+
+def says_no_such_address(text: str) -> bool:
+    """Return whether a refusal says that the address does not exist, so that none will reach it.
+
+    ``text`` is a reply, or a status followed or preceded by one. Its first specific enhanced code
+    decides; without any, a 550, 551, 553 or 554 beside words for it. In doubt it is not so: sending
+    once more does less harm than never sending again.
+    """
+    text = text[: 2 * REPLY_LENGTH]
+    for code in _ENHANCED_ANYWHERE.findall(text):
+        if not _UNSPECIFIC.fullmatch(code):
+            return _NO_SUCH_ADDRESS.fullmatch(code) is not None
+    words = text.lower()
+    return _REFUSING_CODE.search(text) is not None and any(it in words for it in _NO_SUCH_WORDS)
 
 
 def classify_recipients(

@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, TypeGuard
 
+from django.utils.functional import Promise
+
 PRIORITIES = {"urgent": 9, "high": 6, "normal": 3, "low": 0}
 """Names of priorities; 9 is most urgent, on every broker and database."""
 
@@ -123,6 +125,27 @@ def check_flag(key: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{key} must be True or False; it is {shown(value)}.")
     return value
+
+
+def check_categories(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless a value is a dict of titles by category."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} must be a dict of titles by category; it is {value!r}.")
+    for name, title in value.items():
+        check_name(f"A category in {key}", name)
+        if not isinstance(title, (str, Promise)) or title == "":
+            raise ValueError(f"{key}[{name!r}] must be a title; it is {title!r}.")
+
+
+def check_mailbox(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless a value has the form of ``BOUNCE_MAILBOX``; never shows it."""
+    parts = value if isinstance(value, Mapping) else {"URI": value}
+    texts = [it for name, it in parts.items() if name != "OAUTH"]
+    is_named = "URI" in parts and set(parts) <= {"URI", "PASSWORD", "OAUTH"}
+    if not is_named or not all(isinstance(it, str) and it for it in texts):
+        raise ValueError(f"{key} must be a URI, or a dict of URI and PASSWORD or OAUTH.")
+    if not isinstance(parts.get("OAUTH", {}), Mapping):
+        raise ValueError(f"{key}['OAUTH'] must be a dict, as a transport's option 'oauth'.")
 
 
 def check_seconds(key: str, value: object) -> float:

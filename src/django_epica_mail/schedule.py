@@ -35,8 +35,15 @@ SCHEDULE: dict[str, dict[str, Any]] = {
         "task": "django_epica_mail.tasks.cleanup_old_email_logs",
         "schedule": crontab(minute="0", hour="3"),
     },
+    "read-bounces": {
+        # Does nothing until EPICA_MAIL["BOUNCE_MAILBOX"] is set.
+        "task": "django_epica_mail.tasks.read_bounces",
+        "schedule": crontab(minute="*/5"),
+        "options": {"expires": 600},
+    },
 }
-"""Entries by name: the sweep every 5 s, the retry every 30 min, the clean-up at 03:00."""
+"""Entries by name: the sweep every 5 s, the retry every 30 min, the clean-up at 03:00, and the
+mailbox for bounces every 5 min."""
 
 
 def offer(sender: AppConfig, using: str, **_: Any) -> None:

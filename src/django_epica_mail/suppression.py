@@ -73,6 +73,29 @@ def add_digest(found_by: str, *, reason: str, scope: str = "", recipient: str = 
     return not known.exists() and bool(insert([row]))
 
 
+def scopes_left(found_by: str, recipient: str = "") -> set[str]:
+    """Return the scopes that an address, known by its digest, has unsubscribed from.
+
+    ``recipient`` is the address, if known: it is then found under each of the keys.
+    """
+    rows = Suppression.objects.using(_using()).filter(_of(found_by, recipient), _in_force())
+    return set(rows.filter(reason=Reason.UNSUBSCRIBE).values_list("scope", flat=True))
+
+
+def readmit(found_by: str, scope: str, recipient: str = "") -> bool:
+    """Take back that an address unsubscribed from a scope; return whether it had.
+
+    No other reason is touched: who bounces, or called mail spam, does not come back by a link.
+    """
+    rows = Suppression.objects.using(_using()).filter(_of(found_by, recipient), scope=scope)
+    count, _ = rows.filter(reason=Reason.UNSUBSCRIBE).delete()
+    return bool(count)
+
+
+def _of(found_by: str, recipient: str) -> Q:
+    return Q(digest=found_by) | match(recipient) if recipient else Q(digest=found_by)
+
+
 def is_digest_of(found_by: str, address: str) -> bool:
     """Return whether a digest, made with any of the keys, is that of an address."""
     wanted = canonical(address)

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import threading
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,11 +24,13 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods, require_safe
 
-from django_epica_mail import conf
+from django_epica_mail import conf, suppression
+from django_epica_mail.messages.addresses import canonical, masked
 from django_epica_mail.monitoring.health import Check, HealthReport, examine
 from django_epica_mail.monitoring.metrics import exposition
 from django_epica_mail.tracking import bots, events, links
 from django_epica_mail.tracking.events import Kind, Visit
+from django_epica_mail.tracking.links import Unsubscription
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ ANONYMOUS_SECONDS = 5.0
 
 _LONGEST_CLIENT = 1000
 _UNSUBSCRIBE_TEMPLATE = "epica_mail/unsubscribe.html"
+_PREFERENCES_TEMPLATE = "epica_mail/preferences.html"
 _LINK_TEMPLATE = "epica_mail/link.html"
 _SCHEME = "bearer"
 
@@ -124,22 +128,80 @@ def _private(response: HttpResponse) -> HttpResponse:
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def unsubscribe(request: HttpRequest, token: str) -> HttpResponse:
-    """Unsubscribe on POST; on GET, which scanners make too, show a page that asks to confirm."""
+    """Unsubscribe on POST; on GET, which scanners make too, show a page that asks to confirm.
+
+    With ``CATEGORIES``, that page lists them all: people leave one or all of them, and come back.
+    """
     try:
         wish = links.read_unsubscribe(token)
     except BadSignature:
         return _unsubscribe_page(request, "unknown", "", status=404)
-    if request.method != "POST":
+    titles = _titles(wish)
+    is_choice = bool(titles) and "choice" in request.POST
+    if is_choice:
+        _choose(wish, titles, request.POST["choice"], request.POST.getlist("category"))
+    elif request.method == "POST":
+        events.unsubscribe(wish.found_by, wish.scope, wish.email_id)
+        return _unsubscribe_page(request, "done", wish.scope)
+    if not titles:
         return _unsubscribe_page(request, "asked", wish.scope)
-    events.unsubscribe(wish.found_by, wish.scope, wish.email_id)
-    return _unsubscribe_page(request, "done", wish.scope)
+    return _preferences_page(request, wish, titles, is_saved=is_choice)
+
+
+def _titles(wish: Unsubscription) -> dict[str, str]:
+    """Return the titles of the categories to choose among; empty without ``CATEGORIES``.
+
+    The category of the mail that the link came with is one of them, listed or not.
+    """
+    settings = conf.get()
+    if not settings.categories:
+        return {}
+    titles = {wish.scope: wish.scope} if wish.scope else {}
+    titles |= {name: str(title) for name, title in settings.categories.items()}
+    return {name: title for name, title in titles.items() if name not in settings.transactional}
+
+
+def _choose(wish: Unsubscription, titles: Iterable[str], choice: str, kept: Sequence[str]) -> None:
+    """Carry out what was chosen: to leave all, or to keep the categories ``kept``."""
+    if choice == "none":
+        events.unsubscribe(wish.found_by, "", wish.email_id)
+        return
+    left = suppression.scopes_left(wish.found_by, events.recipient_of(wish.found_by, wish.email_id))
+    wanted = {name for name in titles if name in kept}
+    for name in titles:
+        if name not in wanted | left:
+            events.unsubscribe(wish.found_by, name, wish.email_id)
+    back = wanted | {""} if wanted else set()  # "" is what "none" left
+    for name in left & back:
+        events.subscribe(wish.found_by, name, wish.email_id)
+
+
+def _preferences_page(
+    request: HttpRequest, wish: Unsubscription, titles: Mapping[str, str], *, is_saved: bool
+) -> HttpResponse:
+    address = events.recipient_of(wish.found_by, wish.email_id)
+    left = suppression.scopes_left(wish.found_by, address)
+    categories = [
+        {"name": name, "title": title, "is_kept": not {"", name} & left}
+        for name, title in titles.items()
+    ]
+    context = {
+        "address": masked(canonical(address)) if address else "",
+        "categories": categories,
+        "has_left_all": "" in left,
+        "is_saved": is_saved,
+    }
+    return _with_secret_url(render(request, _PREFERENCES_TEMPLATE, context))
 
 
 def _unsubscribe_page(
     request: HttpRequest, state: str, category: str, *, status: int = 200
 ) -> HttpResponse:
     context = {"state": state, "category": category}
-    response = render(request, _UNSUBSCRIBE_TEMPLATE, context, status=status)
+    return _with_secret_url(render(request, _UNSUBSCRIBE_TEMPLATE, context, status=status))
+
+
+def _with_secret_url(response: HttpResponse) -> HttpResponse:
     response.headers["X-Robots-Tag"] = "noindex"
     response.headers["Referrer-Policy"] = "no-referrer"  # the URL is all it takes to unsubscribe
     return response

@@ -65,6 +65,7 @@ def run_report() -> list[str]:
         "dispatch-due-emails",
         "retry-failed-emails",
         "cleanup-old-email-logs",
+        "read-bounces",
         "daily-report",
     }
     from shop.tasks import send_daily_report

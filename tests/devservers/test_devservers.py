@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import imaplib
 import importlib.util
 import os
 import signal
@@ -19,6 +20,7 @@ import psycopg
 import pytest
 import redis
 
+from devservers.imap import IMAPServer
 from devservers.postgres import PostgresServer
 from devservers.process import ManagedProcess, free_port, wait_until
 from devservers.redis import RedisServer, find_redis_binary
@@ -54,6 +56,32 @@ PARENT = (
 
 def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+# -- IMAP
+
+
+def test_an_imap_server_serves_one_mailbox_and_refuses_strangers() -> None:
+    with IMAPServer() as server:
+        for number in range(3):
+            server.deliver(b"Subject: %d\r\n\r\ntext" % number)
+        server.messages[0].flags.add(r"\Seen")
+        with (
+            imaplib.IMAP4(server.host, server.port, timeout=5) as stranger,
+            pytest.raises(imaplib.IMAP4.error, match="AUTHENTICATIONFAILED"),
+        ):
+            stranger.login(server.user, "wrong")
+        with imaplib.IMAP4(server.host, server.port, timeout=5) as client:
+            client.login(server.user, server.password)
+            assert client.select() == ("OK", [b"3"])
+            assert client.uid("SEARCH", "1:3", "UNSEEN") == ("OK", [b"2 3"])
+            assert client.uid("FETCH", "2", "(BODY.PEEK[]<9.1>)")[1][0][1] == b"1"
+            client.uid("STORE", "2", "+FLAGS.SILENT", r"(\Deleted)")
+            client.uid("EXPUNGE", "2,3")
+        assert [message.uid for message in server.messages] == [1, 3]
+        server.stop()
+        with pytest.raises(ConnectionRefusedError):
+            imaplib.IMAP4(server.host, server.port, timeout=5)
 
 
 # -- processes

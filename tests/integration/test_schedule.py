@@ -39,11 +39,12 @@ def minutes_of_a_day(name: str) -> list[datetime]:
         ("dispatch-due-emails", {"rescued": 0, "overdue": 0, "rerouted": 0, "rung": 0}),
         ("retry-failed-emails", 0),
         ("cleanup-old-email-logs", 0),
+        ("read-bounces", {}),
     ],
 )
 def test_every_entry_runs_a_task_of_the_package(db, name: str, result: object) -> None:
     assert current_app.tasks[entry(name).task].apply().get() == result
-    assert len(SCHEDULE) == 3
+    assert len(SCHEDULE) == 4
 
 
 def test_the_sweep_runs_every_5_seconds_and_may_wait_for_a_worker() -> None:
@@ -52,9 +53,10 @@ def test_the_sweep_runs_every_5_seconds_and_may_wait_for_a_worker() -> None:
     assert sweep.options["expires"] > 10 * sweep.schedule.run_every.total_seconds()
 
 
-def test_retries_run_twice_an_hour_and_cleanup_at_night() -> None:
+def test_each_entry_runs_at_its_time() -> None:
     assert {it.minute for it in minutes_of_a_day("retry-failed-emails")} == {0, 30}
     assert len(minutes_of_a_day("retry-failed-emails")) == 48
+    assert len(minutes_of_a_day("read-bounces")) == 288
     (night,) = minutes_of_a_day("cleanup-old-email-logs")
     assert (night.hour, night.minute) == (3, 0)
 

@@ -15,6 +15,7 @@ TASKS = (
     tasks.dispatch_due_emails,
     tasks.retry_failed_emails,
     tasks.cleanup_old_email_logs,
+    tasks.read_bounces,
 )
 
 

@@ -109,6 +109,9 @@ def test_a_lease_outlasts_a_batch_and_its_last_mail() -> None:
         {"ENCRYPTION_KEYS": "a secret of the site"},
         {"ENCRYPTION_KEYS": ["a secret of the site"]},
         {"MONITORING_TOKEN": ["a secret of the site"]},
+        {"BOUNCE_MAILBOX": {"URL": "a secret of the site"}},
+        {"BOUNCE_MAILBOX": {"URI": "imap://u@h", "PASSWORD": ["a secret of the site"]}},
+        {"BOUNCE_MAILBOX": {"URI": "imap://u@h", "OAUTH": "a secret of the site"}},
     ],
     ids=lambda value: next(iter(value)),
 )

@@ -32,6 +32,34 @@ def test_the_text_of_a_reply_is_one_line_without_controls(words: bytes | str) ->
     assert len(text) <= replies.REPLY_LENGTH
 
 
+@pytest.mark.parametrize(
+    ("text", "is_so"),
+    [
+        ("550 5.1.1 no such user", True),
+        ("550-5.1.1 The account does not exist", True),
+        ("smtp; 550 5.1.10 RESOLVER.ADR.RecipientNotFound", True),
+        ("550 5.2.1 mailbox disabled", True),
+        ("550 5.4.310 DNS domain does not exist", True),
+        ("550 User unknown (5.0.0)", True),
+        ("550 5.1.0 unknown user", True),
+        ("554: delivery error: This user doesn't have an account", True),
+        ("552 5.2.2 mailbox full, unknown user quota", False),
+        ("550 5.7.1 spam; user unknown (5.1.1)", False),  # the first code is the more specific
+        ("450 4.1.1 user unknown", False),
+        ("450 user unknown", False),
+        ("550 rejected", False),
+        ("user unknown", False),
+        ("550 blocked, see 5.1.1.20", False),
+        ("550 blocked [5.1.1.20]", False),
+        ("(Exim 5.11.1) 550 no", False),
+        ("relay 4.94.2 said 550 no such user", True),
+        ("", False),
+    ],
+)
+def test_only_an_address_that_does_not_exist_is_said_not_to(text: str, is_so: bool) -> None:
+    assert replies.says_no_such_address(text) is is_so
+
+
 def test_an_endless_reply_is_cut_before_it_is_read() -> None:
     started = time.monotonic()
     for words in ("\x1b]" * 10_000_000, b"\x1b[" * 10_000_000):

@@ -21,7 +21,7 @@ from django_epica_mail.messages import RawMessage, encryption
 from django_epica_mail.messages import addresses as forms
 from django_epica_mail.models import EmailAttachment, EmailLog, EmailRecipient
 from django_epica_mail.retry import Decision, Failure, Kind, Result
-from django_epica_mail.tracking import instrument
+from django_epica_mail.tracking import instrument, verp
 from django_epica_mail.transports import anymail
 
 logger = logging.getLogger(__name__)
@@ -236,6 +236,7 @@ def _build(mail: ClaimedMail, loader: MessageLoader) -> Attempt:
     message = loader.message(mail.row)
     if mail.row.additions:
         instrument.instrument(message, mail.row)
+    verp.set_return_address(message, mail.row)
     _ask_site(mail.row, message)
     # Last, so that no receiver of the site's can bypass it.
     envelope = restrict_recipients(message, loader.outstanding(mail.row))

@@ -57,11 +57,18 @@ def canonical(address: object) -> str:
     text = str(address)
     plain = _PLAIN.fullmatch(text)
     if plain:
-        return (plain[1] or text).lower()[:LENGTH]
+        return (plain[1] or text).lower()[:LENGTH].rstrip(".")
     local, at, domain = _rcpt(_visible(text)).rpartition("@")
     local = unicodedata.normalize("NFC", local.lower())
     domain = unicodedata.normalize("NFC", domain.lower())
-    return f"{local}{at}{rules.ascii_domain(domain).rstrip('.')}"[:LENGTH]
+    return f"{local}{at}{rules.ascii_domain(domain)}"[:LENGTH].rstrip(".")
+
+
+def masked(address: str) -> str:
+    """Return an address so that its owner knows it and nobody else: ``a…@e….com``."""
+    local, _, domain = address.rpartition("@")
+    first, dot, last = domain.rpartition(".")
+    return f"{local[:1]}…@{first[:1]}…{dot}{last}" if local and dot else f"{address[:1]}…"
 
 
 def is_complete(address: str) -> bool:

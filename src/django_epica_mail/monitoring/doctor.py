@@ -15,13 +15,14 @@ from typing import Any
 from celery.app import app_or_default
 from django.conf import settings
 from django.core.checks import ERROR, WARNING, CheckMessage
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, router
 from django.db.models import Max
 
 from django_epica_mail import checks, clock, conf, routing, rules
 from django_epica_mail.broker import celery_config, workers
 from django_epica_mail.delivery import gates
-from django_epica_mail.exceptions import TokenRefused
+from django_epica_mail.exceptions import MailboxError, MissingExtra, TokenRefused
 from django_epica_mail.messages import encryption
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryGate, EmailLog
@@ -29,6 +30,7 @@ from django_epica_mail.models import checks as database_checks
 from django_epica_mail.monitoring import backlog, public_pages
 from django_epica_mail.queueing import names
 from django_epica_mail.rules import Facts
+from django_epica_mail.tracking import bounce_mailbox
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection
 
@@ -77,13 +79,14 @@ class Explanation:
 def examine(*, open_transports: bool = False) -> list[Finding]:
     """Return all findings, most severe first.
 
-    ``open_transports`` also connects to every transport with its credentials.
+    ``open_transports`` also connects to every transport with its credentials, and to the mailbox
+    for bounces.
     """
     found = [_from_check(message) for message in checks.check_configuration()]
     if not any(finding.id == "epica_mail.E001" for finding in found):
         found += [_from_check(message) for message in checks.check_deployment()]
         found += [*_send_mail(), *_celery(), *_results(), *_rows(), *_public_pages()]
-        found += _connections() if open_transports else ()
+        found += (*_connections(), *_mailbox()) if open_transports else ()
     levels = ("error", "warning", "info")
     return sorted(found, key=lambda finding: levels.index(finding.level))
 
@@ -351,6 +354,17 @@ def _public_pages() -> Iterator[Finding]:
             f"answers {obstacle.answer}.",
             remedy,
         )
+
+
+def _mailbox() -> Iterator[Finding]:
+    if conf.get().bounce_mailbox is None:
+        return
+    try:
+        with bounce_mailbox.opened():
+            pass
+    except (ImproperlyConfigured, MissingExtra, MailboxError) as error:
+        remedy = "Correct EPICA_MAIL['BOUNCE_MAILBOX']. Until then, no bounce is read."
+        yield Finding("error", "bounce-mailbox", str(error), remedy)
 
 
 def _connections() -> Iterator[Finding]:

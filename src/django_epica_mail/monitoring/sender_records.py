@@ -83,7 +83,8 @@ class Record:
 def examine(domains: Sequence[str] = (), nameserver: str | None = None) -> list[Record]:
     """Return the papers of every From domain, those of ``domains`` included.
 
-    Domains are those of the settings, of the keys of DKIM, and of the newest mail. Raises
+    Domains are those of the settings, of the keys of DKIM, of signed return addresses, to which
+    bounces go, and of the newest mail. Raises
     ``MissingExtra`` without dnspython, ``ImproperlyConfigured`` for an invalid ``nameserver``.
     """
     lookups = Lookups(nameserver)
@@ -141,6 +142,7 @@ def _domains(given: Sequence[str], equipped: Sequence[_Equipped]) -> set[str]:
     found |= {ascii_domain(parseaddr(it)[1].rpartition("@")[2]) for it in set(addresses)}
     for it in equipped:
         found |= {key.domain for key in (it.signer.keys if it.signer else ()) if key.domain}
+        found.add(ascii_domain((transports.envelope_from(it.alias) or "").rpartition("@")[2]))
     return {it for it in found if "." in it}
 
 

@@ -87,23 +87,40 @@ def unsubscribe(found_by: str, scope: str, email_id: UUID | None) -> None:
     ``found_by`` is the digest of the address. The call may be repeated, and may come long after the
     mail that carried the link was deleted: then only the digest is suppressed.
     """
-    using = router.db_for_write(EmailEvent)
-    recipients = EmailRecipient.objects.using(using).filter(email=email_id)
-    address = recipients.values_list("address", flat=True).first() if email_id else None
-    if address is None or not suppression.is_digest_of(found_by, address):
-        suppression.add_digest(found_by, reason=Suppression.Reason.UNSUBSCRIBE, scope=scope)
-        return
+    address = recipient_of(found_by, email_id)
     suppression.add_digest(
         found_by, reason=Suppression.Reason.UNSUBSCRIBE, scope=scope, recipient=address
     )
-    key = hashlib.sha256(f"{Kind.UNSUBSCRIBED} {email_id}".encode()).hexdigest()
-    if EmailEvent.objects.using(using).filter(key=key).exists():
+    _record_wish(Kind.UNSUBSCRIBED, email_id, address)
+
+
+def subscribe(found_by: str, scope: str, email_id: UUID | None) -> None:
+    """Take back what ``unsubscribe`` did, and record the event, once for each e-mail."""
+    address = recipient_of(found_by, email_id)
+    if suppression.readmit(found_by, scope, address):
+        _record_wish(Kind.SUBSCRIBED, email_id, address)
+
+
+def recipient_of(found_by: str, email_id: UUID | None) -> str:
+    """Return the address that a digest stands for; empty if its e-mail is not known any more."""
+    if email_id is None:
+        return ""
+    recipients = EmailRecipient.objects.using(router.db_for_write(EmailEvent))
+    rows = recipients.filter(email=email_id)
+    address = rows.values_list("address", flat=True).first() or ""
+    return address if address and suppression.is_digest_of(found_by, address) else ""
+
+
+def _record_wish(kind: Kind, email_id: UUID | None, address: str) -> None:
+    using = router.db_for_write(EmailEvent)
+    key = hashlib.sha256(f"{kind} {email_id}".encode()).hexdigest()
+    if not address or EmailEvent.objects.using(using).filter(key=key).exists():
         return  # a link followed again writes nothing
     record(
         EmailEvent(
             email_id=email_id,
             key=key,
-            kind=Kind.UNSUBSCRIBED,
+            kind=kind,
             at=timezone.now(),
             created_at=clock.now(),
             source=OWN,
@@ -303,6 +320,8 @@ def _suppress(event: EmailEvent, using: str) -> None:
     """
     if event.reason == UNAUTHENTICATED:
         return
+    if event.kind == Kind.UNSUBSCRIBED and event.source == OWN:
+        return  # ``unsubscribe`` has listed the scope that was left, which may be another
     reason = _REASONS.get(Kind(event.kind))
     if event.kind == Kind.BOUNCED and event.reason == PERMANENT:
         reason = Suppression.Reason.BOUNCE

@@ -19,7 +19,7 @@ from django.utils import timezone
 from django_epica_mail import clock, conf
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog
-from django_epica_mail.replies import reply_text
+from django_epica_mail.replies import reply_text, says_no_such_address
 from django_epica_mail.tracking import bots, events
 from django_epica_mail.tracking.events import Kind
 from django_epica_mail.transports import anymail
@@ -36,8 +36,6 @@ _TRANSIENT = re.compile(r"soft|transient|temporary|blocked|undetermined")
 _PERMANENT = re.compile(r"hard|permanent|invalid_email|user_unknown|user_inactive")
 _SENDGRID_PERMANENT = "bounce"
 _SPARKPOST_PERMANENT = frozenset({"10", "30", "90"})
-_NO_SUCH_ADDRESS = re.compile(r"\b5\.(1\.[1236]|2\.1|4\.4)\b")
-"""Enhanced status codes (RFC 3463) of an address or domain that does not exist (any more)."""
 
 
 def receive(sender: object, *, event: Any, esp_name: str, **_: Any) -> None:
@@ -185,7 +183,7 @@ def is_for_good(reply: str, raw: Mapping[str, Any]) -> bool:
         any(_PERMANENT.search(word) for word in words)
         or (_SENDGRID_PERMANENT in words and "sg_event_id" in raw)
         or bool(_SPARKPOST_PERMANENT & words)
-        or _NO_SUCH_ADDRESS.search(reply) is not None
+        or says_no_such_address(reply)
     )
 
 

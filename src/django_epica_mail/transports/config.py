@@ -12,7 +12,8 @@ from typing import Any
 
 from django.conf import settings
 from django.core import mail
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.validators import validate_email
 from django.utils.module_loading import import_string
 
 from django_epica_mail import conf
@@ -23,8 +24,14 @@ SITE_SMTP = "smtp"
 """The alias of Django's SMTP backend with the site's own ``EMAIL_*`` settings."""
 
 DJANGO_SMTP = "django.core.mail.backends.smtp.EmailBackend"
-OUR_OPTIONS = ("oauth", "dkim")
+OUR_OPTIONS = ("oauth", "dkim", "envelope_from")
 """Keys of a transport's OPTIONS that are for this package, not for the backend."""
+ENVELOPE_FROM = "epica_mail_envelope_from"
+"""The attribute of a message that names the sender of its SMTP envelope, if not ``from_email``."""
+RETURN_ID_LENGTH = 42
+"""Characters that stand for ``{id}`` in ``envelope_from``: an e-mail's id, and its signature."""
+_LOCAL_PART_LENGTH = 64
+"""RFC 5321, section 4.5.3.1.1."""
 LOCMEM = "django.core.mail.backends.locmem.EmailBackend"
 
 
@@ -64,6 +71,39 @@ def our_options(alias: str) -> dict[str, Any]:
     """Return those of a transport's OPTIONS that are for this package, not for its backend."""
     options = specs()[alias].get("OPTIONS", {})
     return {key: options[key] for key in OUR_OPTIONS if options.get(key) is not None}
+
+
+def envelope_from(alias: str) -> str | None:
+    """Return the pattern of a transport's return addresses, ``bounces+{id}@example.com``."""
+    if under_test():
+        return None
+    configured: Mapping[str, Mapping[str, Any]] = conf.get().transports
+    if uses_mailers():
+        configured = settings.MAILERS
+    pattern: str | None = configured.get(alias, {}).get("OPTIONS", {}).get("envelope_from")
+    return pattern
+
+
+def check_envelope_from(pattern: object) -> None:
+    """Raise ``ImproperlyConfigured`` for an option ``envelope_from`` that makes no addresses."""
+    parts = pattern.split("{id}") if isinstance(pattern, str) else []
+    local = parts[0] if parts else ""
+    try:
+        if len(parts) != 2 or not str(pattern).isascii() or "@" in local:
+            raise ValidationError("form")
+        validate_email(str(pattern).format(id="a" * RETURN_ID_LENGTH))
+    except (ValidationError, LookupError, ValueError):
+        raise ImproperlyConfigured(
+            "envelope_from must be an address with '{id}' once before the @, such as "
+            f"'bounces+{{id}}@example.com'; it is {pattern!r}."
+        ) from None
+    length = len(str(pattern).partition("@")[0]) - len("{id}") + RETURN_ID_LENGTH
+    if length > _LOCAL_PART_LENGTH:
+        raise ImproperlyConfigured(
+            f"envelope_from makes local parts of {length} characters ({{id}} takes "
+            f"{RETURN_ID_LENGTH}), but {_LOCAL_PART_LENGTH} are allowed (RFC 5321, section "
+            f"4.5.3.1.1): shorten {pattern!r}."
+        )
 
 
 def aliases() -> tuple[str, ...]:

@@ -28,8 +28,10 @@ from django_epica_mail.retry import Failure, Result, Stage
 from django_epica_mail.transports import anymail, dkim, oauth
 from django_epica_mail.transports.config import (
     DJANGO_SMTP,
+    ENVELOPE_FROM,
     LOCMEM,
     OUR_OPTIONS,
+    check_envelope_from,
     our_options,
     specs,
     under_test,
@@ -158,6 +160,9 @@ class Connection:
             backend = self.open(deadline)
             if anymail.is_provider(backend):
                 anymail.prepare(backend, message)
+            client = client_of(backend)
+            if client is not None:
+                client.envelope_from = getattr(message, ENVELOPE_FROM, "")
             stage = Stage.UNSEEN
             sent = backend.send_messages([message])
         except Exception as error:  # noqa: BLE001 - any error concerns this mail alone
@@ -179,8 +184,8 @@ class Connection:
 def build(alias: str) -> BaseEmailBackend:
     """Return a new, unconnected backend for a transport.
 
-    Raises ``ImproperlyConfigured`` for wrong options ``oauth`` and ``dkim``, ``MissingExtra`` if
-    they need a package that is not installed, and what the backend raises.
+    Raises ``ImproperlyConfigured`` for wrong options ``oauth``, ``dkim`` and ``envelope_from``,
+    ``MissingExtra`` if they need a package that is not installed, and what the backend raises.
     """
     spec: Mapping[str, Any] = {"BACKEND": LOCMEM}
     ours: dict[str, Any] = {}
@@ -213,7 +218,9 @@ def build(alias: str) -> BaseEmailBackend:
 
 
 def _equip(backend: RecordingBackend, alias: str, options: Mapping[str, Any]) -> None:
-    """Give a backend what its options ``oauth`` and ``dkim`` stand for."""
+    """Give a backend what its options ``oauth`` and ``dkim`` stand for; check ``envelope_from``."""
+    if "envelope_from" in options:
+        check_envelope_from(options["envelope_from"])
     if "oauth" in options:
         mailbox = oauth.Mailbox(backend.username or "", backend.host, backend.port)
         backend.tokens = oauth.source(alias, options["oauth"], mailbox)

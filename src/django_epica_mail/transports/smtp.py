@@ -180,6 +180,7 @@ class RecordingClient(smtplib.SMTP):
         self.stage = Stage.ENVELOPE
         self.recipient_replies: list[Reply] = []
         self.content_reply: Reply | None = None
+        self.envelope_from = ""
         self._content_is_next = False
         self._pipelined_recipients: Sequence[str] = ()
         self._collected_commands: list[str] | None = None
@@ -239,12 +240,12 @@ class RecordingClient(smtplib.SMTP):
         """Send one mail, its whole envelope in one write if the server offers pipelining.
 
         MAIL, RCPT and DATA are then sent together and their replies read together (RFC 2920).
-        smtplib still goes through them one by one and decides what they mean. A signer signs the
-        bytes that are sent.
+        smtplib still goes through them one by one. A signer signs the bytes that are sent.
         """
         if self.signer is not None:
             content = _LINE_END.sub("\r\n", msg).encode("ascii") if isinstance(msg, str) else msg
             msg = self.signer.sign(content)
+        sender = self.envelope_from or from_addr
         recipients = [to_addrs] if isinstance(to_addrs, str) else to_addrs
         has_options = mail_options or rcpt_options
         pipelines = (
@@ -253,7 +254,7 @@ class RecordingClient(smtplib.SMTP):
             and len(recipients) <= _MAX_PIPELINED_RECIPIENTS
         )
         self._pipelined_recipients = recipients if pipelines else ()
-        return super().sendmail(from_addr, recipients, msg, mail_options, rcpt_options)
+        return super().sendmail(sender, recipients, msg, mail_options, rcpt_options)
 
     def mail(self, sender: str, options: Sequence[str] = ()) -> Reply:
         """Send MAIL or, when pipelining, the whole envelope; return the reply to MAIL."""

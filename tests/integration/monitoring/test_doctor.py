@@ -173,6 +173,17 @@ def test_an_unreachable_transport_is_found_only_on_request(smtp) -> None:
     assert "ConnectionRefusedError" in found("transport", open_transports=True).text
     smtp.listen_again()
     assert "transport" not in ids(open_transports=True)
+
+
+def test_a_mailbox_for_bounces_that_cannot_be_opened_is_an_error(
+    smtp, epica_mail, tmp_path
+) -> None:
+    epica_mail(BOUNCE_MAILBOX=f"maildir:{tmp_path}")
+    assert "bounce-mailbox" not in ids()
+    assert "is no Maildir" in found("bounce-mailbox", open_transports=True).text
+    for name in ("new", "cur"):
+        (tmp_path / name).mkdir()
+    assert "bounce-mailbox" not in ids(open_transports=True)
     assert smtp.accepted == []
 
 

@@ -179,6 +179,14 @@ def test_dkim_of_a_server_that_is_not_known(papers, transport) -> None:
     assert "set its option dkim" in papers()["DKIM"].text
 
 
+def test_the_domain_that_bounces_go_to_has_papers_of_its_own(dns, transport) -> None:
+    transport("mail.example.com", envelope_from="bounces+{id}@returned.example")
+    found = sender_records.examine([], dns.address)
+    assert {it.name: it.level for it in found if it.domain == "returned.example"}["SPF"] == "error"
+    transport("mail.example.com")
+    assert "returned.example" not in {it.domain for it in sender_records.examine([], dns.address)}
+
+
 def test_a_key_that_cannot_be_read_is_not_asked_about(papers, transport) -> None:
     transport(dkim={"selector": "s1", "key_env": "NO_SUCH_KEY"})
     assert papers()["DKIM"].level == "not asked"

@@ -36,7 +36,8 @@ def test_a_canonical_address_is_canonical(address: str) -> None:
 
 @given(PLAIN)
 def test_a_plain_address_skips_the_parser_and_gets_the_same_form(address: str) -> None:
-    assert addresses.canonical(address) == addresses._rcpt(address).lower()[: addresses.LENGTH]
+    rcpt = addresses._rcpt(address).lower()
+    assert addresses.canonical(address) == rcpt[: addresses.LENGTH].rstrip(".")
 
 
 @pytest.mark.parametrize(
@@ -80,3 +81,18 @@ def test_text_that_is_not_one_address_is_not_complete(text: str) -> None:
 def test_an_ambiguous_value_is_not_plain(value: object) -> None:
     assert not addresses.is_plain(value)
     assert not addresses.is_plain_and_bare(value)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("ayse@example.com", "a…@e….com"),
+        ("a@b.co.uk", "a…@b….uk"),
+        ("root", "r…"),
+        ("root@localhost", "r…"),
+        ('"v w"@example.com', '"…@e….com'),
+        ("", "…"),
+    ],
+)
+def test_a_masked_address_names_nobody(address: str, shown: str) -> None:
+    assert addresses.masked(address) == shown

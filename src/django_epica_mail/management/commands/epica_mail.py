@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from argparse import ArgumentParser
@@ -15,15 +16,14 @@ from uuid import UUID
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, no_translations
-from django.db import router
+from django.db import DatabaseError, router
 
 from django_epica_mail import conf, lifecycle, maintenance, outbox, suppression
 from django_epica_mail._compat import batched
 from django_epica_mail.delivery import gates
-from django_epica_mail.exceptions import MissingExtra
+from django_epica_mail.exceptions import MailboxError, MissingExtra
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.management import importers, output
-from django_epica_mail.management.importers.base import SOURCES
+from django_epica_mail.management import arguments, importers, output
 from django_epica_mail.models import EmailLog, Suppression
 from django_epica_mail.monitoring import backlog, doctor, sender_records
 from django_epica_mail.privacy.erase import erase
@@ -33,6 +33,7 @@ from django_epica_mail.privacy.reencrypt import reencrypt
 from django_epica_mail.queueing import names
 from django_epica_mail.rules import LEVELS, MOST_DAYS
 from django_epica_mail.tasks import send_email_async
+from django_epica_mail.tracking import bounce_mailbox, bounce_reports, bounces
 
 _CHUNK = 500
 
@@ -53,72 +54,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the actions and their arguments."""
-        actions = parser.add_subparsers(dest="action", required=True)
-
-        def action(name: str, help: str) -> Any:  # noqa: A002 - argparse's own word
-            added = actions.add_parser(name, help=help)
-            added.add_argument("--json", action="store_true", help="print JSON")
-            return added
-
-        action("status", "count mail by queue and status, and show what holds mail back")
-        check = action("doctor", "find what is wrong, and say what to do")
-        check.add_argument("--open", action="store_true", help="connect to every transport")
-        check.add_argument(
-            "--dns",
-            nargs="*",
-            metavar="DOMAIN",
-            help="compare the DNS of every From domain, and of these, with what senders need",
-        )
-        check.add_argument("--nameserver", metavar="IP[:PORT]", help="with --dns: ask this one")
-        check.add_argument("--explain", metavar="ADDRESS", help="show where mail to it would go")
-        check.add_argument("--category", default="", help="with --explain: the mail's category")
-        check.add_argument("--bulk", action="store_true", help="with --explain: bulk mail")
-        test = action("send-test", "queue a test e-mail")
-        test.add_argument("address")
-        test.add_argument("--transport", help="an alias (default: as routed)")
-        test.add_argument(
-            "--wait", type=float, default=0, metavar="SECONDS", help="wait for its outcome"
-        )
-        action("dispatch", "run the sweep once; for sites without beat")
-        retry = action("retry", "queue failed mail again")
-        retry.add_argument("ids", nargs="*", type=UUID, help="default: what failed temporarily")
-        cancel = action("cancel", "cancel mail that no worker has claimed")
-        cancel.add_argument("ids", nargs="*", type=UUID)
-        cancel.add_argument("--transport", metavar="ALIAS", help="all mail that waits for it")
-        move = action("move", "give all mail that waits for one transport to another")
-        move.add_argument("--transport", metavar="ALIAS", required=True, help="waited for now")
-        move.add_argument("--to", metavar="ALIAS", required=True, help="a configured transport")
-        purge = action("purge", "delete finished mail")
-        purge.add_argument("--days", type=int, help="older than this (default: KEEP_DAYS)")
-        listed = action("suppressions", "import or export the suppression list as CSV")
-        listed.add_argument("direction", choices=("import", "export"))
-        listed.add_argument("file", help="a path; - for standard input or output")
-        action("reencrypt", "encrypt stored content with the first of ENCRYPTION_KEYS")
-        exported = action("export", "print what is stored about a person, as JSON")
-        person = action("erase", "erase a person from the queue, the log and the admin's log")
-        for one in (exported, person):
-            one.add_argument("address")
-            one.add_argument(
-                "--tagged", action="store_true", help="also ann+tag@... of ann@...: one mailbox"
-            )
-        person.add_argument("--dry-run", action="store_true", help="only show what would be erased")
-        person.add_argument("--noinput", action="store_true", help="do not ask for confirmation")
-        moving = action("import", "move mail out of the tables of another package")
-        moving.add_argument("--from", dest="source", choices=SOURCES, required=True)
-        moving.add_argument("--yes", action="store_true", help="move it; otherwise a dry run")
-        moving.add_argument("--days", type=int, help="of finished mail (default: KEEP_DAYS)")
-        moving.add_argument("--transport", help="for mail that names no transport of this site")
-        moving.add_argument(
-            "--trust-pickles",
-            action="store_true",
-            help="mailer only: confirm that nobody else wrote to its tables",
-        )
-        for name in ("pause", "resume"):
-            target = action(name, f"{name} a queue or a transport").add_mutually_exclusive_group(
-                required=True
-            )
-            target.add_argument("--queue")
-            target.add_argument("--transport")
+        arguments.add_actions(parser)
 
     @no_translations
     def handle(self, *args: Any, **options: Any) -> None:
@@ -128,7 +64,7 @@ class Command(BaseCommand):
         try:
             report, is_well = action(options)
         except CommandError as error:
-            raise CommandError(output.clean(error)) from None
+            raise CommandError(output.clean(error), returncode=error.returncode) from None
         if report is None:
             pass  # the action has written its own output
         elif options["json"] or name == "export":
@@ -257,6 +193,33 @@ class Command(BaseCommand):
         except (OSError, ValueError) as error:
             raise CommandError(str(error)) from None
         return asdict(done), not done.refused
+
+    def bounces(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Record what came back to the mailbox, or one message from a file or a pipe.
+
+        Exits with 75 (``EX_TEMPFAIL``) if a message cannot be stored now: mail servers then keep
+        it, and try again.
+        """
+        path = options["file"]
+        if path is None:
+            if conf.get().bounce_mailbox is None:
+                raise CommandError("Set EPICA_MAIL['BOUNCE_MAILBOX'], or give --file.")
+            try:
+                return bounce_mailbox.read(), True
+            except (ImproperlyConfigured, MissingExtra, MailboxError) as error:
+                raise CommandError(str(error)) from None
+        try:
+            with contextlib.ExitStack() as stack:
+                file = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
+                content = file.read(bounce_reports.MAX_BYTES)
+                while path == "-" and file.read(1 << 16):
+                    pass  # a server whose pipe is not read to the end counts that as a failure
+            received = bounces.receive(content, envelope_to=options["to"])
+        except DatabaseError as error:
+            raise CommandError(f"It cannot be stored: {error}", returncode=os.EX_TEMPFAIL) from None
+        except OSError as error:
+            raise CommandError(str(error)) from None
+        return {"received": received.value}, True
 
     def reencrypt(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Encrypt stored content with the first key."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import re
 from datetime import timedelta
+from functools import partial
 from io import StringIO
 
 import pytest
 from celery import current_app
 from django.core.management import CommandError, call_command
+from django.db import OperationalError
 from django.utils import timezone
 
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import maintenance
 from django_epica_mail.delivery import claim, gates
 from django_epica_mail.models import DeliveryGate, EmailBatch, EmailLog, Suppression
+from django_epica_mail.tracking import verp
+from tests.returned import returned
 
 pytestmark = pytest.mark.django_db
 
@@ -81,6 +85,45 @@ def test_dispatch_does_what_the_sweep_does(smtp, queue_mail, rings) -> None:
     assert report == {"rescued": 0, "overdue": 0, "rerouted": 0, "rung": 1}
     assert rings == ["emails"]
     assert DeliveryGate.objects.get(name="emails").last_sweep_at is not None
+
+
+def test_bounces_takes_one_message_from_a_file(smtp, queue_mail, deliver, tmp_path) -> None:
+    log = queue_mail("gone@example.net")
+    deliver()
+    file = tmp_path / "bounce.eml"
+    file.write_bytes(returned("qmail", to="bounces@example.com", message_id="<x@example.com>"))
+    bounces = partial(run, "bounces", "--file", str(file))
+    assert json.loads(bounces("--json")) == {"received": "unmatched"}
+    to = verp.address("bounces+{id}@example.com", log.pk)
+    assert bounces("--to", to).split() == ["received", "recorded"]
+    assert Suppression.objects.get().address == "gone@example.net"
+    assert bounces("--to", to).split() == ["received", "known"]
+
+
+def test_bounces_ends_with_75_while_a_message_cannot_be_stored(tmp_path, monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OperationalError("the database is down")
+
+    monkeypatch.setattr("django_epica_mail.tracking.bounces.receive", refuse)
+    file = tmp_path / "bounce.eml"
+    file.write_bytes(b"x")
+    with pytest.raises(CommandError, match="the database is down") as caught:
+        run("bounces", "--file", str(file))
+    assert caught.value.returncode == 75
+    with pytest.raises(CommandError, match="No such file"):
+        run("bounces", "--file", str(tmp_path / "none"))
+
+
+def test_bounces_reads_the_mailbox_or_says_why_it_cannot(tmp_path, epica_mail) -> None:
+    with pytest.raises(CommandError, match="BOUNCE_MAILBOX"):
+        run("bounces")
+    epica_mail(BOUNCE_MAILBOX=f"maildir:{tmp_path}")
+    with pytest.raises(CommandError, match="is no Maildir"):
+        run("bounces")
+    for name in ("new", "cur"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "new" / "1").write_bytes(b"Subject: x\n\nx")
+    assert "unrecognised  1" in run("bounces")
 
 
 def test_purge_deletes_what_is_old_enough(smtp, queue_mail, deliver, travel) -> None:
