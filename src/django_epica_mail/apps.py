@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 
 from django.apps import AppConfig
 from django.db.models.signals import post_migrate
 from django.utils.translation import gettext_lazy as _
+
+_IMPORTED_TO_SERVE = frozenset({"django.core.asgi", "django.core.wsgi"})
+"""What a process that serves requests has imported before it loads the apps, and a command of
+``manage.py`` has not."""
 
 
 class EpicaMailConfig(AppConfig):
@@ -19,8 +24,12 @@ class EpicaMailConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register checks, logging and signals, and the tasks even in processes that only ring."""
+        """Register checks, logging and signals, and the tasks even in processes that only ring.
+
+        A process that serves requests also imports what its first ring needs.
+        """
         from django_epica_mail import checks, schedule, signals, tasks  # noqa: F401
+        from django_epica_mail.broker import doorbell
         from django_epica_mail.queueing.render import WithoutContext
         from django_epica_mail.tracking import bounces, webhooks
 
@@ -33,4 +42,6 @@ class EpicaMailConfig(AppConfig):
             from anymail.signals import tracking
 
             tracking.connect(webhooks.receive, dispatch_uid="django_epica_mail.webhooks")
+        if _IMPORTED_TO_SERVE.intersection(sys.modules):
+            doorbell.prepare()
         post_migrate.connect(schedule.offer, dispatch_uid="django_epica_mail.schedule")

@@ -22,6 +22,11 @@ logger = logging.getLogger(__name__)
 _reporting = ContextVar("django_epica_mail_reporting", default=False)
 
 _CONNECTION_OPTIONS = ("host", "port", "username", "password", "use_tls", "use_ssl", "api_key")
+_GIVEN_AS = {
+    "username": ", the auth_user of send_mail()",
+    "password": ", the auth_password of send_mail()",
+}
+"""Where Django gets an option from, if the caller may know it by another name."""
 
 
 class EmailBackend(BaseEmailBackend):
@@ -43,10 +48,11 @@ class EmailBackend(BaseEmailBackend):
     ) -> None:
         refused = [name for name in _CONNECTION_OPTIONS if kwargs.get(name)]
         if refused:
+            given_as = _GIVEN_AS.get(refused[0], "")
             raise ImproperlyConfigured(
-                f"The queueing backend does not accept {refused[0]!r}: a worker sends the mail, "
-                "and credentials are never stored. Configure it on a transport (in MAILERS or "
-                "EPICA_MAIL['TRANSPORTS']) and name that transport with transport=."
+                f"The queueing backend does not accept {refused[0]!r}{given_as}: a worker sends "
+                "the mail, and credentials are never stored. Configure it on a transport (in "
+                "MAILERS or EPICA_MAIL['TRANSPORTS']) and name that transport with transport=."
             )
         for name in _CONNECTION_OPTIONS:
             kwargs.pop(name, None)

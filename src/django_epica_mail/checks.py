@@ -23,6 +23,7 @@ from django_epica_mail.delivery import rate_limits
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.messages import encryption
 from django_epica_mail.models import checks as database_checks
+from django_epica_mail.queueing import names
 from django_epica_mail.tracking import bounce_mailbox, links, webhooks
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection, dkim
@@ -52,6 +53,7 @@ def check_configuration(
     except ImproperlyConfigured as error:
         return [Error(str(error), hint="See the settings reference.", id="epica_mail.E001")]
     found = [*celery_checks.check_app(), *celery_checks.check_task_routes()]
+    found += [*celery_checks.check_single_app(), *celery_checks.check_queues(names.named_queues())]
     found += [*_check_encryption(), *database_checks.check_database()]
     if not transports.under_test():
         found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]

@@ -124,11 +124,14 @@ def mirror_results() -> int:
     return result_backend.mirror(ids, using)
 
 
-def retry_failed(*, advance: Callable[[int], None] = lambda count: None) -> int:
+def retry_failed(
+    *, rest: timedelta = timedelta(0), advance: Callable[[int], None] = lambda count: None
+) -> int:
     """Queue mail that failed for a passing reason for one more attempt; return how many e-mails.
 
-    Works in portions, and calls ``advance`` with the number so far after each. Mail that was
-    refused for good or may have been accepted is never queued again automatically.
+    Leaves out what failed less than ``rest`` ago. Works in portions, and calls ``advance`` with the
+    number so far after each. Mail that was refused for good or may have been accepted is never
+    queued again automatically.
     """
     using = router.db_for_write(EmailLog)
     patience = timedelta(seconds=conf.get().give_up_after)
@@ -163,6 +166,8 @@ def retry_failed(*, advance: Callable[[int], None] = lambda count: None) -> int:
 
     for kind in PASSING:
         rows = failed.filter(failure_kind=kind).order_by("finished_at")
+        if rest:
+            rows = rows.filter(finished_at__lte=clock.now(-rest))
         newest = rows.values_list("finished_at", flat=True).last()
         if newest is None:
             continue

@@ -23,7 +23,7 @@ from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.delivery import gates
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.delivery.settle import announce, announce_moves
-from django_epica_mail.exceptions import MissingKey, UnreadableEnvelope
+from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
 from django_epica_mail.queueing import names
 from django_epica_mail.queueing.draft import Draft, draft
@@ -199,7 +199,8 @@ def send_again(ids: Iterable[UUID | str]) -> list[EmailLog]:
 
     A new e-mail goes to all of the recipients, takes the route of the old one, and has a
     Message-ID of its own. Skips e-mails that are not finished, those whose content was deleted or
-    cannot be read, and those whose transport is not configured any more.
+    cannot be read, and those that would be refused if they were new, because
+    their transport is not configured any more for one.
     """
     using = router.db_for_write(EmailLog)
     ended = EmailLog.objects.using(using).filter(status__in=lifecycle.FINAL).exclude(envelope="")
@@ -291,10 +292,20 @@ def _draft_again(mail: EmailLog) -> Draft | None:
         )
         return None
     try:
-        message = mail.message()
-    except (UnreadableEnvelope, MissingKey):
+        return _new_draft(mail)
+    except UnreadableEnvelope:
         logger.warning("E-mail %s cannot be read and was not sent again.", mail.pk)
-        return None
+    except (ValueError, TypeError) as error:
+        logger.warning(
+            "E-mail %s was not sent again: what its row says is refused (%s).",
+            mail.pk,
+            type(error).__name__,
+        )
+    return None
+
+
+def _new_draft(mail: EmailLog) -> Draft:
+    message = mail.message()
     # Servers drop a second mail with the same Message-ID as a duplicate.
     message.extra_headers = {
         name: value for name, value in message.extra_headers.items() if name.lower() != "message-id"

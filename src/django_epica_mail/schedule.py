@@ -11,9 +11,11 @@ unchanged, so times edited in the admin are kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
+from celery.app import app_or_default
 from celery.schedules import crontab, schedule
 from django.apps import AppConfig, apps
 
@@ -67,6 +69,25 @@ def offer(sender: AppConfig, using: str, **_: Any) -> None:
                 expire_seconds=entry.get("options", {}).get("expires"),
                 **_when(entry["schedule"], using),
             )
+
+
+def planned() -> Iterator[tuple[str, str | None]]:
+    """Yield each of the periodic tasks that beat is to run, with the queue that its entry names.
+
+    Reads ``CELERY_BEAT_SCHEDULE`` and the tables of django-celery-beat; a site that runs the tasks
+    from cron has neither. Raises the database's errors.
+    """
+    ours = {entry["task"] for entry in SCHEDULE.values()}
+    for entry in (app_or_default().conf.beat_schedule or {}).values():
+        if isinstance(entry, Mapping) and entry.get("task") in ours:
+            queue = (entry.get("options") or {}).get("queue")
+            yield str(entry["task"]), getattr(queue, "name", queue)
+    if apps.is_installed("django_celery_beat"):
+        from django_celery_beat.models import PeriodicTask
+
+        rows = PeriodicTask.objects.filter(enabled=True, task__in=ours)
+        for task, queue in rows.values_list("task", "queue"):
+            yield task, queue or None
 
 
 def _when(when: crontab | float, using: str) -> dict[str, Any]:

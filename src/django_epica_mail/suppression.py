@@ -38,6 +38,9 @@ _DIGEST_LENGTH = 64
 
 TABLE = Suppression._meta.db_table
 
+_FIRST_YEAR, _LAST_YEAR = 1, 9999
+"""Years whose edges some time zone cannot show."""
+
 _COLUMN_ALIASES = {"email": "address", "e-mail": "address", "email address": "address"}
 
 
@@ -113,7 +116,7 @@ def entry(
 ) -> Suppression:
     """Return an entry for ``insert``; an erased address is given by its digest alone.
 
-    Raises ``ValueError`` for an invalid address, reason or category.
+    Raises ``ValueError`` for an invalid address, reason, category or time.
     """
     bare = canonical(address)
     is_erased = not bare and len(found_by) == _DIGEST_LENGTH and found_by.isalnum()
@@ -123,6 +126,11 @@ def entry(
         raise ValueError(f"reason must be one of {', '.join(Reason.values)}; it is {reason!r}.")
     if scope:
         rules.check_name("scope", scope)
+    if expires_at is not None and not _FIRST_YEAR < expires_at.year < _LAST_YEAR:
+        raise ValueError(
+            f"expires_at must be after the year {_FIRST_YEAR} and before {_LAST_YEAR}; it is in "
+            f"{expires_at.year}. Leave it empty to suppress the address for good."
+        )
     return Suppression(
         address=bare,
         digest=found_by if is_erased else digest(bare),

@@ -8,6 +8,7 @@ hold the times too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from celery import Task, shared_task
@@ -29,13 +30,15 @@ from django_epica_mail.broker.celery_config import BULK_TASK
 from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.delivery import worker
 from django_epica_mail.models import EmailBatch
-from django_epica_mail.queueing import bulk, compose, enqueue
+from django_epica_mail.queueing import bulk, call_options, compose, enqueue
 from django_epica_mail.results import BatchResult, EmailResult, batch_report
 from django_epica_mail.routing import Options
 from django_epica_mail.tracking import bounce_mailbox
 from django_epica_mail.transports import connection as transport_connection
 
 _OPTIONS: dict[str, Any] = {"acks_late": False, "ignore_result": True, "max_retries": 0}
+_REST = timedelta(minutes=1)
+"""For how long ``retry_failed_emails`` leaves mail alone that has failed."""
 
 
 @sensitive_variables()
@@ -138,12 +141,16 @@ class _BulkTask(Task):  # type: ignore[type-arg] # generic for type checkers alo
     ) -> BatchResult:
         """Store the call as a batch, ring for it after the commit, and return its handle.
 
-        Celery's ``options`` are ignored. ``CELERY_TASK_ROUTES`` decides where the task runs. Raises
+        Of Celery's ``options``, ``countdown``, ``eta``, ``expires``, ``queue`` and ``priority`` are
+        those of each mail whose entry has none of its own, and ``task_id``, a UUID that is free, is
+        the handle's id. Options of the message that is not published have no effect. Any other
+        raises ``TypeError``, and a value that is invalid ``TypeError`` or ``ValueError``. Raises
         ``PermissionError`` in a worker if the entries came to it through the broker.
         """
         is_foreign = broker_trust.check(self)
-        batch = bulk.submit(*(args or ()), **(kwargs or {}), is_foreign=is_foreign)
-        bulk.ring_on_commit(batch)
+        meaning = call_options.translate(options)
+        batch = bulk.submit(*(args or ()), **(kwargs or {}), options=meaning, is_foreign=is_foreign)
+        bulk.ring_on_commit(batch, queue=meaning.queue)
         return BatchResult(str(batch.pk))
 
 
@@ -201,9 +208,13 @@ def dispatch_due_emails() -> dict[str, int]:
 
 @shared_task(name="django_epica_mail.tasks.retry_failed_emails", **_OPTIONS)
 def retry_failed_emails() -> int:
-    """Queue mail again that failed for a passing reason; return how many mails."""
+    """Queue mail again that failed for a passing reason; return how many mails.
+
+    Not what failed within the last minute: whoever can write to the broker could have servers
+    asked without end.
+    """
     _drop_dead_connections()
-    return maintenance.retry_failed()
+    return maintenance.retry_failed(rest=_REST)
 
 
 @shared_task(name="django_epica_mail.tasks.cleanup_old_email_logs", **_OPTIONS)
@@ -251,6 +262,7 @@ def _close_connections(**_: object) -> None:
 
 
 def _begin_work(**_: object) -> None:
+    doorbell.prepare()  # before the pool is forked: tasks send mail too
     worker.begin_work()
 
 

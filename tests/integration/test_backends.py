@@ -178,3 +178,12 @@ def test_the_callers_message_can_be_reused(backend) -> None:
 
 def test_empty_credentials_from_django_are_accepted() -> None:
     assert not EmailBackend(transport="smtp", username="", password="", use_tls=False).fail_silently
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+def test_credentials_in_send_mail_raise_an_error_that_names_them(db, settings) -> None:
+    if hasattr(settings, "MAILERS"):
+        del settings.MAILERS
+    settings.EMAIL_BACKEND = "django_epica_mail.backends.EmailBackend"
+    with pytest.raises(ImproperlyConfigured, match="'username', the auth_user of send_mail"):
+        send_mail("S", "M", None, ["a@example.com"], auth_user="u", auth_password="secret")

@@ -135,3 +135,13 @@ def test_moved_mail_has_no_failover_and_its_queue_is_rung(queue_mail, rings) -> 
     assert "bulk_emails" in rings
     with pytest.raises(ValueError, match="no transport 'smpt'"):
         outbox.move("gone", to="smpt")
+
+
+def test_a_mail_that_would_be_refused_today_is_skipped_when_sent_again(
+    smtp, queue_mail, deliver, caplog
+) -> None:
+    refused, other = queue_mail(), queue_mail()
+    deliver()
+    EmailLog.objects.filter(pk=refused.pk).update(category="a\tb")
+    assert len(outbox.send_again([refused.pk, other.pk])) == 1
+    assert f"E-mail {refused.pk} was not sent again" in caplog.text

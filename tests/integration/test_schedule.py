@@ -125,3 +125,13 @@ def test_tables_that_do_not_exist_yet_are_left_alone(beat) -> None:
         with connection.schema_editor() as editor:
             editor.create_model(beat.PeriodicTask)
     assert not beat.IntervalSchedule.objects.exists()
+
+
+def test_what_beat_is_to_run_is_read_from_both_places(beat, monkeypatch) -> None:
+    schedule.offer(SITE, "default")
+    tasks = [it["task"] for it in SCHEDULE.values()]
+    assert sorted(schedule.planned()) == [(name, None) for name in sorted(tasks)]
+    beat.PeriodicTask.objects.filter(task=tasks[0]).update(queue="shop")
+    beat.PeriodicTask.objects.filter(task=tasks[1]).update(enabled=False)
+    monkeypatch.setitem(current_app.conf, "beat_schedule", {"own": {"task": tasks[1]}})
+    assert dict(schedule.planned()) == {tasks[0]: "shop", tasks[1]: None, tasks[2]: None}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from datetime import timedelta
+
 import pytest
 from celery import current_app
+from django.core.exceptions import ObjectDoesNotExist, ValidationError
+from django.utils import timezone
 
 from devservers.smtp_faults import refuse
-from django_epica_mail import tasks
+from django_epica_mail import outbox, tasks
 from django_epica_mail.broker import celery_config
 from django_epica_mail.models import EmailLog
 
@@ -55,6 +60,8 @@ def test_failed_mail_is_queued_again_and_old_mail_deleted(
     smtp.inject(refuse("content", 451, "4.3.0 Later", times=1))
     queue_mail()
     tasks.deliver_emails("emails")
+    assert tasks.retry_failed_emails() == 0, "a message in a loop has no server asked in a loop"
+    travel(minutes=2)
     assert tasks.retry_failed_emails() == 1
     tasks.deliver_emails("emails")
     assert len(smtp.accepted) == 1
@@ -80,3 +87,26 @@ def test_the_fewest_days_of_the_clean_up_are_a_setting(smtp, epica_mail) -> None
         tasks.cleanup_old_email_logs(6)
     assert tasks.cleanup_old_email_logs(7) == 0
     assert tasks.cleanup_old_email_logs() == 0
+
+
+DJANGOS = (ValidationError, ObjectDoesNotExist)
+ODD = [None, -1, 2**70, float("nan"), "", "x" * 10**6, [], ["emails"], {}, "held", "\u0130", True]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [*TASKS, tasks.send_email_task, tasks.send_bulk_emails_task],
+    ids=lambda task: task.__name__,
+)
+def test_no_message_sends_or_changes_what_is_not_due(task, smtp, queue_mail) -> None:
+    later = timezone.now() + timedelta(days=1)
+    mails = [queue_mail(send_at=later), queue_mail(queue="held")]
+    outbox.pause(queue="held")
+    before = list(EmailLog.objects.values())
+    for value in [*ODD, *(str(mail.pk) for mail in mails)]:
+        if task is tasks.send_bulk_emails_task and isinstance(value, list):
+            continue  # a call in this process
+        with contextlib.suppress(TypeError, ValueError, OverflowError, *DJANGOS):
+            task(value)
+    assert list(EmailLog.objects.values()) == before
+    assert smtp.accepted == []

@@ -17,7 +17,7 @@ from django.utils.html import escape
 from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail import messages
-from django_epica_mail.admin.sanitize import sanitized
+from django_epica_mail.admin.sanitize import TooMuchHTML, sanitized
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.messages import RawMessage, encryption
 from django_epica_mail.messages.raw import render
@@ -91,12 +91,12 @@ def sandboxed(html: str, *, images: bool, inline: Mapping[str, str] | None = Non
     """Return an e-mail's HTML as a page that can do nothing; ``images`` allows remote images.
 
     ``inline`` are the data URLs of its own images by Content-ID. The policy applies wherever the
-    page is opened, inside its frame or not. Without the package that sanitises HTML, the page says
-    how to install it.
+    page is opened, inside its frame or not. For HTML that would take too long to sanitise, the page
+    says so; without the package that sanitises it, how to install that.
     """
     try:
         page = sanitized(html, inline or {})
-    except MissingExtra as error:
+    except (MissingExtra, TooMuchHTML) as error:
         page = f"<!doctype html>\n<p>{escape(error)}</p>"
     response = HttpResponse(page, content_type="text/html; charset=utf-8")
     policy = "; ".join(_POLICY).format(images=_ALL_IMAGES if images else _OWN_IMAGES)
@@ -136,14 +136,20 @@ def frame(request: HttpRequest, source: str) -> dict[str, Any]:
 
 
 def _complete(message: EmailMessage, mail: EmailLog) -> None:
-    """Add the headers that a message gets when it is sent."""
+    """Add the headers that a message gets when it is sent, and let Django build any message.
+
+    A provider also takes numbers as headers, and fields that its template fills.
+    """
     names = {name.lower() for name in message.extra_headers}
     own = {
         "Message-ID": mail.message_id,
         "Date": format_datetime(mail.finished_at or mail.created_at),
     }
     missing = {name: value for name, value in own.items() if name.lower() not in names}
-    message.extra_headers = {**missing, **message.extra_headers}
+    given = {name: str(value) for name, value in message.extra_headers.items()}
+    message.extra_headers = {**missing, **given}
+    for name in ("subject", "from_email", "body"):
+        setattr(message, name, getattr(message, name) or "")
 
 
 def _alternatives(message: EmailMessage) -> list[Any]:

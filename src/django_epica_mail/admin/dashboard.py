@@ -24,7 +24,7 @@ from django.views.decorators.http import require_safe
 
 from django_epica_mail import conf
 from django_epica_mail.admin import charts
-from django_epica_mail.admin.base import ReadOnly, may_operate
+from django_epica_mail.admin.base import BaseAdmin, ReadOnly, may_operate
 from django_epica_mail.admin.gates import Scope, known_gates
 from django_epica_mail.broker import workers as celery_workers
 from django_epica_mail.lifecycle import Status
@@ -42,7 +42,7 @@ _SHARES = (0.5, 0.95, 0.99)
 
 
 @admin.register(EmailTotal)
-class DashboardAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+class DashboardAdmin(ReadOnly, BaseAdmin):
     """A single page in place of a list of totals, for users who may view e-mails."""
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -107,7 +107,10 @@ class Choice:
         """Return the choice in a query string; an unknown period becomes the shortest."""
         period = given.get("period", "")
         known = period if period in PERIODS else next(iter(PERIODS))
-        return cls(known, given.get("queue", "")[:64], given.get("transport", "")[:64])
+        queue, transport = (
+            given.get(name, "").replace("\0", "")[:64] for name in ("queue", "transport")
+        )
+        return cls(known, queue, transport)
 
     @property
     def query(self) -> str:
@@ -193,10 +196,11 @@ def _reason_rows(past: History, choice: Choice) -> list[dict[str, Any]]:
 def _ask_workers() -> dict[str, Any]:
     """Ask the workers for their queues, which takes at most two seconds if the broker answers."""
     try:
-        return {"found": sorted(celery_workers.consumed().items()), "error": ""}
+        found = sorted(celery_workers.consumed().items())
+        return {"found": found, "error": "", "work": None if found else health.worker()}
     except Exception as error:  # noqa: BLE001 - any broker, any error: the page reports it
         text = _("The broker cannot be asked for its workers (%(error)s).")
-        return {"found": [], "error": text % {"error": type(error).__name__}}
+        return {"found": [], "work": None, "error": text % {"error": type(error).__name__}}
 
 
 def _age(seconds: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from django.apps import apps
 from django.contrib.admin import helpers
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import router
+from django.db.models import QuerySet
 from django.http import FileResponse, Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import NoReverseMatch, URLPattern, path, reverse
@@ -23,7 +25,7 @@ from django_epica_mail.admin.operations import DETAIL, possible
 from django_epica_mail.admin.sanitize import inline_images
 from django_epica_mail.admin.timeline import timeline, waiting_for
 from django_epica_mail.exceptions import UnreadableEnvelope
-from django_epica_mail.models import EmailLog
+from django_epica_mail.models import EmailAttachment, EmailLog
 
 _RECIPIENTS = 200
 """The page of an e-mail lists at most this many recipients."""
@@ -88,7 +90,10 @@ class Detail(ReadOnlyPage):
         html = self._read(request, pk).html
         if not html:
             raise Http404("The e-mail has no HTML.")
-        inline = inline_images(self._mail(request, pk)) if "cid:" in html.lower() else {}
+        inline = {}
+        if "cid:" in html.lower():
+            with contextlib.suppress(UnreadableEnvelope):  # then without its images
+                inline = inline_images(self._mail(request, pk))
         return sandboxed(html, images=request.GET.get("images") == "1", inline=inline)
 
     def raw_view(self, request: HttpRequest, pk: UUID) -> HttpResponseBase:
@@ -102,13 +107,14 @@ class Detail(ReadOnlyPage):
 
     def attachment_view(self, request: HttpRequest, pk: UUID, attachment: UUID) -> HttpResponseBase:
         """Return an attachment as a download."""
-        row = self._mail(request, pk).attachments.filter(pk=attachment).first()
-        if row is None:
-            raise Http404("The e-mail has no such attachment.")
+        mail = self._mail(request, pk)
         try:
-            content = row.data
+            row = _attachments(mail).filter(pk=attachment).first()
+            content = b"" if row is None else row.data
         except UnreadableEnvelope as error:
             raise Http404("The attachment cannot be read.") from error
+        if row is None:
+            raise Http404("The e-mail has no such attachment.")
         return _download(content, row.filename or f"{row.pk}.bin")
 
     def _mail(self, request: HttpRequest, pk: UUID) -> EmailLog:
@@ -138,8 +144,13 @@ class Detail(ReadOnlyPage):
         return {
             "content": content,
             "frame": frame(request, source) if content.html else None,
-            "attachments": mail.attachments.defer("content").order_by("pk"),
+            "attachments": _attachments(mail).defer("content").order_by("pk"),
         }
+
+
+def _attachments(mail: EmailLog) -> QuerySet[EmailAttachment]:
+    """Return the attachments that the message names, of those linked to its row."""
+    return mail.attachments.filter(digest__in=mail.attached_digests())
 
 
 def _find(pk: UUID | str) -> EmailLog | None:

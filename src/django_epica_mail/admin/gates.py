@@ -19,8 +19,9 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST
 
-from django_epica_mail import outbox, routing
-from django_epica_mail.admin.base import ReadOnly, may_operate
+from django_epica_mail import outbox
+from django_epica_mail.admin.base import BaseAdmin, ReadOnly, may_operate
+from django_epica_mail.broker import celery_config
 from django_epica_mail.models import DeliveryGate
 from django_epica_mail.monitoring import backlog, history
 from django_epica_mail.transports import config as transports
@@ -69,8 +70,10 @@ class Gate:
 
 def known_gates(flows: Collection[tuple[str, str]], using: str) -> list[Gate]:
     """Return a gate for each queue and transport in ``flows``, in the settings or with a row."""
-    rows = {(row.scope, row.name): row for row in DeliveryGate.objects.using(using)}
-    queues = {routing.QUEUE, routing.BULK_QUEUE, *(queue for queue, _alias in flows)}
+    known = DeliveryGate.objects.using(using).filter(scope__in=Scope.values)
+    rows = {(row.scope, row.name): row for row in known}
+    queues = {celery_config.site_queue(bulk=bulk) for bulk in (False, True)}
+    queues |= {queue for queue, _alias in flows}
     aliases = {*transports.aliases(), *(alias for _queue, alias in flows)}
     keys = {(Scope.QUEUE.value, name) for name in queues}
     keys |= {(Scope.TRANSPORT.value, name) for name in aliases}
@@ -86,7 +89,7 @@ def _known_gates() -> list[Gate]:
 
 
 @admin.register(DeliveryGate)
-class DeliveryGateAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+class DeliveryGateAdmin(ReadOnly, BaseAdmin):
     """What is paused or out of order, and when each queue was last swept."""
 
     def get_urls(self) -> list[URLPattern]:
@@ -94,10 +97,6 @@ class DeliveryGateAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         view = self.admin_site.admin_view(self.operate)
         own = path("operate/", view, name="epica_mail_deliverygate_operate")
         return [own, *super().get_urls()]
-
-    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        """Refuse every lookup: there is nothing to filter."""
-        return False
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None

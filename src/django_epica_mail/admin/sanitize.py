@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import unquote
 
+from django.utils.translation import gettext
 from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail.exceptions import MissingExtra
@@ -60,13 +61,153 @@ _HEAD_CHARACTERS = 2000
 _MAX_INLINE_BYTES = 5 * 1024 * 1024
 """Bytes of all inline images of an e-mail that are shown."""
 
+MAX_LENGTH = 400_000
+"""Characters of HTML that are shown; mail clients show some 100,000."""
+MAX_DEPTH = 2000
+"""Elements within each other, counting those closed in the wrong order; browsers stop at 512."""
+_MAX_WORK = 1_000_000
+"""Tags, each counted once more for every open ``<b>`` and its like: a parser opens all of these
+anew in each paragraph."""
+_MAX_ROOTS = 10
+"""Start tags of ``<html>``: a parser compares all attributes of each with those before."""
+
+_SPACE = r"\t\n\f\r "
+_TAG = re.compile(rf"<(?P<closes>/?)(?P<name>[a-z][^{_SPACE}/>]*)", re.IGNORECASE)
+_ATTRIBUTE = re.compile(
+    rf"""[{_SPACE}/]*[^{_SPACE}/>][^{_SPACE}/>=]*
+    (?:[{_SPACE}]*=[{_SPACE}]*(?:"[^"]*"|'[^']*'|(?P<opened>["'])|[^{_SPACE}>"'][^{_SPACE}>]*|))?""",
+    re.VERBOSE,
+)
+_END_OF_TAG = re.compile(rf"[{_SPACE}/]*>")
+_COMMENT = re.compile(r"<!--(?:-?>|.*?(?:--!?>|\Z))", re.DOTALL)
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_VOID = _names(
+    "area base basefont bgsound br col embed frame hr image img input keygen link meta param "
+    "source track wbr"
+)
+_ENDED_BY_OTHERS = _names("p li dt dd td th tr thead tbody tfoot option colgroup")
+"""Elements whose end tag may be left out: within each other only inside of further elements."""
+_ENDS_THOSE = _names(
+    "address article aside blockquote center dd details dialog dir div dl dt fieldset figcaption "
+    "figure footer header hgroup li main menu nav ol p pre section summary ul "
+    "table caption tbody thead tfoot tr td th"
+)
+"""Elements whose end tag also ends those within it whose own was left out."""
+_FORMATTING = _names("a b big code em font i nobr s small strike strong tt u")
+_RAW_TEXT = {
+    name: re.compile(rf"</{name}(?=[{_SPACE}/>])", re.IGNORECASE)
+    for name in _names("script style textarea title xmp iframe noembed noframes")
+}
+_UNCERTAIN = _names("svg math select plaintext frameset noscript template")
+"""Elements within which the rules of HTML change."""
+
+
+class TooMuchHTML(ValueError):  # noqa: N818
+    """HTML that would take a parser much time or memory; the text says it to staff."""
+
+    def __str__(self) -> str:
+        return gettext(
+            "This HTML is too long or nested too deeply to be shown here. Download the e-mail to "
+            "read it."
+        )
+
+
+class _Nesting:
+    """How deep the elements of HTML stand within each other, as a parser would see it at most.
+
+    Reads tags as the HTML standard does (sections 13.2.5 and 13.2.6), in linear time. What is not
+    closed in order counts as open, whatever the standard makes of it.
+    """
+
+    def __init__(self, html: str) -> None:
+        """Read the HTML; raise ``TooMuchHTML`` if it is out of bounds."""
+        self._html = html
+        self._open: list[str] = []
+        self._depth = self._formatting = self._roots = self._work = 0
+        position: int | None = 0
+        if len(html) > MAX_LENGTH:
+            raise TooMuchHTML
+        while position is not None and (start := html.find("<", position)) >= 0:
+            position = self._read(start)
+            if self._depth > MAX_DEPTH or self._work > _MAX_WORK or self._roots > _MAX_ROOTS:
+                raise TooMuchHTML
+
+    def _read(self, start: int) -> int | None:
+        """Read what starts with ``<``; return its end, ``None`` if it has none."""
+        comment, tag = _COMMENT.match(self._html, start), _TAG.match(self._html, start)
+        if comment is not None:
+            return comment.end()
+        if tag is None:
+            is_bogus = self._html.startswith(("<!", "<?", "</"), start)
+            return (self._html.find(">", start + 2) + 1 or None) if is_bogus else start + 1
+        position = tag.end()
+        while (attribute := _ATTRIBUTE.match(self._html, position)) is not None:
+            if attribute["opened"]:
+                return None
+            position = attribute.end()
+        end = _END_OF_TAG.match(self._html, position)
+        if end is None:
+            return None
+        name = tag["name"].lower()
+        self._work += 1 + self._formatting
+        if tag["closes"]:
+            self._close(name)
+            return end.end()
+        self._push(name)
+        if name in _UNCERTAIN:
+            return self._count_rest(end.end())
+        if name not in _RAW_TEXT:
+            return end.end()
+        closing = _RAW_TEXT[name].search(self._html, end.end())
+        if name == "script" and "<!--" in self._html[end.end() : closing and closing.start()]:
+            return self._count_rest(end.end())
+        return closing and closing.start()
+
+    def _count_rest(self, start: int) -> int:
+        """Count all that may be a start tag from here on, and no end tag; return the end."""
+        names = [
+            tag["name"].lower() for tag in _TAG.finditer(self._html, start) if not tag["closes"]
+        ]
+        for name in names:
+            self._push(name)
+        self._work += len(names) * (1 + self._formatting)
+        return len(self._html)
+
+    def _push(self, name: str) -> None:
+        if name not in _VOID:
+            self._open.append(name)
+            self._depth += name not in _ENDED_BY_OTHERS
+            self._formatting += name in _FORMATTING
+            self._roots += name == "html"
+
+    def _close(self, name: str) -> None:
+        """Close the last element that is open, if an end tag is its."""
+        at = len(self._open) - 1
+        if name == "form":
+            return  # it does not always end the last one
+        if name in _ENDS_THOSE:
+            while at >= 0 and self._open[at] != name and self._open[at] in _ENDED_BY_OTHERS:
+                at -= 1
+                self._work += 1
+        if at >= 0 and self._open[at] == name:
+            del self._open[at:]
+            self._depth -= name not in _ENDED_BY_OTHERS
+            self._formatting -= name in _FORMATTING
+
 
 def sanitized(html: str, images: Mapping[str, str]) -> str:
     """Return HTML with nothing but what the allow-list names.
 
     ``images`` are the data URLs of inline images by Content-ID. Links open in a new tab without a
-    referrer. Raises ``MissingExtra`` if the package ``nh3`` is missing.
+    referrer. Raises ``MissingExtra`` if the package ``nh3`` is missing, and ``TooMuchHTML`` for
+    what is too long or nested too deeply to be parsed in a moment.
     """
+    _Nesting(html)
     try:
         nh3: Any = import_module("nh3")
     except ImportError as error:

@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from django_epica_mail import suppression
-from django_epica_mail.admin.base import AnyQuery, CappedPaginator
+from django_epica_mail.admin.base import BaseAdmin, CappedPaginator
 from django_epica_mail.models import Suppression
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 class _Form(forms.ModelForm):  # type: ignore[type-arg]
     """An entry added by hand, once per address, scope and reason."""
+
+    tells = True
+    """Whether to say that an entry exists: only to those who may see the list."""
 
     address = forms.CharField(label=_("Address"), max_length=320, validators=[validate_email])
 
@@ -37,7 +40,10 @@ class _Form(forms.ModelForm):  # type: ignore[type-arg]
         if "address" in values:
             try:
                 entry = suppression.entry(
-                    values["address"], reason=values.get("reason", ""), scope=values["scope"]
+                    values["address"],
+                    reason=values.get("reason", ""),
+                    scope=values["scope"],
+                    expires_at=values.get("expires_at"),
                 )
             except (ValueError, KeyError) as error:
                 raise ValidationError(str(error)) from None
@@ -45,13 +51,13 @@ class _Form(forms.ModelForm):  # type: ignore[type-arg]
             alike = Suppression.objects.using(router.db_for_write(Suppression)).filter(
                 suppression.match(entry.address), scope=entry.scope, reason=entry.reason
             )
-            if alike.exists():
+            if self.tells and alike.exists():
                 raise ValidationError(_("This address, scope and reason are already listed."))
         return values
 
 
 @admin.register(Suppression)
-class SuppressionAdmin(AnyQuery, admin.ModelAdmin):  # type: ignore[type-arg]
+class SuppressionAdmin(BaseAdmin):
     """The entries, newest first. Deleting an entry lifts it; entries are never changed."""
 
     form = _Form
@@ -69,6 +75,18 @@ class SuppressionAdmin(AnyQuery, admin.ModelAdmin):  # type: ignore[type-arg]
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Refuse: lift the entry and add a new one instead."""
         return False
+
+    def get_form(
+        self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
+    ) -> Any:
+        """Return the form, which tells who may not see the list nothing of it."""
+        form = super().get_form(request, obj, change, **kwargs)
+        form.tells = self.has_view_permission(request)  # type: ignore[attr-defined]
+        return form
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Add an entry; one that exists and was not told of stays as it is."""
+        suppression.insert([obj])
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str

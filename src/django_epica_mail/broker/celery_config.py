@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.app import app_or_default
+from django.core.exceptions import ImproperlyConfigured
+
+from django_epica_mail.routing import BULK_QUEUE, QUEUE
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 TASK = "django_epica_mail.tasks.deliver_emails"
 """The task that a ring starts."""
+
+SWEEP_TASK = "django_epica_mail.tasks.dispatch_due_emails"
+"""The task that makes good whatever went wrong with rings and workers."""
 
 SINGLE_TASK = "django_epica_mail.tasks.send_email_task"
 BULK_TASK = "django_epica_mail.tasks.send_bulk_emails_task"
@@ -23,8 +32,26 @@ def site_route(*, bulk: bool) -> dict[str, Any]:
 
     Routes are resolved as Celery resolves them. A key without a value is ``None`` or missing.
     """
+    return _route(BULK_TASK if bulk else SINGLE_TASK)
+
+
+def site_queue(*, bulk: bool) -> str:
+    """Return the queue of mail that neither its call nor a rule of ``ROUTES`` sends elsewhere."""
+    return site_route(bulk=bulk).get("queue") or (BULK_QUEUE if bulk else QUEUE)
+
+
+def default_queue() -> str:
+    """Return the queue of tasks that no route sends elsewhere: ``CELERY_TASK_DEFAULT_QUEUE``."""
+    return str(app_or_default().conf.task_default_queue)
+
+
+def queue_of(task: str) -> str:
+    """Return the queue where Celery puts a task that is called without naming one."""
+    return _route(task).get("queue") or default_queue()
+
+
+def _route(task: str) -> dict[str, Any]:
     app = app_or_default()
-    task = BULK_TASK if bulk else SINGLE_TASK
     route: Any = app.amqp.router.lookup_route(task) if app.conf.task_routes else None
     if isinstance(route, str):
         return {"queue": route}
@@ -43,14 +70,16 @@ def site_rate() -> str | None:
     """Return the site's ``rate_limit`` for ``send_email_task``, such as ``10/m``, or ``None``.
 
     As in Celery, a number is per second, may be a fraction, and 0 limits nothing. Half a mail a
-    second is written ``1/2s``. Raises ``ValueError`` for what is not a rate.
+    second is written ``1/2s``. Raises ``ImproperlyConfigured`` for what is not a rate.
     """
     task = app_or_default().tasks.get(SINGLE_TASK)
     amount, _, unit = str(getattr(task, "rate_limit", None) or 0).partition("/")
     try:
         exact = Fraction(amount.strip())
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"The rate_limit of {SINGLE_TASK} is no rate: {amount[:20]!r}.") from None
+        raise ImproperlyConfigured(
+            f"The rate_limit of {SINGLE_TASK} is no rate: {amount[:20]!r}."
+        ) from None
     if exact <= 0:
         return None
     rate = exact.limit_denominator(_FINEST) or Fraction(1, _FINEST)
@@ -58,6 +87,12 @@ def site_rate() -> str | None:
     return f"{rate.numerator}/{window}{unit.strip() or 's'}"
 
 
-def broker_url() -> str:
-    """Return the URL of the site's broker, password included."""
-    return str(app_or_default().connection_for_write().as_uri(include_password=True))
+def broker_urls(app: Celery) -> list[str | None]:
+    """Return the URLs of the site's brokers, password included; ``None`` is the configured one.
+
+    Several URLs of Sentinel are those of one broker.
+    """
+    connection = app.connection_for_write()
+    if "sentinel" in str(connection.transport_cls).lower() or len(connection.alt) < 2:
+        return [None]
+    return list(connection.alt)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from celery import _state
 from celery.app import app_or_default
 from celery.app.routes import MapRoute, prepare
 from django.core import checks
 from django.core.checks import CheckMessage
 
+from django_epica_mail import schedule
+from django_epica_mail.broker import celery_config
 from django_epica_mail.broker.celery_config import BULK_TASK, SINGLE_TASK
 
 _MAP_ROUTE: Any = MapRoute
@@ -31,6 +34,41 @@ def check_app() -> Iterator[CheckMessage]:
             hint="Import the app in proj/__init__.py, as Celery's Django guide shows: "
             "from .celery import app as celery_app.",
             id="epica_mail.W007",
+        )
+
+
+def check_single_app() -> Iterator[CheckMessage]:
+    """Warn of several Celery apps of which the site has not said which one is its default.
+
+    The app made last is current then, in the thread that made it.
+    """
+    used, chosen = app_or_default(), getattr(_state, "default_app", None)
+    active: Any = getattr(_state, "_get_active_apps", tuple)  # Celery's only list of them
+    apps = [it for it in active() if it.set_as_current and it.main != "default"]
+    if len(apps) > 1 and used is not chosen:
+        names = ", ".join(sorted(repr(str(it.main)) for it in apps))
+        yield checks.Warning(
+            f"This process has {len(apps)} Celery apps ({names}), and mail uses the one made last, "
+            f"{str(used.main)!r}: its broker, its queues and its routes.",
+            hint="Make the others with Celery(..., set_as_current=False), or call set_default() "
+            "and set_current() of the app whose workers send mail, once all are made.",
+            id="epica_mail.W061",
+        )
+
+
+def check_queues(named: Iterable[str]) -> Iterator[CheckMessage]:
+    """Warn of queues that Celery neither knows nor creates; ``named`` are those of the settings."""
+    app = app_or_default()
+    if app.conf.task_create_missing_queues:
+        return
+    periodic = {celery_config.queue_of(entry["task"]) for entry in schedule.SCHEDULE.values()}
+    missing = sorted({*named, *periodic} - set(app.amqp.queues))
+    if missing:
+        yield checks.Warning(
+            f"CELERY_TASK_CREATE_MISSING_QUEUES is off, and CELERY_TASK_QUEUES lacks "
+            f"{', '.join(map(repr, missing))}: nobody is rung for the mail in them.",
+            hint="Add them to CELERY_TASK_QUEUES, as kombu.Queue(name), or route mail elsewhere.",
+            id="epica_mail.W060",
         )
 
 

@@ -7,21 +7,21 @@ failure it is left alone for a while.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
+from contextvars import ContextVar
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from celery import Task
 from celery.app import app_or_default
+from celery.exceptions import QueueNotFound
 from django.db import transaction
-from kombu import Connection
-from kombu.exceptions import LimitExceeded
-from kombu.pools import ProducerPool
 
 from django_epica_mail import _compat, conf
-from django_epica_mail.broker.celery_config import BULK_TASK, TASK, site_route
-from django_epica_mail.routing import BULK_QUEUE
+from django_epica_mail.broker.celery_config import BULK_TASK, TASK, site_queue
+from django_epica_mail.broker.publisher import NO_RETRIES, Busy, Publisher
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -29,8 +29,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CONNECTIONS = 4
-_NO_RETRIES = {"max_retries": 0, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+_IMPORTED_BY_A_RING = (
+    *("celery.app.amqp", "celery.app.events", "celery.contrib.django.task"),
+    *("celery.events.dispatcher", "celery.events.receiver"),
+    *("celery.utils.saferepr", "django_epica_mail.backends", "encodings.idna"),
+)
+"""Modules that Celery, kombu and sockets import when they are first used."""
+
+
+_rung_meanwhile: ContextVar[list[str] | None] = ContextVar("rung_meanwhile", default=None)
+_MOST_EAGER_RUNS = 100
+
+
+class _NoResult:
+    """Stands in for the result of a ring, which would open the site's result backend."""
+
+    def __init__(self, task_id: str) -> None:
+        self.id = task_id
 
 
 class _Bell:
@@ -40,7 +55,8 @@ class _Bell:
         self.lock = threading.Lock()
         self.rung_at: dict[str, float] = {}
         self.silent_until = 0.0
-        self.pools: dict[int, ProducerPool] = {}
+        self.publishers: dict[int, Publisher] = {}
+        self.missing_queues: set[str] = set()
 
 
 _bell = _Bell()
@@ -71,7 +87,7 @@ def _ring_unless_covered(queue: str) -> None:
     """
     app = app_or_default()
     if app.conf.task_always_eager:
-        app.tasks[TASK].apply(args=(queue,))
+        _deliver_here(app, queue)
         return
     now = time.monotonic()
     with _bell.lock:
@@ -90,29 +106,67 @@ def ring(queue: str) -> bool:
     For workers that call for help, and for the sweep. Asks for no second look and stamps no window,
     because it does not cover mail that this process commits next.
     """
-    return _publish(app_or_default(), queue, rung_at=None)
+    app = app_or_default()
+    if app.conf.task_always_eager:
+        return _deliver_here(app, queue)
+    return _publish(app, queue, rung_at=None)
 
 
-def ring_for_batch_on_commit(batch_id: str, *, using: str) -> None:
+def _deliver_here(app: Celery, queue: str) -> bool:
+    """Deliver the mail of a queue in this process, as an eager site wants it; return ``True``.
+
+    What is rung for meanwhile is delivered afterwards, within ``RUN_SECONDS`` in all.
+    """
+    outer = _rung_meanwhile.get()
+    if outer is not None:
+        outer.append(queue)
+        return True
+    until = time.monotonic() + conf.get().run_seconds
+    queues = [queue]
+    token = _rung_meanwhile.set(queues)
+    try:
+        for it in queues:  # which grows meanwhile
+            app.tasks[TASK].apply(args=(it,))
+            if time.monotonic() > until or len(queues) > _MOST_EAGER_RUNS:
+                break
+    finally:
+        _rung_meanwhile.reset(token)
+    return True
+
+
+def ring_for_batch_on_commit(batch_id: str, *, using: str, queue: str | None = None) -> None:
     """Wake a worker to expand a bulk call once the current transaction commits.
 
     The ring carries only the batch's id. If it is lost, the sweep rings again.
     """
 
     def ring_now() -> None:
-        ring_for_batch(batch_id)
+        ring_for_batch(batch_id, queue=queue)
 
     transaction.on_commit(ring_now, using=using, robust=True)
 
 
-def ring_for_batch(batch_id: str) -> bool:
-    """Wake a worker to expand a bulk call; return whether the broker accepted the ring."""
+def ring_for_batch(batch_id: str, *, queue: str | None = None) -> bool:
+    """Wake a worker to expand a bulk call; return whether the broker accepted the ring.
+
+    ``queue`` is the one to ring for; by default, the one where the site routes bulk calls.
+    """
     app = app_or_default()
     if app.conf.task_always_eager:
         app.tasks[BULK_TASK].run(batch_id)
         return True
-    queue = site_route(bulk=True).get("queue") or BULK_QUEUE
-    return _publish(app, queue, task=BULK_TASK, args=(batch_id,))
+    return _publish(app, queue or site_queue(bulk=True), task=BULK_TASK, args=(batch_id,))
+
+
+def prepare() -> None:
+    """Import what this process's first ring needs, so that no request has to wait for it.
+
+    Opens no connection, and leaves errors to the ring.
+    """
+    with contextlib.suppress(Exception):
+        _publisher(app_or_default())  # imports kombu's transport
+        for module in _IMPORTED_BY_A_RING:
+            import_module(module)
 
 
 def needs_second_look(rung_at: float | None) -> bool:
@@ -139,27 +193,36 @@ def _publish(
         was_silent = _bell.silent_until > 0
         if was_silent:  # this caller finds out whether the broker is back
             _bell.silent_until = now + conf.get().ring_pause
+
+    def send(producer: Any) -> None:
+        # Bypasses a task's own apply_async, which is for calls by the site.
+        app.send_task(
+            task,
+            task_type=app.tasks[task],
+            result_cls=_NoResult,  # type: ignore[arg-type]
+            add_to_parent=False,
+            args=args or (queue,),
+            kwargs={} if rung_at is None else {"rung_at": rung_at},
+            queue=queue,
+            producer=producer,
+            retry=True,
+            retry_policy=NO_RETRIES,
+            ignore_result=True,
+            # The site's time limits are meant for its own tasks and would interrupt a mail.
+            time_limit=conf.get().task_seconds,
+            soft_time_limit=conf.get().task_seconds,
+        )
+
     try:
-        with _pool(app).acquire(block=True, timeout=conf.get().ring_timeout) as producer:
-            # Bypasses a task's own apply_async, which is for calls by the site.
-            Task.apply_async(
-                app.tasks[task],
-                args=args or (queue,),
-                kwargs={} if rung_at is None else {"rung_at": rung_at},
-                queue=queue,
-                producer=producer,
-                retry=True,
-                retry_policy=_NO_RETRIES,
-                ignore_result=True,
-                # The site's time limits are meant for its own tasks and would interrupt a mail.
-                time_limit=conf.get().task_seconds,
-                soft_time_limit=conf.get().task_seconds,
-            )
-    except LimitExceeded:
-        # The broker is well: other threads of this process hold all producers. The ring is lost.
+        _publisher(app).publish(send)
+    except Busy:
+        # The broker is well: other threads of this process are ringing. The ring is lost.
         logger.info(
             "No producer was free to ring for queue %s. Its mail waits for the sweep.", queue
         )
+        return False
+    except QueueNotFound:
+        _say_queue_is_missing(queue)  # the broker is well, and other queues may be configured
         return False
     except Exception as error:  # noqa: BLE001 - the mail is stored, and the sweep will ring
         with _bell.lock:
@@ -178,33 +241,22 @@ def _publish(
     return True
 
 
-def _pool(app: Celery) -> ProducerPool:
-    """Return our own pool of producers, whose sockets time out after ``RING_TIMEOUT``.
-
-    The site's pool uses the site's time-outs: a broker that hangs could block it for ever.
-    """
+def _say_queue_is_missing(queue: str) -> None:
+    """Log once that a site that creates no queues has not configured one."""
     with _bell.lock:
-        pool = _bell.pools.get(id(app))
-        if pool is None:
-            connection = bounded_connection(app)
-            pool_class = type("RingPool", (ProducerPool,), {"Producer": app.amqp.Producer})
-            pool = pool_class(connection.Pool(_CONNECTIONS), limit=_CONNECTIONS)
-            _bell.pools[id(app)] = pool
-        return pool
+        is_new = queue not in _bell.missing_queues
+        _bell.missing_queues.add(queue)
+    if is_new:
+        logger.error(
+            "The queue %s is not in CELERY_TASK_QUEUES, and CELERY_TASK_CREATE_MISSING_QUEUES is "
+            "off: nobody can be rung for it. Its mail waits for a worker that looks at it.",
+            queue,
+        )
 
 
-def bounded_connection(app: Celery) -> Connection:
-    """Return an unopened connection to the broker that times out after ``RING_TIMEOUT``."""
-    connection: Connection = app.connection_for_write(
-        connect_timeout=conf.get().ring_timeout, transport_options=_socket_timeouts(app)
-    )
-    return connection
-
-
-def _socket_timeouts(app: Celery) -> dict[str, Any]:
-    timeout = conf.get().ring_timeout
-    by_driver: dict[str, dict[str, Any]] = {
-        "redis": {"socket_timeout": timeout, "socket_connect_timeout": timeout},
-        "amqp": {"read_timeout": timeout, "write_timeout": timeout},
-    }
-    return by_driver.get(app.connection_for_write().transport.driver_type, {})
+def _publisher(app: Celery) -> Publisher:
+    with _bell.lock:
+        publisher = _bell.publishers.get(id(app))
+        if publisher is None:
+            publisher = _bell.publishers[id(app)] = Publisher(app)
+        return publisher

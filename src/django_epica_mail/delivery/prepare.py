@@ -12,12 +12,12 @@ from uuid import UUID
 
 from django.core.mail import EmailMessage
 
-from django_epica_mail import conf, lifecycle, messages, replies, rules, signals, suppression
+from django_epica_mail import conf, lifecycle, replies, rules, signals, suppression
 from django_epica_mail.delivery import rate_limits
 from django_epica_mail.delivery.claim import Batch, ClaimedMail
 from django_epica_mail.delivery.outcome import Attempt, Envelope, Outcome, judge
 from django_epica_mail.exceptions import MissingKey, Veto
-from django_epica_mail.messages import RawMessage, encryption
+from django_epica_mail.messages import RawMessage
 from django_epica_mail.messages import addresses as forms
 from django_epica_mail.models import EmailAttachment, EmailLog, EmailRecipient
 from django_epica_mail.retry import Decision, Failure, Kind, Result
@@ -107,10 +107,11 @@ class MessageLoader:
         """
         self._total = 0
         blobs = {row.digest: row.data for row in self._blobs.values()}
-        message = messages.load(mail.envelope, blobs, encryption.envelope_of(mail.pk))
+        message = mail.build(blobs)
         if "message-id" not in {name.lower() for name in message.extra_headers}:
             # First, where Django puts its own: the order of the headers stays the same.
             message.extra_headers = {"Message-ID": mail.message_id, **message.extra_headers}
+            setattr(message, anymail.ADDED_MESSAGE_ID, True)
         setattr(message, anymail.ID, str(mail.pk))
         everyone = message.recipients()
         self._total = len(everyone)
@@ -200,7 +201,7 @@ def _redirect(message: EmailMessage, addresses: Sequence[str]) -> None:
     if isinstance(message, RawMessage):
         message.prefix_subject(prefix)
         message.remove_headers("resent-")
-    message.subject = f"{prefix} {message.subject}"
+    message.subject = f"{prefix} {message.subject or ''}"
     for name in list(message.extra_headers):
         if name.lower() in _ADDRESSED_HEADERS or name.lower().startswith("resent-"):
             del message.extra_headers[name]
@@ -234,6 +235,7 @@ class _ReceiverFailed(Exception):  # noqa: N818
 def _build(mail: ClaimedMail, loader: MessageLoader) -> Attempt:
     """Build the attempt; raise ``Veto`` if the site vetoes it, or whatever building raises."""
     message = loader.message(mail.row)
+    instrument.keep_links_whole(message)
     if mail.row.additions:
         instrument.instrument(message, mail.row)
     verp.set_return_address(message, mail.row)

@@ -8,20 +8,25 @@ is unreachable, limited mail waits.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
+
+from django.core.exceptions import ImproperlyConfigured
 
 from django_epica_mail import _compat, conf, rules
-from django_epica_mail.broker import celery_config
+from django_epica_mail.broker import celery_config, redis_pool
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.messages import addresses
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 EVERYTHING = "*"
 """The key of the limit on all mail."""
@@ -42,43 +47,100 @@ class Refusal:
     """Whether only mail to one domain is held back."""
 
 
-class _Budgets:
-    """The limits, as this process sees them."""
+class _StoreLost(Exception):  # noqa: N818 - an answer, not an error
+    """The store of the rates could not be asked, now or a moment ago."""
 
-    def __init__(self, rates: Mapping[str, str], uri: str) -> None:
+
+class _Budgets:
+    """The limits, as this process sees them; ``uri`` is ``RATES_STORAGE``."""
+
+    def __init__(self, rates: Mapping[str, str], uri: str | None) -> None:
         try:
-            limits: Any = import_module("limits")
+            self._limits: Any = import_module("limits")
         except ImportError as error:
             raise MissingExtra(
                 "EPICA_MAIL['RATES'] needs a package that is not installed: "
                 'pip install "django-epica-mail[rates]".'
             ) from error
-        self.items = {key: limits.parse(_spelled_out(rate)) for key, rate in rates.items()}
-        timeout = conf.get().ring_timeout
-        options: dict[str, Any] = {}
-        if uri.startswith(("redis", "valkey", "unix")):
-            options = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
-        storage = limits.storage.storage_from_string(uri, **options)
-        self._window = limits.strategies.MovingWindowRateLimiter(storage)
+        self.items = {key: self._limits.parse(_spelled_out(rate)) for key, rate in rates.items()}
         self.turns: dict[str, float] = {}
+        self._uri = uri
+        self._window: Any = None
+        self._silent_until = 0.0
+        if uri is not None:
+            self._window = self._counter(uri)
+        elif not redis_pool.is_redis():
+            raise ImproperlyConfigured("the broker is no Redis, and RATES_STORAGE names none.")
+
+    def ask(self, question: Callable[[], _T]) -> _T:
+        """Return the answer of the store to a question; raise ``_StoreLost`` if there is none.
+
+        After an error the store is left alone for ``RING_PAUSE``, and one line of the log says so.
+        """
+        if time.monotonic() < self._silent_until:
+            raise _StoreLost
+        try:
+            return self._ask(question)
+        except Exception as error:  # noqa: BLE001 - any store, any error: limited mail waits
+            pause = conf.get().ring_pause
+            self._silent_until = time.monotonic() + pause
+            logger.warning(
+                "The store of the rate limits is unreachable (%s). Limited mail waits; the next "
+                "attempt is in %s seconds.",
+                type(error).__name__,
+                pause,
+            )
+            raise _StoreLost from None
+
+    def _ask(self, question: Callable[[], _T]) -> _T:
+        if self._uri is not None:
+            return question()
+        if self._window is not None:
+            with contextlib.suppress(Exception):
+                return question()
+        # Nobody has been asked yet, or the broker is lost, and of several another may be alive.
+        pool, prefix = redis_pool.connect()
+        self._window = self._counter("redis://", prefix, connection_pool=pool)
+        return question()
+
+    def _counter(self, uri: str, prefix: str = "", **options: Any) -> Any:
+        """Return what counts in a store; ``prefix`` is that of the site's keys."""
+        timeout = conf.get().ring_timeout
+        if uri.startswith(("redis", "valkey", "unix")) and not options:
+            options = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+        storage = self._limits.storage.storage_from_string(uri, **options)
+        if prefix:
+            # The name in version 5 of the library, and the one before.
+            storage.key_prefix = storage.PREFIX = f"{prefix}{storage.PREFIX}"
+        return self._limits.strategies.MovingWindowRateLimiter(storage)
 
     def over_all(self, transport: str) -> list[str]:
         """Return the keys of the limits on all mail of a transport."""
         return [key for key in (transport, EVERYTHING) if key in self.items]
 
     def remaining(self, key: str) -> int:
-        return max(0, int(self._window.get_window_stats(self.items[key], key).remaining))
+        return max(0, int(self.ask(lambda: self._stats(key).remaining)))
 
     def wait(self, key: str) -> float:
         """Return the seconds until the oldest use of a budget expires."""
-        reset = float(self._window.get_window_stats(self.items[key], key).reset_time)
+        reset = float(self.ask(lambda: self._stats(key).reset_time))
         return max(0.01, reset - time.time())
 
     def has(self, key: str, cost: int) -> bool:
-        return bool(self._window.test(self.items[key], key, cost=self._bounded(key, cost)))
+        item, cost = self.items[key], self._bounded(key, cost)
+        return bool(self.ask(lambda: self._window.test(item, key, cost=cost)))
 
     def take(self, key: str, cost: int) -> bool:
-        return bool(self._window.hit(self.items[key], key, cost=self._bounded(key, cost)))
+        item, cost = self.items[key], self._bounded(key, cost)
+        return bool(self.ask(lambda: self._window.hit(item, key, cost=cost)))
+
+    def _stats(self, key: str) -> Any:
+        return self._window.get_window_stats(self.items[key], key)
+
+    def try_store(self) -> None:
+        """Count something in the store that limits nothing; raise the store's error."""
+        item = next(iter(self.items.values()))
+        self._ask(lambda: self._window.hit(item, "epica-mail-doctor"))
 
     def refusal(self, key: str, cost: int) -> Refusal:
         """Return how long an exhausted budget refuses an e-mail."""
@@ -123,7 +185,7 @@ def _current() -> _Budgets | None:
     storage = conf.get().rates_storage
     key = (tuple(rates.items()), storage)
     if key not in _budgets:
-        _budgets[key] = _Budgets(rates, storage or celery_config.broker_url())
+        _budgets[key] = _Budgets(rates, storage)
     return _budgets[key]
 
 
@@ -133,11 +195,27 @@ def is_limited() -> bool:
 
 
 def problem() -> str | None:
-    """Return why the site's rates cannot be counted, or ``None``; does not ask the store."""
+    """Return why the site's rates cannot be counted, or ``None``; does not ask the store.
+
+    The text holds no URI, which may have a password.
+    """
     try:
         _current()
+    except (ImproperlyConfigured, MissingExtra) as error:
+        return str(error)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
-        return f"{type(error).__name__}: {error}"
+        return f"RATES_STORAGE is no URI that the library limits takes ({type(error).__name__})."
+    return None
+
+
+def store_problem() -> str | None:
+    """Return the class of the error of the store of the rates, or ``None``; asks the store."""
+    try:
+        budgets = _current()
+        if budgets is not None:
+            budgets.try_store()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+        return type(error).__name__
     return None
 
 
@@ -148,8 +226,7 @@ def allowance(transport: str) -> int | None:
         return None
     try:
         return min(budgets.remaining(key) for key in keys)
-    except Exception as error:  # noqa: BLE001 - any store, any error: limited mail waits
-        _report(error)
+    except _StoreLost:
         return 0
 
 
@@ -168,8 +245,7 @@ def seconds_until(transport: str, cost: int = 1) -> float:
     keys = budgets.over_all(transport)
     try:
         return max((budgets.wait(k) for k in keys if budgets.remaining(k) < cost), default=0.0)
-    except Exception as error:  # noqa: BLE001 - any store, any error: limited mail waits
-        _report(error)
+    except _StoreLost:
         return _STORE_LOST
 
 
@@ -186,8 +262,7 @@ def take(transport: str, recipients: Iterable[str]) -> Refusal | None:
             for key, cost in wanted.items():
                 if not ask(key, cost):
                     return budgets.refusal(key, cost)
-    except Exception as error:  # noqa: BLE001 - any store, any error: limited mail waits
-        _report(error)
+    except _StoreLost:
         return Refusal(_STORE_LOST, is_of_domain=False)
     return None
 
@@ -206,10 +281,3 @@ def _spelled_out(rate: str) -> str:
     number = window.rstrip("smhd")
     unit = _UNITS.get(window[len(number) :], window[len(number) :])
     return f"{amount}/{number}{unit}"
-
-
-def _report(error: Exception) -> None:
-    logger.warning(
-        "The store of the rate limits is unreachable (%s). Limited mail waits.",
-        type(error).__name__,
-    )

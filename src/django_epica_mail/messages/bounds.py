@@ -15,8 +15,8 @@ MAX_SUBJECT = 998
 """Characters, as in the longest line of a message (RFC 5322, section 2.1.1)."""
 MAX_ADDRESS = 512
 """Characters of an address with its display name; the address itself has at most 254."""
-MAX_QUOTES = 16
-"""Quotation marks in an address: Python parses them in quadratic time."""
+MAX_MARKS = {'"': (16, "quotation marks"), "(": (16, "opening parentheses")}
+"""How often an address may hold marks that Python parses in quadratic time, with their names."""
 MAX_ADDRESS_HEADER = 64 * 1024
 MAX_HEADER = 32 * 1024
 MAX_ENCODED_HEADER = 4096
@@ -55,11 +55,12 @@ def check_lengths(message: EmailMessage) -> None:
     for name, values in given.items():
         for value in values:
             check_length(f"address in {name}", value, MAX_ADDRESS)
-            if str(value).count('"') > MAX_QUOTES:
-                raise InvalidMessage(
-                    f"The address in {name} has more than {MAX_QUOTES} quotation marks: remove "
-                    f"some. It starts with {str(value)[:40]!r}."
-                )
+            for mark, (most, called) in MAX_MARKS.items():
+                if str(value).count(mark) > most:
+                    raise InvalidMessage(
+                        f"The address in {name} has more than {most} {called}: remove some. It "
+                        f"starts with {str(value)[:40]!r}."
+                    )
     check_length("content subtype", message.content_subtype, MAX_ADDRESS)
     for header, value in message.extra_headers.items():
         check_length("name of a header", header, MAX_ADDRESS)
@@ -69,8 +70,8 @@ def check_lengths(message: EmailMessage) -> None:
                 check_length(f"address in the header {header!r}", address, MAX_ADDRESS)
             check_length(f"header {header!r}", text, MAX_ADDRESS_HEADER)
         else:
-            most = MAX_HEADER if text.isascii() else MAX_ENCODED_HEADER
-            check_length(f"header {header!r}", text, most)
+            longest = MAX_HEADER if text.isascii() else MAX_ENCODED_HEADER
+            check_length(f"header {header!r}", text, longest)
 
 
 def check_length(what: str, value: object, most: int) -> None:

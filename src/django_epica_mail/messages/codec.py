@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
 from email.mime.base import MIMEBase
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import django
 from django.core.mail import EmailAlternative, EmailAttachment, EmailMessage, EmailMultiAlternatives
@@ -20,7 +21,7 @@ from django.core.mail import EmailAlternative, EmailAttachment, EmailMessage, Em
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import encryption, fields, mime, raw, tagged_json
 from django_epica_mail.messages.raw import RawMessage
-from django_epica_mail.messages.validation import Attachment, alternatives, attachments
+from django_epica_mail.messages.validation import Attachment, Rules, alternatives, attachments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,12 +61,28 @@ class StoredMessage:
     """Bytes of JSON and blobs, before encryption and before attachments are encoded for sending."""
     message_id: str = ""
     """The Message-ID the message already has; empty if the sender chooses it."""
+    is_raw: bool = False
+    """Whether it is stored as the bytes that it built itself, to which nothing can be added."""
+
+
+class Terms(NamedTuple):
+    """What was asked for besides the message; encrypted with it, because columns are in clear."""
+
+    additions: str
+    """``EmailLog.additions``: an added one would write links into a message, and follow them."""
+    keep_content: str
+    """``EmailLog.keep_content``: with another, what is hidden would be shown."""
 
 
 class AbsentAttachments(Mapping[str, bytes]):
     """Attachments for ``load`` that are all empty: for reading the rest of a message."""
 
+    def __init__(self) -> None:
+        self.digests: set[str] = set()
+        """The content that was asked for."""
+
     def __getitem__(self, digest: str) -> bytes:
+        self.digests.add(digest)
         return b""
 
     def __contains__(self, digest: object) -> bool:
@@ -78,12 +95,19 @@ class AbsentAttachments(Mapping[str, bytes]):
         return 0
 
 
-def dump(message: EmailMessage) -> StoredMessage:
+def dump(
+    message: EmailMessage,
+    rules: Rules = Rules.SMTP,
+    is_read: Callable[[], bool] = lambda: True,
+) -> StoredMessage:
     """Return a message in its stored form, without changing the message.
 
     A message that builds its own MIME (``raw.builds_itself``) is rendered, once, and stored as
-    bytes; errors from its own code propagate. Otherwise raises ``UnstorableMessage`` if the
-    message could not be rebuilt exactly, and ``InvalidMessage`` for anything Django cannot attach.
+    bytes, unless by ``rules`` only its fields are read and it has any; errors from its own code
+    propagate.
+    Otherwise raises ``UnstorableMessage`` if the message could not be rebuilt exactly, and
+    ``InvalidMessage`` for anything Django cannot attach. ``is_read`` returns whether a transport
+    may read an attribute that is not Django's; if none does, ``fields.pack`` may leave it out.
     """
     blobs: dict[str, Blob] = {}
 
@@ -95,40 +119,46 @@ def dump(message: EmailMessage) -> StoredMessage:
             )
         return digest
 
-    if raw.builds_itself(message):
+    has_fields = rules is Rules.FIELDS and not isinstance(message, RawMessage)
+    is_raw = raw.builds_itself(message) and not has_fields
+    if is_raw:
         wire = raw.render(message)
         form, message_id = _pack_raw(message, wire, keep), raw.message_id(wire)
     else:
-        form, message_id = _pack(message, keep), _message_id(message)
+        form, message_id = _pack(message, keep, is_read), _message_id(message)
     plain = json.dumps({"v": VERSION, **form}, allow_nan=False)
     return StoredMessage(
         envelope=plain,
         blobs=tuple(blobs.values()),
         size=len(plain) + sum(len(blob.content) for blob in blobs.values()),
         message_id=message_id,
+        is_raw=is_raw,
     )
 
 
-def load(envelope: str, blobs: Mapping[str, bytes], place: str | None = None) -> EmailMessage:
-    """Return a new message from its stored form; ``blobs`` maps digests to content.
+def with_terms(envelope: str, terms: Terms) -> str:
+    """Return a stored message, not encrypted yet, that carries the terms of its row."""
+    return f'{{"terms": {json.dumps(terms._asdict())}, {envelope[1:]}'
 
-    ``place`` is where the envelope was found, as in ``encryption.unseal``.
+
+def load(envelope: str, blobs: Mapping[str, bytes], place: str | None = None) -> EmailMessage:
+    """Return a new message from its stored form, as ``load_with_terms`` does."""
+    return load_with_terms(envelope, blobs, place)[0]
+
+
+def load_with_terms(
+    envelope: str, blobs: Mapping[str, bytes], place: str | None = None
+) -> tuple[EmailMessage, Terms | None]:
+    """Return a new message from its stored form, and its terms; ``blobs`` maps digests to content.
+
+    ``place`` is where the envelope was found, as in ``encryption.unseal``. Terms are ``None`` for
+    a message that was stored without encryption, or by a version before this one.
 
     A class that can no longer be imported becomes ``EmailMultiAlternatives``. Raises
-    ``UnreadableEnvelope`` for a version this package does not know or missing content, and
+    ``UnreadableEnvelope`` for a version this package does not know, damaged or missing content, and
     ``MissingKey`` as ``encryption.unseal`` does.
     """
-    plain = encryption.unseal(envelope, place)
-    try:
-        form = json.loads(plain)
-    except ValueError as error:
-        raise UnreadableEnvelope(f"The stored message is not JSON: {error}.") from None
-    version = form.get("v") if isinstance(form, dict) else None
-    if version != VERSION:
-        raise UnreadableEnvelope(
-            f"The message is stored in version {version!r}; this django-epica-mail reads "
-            f"version {VERSION}: upgrade the package in the worker."
-        )
+    form = _read(envelope, place)
 
     def fetch(digest: str) -> bytes:
         if digest not in blobs:
@@ -138,7 +168,32 @@ def load(envelope: str, blobs: Mapping[str, bytes], place: str | None = None) ->
             )
         return bytes(blobs[digest])
 
-    return _unpack_raw(form, fetch) if "raw" in form else _unpack(form, fetch)
+    with _as_unreadable():
+        message = _unpack_raw(form, fetch) if "raw" in form else _unpack(form, fetch)
+        return message, _terms(form)
+
+
+def terms(envelope: str, place: str) -> Terms | None:
+    """Return the terms of a stored message; raise as ``load_with_terms`` does."""
+    form = _read(envelope, place)
+    with _as_unreadable():
+        return _terms(form)
+
+
+def digests(envelope: str, place: str) -> set[str]:
+    """Return the digests of the content that a stored message refers to; raise as ``load`` does."""
+    absent = AbsentAttachments()
+    load(envelope, absent, place)
+    return absent.digests
+
+
+def is_same(envelope: str, other: str) -> bool:
+    """Return whether two stored messages are the same, whatever their terms.
+
+    Raises ``UnreadableEnvelope`` as ``load`` does.
+    """
+    one, two = (_read(it, None) for it in (envelope, other))
+    return {**one, "terms": None} == {**two, "terms": None}
 
 
 def without_recipients(
@@ -147,9 +202,15 @@ def without_recipients(
     """Return a stored message without some of its recipients and their merge data.
 
     A message stored as bytes is no longer sent to them, but its headers stay unchanged. Raises
-    ``MissingKey`` if none of the site's keys decrypts the envelope.
+    ``UnreadableEnvelope`` and ``MissingKey`` as ``load`` does.
     """
-    form = json.loads(encryption.unseal(envelope, place))
+    form = _read(envelope, place)
+    with _as_unreadable():
+        _leave_out(form, is_left_out)
+    return encryption.reseal(json.dumps(form, allow_nan=False), envelope)
+
+
+def _leave_out(form: dict[str, Any], is_left_out: Callable[[str], bool]) -> None:
     state = form["state"]
     for name in _RECIPIENT_FIELDS:
         state[name] = _without_addresses(state[name], is_left_out)
@@ -160,7 +221,45 @@ def without_recipients(
         if isinstance(values, dict):
             kept = {key: value for key, value in values.items() if not is_left_out(str(key))}
             state[name] = tagged_json.encode(kept)
-    return encryption.reseal(json.dumps(form, allow_nan=False), envelope)
+
+
+def _read(envelope: str, place: str | None) -> dict[str, Any]:
+    """Return the JSON of a stored message."""
+    plain = encryption.unseal(envelope, place)
+    with _as_unreadable():
+        form = json.loads(plain)
+    version = form.get("v") if isinstance(form, dict) else None
+    if version != VERSION:
+        raise UnreadableEnvelope(
+            f"The message is stored in version {version!r}; this django-epica-mail reads "
+            f"version {VERSION}: upgrade the package in the worker."
+        )
+    return form  # type: ignore[no-any-return]
+
+
+def _terms(form: Mapping[str, Any]) -> Terms | None:
+    terms = form.get("terms")
+    return None if terms is None else Terms(str(terms["additions"]), str(terms["keep_content"]))
+
+
+@contextmanager
+def _as_unreadable() -> Iterator[None]:
+    """Raise ``UnreadableEnvelope`` for whatever is wrong with a damaged form."""
+    try:
+        yield
+    except UnreadableEnvelope:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise UnreadableEnvelope(
+            f"The stored message is damaged ({type(error).__name__}), or somebody has changed it."
+        ) from None
 
 
 def _message_id(message: EmailMessage) -> str:
@@ -183,10 +282,12 @@ def _unpack_raw(form: Mapping[str, Any], fetch: Fetch) -> RawMessage:
     return message
 
 
-def _pack(message: EmailMessage, keep: Keep) -> dict[str, Any]:
+def _pack(
+    message: EmailMessage, keep: Keep, is_read: Callable[[], bool] = lambda: True
+) -> dict[str, Any]:
     form: dict[str, Any] = {
         "class": mime.class_path(fields.class_to_rebuild(message)),
-        "state": fields.pack(message),
+        "state": fields.pack(message, is_read),
     }
     if unset := fields.unset_names(message):
         form["unset"] = unset

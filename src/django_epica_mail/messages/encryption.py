@@ -57,6 +57,11 @@ def is_on() -> bool:
     return bool(conf.get().encryption_keys)
 
 
+def is_sealed(stored: str) -> bool:
+    """Return whether stored text is encrypted."""
+    return stored.startswith(_PREFIX)
+
+
 def seal(text: str, place: str) -> str:
     """Return text as it is stored in one place, such as ``envelope/<id>``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from email.charset import Charset
 from functools import lru_cache
@@ -15,8 +16,10 @@ from django_epica_mail.exceptions import UnstorableMessage
 from django_epica_mail.messages import tagged_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+
+logger = logging.getLogger(__name__)
 
 HEADER_FIELDS = ("subject", "from_email", "to", "cc", "bcc", "reply_to", "extra_headers")
 FIELDS = (*HEADER_FIELDS, "body", "content_subtype", "encoding")
@@ -29,6 +32,17 @@ _DJANGO_CLASSES = (EmailMessage, EmailMultiAlternatives, object)
 _STORED_SEPARATELY = ("alternatives", "attachments")
 _EXCLUDED = frozenset({*FIELDS, *_STORED_SEPARATELY, "connection", "anymail_status"})
 """Names that are never stored as additional attributes."""
+_DECISIVE = frozenset(
+    (
+        # docs.djangoproject.com/en/5.2/topics/email/#emailmultialternatives-objects
+        *("alternative_subtype", "mixed_subtype"),
+        # anymail.dev/en/stable/sending/anymail_additions/
+        *("envelope_sender", "esp_extra", "merge_data", "merge_global_data", "merge_headers"),
+        *("merge_metadata", "metadata", "send_at", "tags", "template_id", "track_clicks"),
+        "track_opens",
+    )
+)
+"""Attributes, besides the fields, that decide what is sent."""
 
 
 def class_to_rebuild(message: EmailMessage) -> type:
@@ -39,13 +53,16 @@ def class_to_rebuild(message: EmailMessage) -> type:
     return _class_to_rebuild(type(message))  # type: ignore[arg-type]
 
 
-def pack(message: EmailMessage) -> dict[str, Any]:
+def pack(message: EmailMessage, is_read: Callable[[], bool] = lambda: True) -> dict[str, Any]:
     """Return the JSON form of a message's fields, as they are now, and other public attributes.
 
-    Raises ``UnstorableMessage`` for an attribute without a JSON form.
+    Raises ``UnstorableMessage`` for an attribute without a JSON form, such as the context with its
+    user that the class of a site's app keeps after rendering. If no transport reads what is
+    neither Django's nor anymail's (``is_read``), such an attribute is left out instead, and one
+    line of the log per class says so.
     """
     form = pack_fields(message, FIELDS)
-    form.update(_pack_attributes(message))
+    form.update(_pack_attributes(message, is_read))
     return form
 
 
@@ -67,7 +84,7 @@ def unpack(form: Mapping[str, Any]) -> dict[str, Any]:
 
 def unset_names(message: EmailMessage) -> list[str]:
     """Return the names of a message's attributes that are anymail's ``UNSET``."""
-    return [name for name, value in vars(message).items() if _is_unset(value)]
+    return [name for name, value in vars(message).items() if is_unset(value)]
 
 
 def unset(names: Iterable[str]) -> dict[str, Any]:
@@ -99,7 +116,9 @@ def _headers_as_dict(headers: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _pack_attributes(message: EmailMessage) -> Iterator[tuple[str, Any]]:
+def _pack_attributes(
+    message: EmailMessage, is_read: Callable[[], bool]
+) -> Iterator[tuple[str, Any]]:
     """Yield the public attributes that are not Django's: first the classes', then the object's."""
     for cls in reversed(type(message).__mro__):
         for name, value in () if cls in _DJANGO_CLASSES else vars(cls).items():
@@ -107,8 +126,26 @@ def _pack_attributes(message: EmailMessage) -> Iterator[tuple[str, Any]]:
                 with contextlib.suppress(UnstorableMessage):  # the class will define it again
                     yield name, _pack_attribute(name, value)
     for name, value in vars(message).items():
-        if _is_data(type(message), name, value):
+        if not _is_data(type(message), name, value):
+            continue
+        try:
             yield name, _pack_attribute(name, value)
+        except UnstorableMessage:
+            if name in _DECISIVE or is_read():
+                raise
+            _report(type(message), name)  # type: ignore[arg-type] # classes have hashes
+
+
+@lru_cache(maxsize=256)
+def _report(cls: type, name: str) -> None:
+    """Say once that an attribute is left out."""
+    logger.warning(
+        "Messages of the class %s.%s are stored without the attribute %r, which cannot be stored "
+        "and which no transport reads.",
+        cls.__module__,
+        cls.__qualname__,
+        name,
+    )
 
 
 def _is_data(cls: type, name: str, value: object) -> bool:
@@ -116,7 +153,7 @@ def _is_data(cls: type, name: str, value: object) -> bool:
 
     Private names, methods, cached properties and anymail's ``UNSET`` are not.
     """
-    if name.startswith("_") or name in _EXCLUDED or _is_unset(value):
+    if name.startswith("_") or name in _EXCLUDED or is_unset(value):
         return False
     return not hasattr(_class_attribute(cls, name), "__get__")
 
@@ -138,7 +175,8 @@ def _pack_attribute(name: str, value: object) -> Any:
         ) from None
 
 
-def _is_unset(value: object) -> bool:
+def is_unset(value: object) -> bool:
+    """Return whether a value is anymail's ``UNSET``."""
     return _anymail_utils() is not None and value is _anymail_utils().UNSET
 
 

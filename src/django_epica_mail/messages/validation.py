@@ -12,6 +12,7 @@ from email import policy as policies
 from email.headerregistry import AddressHeader, UnstructuredHeader
 from email.message import Message, MIMEPart
 from email.mime.base import MIMEBase
+from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -48,11 +49,44 @@ _UNFOLDED_NEWLINE = re.compile(rb"\r\n(?![ \t])|\r(?![ \t\n])|(?<!\r)\n(?![ \t])
 """A newline that does not start a folded line; RFC 5322, section 2.2.3."""
 
 
-def check(message: EmailMessage) -> None:
+class Rules(Enum):
+    """What the transports of a message read of it, and so what it has to comply with."""
+
+    FIELDS = "fields"
+    """The fields, as a provider's API takes them. The provider judges their values."""
+    MIME = "mime"
+    """The MIME object that ``message()`` builds."""
+    SMTP = "smtp"
+    """That object, and the addresses as the dialogue with a server has them."""
+
+
+def check_injection(message: EmailMessage) -> None:
+    """Raise for what no transport may be given: text without bounds, headers within headers.
+
+    That is a newline in an address, a subject or a header, a header's name that is none, and a
+    ``Bcc`` header. Raises ``ValueError``.
+    """
+    bounds.check_depth(message)
+    bounds.check_lengths(message)
+    _check_headers(message)
+    for address in (message.from_email, *message.recipients(), *(message.reply_to or ())):
+        if not addresses.is_plain(address) and _NEWLINE.search(str(address)):
+            raise InvalidHeader(f"Addresses cannot contain newlines: {str(address)!r}.")
+
+
+def is_simple(message: EmailMessage) -> bool:
+    """Return whether a message complies with all ``Rules``, so that its transports do not matter.
+
+    ``False`` only means that ``check`` has to find out. Ask it after ``check_injection``.
+    """
+    return not builds_itself(message) and _is_plain(message)
+
+
+def check(message: EmailMessage, rules: Rules = Rules.SMTP) -> None:
     """Raise any error that sending this message would raise in the worker.
 
-    Raises ``ValueError`` (``TypeError`` where Django does), also for a newline in a header name or
-    a recipient and for a ``Bcc`` header, which some versions of Django accept.
+    Raises ``ValueError`` (``TypeError`` where Django does), also for what ``check_injection``
+    refuses, which some versions of Django accept.
 
     Calls Django's own ``message()`` on a copy without the content of attachments, which is checked
     separately; the message itself does not change. Skips that for most messages, whose parts are
@@ -60,10 +94,12 @@ def check(message: EmailMessage) -> None:
     its own MIME is not built here either: ``dump`` builds it, once, and its errors reach the
     caller.
     """
-    bounds.check_depth(message)
-    bounds.check_lengths(message)
-    _check_headers(message)
-    _check_addresses(message)
+    check_injection(message)
+    if rules is Rules.FIELDS:
+        _check_lines(message)
+        return
+    if rules is Rules.SMTP:
+        _check_addresses(message)
     if builds_itself(message) or _is_plain(message):
         return
     copy = _copy_without_content(message)
@@ -109,15 +145,20 @@ def _check_headers(message: EmailMessage) -> None:
 
 
 def _check_addresses(message: EmailMessage) -> None:
-    """Raise for addresses that this Django's SMTP backend refuses, and for any newline."""
+    """Raise for addresses that this Django's SMTP backend refuses."""
     for address in (message.from_email, *message.recipients()):
         text = address if isinstance(address, str) else str(address)
         if addresses.is_plain(text):
             continue
-        if _NEWLINE.search(text):
-            raise InvalidHeader(f"Addresses cannot contain newlines: {text!r}.")
         with _as_invalid_message(f"the address {text!r}"):
             _check_with_smtp_backend(text, str(message.encoding or settings.DEFAULT_CHARSET))
+
+
+def _check_lines(message: EmailMessage) -> None:
+    """Raise for a newline where Django's ``message()``, which is not called, would find one."""
+    for name, value in {"Subject": message.subject, **message.extra_headers}.items():
+        if _NEWLINE.search(str(value)):
+            raise InvalidHeader(f"Headers cannot contain newlines: {name!r}.")
 
 
 @lru_cache(maxsize=256)  # a site has few senders; errors are not cached
@@ -232,7 +273,8 @@ def _write_risky_headers(message: EmailMessage, mime: Message) -> None:
     surrogates), or an address a comment, on whose folding Python may fail. Writing them always
     would be most of the cost.
     """
-    given = (message.subject, message.from_email, *message.to, *message.cc, *message.reply_to)
+    listed = (message.to, message.cc, message.reply_to)
+    given = (message.subject, message.from_email, *(it for names in listed for it in names or ()))
     texts = (*given, *message.extra_headers.values())
     has_parenthesis = any("(" in str(text) for text in texts)
     is_escaped = any(_ESCAPED_BYTE.search(str(text)) for text in texts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -13,10 +13,12 @@ from django.db import connections, models, router, transaction
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
-from django_epica_mail import lifecycle, messages
+from django_epica_mail import lifecycle
 from django_epica_mail.clock import uuid7
-from django_epica_mail.messages import encryption
+from django_epica_mail.exceptions import UnreadableEnvelope
+from django_epica_mail.messages import codec, encryption
 from django_epica_mail.models.fields import CopyCharField, CopyTextField
+from django_epica_mail.models.lists import JSONList, is_name, is_refusal
 from django_epica_mail.models.row import Row
 from django_epica_mail.retry import PASSING, Kind
 
@@ -153,7 +155,7 @@ class EmailBatch(Row):
     total = models.PositiveIntegerField(_("entries"), default=0)
     accepted = models.PositiveIntegerField(_("mails"), default=0)
     #: The entries that are not valid mail: ``results.Refusal``, and the sealed ``reason``.
-    refused = models.JSONField(_("refused entries"), default=list, blank=True)
+    refused = JSONList(_("refused entries"), default=list, blank=True, of=is_refusal)
     #: The entries as stored by ``bulk``; empty once all are expanded into mails.
     payload = models.TextField(editable=False, blank=True)
     #: The number of entries expanded or refused so far.
@@ -227,7 +229,7 @@ class EmailLog(Row):
     )
 
     #: The transports that take over, in this order, while the one before is out of order.
-    fallbacks = models.JSONField(_("other transports"), default=list, blank=True)
+    fallbacks = JSONList(_("other transports"), default=list, blank=True, of=is_name)
     idempotency_key = models.CharField(  # noqa: DJ001 - unique, so rows without one hold NULL
         _("idempotency key"), max_length=255, null=True, blank=True
     )
@@ -312,8 +314,33 @@ class EmailLog(Row):
         if attachments is None:
             using = self._state.db or router.db_for_write(EmailLog)
             attachments = self.attachments.using(using)
-        blobs = {row.digest: row.data for row in attachments}
-        return messages.load(self.envelope, blobs, encryption.envelope_of(self.pk))
+        return self.build({row.digest: row.data for row in attachments})
+
+    def build(self, blobs: Mapping[str, bytes]) -> EmailMessage:
+        """Return the message as ``message`` does, with the attachments in ``blobs`` by digest.
+
+        Sets ``additions`` and ``keep_content`` as they were encrypted with it: whoever can write to
+        the database can change the columns.
+        """
+        place = encryption.envelope_of(self.pk)
+        message, terms = codec.load_with_terms(self.envelope, blobs, place)
+        if terms is not None:
+            self.additions, self.keep_content = terms
+        return message
+
+    def attached_digests(self) -> set[str]:
+        """Return the digests of the attachments that the message names; raise as it does."""
+        return codec.digests(self.envelope, encryption.envelope_of(self.pk))
+
+    def keeps_content(self) -> bool:
+        """Return whether the content is kept for good, so that events may keep links of it."""
+        if self.keep_content != self.Keeping.ALWAYS or not self.envelope:
+            return False
+        try:
+            terms = codec.terms(self.envelope, encryption.envelope_of(self.pk))
+        except UnreadableEnvelope:
+            return False
+        return terms is None or terms.keep_content == self.Keeping.ALWAYS
 
     def failover(self, to: str) -> dict[str, Any]:
         """Return the column values that make the fallback ``to`` the transport.

@@ -10,6 +10,7 @@ from django.utils.translation import pgettext_lazy
 
 from django_epica_mail import lifecycle
 from django_epica_mail.models.fields import CopyTextField
+from django_epica_mail.models.lists import JSONList, is_count
 from django_epica_mail.models.row import Row
 from django_epica_mail.retry import Kind
 
@@ -76,7 +77,7 @@ class EmailTotal(Row):
     #: The sum of their durations, for events that have one.
     seconds = models.FloatField(default=0)
     #: How many durations fall into each bucket of ``totals.BOUNDS``.
-    buckets = models.JSONField(default=list)
+    buckets = JSONList(default=list, of=is_count)
 
     class Meta:
         verbose_name = _("total")

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from celery.app import app_or_default
 from django.conf import settings
 from django.core.checks import ERROR, WARNING, CheckMessage
 from django.core.exceptions import ImproperlyConfigured
@@ -20,15 +19,15 @@ from django.db import DatabaseError, router
 from django.db.models import Max
 
 from django_epica_mail import checks, clock, conf, routing, rules
-from django_epica_mail.broker import celery_config, workers
+from django_epica_mail.broker import celery_config
 from django_epica_mail.delivery import gates
 from django_epica_mail.exceptions import MailboxError, MissingExtra, TokenRefused
 from django_epica_mail.messages import encryption
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryGate, EmailLog
 from django_epica_mail.models import checks as database_checks
-from django_epica_mail.monitoring import backlog, public_pages
-from django_epica_mail.queueing import names
+from django_epica_mail.monitoring import backlog, celery_findings, public_pages
+from django_epica_mail.monitoring.celery_findings import Finding
 from django_epica_mail.rules import Facts
 from django_epica_mail.tracking import bounce_mailbox
 from django_epica_mail.transports import config as transports
@@ -41,18 +40,6 @@ _NAMED = 5
 """How many e-mails a finding names."""
 _REFUSED_CREDENTIALS = (534, 535, 538)
 """RFC 4954, section 6."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One problem, or something worth knowing."""
-
-    level: str
-    """``error``, ``warning`` or ``info``."""
-    id: str
-    """A stable name for scripts; for a system check, the check's id."""
-    text: str
-    remedy: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +72,8 @@ def examine(*, open_transports: bool = False) -> list[Finding]:
     found = [_from_check(message) for message in checks.check_configuration()]
     if not any(finding.id == "epica_mail.E001" for finding in found):
         found += [_from_check(message) for message in checks.check_deployment()]
-        found += [*_send_mail(), *_celery(), *_results(), *_rows(), *_public_pages()]
+        found += [*_send_mail(), *celery_findings.of_settings(), *celery_findings.of_results()]
+        found += [*celery_findings.of_rates(), *_rows(), *_public_pages()]
         found += (*_connections(), *_mailbox()) if open_transports else ()
     levels = ("error", "warning", "info")
     return sorted(found, key=lambda finding: levels.index(finding.level))
@@ -119,13 +107,6 @@ def explain(address: str, *, category: str = "", bulk: bool = False) -> Explanat
     )
 
 
-def queues() -> set[str]:
-    """Return every queue in which mail is waiting or to which it may be routed."""
-    return names.named_queues() | {
-        queue for queue, _ in backlog.waiting(router.db_for_write(EmailLog))
-    }
-
-
 def _source(by_rule: object, by_celery: object) -> str:
     if by_rule is not None:
         return "ROUTES"
@@ -149,64 +130,11 @@ def _send_mail() -> Iterator[Finding]:
         )
 
 
-def _celery() -> Iterator[Finding]:
-    app = app_or_default()
-    if app.conf.task_always_eager:
-        if not settings.DEBUG:
-            yield Finding(
-                "warning",
-                "always-eager",
-                "Celery runs tasks at once, so each commit sends its own mail and waits for the "
-                "server.",
-                "Unset CELERY_TASK_ALWAYS_EAGER, and run a worker.",
-            )
-        return
-    options = app.conf.broker_transport_options or {}
-    if "redis" in str(app.conf.broker_url) and "socket_timeout" not in options:
-        yield Finding(
-            "info",
-            "socket-timeout",
-            "A Redis that hangs blocks the site's own tasks forever; only rings have a timeout.",
-            "Set CELERY_BROKER_TRANSPORT_OPTIONS = {'socket_timeout': 5, "
-            "'socket_connect_timeout': 5}.",
-        )
-
-
-def _results() -> Iterator[Finding]:
-    settings_of_celery = app_or_default().conf
-    if not settings_of_celery.result_backend:
-        return  # results are read from the rows
-    expires, days = settings_of_celery.result_expires, conf.get().keep_days
-    seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
-    if seconds and seconds < timedelta(days=days).total_seconds():
-        yield Finding(
-            "warning" if seconds < timedelta(days=1).total_seconds() else "info",
-            "result-expires",
-            f"Results are kept for {seconds:g} s, but mail for {days} days: AsyncResult(id) "
-            "reports PENDING for mail whose result has expired.",
-            f"Set CELERY_RESULT_EXPIRES = timedelta(days={days}).",
-        )
-    if not settings_of_celery.result_extended:
-        yield Finding(
-            "info",
-            "result-extended",
-            "Results are stored without the task's name: the admin shows only ids.",
-            "Set CELERY_RESULT_EXTENDED = True.",
-        )
-    if not settings_of_celery.task_track_started:
-        yield Finding(
-            "info",
-            "track-started",
-            "AsyncResult.status is PENDING for mail that a worker is sending.",
-            "Set CELERY_TASK_TRACK_STARTED = True.",
-        )
-
-
 def _rows() -> Iterator[Finding]:
     using = router.db_for_write(EmailLog)
     try:
         has_mail_ago = _oldest_is_older(using)
-        wanted = queues()
+        found = [*celery_findings.of_workers(using)]
     except DatabaseError as error:
         yield Finding(
             "error",
@@ -215,46 +143,12 @@ def _rows() -> Iterator[Finding]:
             "Run manage.py migrate epica_mail, and make sure that the database is running.",
         )
         return
-    if not app_or_default().conf.task_always_eager:
-        yield from _workers(wanted)
+    yield from found
     if has_mail_ago:
         yield from _beat(using)
     yield from map(_from_check, database_checks.check_characters(databases=[using]))
     yield from _held_back(using)
     yield from _unencrypted(using)
-
-
-def _workers(wanted: set[str]) -> Iterator[Finding]:
-    try:
-        consumed = {queue for queues in workers.consumed().values() for queue in queues}
-    except Exception as error:  # noqa: BLE001 - each broker raises its own; all are findings
-        yield Finding(
-            "error",
-            "broker",
-            f"The broker cannot be asked for its workers ({type(error).__name__}).",
-            "Start it, or correct CELERY_BROKER_URL. Until then, mail is queued but not sent.",
-        )
-        return
-    yield from without_worker(wanted, consumed)
-
-
-def without_worker(wanted: set[str], consumed: set[str]) -> Iterator[Finding]:
-    """Find the queues of ``wanted`` that no worker consumes."""
-    if not consumed:
-        yield Finding(
-            "error",
-            "no-worker",
-            "No worker answers: queued mail is not sent.",
-            f"Run celery -A proj worker -Q celery,{','.join(sorted(wanted))}.",
-        )
-        return
-    for queue in sorted(wanted - consumed):
-        yield Finding(
-            "error",
-            "queue-without-worker",
-            f"No worker consumes the queue {queue}: its mail is not sent.",
-            f"Add {queue} to the -Q option of a worker.",
-        )
 
 
 def _oldest_is_older(using: str) -> bool:
@@ -276,8 +170,8 @@ def _beat(using: str) -> Iterator[Finding]:
         "no-sweep",
         f"The last sweep was {last or 'never'}: scheduled mail and mail whose ring was lost wait "
         "for the next one.",
-        "Run celery beat with django_epica_mail.schedule.SCHEDULE and a worker that consumes the "
-        "queue of its tasks, or run manage.py epica_mail dispatch from cron.",
+        "Run celery beat with django_epica_mail.schedule.SCHEDULE and a worker of the queue "
+        f"{celery_findings.sweep_queue()}, or run manage.py epica_mail dispatch from cron.",
     )
 
 

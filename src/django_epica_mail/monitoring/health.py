@@ -56,6 +56,14 @@ def examine() -> HealthReport:
     return judge(measure(), conf.get())
 
 
+def worker() -> Check:
+    """Return whether workers are running, judged by what they did; raises the database's errors.
+
+    For a site whose workers cannot be asked, because their remote control is off.
+    """
+    return _worker(measure(), conf.get())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
     """What the checks are based on, measured without counting mail."""

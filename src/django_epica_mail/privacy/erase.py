@@ -13,9 +13,9 @@ from django.db.models import F
 
 from django_epica_mail import lifecycle, outbox
 from django_epica_mail.broker import result_backend
-from django_epica_mail.exceptions import MissingKey
+from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import codec, encryption
-from django_epica_mail.models import EmailBatch, EmailEvent, EmailLog, EmailRecipient, Suppression
+from django_epica_mail.models import EmailEvent, EmailLog, EmailRecipient, Suppression
 from django_epica_mail.privacy import person as privacy_person
 from django_epica_mail.privacy import remains as privacy_remains
 from django_epica_mail.privacy.person import (
@@ -28,6 +28,7 @@ from django_epica_mail.privacy.person import (
     mentioning,
     optional_model,
 )
+from django_epica_mail.privacy.reasons import change_reasons
 
 WAITING = lifecycle.CLAIMABLE | {lifecycle.Status.UNKNOWN}
 """The statuses in which a mail's recipients can still be changed."""
@@ -59,7 +60,8 @@ class Erased:
     """Ids of what cannot be changed now: mails being sent, mails waiting to be sent to others that
     are from this person or mention them, and bulk calls not expanded yet."""
     unreadable: list[str] = field(default_factory=list)
-    """Ids of mails whose content none of the site's keys decrypts."""
+    """Ids of mails whose content, and of bulk calls whose reasons for refusing entries, none of the
+    site's keys decrypts."""
     remains: list[str] = field(default_factory=list)
     """Where else the address may still stand, as table, column and row: it may be part of a longer
     address there, which only a person can decide."""
@@ -142,7 +144,7 @@ def _leave_out(person: Person, found: Found, using: str, done: Erased) -> bool:
     place = encryption.envelope_of(found.id)
     try:
         new = codec.without_recipients(old, person.is_named, place)
-    except MissingKey:
+    except UnreadableEnvelope:
         return False
     if not rows.filter(envelope=old).update(envelope=new):
         return False
@@ -175,7 +177,7 @@ def _erase_elsewhere(person: Person, using: str, done: Erased) -> None:
     for model in apps.get_app_config("epica_mail").get_models():
         rows = model._default_manager.using(using)
         done.texts += _scrub(person, rows, privacy_remains.text_columns(model, _NOT_SCRUBBED))
-    done.texts += _scrub_refusals(person, using)
+    _scrub_refusals(person, using, done)
     done.results += _scrub_of("django_celery_results", "TaskResult", RESULT_TEXTS, person)
     done.admin_log += _scrub_of(
         "admin", "LogEntry", LOG_TEXTS, person, content_type__app_label="epica_mail"
@@ -214,30 +216,15 @@ def _scrubbed(person: Person, model: type[models.Model], name: str, text: str) -
     return person.scrub(text, is_cut=cut)[: model._meta.get_field(name).max_length]  # type: ignore[union-attr]
 
 
-def _scrubbed_reason(person: Person, stored: str, place: str) -> str:
-    """Return a reason without the address; one that cannot be read is forgotten."""
-    try:
-        reason = encryption.unseal(stored, place)
-    except MissingKey:
-        return ""
-    new = person.scrub(reason)
-    return stored if new == reason else encryption.reseal(new, stored)
-
-
-def _scrub_refusals(person: Person, using: str) -> int:
+def _scrub_refusals(person: Person, using: str, done: Erased) -> None:
     """Erase the address from the reasons why bulk calls refused entries."""
-    count = 0
-    batches = EmailBatch.objects.using(using).exclude(refused=[])
-    for batch in batches.only("pk", "refused").iterator():
-        refused = [
-            {
-                **it,
-                "reason": _scrubbed_reason(
-                    person, it["reason"], encryption.refusal_of(batch.pk, it["index"])
-                ),
-            }
-            for it in batch.refused
-        ]
-        if refused != batch.refused:
-            count += batches.filter(pk=batch.pk).update(refused=refused)
-    return count
+
+    def scrubbed(stored: str, place: str) -> str:
+        reason = encryption.unseal(stored, place)
+        new = person.scrub(reason)
+        return stored if new == reason else encryption.reseal(new, stored)
+
+    for reasons in change_reasons(scrubbed, using):
+        done.texts += bool(reasons.changed)
+        if reasons.unreadable:
+            done.unreadable.append(str(reasons.batch))

@@ -93,7 +93,7 @@ def _mail(found: Found, person: Person, using: str) -> dict[str, Any]:
 def _content(log: EmailLog, using: str) -> dict[str, Any]:
     place = encryption.envelope_of(log.pk)
     message: EmailMessage = messages.load(log.envelope, messages.AbsentAttachments(), place)
-    files = log.attachments.using(using)
+    files = log.attachments.using(using).filter(digest__in=log.attached_digests())
     return {
         "subject": str(message.subject),
         "body": message.body,

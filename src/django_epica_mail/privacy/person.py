@@ -10,10 +10,11 @@ from typing import Any
 from uuid import UUID
 
 from django.apps import apps
+from django.core.mail import EmailMessage
 from django.db import models
 
 from django_epica_mail import messages
-from django_epica_mail.exceptions import MissingKey
+from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import addresses, encryption
 from django_epica_mail.models import EmailBatch, EmailLog, EmailRecipient
 from django_epica_mail.privacy import occurrences
@@ -80,10 +81,16 @@ class Person:
         return any(not hit.longer for hit in self._needle.each(text))
 
     def is_mentioned_in(self, stored: str) -> bool:
-        """Return whether any string in JSON, such as a stored message, contains the address."""
-        return self._needle.may_be_in(stored) and any(
-            map(self.is_mentioned, texts(json.loads(stored or '""')))
-        )
+        """Return whether any string in JSON, such as a stored message, contains the address.
+
+        What is damaged, so that it is no JSON, is searched as it is.
+        """
+        if not self._needle.may_be_in(stored):
+            return False
+        try:
+            return any(map(self.is_mentioned, texts(json.loads(stored))))
+        except (ValueError, RecursionError):
+            return self.is_mentioned(stored)
 
     def occurrences(self, text: str, *, is_cut: bool = False) -> list[Hit]:
         """Return where a text contains the address, even inside a longer one."""
@@ -184,7 +191,7 @@ def unfinished_batches(person: Person, using: str) -> list[UUID]:
                 encryption.unseal(batch.payload, encryption.payload_of(batch.pk))
             ):
                 found.append(batch.pk)
-        except MissingKey:
+        except UnreadableEnvelope:
             found.append(batch.pk)
     return found
 
@@ -213,7 +220,10 @@ def texts(form: Any) -> Iterator[str]:
 def _recipients(
     person: Person, ids: list[UUID], using: str
 ) -> tuple[dict[UUID, set[str]], dict[UUID, int]]:
-    """Return which headers of each mail name a person, and how many other recipients it has."""
+    """Return which headers of each mail name a person, and how many other recipients it has.
+
+    As the rows say it.
+    """
     kinds: dict[UUID, set[str]] = defaultdict(set)
     others: dict[UUID, int] = defaultdict(int)
     rows = EmailRecipient.objects.using(using).filter(email_id__in=ids).order_by()
@@ -226,19 +236,44 @@ def _recipients(
 
 
 def _search(found: Found, log: EmailLog, person: Person) -> None:
+    """Add what the columns and the content of a mail say about a person.
+
+    Where the content is encrypted, it decides alone: whoever can write to the database could
+    otherwise have somebody else's mail handed out to them.
+    """
     if person.is_named(log.from_email):
         found.roles.add("from")
     place = encryption.envelope_of(log.pk)
     try:
         content = encryption.unseal(log.envelope, place)
-    except MissingKey:
-        found.is_readable = False
-        content = ""
-    if person.is_mentioned_in(content):
-        message = messages.load(log.envelope, messages.AbsentAttachments(), place)
-        if any(map(person.is_named, message.reply_to)):
-            found.roles.add("reply-to")
-        if not found.roles:
-            found.roles.add("mentioned")
-    elif not found.roles and person.is_mentioned(f"{log.subject}\n{log.reply}"):
+        is_in_content = person.is_mentioned_in(content)
+        if log.envelope and (found.roles or is_in_content):
+            message = messages.load(log.envelope, messages.AbsentAttachments(), place)
+            if encryption.is_sealed(log.envelope):
+                found.roles, found.others = _named_in(message, person)
+            if any(map(person.is_named, message.reply_to)):
+                found.roles.add("reply-to")
+    except UnreadableEnvelope:
+        found.is_readable = is_in_content = False
+    is_mentioned = is_in_content or person.is_mentioned(f"{log.subject}\n{log.reply}")
+    if not found.roles and is_mentioned:
         found.roles.add("mentioned")
+
+
+def _named_in(message: EmailMessage, person: Person) -> tuple[set[str], int]:
+    """Return which headers of a message name a person, and how many other recipients it has."""
+    roles = {
+        role
+        for role, addresses in (
+            ("from", [message.from_email]),
+            ("to", message.to),
+            ("cc", message.cc),
+            ("bcc", message.bcc),
+        )
+        if any(map(person.is_named, addresses or ()))
+    }
+    recipients = message.recipients()
+    others = [it for it in recipients if not person.is_named(it)]
+    if len(others) < len(recipients) and not roles & set(EmailRecipient.Kind.values):
+        roles.add(EmailRecipient.Kind.BCC.value)  # of a class that returns more than its fields
+    return roles, len(others)

@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import models, router, transaction
+from django.db import models, router
 
-from django_epica_mail.exceptions import MissingKey, UnreadableEnvelope
+from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import encryption
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog
+from django_epica_mail.privacy.reasons import change_reasons
 
 _CHUNK = 100
 
@@ -63,31 +64,11 @@ def reencrypt(*, advance: Callable[[int, int], None] = lambda done, total: None)
             _renew(attachments, pk, "content", old, renew, count)
         done += 1
         advance(done, total)
-    for pk in list(
-        EmailBatch.objects.using(using).exclude(refused=[]).values_list("pk", flat=True)
-    ):
-        with transaction.atomic(using=using):
-            _renew_refusals(pk, using, count)
+    for reasons in change_reasons(encryption.renew, using):
+        count.renewed += reasons.changed
+        count.current += reasons.unchanged
+        count.unreadable += reasons.unreadable
     return asdict(count)
-
-
-def _renew_refusals(pk: Any, using: str, count: Renewed) -> None:
-    """Encrypt the reasons for which a bulk call refused entries; they are one column."""
-    batch = EmailBatch.objects.using(using).select_for_update().filter(pk=pk).first()
-    if batch is None:
-        return
-    for refusal in batch.refused:
-        if not refusal["reason"]:
-            continue
-        old = refusal["reason"]
-        try:
-            refusal["reason"] = encryption.renew(old, encryption.refusal_of(pk, refusal["index"]))
-        except MissingKey:
-            count.unreadable += 1
-            continue
-        count.current += refusal["reason"] == old
-        count.renewed += refusal["reason"] != old
-    batch.save(using=using, update_fields=["refused"])
 
 
 def _renewed_attachment(row: EmailAttachment, old: bytes) -> bytes:

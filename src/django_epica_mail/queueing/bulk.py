@@ -25,29 +25,36 @@ from django.views.decorators.debug import sensitive_variables
 from django_epica_mail import clock, conf
 from django_epica_mail.broker import celery_config, doorbell
 from django_epica_mail.messages import UnencodableValue, decode, encode, encryption
-from django_epica_mail.models import EmailBatch
+from django_epica_mail.models import EmailBatch, EmailLog
 from django_epica_mail.queueing import compose, draft, enqueue, render
+from django_epica_mail.queueing.call_options import CallOptions
 from django_epica_mail.replies import reply_text
 from django_epica_mail.results import Refusal
 
+_NO_OPTIONS = CallOptions()
 _PACKAGE = __name__.partition(".")[0] + "."
 
 
 @sensitive_variables()
-def submit(emails: object, *, is_foreign: bool = False) -> EmailBatch:
+def submit(
+    emails: object, *, options: CallOptions = _NO_OPTIONS, is_foreign: bool = False
+) -> EmailBatch:
     """Store a bulk call in the caller's transaction; ``expand`` makes its mails.
 
     ``emails`` is a list of dicts: the arguments of ``send_email_async`` by name, optionally with
     ``template_name`` and ``context`` instead of the bodies. Invalid entries are reported by
     ``expand``; refused here is a value that cannot be stored, with ``TypeError``, a file that is
-    too large, with ``InvalidMessage``, and one that cannot be read, with ``OSError``. The files of
-    a call that ``is_foreign`` are not read: who wrote it has no right to the files of this host.
+    too large, with ``InvalidMessage``, one that cannot be read, with ``OSError``, and an id of
+    ``options`` that is in use, with ``ValueError``. The files of a call that ``is_foreign`` are not
+    read: who wrote it has no right to the files of this host.
     """
     if isinstance(emails, (str, bytes)) or not isinstance(emails, Sequence):
         raise TypeError(f"emails must be a list of dicts; it is {type(emails).__name__}.")
     try:
         files: dict[str, Any] = {}
-        entries = [_stored(entry, None if is_foreign else files) for entry in emails]
+        entries = [
+            _stored(options.apply_to(entry), None if is_foreign else files) for entry in emails
+        ]
         # Without files a list, which workers of an earlier version read too.
         payload = json.dumps({"entries": entries, "files": encode(files)} if files else entries)
     except UnencodableValue as error:
@@ -57,14 +64,20 @@ def submit(emails: object, *, is_foreign: bool = False) -> EmailBatch:
         ) from None
     using = router.db_for_write(EmailBatch)
     batch = EmailBatch(total=len(emails))
+    if options.batch_id is not None:
+        batch.pk = _free_id(options.batch_id, using)
     batch.payload = encryption.seal(payload, encryption.payload_of(batch.pk))
     batch.save(using=using, force_insert=True)
     return batch
 
 
-def ring_on_commit(batch: EmailBatch) -> None:
-    """Wake a worker to expand a batch once the caller's transaction commits."""
-    doorbell.ring_for_batch_on_commit(str(batch.pk), using=router.db_for_write(EmailBatch))
+def ring_on_commit(batch: EmailBatch, *, queue: str | None = None) -> None:
+    """Wake a worker to expand a batch once the caller's transaction commits.
+
+    ``queue`` is where that worker is looked for; by default, where the site routes bulk calls.
+    """
+    using = router.db_for_write(EmailBatch)
+    doorbell.ring_for_batch_on_commit(str(batch.pk), using=using, queue=queue)
 
 
 @sensitive_variables()
@@ -151,6 +164,16 @@ def _with_files(entry: Any, files: Mapping[str, tuple[Any, ...]]) -> Any:
         return entry
     read = [files.get(it, it) if isinstance(it, str) else it for it in attachments]
     return {**entry, "attachments": read}
+
+
+def _free_id(wanted: UUID, using: str) -> UUID:
+    """Return an id for a batch; raise ``ValueError`` if a handle of it exists."""
+    for model in (EmailBatch, EmailLog):
+        if model._default_manager.using(using).filter(pk=wanted).exists():
+            raise ValueError(
+                f"The task_id {wanted} is in use: each call needs its own. Leave it out to get one."
+            )
+    return wanted
 
 
 def _entries(batch: EmailBatch) -> tuple[list[Any], dict[str, tuple[Any, ...]]]:

@@ -289,7 +289,7 @@ SELECT both_parts.settled, claimed.*
 FROM (SELECT ARRAY(SELECT id FROM settled) AS settled) AS both_parts
 LEFT JOIN claimed ON true
 """
-_LANE = "(%s, %s, %s, %s::smallint, %s::timestamptz)"
+_LANE = "(%s, CAST(%s AS text), CAST(%s AS text), %s::smallint, %s::timestamptz)"
 
 
 @lru_cache(maxsize=256)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,13 +16,23 @@ from django.utils import timezone
 
 from django_epica_mail import clock, conf, messages, routing
 from django_epica_mail.exceptions import InvalidMessage, as_invalid_message
-from django_epica_mail.messages import Blob, addresses, bounds, encryption
+from django_epica_mail.messages import (
+    Blob,
+    Rules,
+    StoredMessage,
+    addresses,
+    bounds,
+    codec,
+    encryption,
+)
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
 from django_epica_mail.queueing import names
 from django_epica_mail.routing import Options
 from django_epica_mail.rules import Facts
 from django_epica_mail.tracking import links
 from django_epica_mail.transports import config as transports
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,28 +80,30 @@ def _draft(
     if not count:
         raise ValueError("The message has no recipients: add at least one to to, cc or bcc.")
     check_recipients(count)
-    messages.check(message)
-    stored = messages.dump(message)
-    check_size(stored.size)
+    messages.check_injection(message)
     # EmailLog gets its id on creation; the other rows refer to it.
     log = EmailLog(batch_id=batch.pk if batch else None)
-    log.envelope = encryption.seal(stored.envelope, encryption.envelope_of(log.pk))
     recipients = list(_recipients(message, log))
     facts = Facts(
         category=options.category or "",
         recipients=[recipient.address for recipient in recipients],
-        sender=_address(message.from_email),
+        sender=_address(message.from_email or ""),
         headers={name: str(value) for name, value in message.extra_headers.items()},
         template=options.template or "",
         is_bulk=bulk,
     )
     _route(log, routing.decide(options, facts, conf.get(), of_celery), options)
+    stored = _store(message, (log.transport, *log.fallbacks))
+    log.envelope = encryption.seal(stored.envelope, encryption.envelope_of(log.pk))
     if len(recipients) > 1:
         log.additions = ""  # links identify one recipient; in shared mail, anyone could use them
+    elif log.additions and stored.is_raw:
+        _leave_out_additions(log, options)
     elif "unsubscribe" in log.additions or (log.additions and not transports.tracks(log.transport)):
         links.check()
     if log.additions:
         check_html(message)
+    log.envelope = _sealed(stored.envelope, log)
     log.category = options.category or ""
     log.subject = "" if log.keep_content == "never" else storable(message.subject)
     log.from_email = storable(message.from_email)
@@ -99,6 +112,45 @@ def _draft(
     log.store_result = bool(options.store_result)
     is_due = options.send_at is None or options.send_at <= timezone.now()
     return Draft(log, recipients, stored.blobs, is_due)
+
+
+def _store(message: EmailMessage, aliases: Sequence[str]) -> StoredMessage:
+    """Return a message as it is stored, checked by the rules of its transports."""
+    rules = Rules.SMTP
+    if not messages.is_simple(message):
+        rules = transports.rules_of(aliases, message)
+        messages.check(message, rules)
+    stored = messages.dump(message, rules, lambda: transports.read_attributes(aliases))
+    check_size(stored.size)
+    return stored
+
+
+def _leave_out_additions(log: EmailLog, options: Options) -> None:
+    """Add nothing to a mail that builds its own MIME, which may be signed; say so.
+
+    Raises ``InvalidMessage`` if the call itself asks for an addition.
+    """
+    asked = [name for name in routing.ADDITIONS.values() if getattr(options, name)]
+    if asked:
+        raise InvalidMessage(
+            f"{asked[0]} cannot be added to a message that builds its own MIME in message(): add "
+            "the headers or links there (django_epica_mail.tracking.links.unsubscribe_url makes "
+            "one), or leave the option out."
+        )
+    logger.warning(
+        "E-mail %s builds its own MIME in message(), so it is sent without what its rule in ROUTES "
+        "adds: %s.",
+        log.pk,
+        log.additions,
+    )
+    log.additions = ""
+
+
+def _sealed(envelope: str, log: EmailLog) -> str:
+    """Return the message as its row stores it: with its terms, if these are encrypted with it."""
+    if encryption.is_on():
+        envelope = codec.with_terms(envelope, messages.Terms(log.additions, log.keep_content))
+    return encryption.seal(envelope, encryption.envelope_of(log.pk))
 
 
 MAX_HTML = 2 * 1024 * 1024
@@ -201,8 +253,9 @@ def attachment(blob: Blob) -> EmailAttachment:
 
 
 def storable(text: object) -> str:
-    """Return text without NULs and lone surrogates, which some databases reject.
+    """Return text without NULs and lone surrogates, which some databases reject; ``""`` for None.
 
     The envelope keeps the original.
     """
+    text = "" if text is None else text
     return str(text).replace("\0", "").encode("utf-8", "replace").decode()

@@ -14,8 +14,8 @@ from django.db.models import Expression
 from django_epica_mail import clock
 from django_epica_mail._compat import batched
 from django_epica_mail.broker import celery_config, doorbell
-from django_epica_mail.exceptions import MissingKey
-from django_epica_mail.messages import encryption
+from django_epica_mail.exceptions import UnreadableEnvelope
+from django_epica_mail.messages import codec
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, PendingResult
 from django_epica_mail.queueing import draft as queueing_draft
 from django_epica_mail.queueing import sql
@@ -150,8 +150,8 @@ def _differs(known: str, envelope: str) -> bool:
     if not known:
         return False  # its content was deleted
     try:
-        return encryption.unseal(known) != encryption.unseal(envelope)
-    except MissingKey:
+        return not codec.is_same(known, envelope)
+    except UnreadableEnvelope:
         return False
 
 

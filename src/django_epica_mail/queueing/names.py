@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from django.db import router
 
-from django_epica_mail import conf, routing
+from django_epica_mail import conf
 from django_epica_mail.broker import celery_config
 from django_epica_mail.models import EmailLog
 from django_epica_mail.transports import config as transports
@@ -30,11 +30,7 @@ def check_transport(alias: str) -> None:
 
 def named_queues() -> set[str]:
     """Return the queues that the settings name: the defaults, Celery's, ``ROUTES`` and OPTIONS."""
-    defaults = {False: routing.QUEUE, True: routing.BULK_QUEUE}
-    named = {
-        celery_config.site_route(bulk=bulk).get("queue") or default
-        for bulk, default in defaults.items()
-    }
+    named = {celery_config.site_queue(bulk=bulk) for bulk in (False, True)}
     named |= {rule.queue for rule in conf.get().routes if rule.queue}
     return named | {
         options["queue"] for options in transports.queueing().values() if options.get("queue")

@@ -105,7 +105,9 @@ class _Deliveries:
         """Deliver the due mail of a queue."""
         self._do(partial(worker.deliver, queue))
 
-    def ring_for_batch_on_commit(self, batch_id: str, *, using: str) -> None:
+    def ring_for_batch_on_commit(
+        self, batch_id: str, *, using: str, queue: str | None = None
+    ) -> None:
         """Make the mails of a bulk call, and deliver them."""
         self._do(partial(bulk.expand, batch_id))
 

@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from django.db import connections, router, transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import BooleanField, Exists, ExpressionWrapper, OuterRef, Q
 from django.utils import timezone
 
 from django_epica_mail import clock, lifecycle, signals, suppression
@@ -150,7 +151,9 @@ def record_visit(visit: Visit) -> bool:
     """
     using = router.db_for_write(EmailEvent)
     logs = EmailLog.objects.using(using).filter(pk=visit.email_id)
-    log = logs.only("pk", "status", "finished_at").first()
+    is_forgotten = ExpressionWrapper(Q(envelope=""), BooleanField())
+    rows = logs.only("pk", "status", "finished_at").annotate(is_forgotten=is_forgotten)
+    log: Any = rows.first()
     if log is None:
         return False
     now = timezone.now()
@@ -171,16 +174,16 @@ def record_visit(visit: Visit) -> bool:
         at=now,
         created_at=clock.now(),
         source=OWN,
-        url=visit.url,
+        url="" if log.is_forgotten else visit.url,  # a link is content
         user_agent=reply_text(visit.user_agent)[:255],
         ip=visit.ip,
         is_machine=is_machine,
     )
-    rows = EmailEvent.objects.using(using)
-    if rows.filter(key=event.key).exists():
+    events = EmailEvent.objects.using(using)
+    if events.filter(key=event.key).exists():
         return True
-    rows.bulk_create([event], ignore_conflicts=True)
-    if signals.email_event.has_listeners(EmailEvent) and rows.filter(pk=event.pk).exists():
+    events.bulk_create([event], ignore_conflicts=True)
+    if signals.email_event.has_listeners(EmailEvent) and events.filter(pk=event.pk).exists():
         transaction.on_commit(partial(_send_signal, event), using=using, robust=True)
     if log.status != Status.SENT:  # a visit of any kind proves that it arrived
         confirm_delivered([log.pk], using)
@@ -307,8 +310,10 @@ def _forget_link(event: EmailEvent, using: str) -> None:
 
     It came before the mail was known.
     """
-    logs = EmailLog.objects.using(using).filter(pk__in=[event.email_id], keep_content="always")
-    if event.url and not logs.exclude(envelope="").exists():
+    if not event.url:
+        return
+    log = EmailLog.objects.using(using).filter(pk__in=[event.email_id]).first()
+    if log is None or not log.keeps_content():
         event.url = ""
         EmailEvent.objects.using(using).filter(pk=event.pk).update(url="")
 
@@ -322,7 +327,7 @@ def _suppress(event: EmailEvent, using: str) -> None:
         return
     if event.kind == Kind.UNSUBSCRIBED and event.source == OWN:
         return  # ``unsubscribe`` has listed the scope that was left, which may be another
-    reason = _REASONS.get(Kind(event.kind))
+    reason = _REASONS.get(event.kind)  # type: ignore[call-overload]
     if event.kind == Kind.BOUNCED and event.reason == PERMANENT:
         reason = Suppression.Reason.BOUNCE
     if event.kind == Kind.REJECTED:

@@ -6,10 +6,11 @@ import html
 import logging
 import re
 from collections.abc import Callable
-from email.policy import Policy
+from email.policy import SMTP, Policy
 from functools import partial
 from typing import Any, Final
 
+import django
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailAlternative, EmailMessage, EmailMultiAlternatives
 
@@ -30,6 +31,9 @@ _MAX_URL_LENGTH = 1500
 """Characters of a link that is tracked. Django redirects to URLs of 2048 at most, and the signed
 link is longer than its target."""
 
+_MAX_LINE = 998
+"""Characters of a line without its end (RFC 5322, section 2.1.1)."""
+
 _TAG_NAME = re.compile(r"[A-Za-z][^\s/>]*")
 _ATTRIBUTE = re.compile(
     r"""[\s/]*(?P<name>[^\s/>][^\s/>=]*)
@@ -49,11 +53,36 @@ class _OneLine(str):
     Python would write a long link as an encoded word, which mail clients do not decode here.
     """
 
-    name = LIST_UNSUBSCRIBE
+    __slots__ = ("name",)
     max_count = None
+    name: str
+
+    def __new__(cls, name: str, value: str) -> _OneLine:
+        header = super().__new__(cls, value)
+        header.name = name
+        return header
 
     def fold(self, *, policy: Policy) -> str:
         return f"{self.name}: {self}{policy.linesep}"
+
+
+def keep_links_whole(message: EmailMessage) -> None:
+    """Keep the links of a mailing list's headers (RFC 2369) on one line.
+
+    Since Django 6.0, Python would encode those too long for one.
+    """
+    if django.VERSION < (6, 0):
+        return
+    for name, value in message.extra_headers.items():
+        if (
+            name.lower().startswith("list-")
+            and isinstance(value, str)
+            and value.isascii()
+            and value.isprintable()
+            and len(name) + len(value) + 2 <= _MAX_LINE
+            and "=?" in SMTP.fold(name, value)
+        ):
+            message.extra_headers[name] = _OneLine(name, value)
 
 
 def instrument(message: EmailMessage, mail: EmailLog) -> None:
@@ -77,7 +106,7 @@ def _offer_unsubscribe(message: EmailMessage, mail: EmailLog) -> None:
         return
     (address,) = message.recipients()
     url = links.unsubscribe_url(address, mail.category, email_id=mail.pk)
-    message.extra_headers[LIST_UNSUBSCRIBE] = _OneLine(f"<{url}>")
+    message.extra_headers[LIST_UNSUBSCRIBE] = _OneLine(LIST_UNSUBSCRIBE, f"<{url}>")
     message.extra_headers[LIST_UNSUBSCRIBE_POST] = "List-Unsubscribe=One-Click"
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import router
 from django.urls import get_resolver
 from django.utils import timezone
+from django.utils.timezone import is_naive, make_aware
 
 from django_epica_mail import clock, conf
 from django_epica_mail.messages.addresses import canonical
@@ -28,6 +30,10 @@ _KINDS = {"queued": Kind.ACCEPTED, "sent": Kind.ACCEPTED} | {
     kind.value: kind for kind in Kind if kind is not Kind.ACCEPTED
 }
 """Our kinds of event, by anymail's names for them."""
+
+_EARLIEST = datetime(2000, 1, 1, tzinfo=timezone.get_fixed_timezone(0))
+_AHEAD = timedelta(days=1)
+"""How far a provider's clock may be ahead of ours."""
 
 _BOUNCE_FIELDS = frozenset(
     {"bouncetype", "type", "event", "severity", "hard_bounce", "bounce_class", "status"}
@@ -43,11 +49,10 @@ def receive(sender: object, *, event: Any, esp_name: str, **_: Any) -> None:
 
     Raises ``DatabaseError``: the provider then gets status 500 and reports the event again.
     """
-    kind = _KINDS.get(event.event_type)
+    kind = _KINDS.get(str(event.event_type))
     if kind is None:
         return
     using = router.db_for_write(EmailLog)
-    # A provider passes on what servers and people wrote: any character, in any field.
     address = canonical(_text(event.recipient))
     provider_id = _text(event.message_id)[:255]
     agent = _text(event.user_agent)
@@ -58,7 +63,7 @@ def receive(sender: object, *, event: Any, esp_name: str, **_: Any) -> None:
             email_id=mail,
             key=_key(event, esp_name, kind, address),
             kind=kind,
-            at=event.timestamp or timezone.now(),
+            at=_time(event.timestamp),
             created_at=clock.now(),
             source=esp_name[:64],
             address=address,
@@ -150,8 +155,20 @@ def _url(url: str, mail: UUID | None, using: str) -> str:
     """
     if not url or mail is None:
         return url
-    is_kept = EmailLog.objects.using(using).filter(pk=mail, keep_content="always").exists()
-    return url if is_kept else ""
+    log = EmailLog.objects.using(using).filter(pk=mail).first()
+    return url if log is not None and log.keeps_content() else ""
+
+
+def _time(told: datetime | None) -> datetime:
+    """Return when an event happened; now, if the provider tells no time that can be.
+
+    Pages that show the edges of the calendar in a time zone raise ``OverflowError``.
+    """
+    now = timezone.now()
+    if told is None:
+        return now
+    told = make_aware(told) if is_naive(told) else told
+    return told if _EARLIEST < told < now + _AHEAD else now
 
 
 def _key(event: Any, esp_name: str, kind: Kind, address: str) -> str:

@@ -14,12 +14,15 @@ from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
 
 from django_epica_mail import conf
-from django_epica_mail.messages import addresses
+from django_epica_mail.messages import RawMessage, Rules, addresses, fields
 from django_epica_mail.replies import reply_text
 from django_epica_mail.retry import Failure, Kind, Result, Scope, mildest
 
 ID = "epica_mail_id"
 """The key of our id in the metadata that providers repeat in their events."""
+
+ADDED_MESSAGE_ID = "epica_mail_added_message_id"
+"""The attribute of a message whose Message-ID is not the caller's."""
 
 _MAYBE_TAKEN = (Kind.UNKNOWN, Scope.SERVER)
 STATUS_FAULTS = {
@@ -83,6 +86,16 @@ _TRACKING_PROVIDERS = frozenset(
         *("Test", "Unisender Go"),
     )
 )
+_NO_MESSAGE_ID_WITH_TEMPLATE = frozenset(
+    (
+        # docs.aws.amazon.com/ses/latest/APIReference-V2/API_MessageHeader.html
+        "Amazon SES",
+        # anymail.dev/en/stable/esps/sparkpost/#limitations-and-quirks
+        "SparkPost",
+    )
+)
+_TAKE_MIME = frozenset({"Amazon SES"})
+"""Providers whose backend calls ``message()``."""
 _MAX_RETRY_AFTER = 24 * 3600.0
 """Seconds; a longer ``Retry-After`` is ignored."""
 
@@ -91,6 +104,26 @@ def is_provider(backend: BaseEmailBackend | type[BaseEmailBackend]) -> bool:
     """Return whether a backend is one of anymail's."""
     cls = backend if isinstance(backend, type) else type(backend)
     return any(base.__module__ == "anymail.backends.base" for base in cls.__mro__)
+
+
+def rules(backend: Any, message: EmailMessage) -> Rules:
+    """Return what a provider's backend reads of a message.
+
+    Amazon's takes MIME, except for a message that the provider makes of a template.
+    """
+    is_mime = backend.esp_name in _TAKE_MIME and not has_template(message)
+    return Rules.MIME if is_mime else Rules.FIELDS
+
+
+def _makes_own_headers(backend: Any, message: EmailMessage) -> bool:
+    """Return whether a provider takes no Message-ID with a message that it makes of a template."""
+    return backend.esp_name in _NO_MESSAGE_ID_WITH_TEMPLATE and has_template(message)
+
+
+def has_template(message: EmailMessage) -> bool:
+    """Return whether the provider makes the mail of a template that it stores."""
+    template = getattr(message, "template_id", None)
+    return template is not None and not fields.is_unset(template)
 
 
 def restrain(backend: Any) -> None:
@@ -110,6 +143,10 @@ def restrain(backend: Any) -> None:
             read_timeout=min(config.read_timeout, seconds),
         )
         backend.client_params["config"] = config.merge(once)
+
+
+class WithoutFields(Exception):  # noqa: N818 - an answer, not an error
+    """A message of which only the MIME is stored, for a provider that takes only fields."""
 
 
 class TakenBefore(Failure):
@@ -141,8 +178,14 @@ def idempotency_key(our_id: str, recipients: Sequence[str]) -> str:
 def prepare(backend: Any, message: EmailMessage) -> None:
     """Add our id and its key to a message, and drop what ``recipients()`` leaves out.
 
-    SMTP uses ``recipients()``; anymail reads To, Cc and Bcc instead.
+    SMTP uses ``recipients()``; anymail reads To, Cc and Bcc instead. Raises ``WithoutFields`` for
+    a message that would arrive empty.
     """
+    if isinstance(message, RawMessage) and rules(backend, message) is Rules.FIELDS:
+        raise WithoutFields(
+            "Only the MIME of this message is stored, because it built that itself in message() "
+            f"for another transport, and {backend.esp_name} takes only fields."
+        )
     remaining = Counter(message.recipients())
     for name in ("to", "cc", "bcc"):
         kept = []
@@ -151,6 +194,8 @@ def prepare(backend: Any, message: EmailMessage) -> None:
                 remaining[address] -= 1
                 kept.append(address)
         setattr(message, name, kept)
+    if vars(message).get(ADDED_MESSAGE_ID) and _makes_own_headers(backend, message):
+        del message.extra_headers["Message-ID"]
     our_id = getattr(message, ID, None)
     given = getattr(message, "metadata", None)
     if our_id and backend.esp_name in _METADATA_PROVIDERS:
@@ -200,11 +245,13 @@ def result(message: EmailMessage, failure: Failure | None, seconds: float) -> Re
 
 
 def classify(error: Exception) -> Failure | None:
-    """Return what an error of an anymail backend means, or ``None`` for any other error.
+    """Return what an error of an anymail backend, or of ``prepare``, means; ``None`` for others.
 
     ``UNKNOWN`` if the provider may have accepted the mail: a time-out after posting, or an error of
     its server or gateway.
     """
+    if isinstance(error, WithoutFields):
+        return Failure(kind=Kind.MESSAGE, reply=reply_text(str(error)))
     names = {base.__name__ for base in type(error).__mro__ if base.__module__ == _EXCEPTIONS_MODULE}
     if not names:
         return None

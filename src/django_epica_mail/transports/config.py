@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import ipaddress
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from django.conf import settings
 from django.core import mail
 from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.mail import EmailMessage
+from django.core.mail.backends.base import BaseEmailBackend
 from django.core.validators import validate_email
 from django.utils.module_loading import import_string
 
 from django_epica_mail import conf
+from django_epica_mail.messages import Rules
 from django_epica_mail.transports import anymail
 
 QUEUE_BACKEND = "django_epica_mail.backends.EmailBackend"
@@ -113,13 +116,50 @@ def aliases() -> tuple[str, ...]:
 
 def tracks(alias: str) -> bool:
     """Return whether a transport is a provider that tracks opens and clicks itself."""
-    if under_test():
-        return False
+    backend = None if under_test() else _backend(alias)
+    return backend is not None and anymail.is_provider(backend) and anymail.tracks(backend)
+
+
+def rules_of(aliases: Iterable[str], message: EmailMessage) -> Rules:
+    """Return the rules with which a message complies if any of these transports may send it."""
+    found = set()
+    for alias in aliases:
+        backend = None if under_test() else _backend(alias)
+        if backend is None or not anymail.is_provider(backend):
+            return Rules.SMTP
+        found.add(anymail.rules(backend, message))
+    return Rules.MIME if Rules.MIME in found else Rules.FIELDS
+
+
+def read_attributes(aliases: Iterable[str]) -> bool:
+    """Return whether one of these transports may read attributes of a message that are a site's.
+
+    Django's backends and anymail's read only their own, and so does a subclass of Django's SMTP
+    backend that sends as that does.
+    """
+    return any(_reads_attributes(_backend(alias)) for alias in aliases)
+
+
+def _reads_attributes(backend: type[BaseEmailBackend] | None) -> bool:
+    if backend is None or backend.__module__.startswith(("django.core.mail.", "anymail.")):
+        return backend is None
+    smtp = import_string(DJANGO_SMTP)
+    is_smtp = issubclass(backend, smtp)
+    return not is_smtp or any(
+        getattr(backend, name) is not getattr(smtp, name) for name in ("send_messages", "_send")
+    )
+
+
+def _backend(alias: str) -> type[BaseEmailBackend] | None:
+    """Return the class of a transport's backend; ``None`` if there is none to import."""
+    spec = specs().get(alias)
     try:
-        backend = import_string(specs().get(alias, {}).get("BACKEND", DJANGO_SMTP))
+        found: type[BaseEmailBackend] | None = (
+            None if spec is None else import_string(spec.get("BACKEND", DJANGO_SMTP))
+        )
     except ImportError:
-        return False  # reported by the checks, and by the first mail that needs it
-    return anymail.is_provider(backend) and anymail.tracks(backend)
+        return None  # reported by the checks, and by the first mail that needs it
+    return found
 
 
 def unencrypted_logins() -> Iterator[tuple[str, str]]:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 1 << 16
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_MAX_HEARD_BYTES = 1 << 24  # of all replies about one mail, lest they fill the memory
 _MAX_PIPELINED_RECIPIENTS = 100
 """With more recipients, client and server might each wait for the other to read."""
 
@@ -176,7 +177,7 @@ class RecordingClient(smtplib.SMTP):
 
     def begin(self, deadline: float) -> None:
         """Start the record of a new mail, which must end by ``deadline`` (monotonic seconds)."""
-        self.deadline = deadline
+        self.deadline, self.heard = deadline, 0
         self.stage = Stage.ENVELOPE
         self.recipient_replies: list[Reply] = []
         self.content_reply: Reply | None = None
@@ -247,12 +248,8 @@ class RecordingClient(smtplib.SMTP):
             msg = self.signer.sign(content)
         sender = self.envelope_from or from_addr
         recipients = [to_addrs] if isinstance(to_addrs, str) else to_addrs
-        has_options = mail_options or rcpt_options
-        pipelines = (
-            self.has_extn("pipelining")
-            and not has_options
-            and len(recipients) <= _MAX_PIPELINED_RECIPIENTS
-        )
+        is_long = len(recipients) > _MAX_PIPELINED_RECIPIENTS
+        pipelines = self.has_extn("pipelining") and not (is_long or mail_options or rcpt_options)
         self._pipelined_recipients = recipients if pipelines else ()
         return super().sendmail(sender, recipients, msg, mail_options, rcpt_options)
 
@@ -389,7 +386,11 @@ class _DeadlineReader(io.RawIOBase):
         if sock is None:
             return 0
         sock.settimeout(self._client.seconds_left())
-        return sock.recv_into(buffer)
+        count = sock.recv_into(buffer)
+        self._client.heard += count
+        if self._client.heard > _MAX_HEARD_BYTES:
+            raise OSError("the server's replies about this mail do not end")
+        return count
 
 
 def _quote_address(address: str) -> str:

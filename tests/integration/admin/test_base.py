@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.contrib.auth.models import Permission, User
@@ -14,7 +15,7 @@ from benchmarks.rows import multiply
 from devservers.smtp_faults import refuse
 from django_epica_mail import outbox
 from django_epica_mail.admin.base import AtLeast, recent
-from django_epica_mail.models import DeliveryGate, EmailBatch, EmailEvent, EmailLog
+from django_epica_mail.models import DeliveryGate, EmailBatch, EmailEvent, EmailLog, EmailTotal
 from tests.integration.admin.pages import html_of, url
 
 MODELS = ("emaillog", "emailbatch", "deliverygate")
@@ -154,3 +155,45 @@ def test_no_path_and_no_query_of_a_row_is_an_error_of_the_server(
         assert superuser.get(path, follow=True).status_code in (200, 404)
         path = url(page, queue_mail().pk)
         assert superuser.get(f"{path}?images={value}&{value}", follow=True).status_code == 200
+
+
+ALL = (*MODELS, "emailevent", "suppression")
+NO_IDS = ["nope", "\0", "' OR 1=1", "00000000-0000-0000-0000-000000000000", "_5F"]
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_what_is_no_id_is_no_error(superuser, rows, model) -> None:
+    for action in ("export_csv", "export", "delete_selected"):
+        for across in ("0", "1"):
+            for chosen in (NO_IDS[:1], NO_IDS):
+                form = {"action": action, "_selected_action": chosen, "select_across": across}
+                assert superuser.post(url(f"{model}_changelist"), form).status_code < 500
+    for text in NO_IDS:
+        for view in ("change", "delete", "history"):
+            page = f"/admin/epica_mail/{model}/{quote(text)}/{view}/"
+            assert superuser.get(page).status_code < 500, (view, text)
+            assert superuser.post(page, {"post": "yes"}).status_code < 500, (view, text)
+
+
+@pytest.mark.parametrize("model", [*ALL, "emailtotal"])
+def test_no_query_string_is_an_error(superuser, rows, model) -> None:
+    names = (
+        *("status", "queue", "category", "batch", "since", "q", "p", "o", "_to_field"),
+        *("kind__exact", "is_machine__exact", "reason__exact", "id__in", "period", "workers"),
+        *("email__envelope__startswith", "url__regex", "created_at__year", "_changelist_filters"),
+    )
+    for name in names:
+        for value in (["\0", "x"], "-1", "9" * 400):
+            answer = superuser.get(url(f"{model}_changelist"), {name: value})
+            assert answer.status_code < 500, (name, value)
+
+
+@pytest.mark.parametrize("damaged", [{}, 0, "x", [1, {}], [{"index": "x"}], {"a": [None]}])
+def test_lists_that_somebody_has_damaged_are_no_error(superuser, rows, damaged) -> None:
+    EmailLog.objects.update(fallbacks=damaged)
+    EmailBatch.objects.update(refused=damaged)
+    EmailTotal.objects.update(buckets=damaged)
+    for model in ("emaillog", "emailbatch"):
+        assert superuser.get(url(f"{model}_change", rows[model].pk)).status_code == 200
+        html_of(superuser, f"{model}_changelist")
+    html_of(superuser, "emailtotal_changelist")

@@ -11,8 +11,9 @@ import pytest
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.test import RequestFactory
 
-from django_epica_mail import outbox
+from django_epica_mail import messages, outbox
 from django_epica_mail.admin.content import as_sent, frame, read_content, sandboxed
+from django_epica_mail.messages import encryption
 from django_epica_mail.models import EmailLog
 from tests.integration.admin.pages import html_of, url
 
@@ -85,6 +86,26 @@ def test_the_raw_message_is_the_one_that_was_sent(reader, smtp, letter, deliver)
     assert [part.get_content() for part in raw.walk() if not part.is_multipart()] == bodies
     dates = [mktime_tz(parsedate_tz(str(it["Date"])) or ()) for it in (raw, sent)]
     assert abs(dates[0] - dates[1]) < 60
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"body": None, "subject": None, "from_email": None, "template_id": "welcome"},
+        {"extra_headers": {"X-Priority": 1}},
+        {"from_email": "a@example.com, b@example.com", "to": ["jörg@example.com"]},
+    ],
+    ids=str,
+)
+def test_a_mail_that_only_a_provider_takes_can_be_read(letter, given) -> None:
+    message = EmailMessage("S", "B", "shop@example.com", ["to@example.com"])
+    vars(message).update(given)
+    stored = messages.dump(message, messages.Rules.FIELDS).envelope
+    letter.envelope = encryption.seal(stored, encryption.envelope_of(letter.pk))
+    headers = dict(read_content(letter).headers)
+    assert "None" not in headers.values()
+    assert headers["X-Priority"] == "1" if "extra_headers" in given else headers["To"]
+    assert b"None" not in as_sent(letter)
 
 
 def test_headers_set_by_the_caller_are_kept(db) -> None:

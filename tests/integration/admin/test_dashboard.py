@@ -241,6 +241,16 @@ def test_workers_are_asked_only_on_request(operator, monkeypatch) -> None:
     assert "celery, emails" in html
 
 
+def test_workers_that_do_not_answer_are_judged_by_what_they_did(
+    operator, monkeypatch, smtp, queue_mail, deliver
+) -> None:
+    monkeypatch.setattr(workers, "consumed", dict)
+    queue_mail()
+    deliver()
+    html = html_of(operator, PAGE, workers="ask")
+    assert '<span class="em-badge">No worker answers.</span> The last attempt was' in html
+
+
 def test_a_broker_that_is_down_is_reported(operator, monkeypatch) -> None:
     def consumed() -> dict[str, list[str]]:
         raise ConnectionError("redis://:secret@host")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from cryptography.fernet import Fernet
-from django.core.mail import EmailMessage
+from django.core.mail import EmailMessage, EmailMultiAlternatives
 
 from devservers.smtp_faults import refuse
 from django_epica_mail import outbox
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.models import EmailLog
+from django_epica_mail.models import EmailAttachment, EmailLog
 from tests.integration.admin.pages import client_of, html_of, url
 
 
@@ -149,3 +149,23 @@ def test_the_number_of_queries_is_bounded(reader, letter, django_assert_num_quer
     # provider events.
     with django_assert_num_queries(9):
         html_of(reader, "emaillog_change", letter.pk)
+
+
+def test_the_attachments_of_another_mail_are_neither_listed_nor_shown(reader, letter) -> None:
+    message = EmailMessage("S", "B", None, ["victim@example.com"])
+    message.attach("secret.pdf", b"other", "application/pdf")
+    victims = outbox.enqueue(message, transport="smtp")
+    letter.attachments.add(*victims.attachments.all())
+    assert "secret.pdf" not in html_of(reader, "emaillog_change", letter.pk)
+    stolen = victims.attachments.get().pk
+    assert reader.get(url("emaillog_attachment", letter.pk, stolen)).status_code == 404
+    assert reader.get(url("emaillog_attachment", victims.pk, stolen)).status_code == 200
+
+
+def test_html_is_shown_without_inline_images_that_somebody_replaced(reader) -> None:
+    message = EmailMultiAlternatives("S", "B", None, ["to@example.com"])
+    message.attach_alternative('<img src="cid:x">words', "text/html")
+    message.attach("a.bin", b"content", "application/octet-stream")
+    log = outbox.enqueue(message, transport="smtp")
+    EmailAttachment.objects.update(content=b"evil", size=4)
+    assert "words" in html_of(reader, "emaillog_html", log.pk)

@@ -116,3 +116,10 @@ def test_pausing_requires_permission_post_and_a_csrf_token(operator, queue_mail)
     assert not DeliveryGate.objects.exists()
     outbox.pause(queue="emails")
     assert "paused" in text_in(html_of(viewer, LIST))
+
+
+def test_a_gate_of_an_unknown_scope_is_not_shown(operator) -> None:
+    DeliveryGate.objects.create(scope="evil", name="emails", paused=True)
+    html = html_of(operator, LIST)
+    assert "evil" not in html
+    assert "Pause queue emails" in text_in(html)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import time
 from email.message import MIMEPart
 from email.mime.image import MIMEImage
 from html.parser import HTMLParser
 from typing import Any
 
 import django
+import nh3
 import pytest
 from django.core.mail import EmailMultiAlternatives
 from hypothesis import given
 from hypothesis import strategies as st
 
 from django_epica_mail import outbox
-from django_epica_mail.admin.sanitize import inline_images, sanitized
+from django_epica_mail.admin import sanitize
+from django_epica_mail.admin.sanitize import TooMuchHTML, inline_images, sanitized
 from tests.integration.admin.pages import html_of, url
 
 PNG = b"\x89PNG\r\n\x1a\nimage"
@@ -131,3 +135,72 @@ def test_without_the_extra_the_page_shows_no_html_and_names_it(reader, letter, m
 def test_the_language_of_the_document_is_kept(html: str, language: str | None) -> None:
     tags = dict(Parsed(sanitized(html, {})).tags)
     assert tags.get("html", {}) == ({"lang": language} if language else {})
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<div>" * 40_000, "<span><div></span></div>" * 20_000, "<p><div></p>" * 20_000,
+        "".join(f"<b id={i}><p>" for i in range(15_000)),
+        "<p>" + "".join(f"<b id={i}>" for i in range(1000)) + "</p>" + "<p>x" * 40_000,
+        "".join(f"<html a{i}=1>" for i in range(15_000)),
+        "<div><!--</div>-->" * 10_000, '<div title="</div>">' * 10_000,
+        "<svg></svg>" + "<div></div>" * 10_000, "<script><!--</script>" + "<i></i>" * 10_000,
+        "<table><form>x</form>" * 10_000, "x" * 400_001, "<" * 1_000_000,
+    ],
+)  # fmt: skip
+def test_html_that_would_take_a_parser_long_is_not_shown(html) -> None:
+    started = time.process_time()
+    with pytest.raises(TooMuchHTML):
+        sanitized(html, {})
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<p>one<p>two" * 5000, "<ul>" + "<li>item" * 5000 + "</ul>",
+        "<!--[if mso]><table><tr><td><![endif]-->x<!--[if mso]></table><![endif]-->" * 2000,
+        "<style>a > b { color: red }</style>" * 500, "<br><img src='https://a.example'>" * 3000,
+        "<table>" + "<tr><td><b>cell</b><td><a href='//a.example/?a>b'>x</a>" * 3000 + "</table>",
+        "<div>" * 200 + "x" + "</div>" * 200,
+    ],
+)  # fmt: skip
+def test_the_html_of_long_reports_is_shown(html) -> None:
+    assert sanitized(html, {})
+
+
+ELEMENTS = ["div", "span", "b", "p", "table", "tr", "td", "li", "ul", "a", "h1", "button", "form"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["<{} id={}>", "</{}>", "x</{}>"]), st.sampled_from(ELEMENTS)),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_no_order_of_tags_hides_how_deep_they_are(tags) -> None:
+    """Compare what is counted with what the parser made of it."""
+    html = "".join(form.format(name, number) for number in range(100) for form, name in tags)
+    clean = nh3.clean(html, tags=set(ELEMENTS), attributes={it: {"id"} for it in ELEMENTS})
+    depth = deepest = 0
+    for closes, name in re.findall(r"<(/?)(\w+)", clean):
+        if name not in sanitize._ENDED_BY_OTHERS:
+            depth += -1 if closes else 1
+            deepest = max(deepest, depth)
+    counted = _counted(html)
+    assert deepest <= counted + 10
+
+
+def _counted(html: str) -> int:
+    deepest = 0
+
+    class Counted(sanitize._Nesting):
+        def _push(self, name: str) -> None:
+            nonlocal deepest
+            super()._push(name)
+            deepest = max(deepest, self._depth)
+
+    Counted(html)
+    return deepest

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from datetime import timedelta
 
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.test import Client
+from django.utils import timezone
 
 from django_epica_mail import suppression
 from django_epica_mail.models import Suppression
@@ -136,3 +139,42 @@ def test_the_number_of_queries_is_bounded(superuser, django_assert_max_num_queri
         suppression.add(f"{number}@example.com")
     with django_assert_max_num_queries(5):
         html_of(superuser, "suppression_changelist")
+
+
+def _added(client: Client, address: str) -> tuple[int, str]:
+    """Add an address; return all that the answer says, without ids."""
+    response = client.post(url("suppression_add"), {**FORM, "address": address}, follow=True)
+    text = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|csrf\S+ value=\S+", "", response.content.decode())
+    return response.status_code, text
+
+
+def test_who_may_only_add_entries_does_not_learn_which_exist() -> None:
+    suppression.add("gone@example.com", note="ours")
+    answers = []
+    for address in ("gone@example.com", "new@example.com"):
+        User.objects.all().delete()
+        client = client_of("add_suppression")
+        answers.append(_added(client, address))
+        page = LogEntry.objects.get().object_id
+        answers.append([
+            client.get(url(f"suppression_{view}", page)).status_code
+            for view in ("history", "change", "delete")
+        ])  # fmt: skip
+        LogEntry.objects.all().delete()
+    assert answers[:2] == answers[2:]
+    assert suppression.is_suppressed("new@example.com")
+    assert Suppression.objects.get(address="gone@example.com").note == "ours"
+
+
+def test_who_may_only_add_entries_renews_an_expired_one() -> None:
+    yesterday = timezone.now() - timedelta(days=1)
+    suppression.add("gone@example.com", expires_at=yesterday)
+    client_of("add_suppression").post(url("suppression_add"), FORM)
+    assert suppression.is_suppressed("gone@example.com")
+
+
+def test_a_time_that_no_page_can_show_is_refused(superuser) -> None:
+    form = {**FORM, "expires_at_0": "9999-12-31", "expires_at_1": "23:59:59"}
+    response = superuser.post(url("suppression_add"), form)
+    assert "Leave it empty to suppress the address for good" in response.content.decode()
+    assert not Suppression.objects.exists()

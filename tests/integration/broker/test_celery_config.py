@@ -117,10 +117,3 @@ def test_an_app_without_our_tasks_has_no_rate(monkeypatch) -> None:
     app = Celery("empty", set_as_current=False)
     monkeypatch.setattr(celery_config, "app_or_default", lambda: app)
     assert celery_config.site_rate() is None
-
-
-def test_the_brokers_url_includes_its_password(monkeypatch) -> None:
-    url = "redis://user:secret@broker.example:6379/3"
-    app = Celery("with-password", broker=url, set_as_current=False)
-    monkeypatch.setattr(celery_config, "app_or_default", lambda: app)
-    assert celery_config.broker_url() == url

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import current_app
+from celery import Celery, _state, current_app
+from django.core.checks import WARNING
+from kombu import Queue
 
 from django_epica_mail.broker import checks
 from django_epica_mail.broker.celery_config import BULK_TASK, SINGLE_TASK
@@ -69,3 +71,55 @@ print(*[message.id for message in run_checks(tags=["mail"])])
             [sys.executable, "-c", code % line], capture_output=True, text=True, check=True
         )
         assert ("epica_mail.W007" in done.stdout.split()) is is_found
+
+
+@pytest.fixture
+def make_app() -> Iterator[Callable[..., Celery]]:
+    """Make Celery apps that end with the test, after which the tests' app is current again."""
+    made: list[Celery] = []
+    before = current_app._get_current_object()
+
+    def make(name: str, **options: Any) -> Celery:
+        made.append(Celery(name, broker="memory://", **options))
+        return made[-1]
+
+    yield make
+    for app in made:
+        app.close()
+        _state._deregister_app(app)
+    before.set_current()
+    before.set_default()
+
+
+def test_w051_a_second_app_in_the_process(make_app) -> None:
+    assert list(checks.check_single_app()) == []
+    make_app("other", set_as_current=False)
+    assert list(checks.check_single_app()) == [], "which cannot become current"
+    make_app("second")
+    (message,) = checks.check_single_app()
+    assert (message.id, message.level) == ("epica_mail.W061", WARNING)
+    assert "'second'" in message.msg
+    assert "'tests'" in message.msg
+    current_app.set_default()
+    assert list(checks.check_single_app()) == [], "the site has chosen it"
+
+
+@pytest.mark.parametrize(
+    ("queues", "missing"),
+    [
+        (None, ["'bulk_emails'", "'emails'"]),
+        ([Queue("emails"), Queue("bulk_emails")], ["'celery'"]),
+        ([Queue("emails"), Queue("bulk_emails"), Queue("celery")], []),
+    ],
+    ids=["none", "without the default", "all"],
+)
+def test_w050_a_queue_that_celery_does_not_create(monkeypatch, queues, missing) -> None:
+    app = Celery("closed", broker="memory://", set_as_current=False)
+    app.conf.update(task_create_missing_queues=False, task_queues=queues)
+    monkeypatch.setattr(checks, "app_or_default", lambda: app)
+    messages = list(checks.check_queues({"emails", "bulk_emails"}))
+    assert [it.id for it in messages] == ["epica_mail.W060"] * bool(missing)
+    for message in messages:
+        assert ", ".join(missing) in message.msg
+    app.conf.task_create_missing_queues = True
+    assert list(checks.check_queues({"anything"})) == []

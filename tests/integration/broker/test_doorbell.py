@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from celery import Celery
 from django.db import transaction
+from django.utils import timezone
+from kombu import Queue
 
 from devservers.process import free_port
 from devservers.redis import RedisServer
+from django_epica_mail import maintenance, signals
 from django_epica_mail.broker import doorbell
 from django_epica_mail.models import EmailLog
 
@@ -168,3 +172,69 @@ def test_an_error_of_the_bell_does_not_reach_the_caller(queue_mail, monkeypatch)
 
     monkeypatch.setattr(doorbell, "_ring_unless_covered", explode)
     assert queue_mail().status == "queued"
+
+
+def test_a_queue_that_is_not_configured_silences_no_other(redis, bell, celery, caplog) -> None:
+    queues = [Queue("celery"), Queue("emails")]
+    celery(redis.url(), task_create_missing_queues=False, task_queues=queues)
+    with caplog.at_level(logging.WARNING):
+        assert [doorbell.ring("typo") for _ in range(3)] == [False] * 3
+    assert doorbell.ring("emails") is True
+    (record,) = caplog.records
+    assert "The queue typo is not in CELERY_TASK_QUEUES" in record.getMessage()
+
+
+def test_a_ring_reaches_the_broker_that_is_alive(redis, bell, celery) -> None:
+    celery(f"redis://127.0.0.1:{free_port()}/0;{redis.url()}")
+    assert doorbell.ring("emails") is True
+    with redis.client() as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+    assert doorbell.ring("emails") is True, "over a new connection"
+    with redis.client() as client:
+        assert client.llen("emails") == 2
+
+
+def test_a_ring_needs_no_result_backend(redis, bell, celery) -> None:
+    celery(redis.url(), result_backend="no.such.module:Backend")
+    assert doorbell.ring("emails") is True
+
+
+@pytest.mark.django_db(transaction=True)
+def test_nested_rings_of_an_eager_site_ask_no_broker(
+    smtp, bell, celery, queue_mail, epica_mail, caplog
+) -> None:
+    celery(f"redis://127.0.0.1:{free_port()}/0", task_always_eager=True)
+    epica_mail(BATCH_SIZE=1)  # a full batch calls for help
+    with caplog.at_level(logging.INFO), transaction.atomic():
+        for _ in range(8):
+            queue_mail()
+    assert len(smtp.accepted) == 8
+    assert [it for it in caplog.records if it.name == doorbell.__name__] == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_sweep_of_an_eager_site_delivers(smtp, bell, celery, queue_mail, travel) -> None:
+    celery("memory://", task_always_eager=True)
+    queue_mail(send_at=timezone.now() + timedelta(minutes=5))
+    assert smtp.accepted == []
+    travel(minutes=6)
+    maintenance.dispatch()
+    assert len(smtp.accepted) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_mail_that_a_delivery_queues_is_sent_by_an_eager_site(
+    smtp, bell, celery, queue_mail, monkeypatch
+) -> None:
+    celery("memory://", task_always_eager=True)
+
+    def receipt(sender: Any, email: EmailLog, **_: Any) -> None:
+        if email.subject != "Receipt":
+            queue_mail(subject="Receipt", queue="receipts")
+
+    signals.before_send.connect(receipt)
+    try:
+        queue_mail()
+    finally:
+        signals.before_send.disconnect(receipt)
+    assert len(smtp.accepted) == 2

@@ -440,3 +440,21 @@ def test_a_restriction_in_production_is_warned_about(
     settings.DEBUG = debug
     found = run_checks(tags=["mail"], include_deployment_checks=True)
     assert [it.id for it in found if str(it.id).startswith("epica_mail.")] == ids
+
+
+@pytest.mark.parametrize("html", [False, True])
+@pytest.mark.parametrize(
+    "message_id",
+    ["<x@y>\r\nX-Evil: 1", "<x@y>\nX-Evil: 1", "<x@y>\r\n\r\nX-Evil", "<x@y>\r\n.\r\nRSET",
+     "<x@y>\x0bX-Evil: 1", "<x@y>\u2028X-Evil: 1", "<x@y>\x85X-Evil: 1", "(" * 250, '"' * 255],
+)  # fmt: skip
+def test_a_message_id_that_somebody_wrote_adds_no_header(smtp, deliver, message_id, html) -> None:
+    message = EmailMultiAlternatives("S", "B", None, ["to@example.com"])
+    if html:
+        message.attach_alternative("<p>x</p>", "text/html")
+    outbox.enqueue(message, transport="smtp")
+    EmailLog.objects.update(message_id=message_id)
+    deliver()
+    for mail in smtp.accepted:
+        assert "X-Evil" not in message_from_bytes(mail.content)
+        assert b"X-Evil" not in mail.content.split(b"\r\n\r\n", 1)[1]

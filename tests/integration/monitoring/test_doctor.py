@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import django
 import pytest
-from celery import current_app
 from cryptography.fernet import Fernet
 from django.db import DatabaseError, connection
 
@@ -24,17 +21,6 @@ pytestmark = pytest.mark.django_db
 SMTP = "django.core.mail.backends.smtp.EmailBackend"
 
 
-@pytest.fixture
-def celery_conf(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Set keys of Celery's configuration until the end of the test."""
-
-    def set_keys(**keys: Any) -> None:
-        for key, value in keys.items():
-            monkeypatch.setitem(current_app.conf, key, value)
-
-    return set_keys
-
-
 def found(name: str, **options: Any) -> Finding:
     (finding,) = [it for it in doctor.examine(**options) if it.id == name]
     assert finding.text
@@ -44,43 +30,6 @@ def found(name: str, **options: Any) -> Finding:
 
 def ids(**options: Any) -> set[str]:
     return {it.id for it in doctor.examine(**options)}
-
-
-def test_a_broker_that_is_down_is_found() -> None:
-    finding = found("broker")
-    assert finding.level == "error"
-    assert "OperationalError" in finding.text
-
-
-def test_a_missing_worker_is_found() -> None:
-    (finding,) = doctor.without_worker({"emails", "bulk_emails"}, set())
-    assert (finding.level, finding.id) == ("error", "no-worker")
-    assert "-Q celery,bulk_emails,emails" in finding.remedy
-
-
-def test_a_queue_without_a_worker_is_found() -> None:
-    consumed = {"celery", "emails"}
-    (finding,) = doctor.without_worker({"emails", "bulk_emails"}, consumed)
-    assert (finding.level, finding.id) == ("error", "queue-without-worker")
-    assert "the queue bulk_emails" in finding.text
-    assert list(doctor.without_worker({"emails"}, consumed)) == []
-
-
-def test_routed_queues_and_queues_with_mail_need_a_worker(
-    smtp, epica_mail, queue_mail, deliver, celery_conf
-) -> None:
-    epica_mail(ROUTES=[{"match": {"bulk": True}, "queue": "newsletter"}])
-    queue_mail(queue="invoices")
-    queue_mail(queue="done")
-    deliver("done")
-    assert doctor.queues() == {"emails", "bulk_emails", "newsletter", "invoices"}
-
-
-@pytest.mark.skipif(django.VERSION < (6, 1), reason="OPTIONS are MAILERS', of Django 6.1")
-def test_the_queue_of_an_alias_needs_a_worker(smtp, settings) -> None:
-    queued = {**settings.MAILERS["default"], "OPTIONS": {"transport": "smtp", "queue": "slow"}}
-    settings.MAILERS = {**settings.MAILERS, "slow": queued}
-    assert "slow" in doctor.queues()
 
 
 def test_a_missing_beat_is_found(queue_mail, travel, rings) -> None:
@@ -103,40 +52,6 @@ def test_missing_tables_are_found(transactional_db) -> None:
         with pytest.raises(DatabaseError):
             EmailLog.objects.count()
     assert "migrate" in finding.remedy
-
-
-def test_results_that_expire_before_mail_are_found(celery_conf) -> None:
-    celery_conf(result_backend=None, result_expires=timedelta(minutes=5))
-    assert "result-expires" not in ids()
-    celery_conf(result_backend="cache+memory://")
-    finding = found("result-expires")
-    assert finding.level == "warning"
-    assert "CELERY_RESULT_EXPIRES" in finding.remedy
-    celery_conf(result_expires=timedelta(days=1))
-    assert found("result-expires").level == "info"
-    celery_conf(result_expires=timedelta(days=30))
-    assert "result-expires" not in ids()
-
-
-def test_incomplete_results_are_found(celery_conf) -> None:
-    celery_conf(result_backend="cache+memory://", result_extended=False, task_track_started=False)
-    assert found("result-extended").level == found("track-started").level == "info"
-    celery_conf(result_extended=True, task_track_started=True)
-    assert not ids() & {"result-extended", "track-started"}
-
-
-def test_a_redis_without_a_timeout_is_found(celery_conf) -> None:
-    assert found("socket-timeout").level == "info"
-    celery_conf(broker_transport_options={"socket_timeout": 5})
-    assert "socket-timeout" not in ids()
-
-
-def test_eager_tasks_are_found_and_no_worker_is_required(celery_conf, settings) -> None:
-    celery_conf(task_always_eager=True)
-    assert found("always-eager").level == "warning"
-    assert "broker" not in ids()
-    settings.DEBUG = True
-    assert "always-eager" not in ids()
 
 
 def test_mail_held_back_is_found(smtp, queue_mail, deliver) -> None:

@@ -240,11 +240,11 @@ def test_content_that_was_moved_is_not_sealed_again(smtp, epica_mail) -> None:
     own = queue(ADDRESS, "cy@example.com")
     EmailLog.objects.filter(pk=own.pk).update(envelope=victims.envelope)
     done = erase()
-    assert str(own.pk) in done["unreadable"]
+    assert done["unreadable"] == [str(own.pk), str(batch.pk)]
     own.refresh_from_db()
     assert own.envelope == victims.envelope, "unchanged, so not sent"
     batch.refresh_from_db()
-    assert batch.refused[0]["reason"] == ""
+    assert batch.refused[0]["reason"] == victims.envelope, "unchanged, so not shown"
 
 
 def test_events_are_deleted_and_suppressions_keep_only_a_digest(smtp, deliver) -> None:
@@ -424,3 +424,16 @@ def test_tagged_addresses_are_erased_if_asked_for(smtp, deliver) -> None:
     assert erase()["deleted"] == 0
     done = erasure.erase(Person(ADDRESS, tagged=True))
     assert (done["deleted"], done["forgotten"], done["remains"]) == (1, 1, [])
+
+
+def test_a_recipient_that_somebody_added_to_a_mail_does_not_delete_it(
+    smtp, deliver, epica_mail
+) -> None:
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+    victims = queue("bob@example.com")
+    deliver()
+    added = EmailRecipient.objects.create(email=victims, position=1, kind="to", address=ADDRESS)
+    done = erase()
+    assert (done["deleted"], done["forgotten"]) == (0, 0)
+    assert done["remains"] == [f"epica_mail.EmailRecipient.address {added.pk}"]
+    assert victims.message().body

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from devservers.smtp_faults import refuse
 from django_epica_mail import outbox, suppression
-from django_epica_mail.models import EmailEvent, EmailLog
+from django_epica_mail.models import EmailEvent, EmailLog, EmailRecipient
 from django_epica_mail.privacy import export as exporting
 from django_epica_mail.privacy.person import Person
 from django_epica_mail.queueing import bulk
@@ -25,10 +25,10 @@ from django_epica_mail.queueing import bulk
 ADDRESS = "ann@example.com"
 
 
-def queue(*to: str, body: str = "Body", **fields: Any) -> EmailLog:
+def queue(*to: str, body: str = "Body", keep_content: str | None = None, **fields: Any) -> EmailLog:
     message = EmailMessage(fields.pop("subject", "Subject"), body, None, list(to), **fields)
     message.attach("a.bin", b"attached", "application/zip")
-    return outbox.enqueue(message, transport="smtp")
+    return outbox.enqueue(message, transport="smtp", keep_content=keep_content)
 
 
 def export(**options: Any) -> dict[str, Any]:
@@ -191,3 +191,45 @@ def test_a_person_is_exported_by_any_spelling_and_with_tags_if_asked_for(smtp, s
     queue("ann+news@example.com")
     assert len(export()["mails"]) == 1
     assert len(exporting.export(Person(spelling, tagged=True))["mails"]) == 2
+
+
+FORGED = [
+    ("an added recipient", {}),
+    ("the only recipient renamed", {"address": ADDRESS}),
+    ("the sender renamed", {"from_email": f"Ann <{ADDRESS}>"}),
+]
+
+
+@pytest.mark.parametrize(("what", "change"), FORGED, ids=[it[0] for it in FORGED])
+def test_a_row_that_names_somebody_elses_mail_does_not_show_it(
+    smtp, epica_mail, what, change
+) -> None:
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+    log = queue("victim@example.com", body="Reset: s3cret", subject="Hidden", keep_content="never")
+    if not change:
+        EmailRecipient.objects.create(email=log, position=1, kind="to", address=ADDRESS)
+    elif "address" in change:
+        EmailRecipient.objects.update(**change)
+    else:
+        EmailLog.objects.update(**change)
+    found = export()
+    assert found["mails"] == []
+    assert "s3cret" not in json.dumps(found)
+
+
+def test_a_row_that_hides_a_persons_mail_hides_nothing(smtp, epica_mail) -> None:
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+    queue(ADDRESS, "bob@example.com", cc=["Cy <cy@example.com>"])
+    EmailRecipient.objects.all().delete()
+    (mail,) = export()["mails"]
+    assert (mail["roles"], mail["content"]["body"]) == (["to"], "Body")
+
+
+def test_the_attachments_of_another_mail_are_not_listed(smtp) -> None:
+    own = queue(ADDRESS)
+    message = EmailMessage("S", "B", None, ["victim@example.com"])
+    message.attach("secret-divorce.pdf", b"other", "application/pdf")
+    victims = outbox.enqueue(message, transport="smtp")
+    own.attachments.add(*victims.attachments.all())
+    (mail,) = export()["mails"]
+    assert [it["filename"] for it in mail["content"]["attachments"]] == ["a.bin"]

@@ -33,7 +33,8 @@ def test_every_table_of_ours_is_searched(queue_mail) -> None:
     assert left() == []
     queue_mail("bob@example.com")
     EmailLog.objects.update(fallbacks=["ann%40example.com"])
-    EmailBatch.objects.create(total=1, payload="", refused=[{"reason": "ann=40example.com"}])
+    refusal = {"index": 0, "reason": "ann=40example.com"}
+    EmailBatch.objects.create(total=1, payload="", refused=[refusal])
     suppression.add("bob@example.com", note="for \\u0061nn@example.com")
     assert Suppression.objects.count() == 1
     assert sorted(left()) == [

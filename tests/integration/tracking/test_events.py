@@ -326,3 +326,11 @@ def test_mail_by_a_provider_that_does_not_track_has_our_links(site, provider, de
     assert EmailLog.objects.get(pk=result.id).status == "sent"
     wire = base64.b64decode(provider.taken[0].request["Content"]["Raw"]["Data"])
     assert ours(parts(wire)[1])
+
+
+def test_a_link_followed_after_its_mail_was_forgotten_is_not_kept(sent, browser) -> None:
+    log, click, _ = sent
+    EmailLog.objects.all().forget_content([log.pk])
+    assert browser.get(click).status_code == 302
+    event = EmailEvent.objects.get()
+    assert (event.kind, event.email_id, event.url) == ("clicked", log.pk, "")

@@ -5,12 +5,18 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+from datetime import datetime
+from datetime import timezone as zones
+from types import SimpleNamespace
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
+from cryptography.fernet import Fernet
 from django.core.mail import EmailMessage
 from django.test import Client
 from django.urls import include, path
+from django.utils import timezone
 
 from django_epica_mail import checks, lifecycle, maintenance, outbox, retry, signals, suppression
 from django_epica_mail.delivery import claim, outcome
@@ -25,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:django-anymail has dropped official support for SendGrid"),
 ]
 SECRET = "user:secret"
+utc = zones.utc
 AT = 1_790_000_000
 
 
@@ -562,3 +569,62 @@ def test_no_field_of_an_event_is_an_error_of_the_server(queue_mail, event, bad) 
     assert "\0" not in "".join(itertools.chain(*stored))
     text = json.dumps([it.address for it in EmailEvent.objects.all()], ensure_ascii=False)
     assert text.encode()
+
+
+def test_what_a_row_says_of_keeping_does_not_uncover_a_followed_link(epica_mail) -> None:
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+    log = queue("a@example.com", keep_content="never")
+    EmailLog.objects.update(keep_content="always")
+    SendGrid(log, "x").clicked("a@example.com")
+    assert EmailEvent.objects.get().url == ""
+
+
+def test_what_a_row_says_of_keeping_does_not_uncover_an_early_link(epica_mail) -> None:
+    epica_mail(ENCRYPTION_KEYS=[Fernet.generate_key().decode()])
+    log = queue("a@example.com", keep_content="never")
+    SendGrid(log, "early", with_id=False).clicked("a@example.com")
+    assert EmailEvent.objects.get().url
+    EmailLog.objects.update(keep_content="always")
+    log.delivery_attempts.create(
+        number=1, transport="smtp", worker="w", created_at=log.created_at, provider_id="early"
+    )
+    events.apply_early_events([], ["early"], "default")
+    event = EmailEvent.objects.get()
+    assert (event.email_id, event.url) == (log.pk, "")
+
+
+def test_the_link_of_a_mail_whose_content_was_forgotten_is_not_kept() -> None:
+    log = queue("a@example.com")
+    EmailLog.objects.all().forget_content([log.pk])
+    SendGrid(log, "x").clicked("a@example.com")
+    assert EmailEvent.objects.get().url == ""
+
+
+JUNK: list[Any] = [
+    "\0", "x\0y", "\ud800", "a" * 100_000, 0, -1, 2**70, float("nan"), [], ["x"], {}, {"a": 1},
+    b"\xff", True, (1, 2), object(), "@", "a\r\nb@c.d", datetime.max, datetime(2020, 1, 1),
+    datetime.min.replace(tzinfo=utc), datetime.max.replace(tzinfo=utc),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["event_type", "recipient", "message_id", "user_agent", "esp_event", "metadata",
+     "reject_reason", "mta_response", "description", "click_url", "event_id", "timestamp"],
+)  # fmt: skip
+def test_whatever_a_report_holds_it_is_recorded(name) -> None:
+    log = queue("a@example.com")
+    for number, value in enumerate(JUNK):
+        if name == "timestamp" and not isinstance(value, datetime):
+            continue
+        told = {
+            "event_type": "rejected", "recipient": "a@example.com", "message_id": "m",
+            "user_agent": "u", "esp_event": {}, "metadata": {"epica_mail_id": str(log.pk)},
+            "reject_reason": "bounced", "mta_response": "", "description": "d", "tags": [],
+            "click_url": "https://x.example/", "event_id": str(number), "timestamp": None,
+        }  # fmt: skip
+        webhooks.receive(object(), event=SimpleNamespace(**{**told, name: value}), esp_name="X")
+    assert EmailEvent.objects.exists() or name == "event_type"
+    for event in EmailEvent.objects.all():
+        assert 2000 <= event.at.year < 9000
+        timezone.localtime(event.at, ZoneInfo("Pacific/Kiritimati"))

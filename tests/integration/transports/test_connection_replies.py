@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import socket
+import threading
 from collections.abc import Iterator
 
 import django
 import pytest
 from django.core.mail import EmailMessage
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from devservers.smtp import SMTPServer
@@ -16,6 +20,41 @@ from devservers.smtp_faults import Reply, Rule, drop, refuse
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Kind, Result
 from django_epica_mail.transports import connection as transport_connection
+
+
+@pytest.fixture
+def endless() -> Iterator[int]:
+    """Start a server whose greeting does not end; return its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    while True:
+                        connection.sendall((b"220-" + b"x" * 4000 + b"\r\n") * 100)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_a_reply_that_does_not_end_is_left_before_it_fills_the_memory(
+    smtp, settings, epica_mail, queue_mail, deliver, endless
+) -> None:
+    options = {"host": "127.0.0.1", "port": endless}
+    if django.VERSION >= (6, 1):
+        backend = settings.MAILERS["smtp"]["BACKEND"]
+        settings.MAILERS = {**settings.MAILERS, "smtp": {"BACKEND": backend, "OPTIONS": options}}
+    else:
+        settings.EMAIL_PORT = endless
+    log = queue_mail()
+    deliver()
+    log.refresh_from_db()
+    assert "do not end" in log.reply
+    assert (log.status, log.failure_kind) == ("retrying", "outage")
 
 
 def send(*to: str) -> Result:
@@ -27,7 +66,7 @@ codes = st.integers(100, 999)
 stages = st.sampled_from(["connect", "ehlo", "mail", "rcpt", "data", "content", "rset"])
 
 
-@settings(
+@hypothesis_settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(stage=stages, code=codes, pipelining=st.booleans())
@@ -191,7 +230,7 @@ def test_a_failure_of_the_second_transaction_concerns_its_recipients_only(
     )
 
 
-@settings(
+@hypothesis_settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(

@@ -13,7 +13,7 @@ import pytest
 from django.core.mail import EmailMessage
 
 from django_epica_mail import outbox
-from django_epica_mail.monitoring import sender_records
+from django_epica_mail.monitoring.dns import sender_records
 from django_epica_mail.transports import connection, dkim
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "dkim-and-dns.md"

@@ -6,15 +6,19 @@ import re
 from typing import Any, NamedTuple
 
 import pytest
+from django.apps import apps
 from django.contrib import admin
 from django.contrib.auth.models import Permission, User
 from django.core.mail import EmailMultiAlternatives
+from django.db.models import CharField, TextField
 from django.test import Client
 from django.urls import reverse
 
 from django_epica_mail import outbox, suppression
 from django_epica_mail.admin.operations import OPERATIONS
 from django_epica_mail.models import DeliveryGate, EmailBatch, EmailEvent, EmailLog, Suppression
+from django_epica_mail.monitoring import totals
+from django_epica_mail.queueing import bulk
 
 MODELS = ("emaillog", "emailbatch", "deliverygate", "emailevent")
 VIEW = (*(f"view_{model}" for model in MODELS), "view_suppression")
@@ -239,3 +243,81 @@ def test_no_page_has_an_inline_script_or_style_of_ours(site, ids) -> None:
         text = template.read_text(encoding="utf-8")
         found = re.search(r"<script(?! src=)|<style|\sstyle=|\son\w+=|javascript:|\|safe", text)
         assert found is None, (template, found)
+
+
+def test_no_permission_but_view_content_shows_content(site, smtp, deliver, epica_mail) -> None:
+    secrets = ("body-s3cret", "link-s3cret", "file-s3cret", "reason-s3cret")
+    message = EmailMultiAlternatives("S", "body-s3cret", None, ["a@example.com"])
+    message.attach_alternative("<p>body-s3cret</p>", "text/html")
+    message.attach("file-s3cret.bin", b"x", "application/octet-stream")
+    mail = outbox.enqueue(message, transport="smtp")
+    deliver()
+    entry = {"subject": "S", "message": "B", "recipient_list": ["reason-s3cret\n@x"]}
+    batch = bulk.expand(bulk.submit([entry]).pk)
+    assert "reason-s3cret" in bulk.reason(batch, 0)
+    event = EmailEvent.objects.create(
+        email=mail, kind="clicked", at=mail.created_at, created_at=mail.created_at,
+        url="https://e.example/link-s3cret",
+    )  # fmt: skip
+    rows = {"emaillog": mail.pk, "emailbatch": batch.pk, "emailevent": event.pk}
+    attachment = mail.attachments.get().pk
+    pages = [
+        *(reverse(f"admin:epica_mail_{model}_changelist") for model in rows),
+        *(
+            reverse(f"admin:epica_mail_{model}_{view}", args=[pk])
+            for model, pk in rows.items()
+            for view in ("change", "history")
+        ),
+        *(reverse(f"admin:epica_mail_emaillog_{it}", args=[mail.pk]) for it in ("html", "raw")),
+        reverse("admin:epica_mail_emaillog_attachment", args=[mail.pk, attachment]),
+        reverse("admin:epica_mail_emailtotal_changelist"),
+    ]
+    permissions = Permission.objects.filter(
+        content_type__app_label="epica_mail", codename__regex="^(view|change|operate)_email"
+    )
+    client = Client()
+    for number, permission in enumerate(permissions.exclude(codename="view_content")):
+        user = User.objects.create_user(f"one{number}", is_staff=True)
+        user.user_permissions.add(permission)
+        client.force_login(user)
+        for page in pages:
+            text = client.get(page).content.decode()
+            assert not [it for it in secrets if it in text], (permission.codename, page)
+        for action in [operation.name for operation in OPERATIONS]:
+            chosen = {"action": action, "_selected_action": str(mail.pk), "confirmed": "yes"}
+            client.post(reverse("admin:epica_mail_emaillog_changelist"), chosen)
+    assert EmailLog.objects.count() == 1
+
+
+MARKUP = "\"'><script>alert(1)</script>{{7*7}}\u202e\x1b[31m"
+
+
+def test_markup_in_any_column_is_shown_as_text(ids, smtp, deliver) -> None:
+    deliver()
+    bulk.expand(bulk.submit([{"subject": "S", "recipient_list": []}]).pk)
+    totals.count()
+    for model in apps.get_app_config("epica_mail").get_models():
+        values = {
+            column.name: MARKUP[: column.max_length] if column.max_length else MARKUP
+            for column in model._meta.concrete_fields
+            if isinstance(column, (CharField, TextField))
+            and not (column.unique or column.name in NOT_WRITTEN)
+        }
+        if values:
+            model._default_manager.update(**values)
+    client = Client()
+    client.force_login(User.objects.create_superuser("root"))
+    pages = [reverse("admin:epica_mail_emailtotal_changelist")]
+    for model in (EmailLog, EmailBatch, DeliveryGate, EmailEvent, Suppression):
+        name = f"admin:epica_mail_{model._meta.model_name}"
+        pages.append(reverse(f"{name}_changelist"))
+        for pk in model._default_manager.values_list("pk", flat=True):
+            pages += [reverse(f"{name}_{view}", args=[pk]) for view in ("change", "history")]
+    for page in pages:
+        answer = client.get(page)
+        assert answer.status_code == 200, page
+        assert "<script>alert" not in answer.content.decode(), page
+
+
+NOT_WRITTEN = frozenset({"status", "envelope", "payload", "scope", "kind", "digest", "key", "name"})
+"""Columns that a constraint keeps, that are never shown, or by which rows would be one."""

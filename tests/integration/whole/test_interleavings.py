@@ -10,11 +10,11 @@ import pytest
 from django.core.mail import EmailMessage
 from django.db import DatabaseError, Error, connection, connections, transaction
 from django.utils import timezone
-from kombu.exceptions import LimitExceeded
 
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import clock, lifecycle, maintenance, outbox
 from django_epica_mail.broker import doorbell
+from django_epica_mail.broker.publisher import Busy
 from django_epica_mail.delivery import claim, gates, worker
 from django_epica_mail.delivery import settle as settling
 from django_epica_mail.delivery.claim import Batch
@@ -419,13 +419,13 @@ def test_a_probe_that_finds_no_mail_is_returned(smtp, queue_mail, monkeypatch) -
 
 
 def test_a_busy_pool_of_producers_is_no_dead_broker(monkeypatch, settings) -> None:
-    class Busy:
-        def acquire(self, **options: object) -> object:
-            raise LimitExceeded(4)
+    class BusyPublisher:
+        def publish(self, send: object) -> None:
+            raise Busy
 
     bell = doorbell._Bell()
     monkeypatch.setattr(doorbell, "_bell", bell)
-    monkeypatch.setattr(doorbell, "_pool", lambda app: Busy())
+    monkeypatch.setattr(doorbell, "_publisher", lambda app: BusyPublisher())
     assert PUBLISH(doorbell.app_or_default(), "emails") is False
     assert bell.silent_until == 0
 

@@ -44,6 +44,7 @@ def test_a_thousand_hostile_addresses_are_refused_at_once() -> None:
 
 @settings(max_examples=60, deadline=None)
 @example(")(", "reply_to")
+@example("ş(", "reply_to")
 @given(
     st.text(st.sampled_from('"\\(),.;:<>@[] =?aş\n'), min_size=1, max_size=6),
     st.sampled_from(["from_email", "to", "reply_to", "X-A", "subject"]),

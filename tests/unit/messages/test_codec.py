@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import string
 from base64 import b64decode
@@ -23,7 +24,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_epica_mail.exceptions import InvalidMessage, UnreadableEnvelope, UnstorableMessage
-from django_epica_mail.messages import Blob, RawMessage, StoredMessage, check, dump, load
+from django_epica_mail.messages import (
+    Blob,
+    RawMessage,
+    StoredMessage,
+    Terms,
+    check,
+    codec,
+    dump,
+    load,
+)
 from tests import corpus
 
 ENVELOPES = Path(__file__).with_name("envelopes")
@@ -433,3 +443,35 @@ def test_a_class_that_builds_itself_becomes_a_raw_message() -> None:
     back = round_trip(corpus.Signed("Subject", "Secret", to=["to@example.com"]))
     assert type(back) is RawMessage
     assert (back.subject, back.to, back.body) == ("Subject", ["to@example.com"], "")
+
+
+@kinds
+def test_terms_are_read_back_and_change_nothing_else(make: Any) -> None:
+    stored, terms = dump(make()), Terms("opens clicks", "never")
+    envelope = codec.with_terms(stored.envelope, terms)
+    blobs = {blob.digest: blob.content for blob in stored.blobs}
+    message, found = codec.load_with_terms(envelope, blobs)
+    assert found == terms == codec.terms(envelope, "")
+    assert codec.digests(envelope, "") == set(blobs)
+    assert codec.is_same(envelope, stored.envelope)
+    assert_same_on_the_wire(make(), message)
+
+
+def test_a_message_without_terms_has_none() -> None:
+    assert codec.terms(dump(EmailMessage("S", "B", None, ["to@example.com"])).envelope, "") is None
+
+
+@given(st.recursive(
+    st.none() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["v", "state", "raw", "to", "class", "terms", "attachments", "$"]), inner
+    ),
+    max_leaves=12,
+))  # fmt: skip
+def test_whatever_is_stored_it_is_read_or_unreadable(form: Any) -> None:
+    envelope = json.dumps({"v": 1, **form} if isinstance(form, dict) else form)
+    for read in (codec.terms, codec.digests):
+        with contextlib.suppress(UnreadableEnvelope):
+            read(envelope, "")
+    with contextlib.suppress(UnreadableEnvelope):
+        codec.without_recipients(envelope, bool, "")

@@ -153,7 +153,7 @@ def test_a_non_ascii_domain_is_written_as_django_writes_it() -> None:
 
 def test_a_header_with_its_own_folding_keeps_it() -> None:
     link = f"<https://example.com/{'a' * 90}>"
-    headers = {"Message-ID": ID, "List-Unsubscribe": instrument._OneLine(link)}
+    headers = {"Message-ID": ID, "List-Unsubscribe": instrument._OneLine("List-Unsubscribe", link)}
     for value in (link, headers["List-Unsubscribe"]):  # the same text, but not the same header
         made = partial(simple_mail, extra_headers={**headers, "List-Unsubscribe": value})
         assert outcome(wire.build, made()) == outcome(raw.render, made())

@@ -25,7 +25,8 @@ from django_epica_mail.exceptions import MailboxError, MissingExtra
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.management import arguments, importers, output
 from django_epica_mail.models import EmailLog, Suppression
-from django_epica_mail.monitoring import backlog, doctor, sender_records
+from django_epica_mail.monitoring import backlog, doctor
+from django_epica_mail.monitoring.dns import sender_records
 from django_epica_mail.privacy.erase import erase
 from django_epica_mail.privacy.export import export
 from django_epica_mail.privacy.person import Person

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from devservers.dns_server import DNSServer
 from django_epica_mail.exceptions import MissingExtra
-from django_epica_mail.monitoring import dns_lookups
-from django_epica_mail.monitoring.dns_lookups import SPF, Lookups, NotAsked, read_spf
+from django_epica_mail.monitoring.dns import lookups as dns_lookups
+from django_epica_mail.monitoring.dns.lookups import SPF, Lookups, NotAsked, read_spf
 
 
 @pytest.fixture

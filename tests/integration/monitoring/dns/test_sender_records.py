@@ -17,8 +17,8 @@ from django.core.management import CommandError, call_command
 
 from devservers.dns_server import DNSServer
 from django_epica_mail import outbox
-from django_epica_mail.monitoring import dns_lookups, sender_records
-from django_epica_mail.monitoring.sender_records import Record
+from django_epica_mail.monitoring.dns import lookups, sender_records
+from django_epica_mail.monitoring.dns.sender_records import Record
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection
 
@@ -270,7 +270,7 @@ def test_the_domains_are_those_of_settings_keys_and_recent_mail(dns, transport) 
 
 
 def test_without_an_answer_each_paper_is_not_asked(dns, papers, monkeypatch) -> None:
-    monkeypatch.setattr(dns_lookups, "_SECONDS", 0.1)
+    monkeypatch.setattr(lookups, "_SECONDS", 0.1)
     dns.silent = True
     found = papers()
     assert {found[it].level for it in ("SPF", "DKIM", "DMARC", "MX")} == {"not asked"}

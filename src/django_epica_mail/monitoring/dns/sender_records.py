@@ -21,7 +21,7 @@ from django.db import DatabaseError, router
 from django_epica_mail import conf
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.models import EmailLog
-from django_epica_mail.monitoring.dns_lookups import SPF, Lookups, NotAsked, read_spf
+from django_epica_mail.monitoring.dns.lookups import SPF, Lookups, NotAsked, read_spf
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection
 from django_epica_mail.transports.dkim import Key, Signer, ascii_domain

@@ -1,0 +1,197 @@
+"""Finds what keeps Celery from running the work of mail: settings, queues without a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from celery.app import app_or_default
+from django.conf import settings
+
+from django_epica_mail import conf, schedule
+from django_epica_mail.broker import celery_config, workers
+from django_epica_mail.delivery import rate_limits
+from django_epica_mail.monitoring import backlog, health
+from django_epica_mail.queueing import names
+
+_NO_MAIL = "its mail is not sent"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One problem, or something worth knowing."""
+
+    level: str
+    """``error``, ``warning`` or ``info``."""
+    id: str
+    """A stable name for scripts; for a system check, the check's id."""
+    text: str
+    remedy: str
+
+
+def of_settings() -> Iterator[Finding]:
+    """Find Celery's own settings that are unfit for mail."""
+    app = app_or_default()
+    if app.conf.task_always_eager:
+        if not settings.DEBUG:
+            yield Finding(
+                "warning",
+                "always-eager",
+                "Celery runs tasks at once, so each commit sends its own mail and waits for the "
+                "server.",
+                "Unset CELERY_TASK_ALWAYS_EAGER, and run a worker.",
+            )
+        return
+    options = app.conf.broker_transport_options or {}
+    if "redis" in str(app.conf.broker_url) and "socket_timeout" not in options:
+        yield Finding(
+            "info",
+            "socket-timeout",
+            "A Redis that hangs blocks the site's own tasks forever; only rings have a timeout.",
+            "Set CELERY_BROKER_TRANSPORT_OPTIONS = {'socket_timeout': 5, "
+            "'socket_connect_timeout': 5}.",
+        )
+
+
+def of_results() -> Iterator[Finding]:
+    """Find settings of results that do not suit mail."""
+    settings_of_celery = app_or_default().conf
+    if not settings_of_celery.result_backend:
+        return  # results are read from the rows
+    expires, days = settings_of_celery.result_expires, conf.get().keep_days
+    seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
+    if seconds and seconds < timedelta(days=days).total_seconds():
+        yield Finding(
+            "warning" if seconds < timedelta(days=1).total_seconds() else "info",
+            "result-expires",
+            f"Results are kept for {seconds:g} s, but mail for {days} days: AsyncResult(id) "
+            "reports PENDING for mail whose result has expired.",
+            f"Set CELERY_RESULT_EXPIRES = timedelta(days={days}).",
+        )
+    if not settings_of_celery.result_extended:
+        yield Finding(
+            "info",
+            "result-extended",
+            "Results are stored without the task's name: the admin shows only ids.",
+            "Set CELERY_RESULT_EXTENDED = True.",
+        )
+    if not settings_of_celery.task_track_started:
+        yield Finding(
+            "info",
+            "track-started",
+            "AsyncResult.status is PENDING for mail that a worker is sending.",
+            "Set CELERY_TASK_TRACK_STARTED = True.",
+        )
+
+
+def of_rates() -> Iterator[Finding]:
+    """Find a store in which the rates cannot be counted, by counting in it."""
+    problem = None if rate_limits.problem() else rate_limits.store_problem()
+    if problem is not None:
+        where = "RATES_STORAGE" if conf.get().rates_storage else "Celery's Redis"
+        yield Finding(
+            "error",
+            "rates-store",
+            f"The rates cannot be counted in {where} ({problem}): limited mail waits.",
+            "Start it, or correct its URI. With an ACL, the worker's user needs the command "
+            "evalsha, and the keys LIMITS* (behind global_keyprefix, if that is set).",
+        )
+
+
+def of_workers(using: str) -> Iterator[Finding]:
+    """Find the queues of mail and of the periodic tasks that no worker consumes.
+
+    Raises the database's errors.
+    """
+    wanted = dict.fromkeys(queues(using), _NO_MAIL)
+    for queue, tasks in periodic_queues().items():
+        effect = f"beat's tasks do not run there ({', '.join(sorted(tasks))})"
+        wanted[queue] = f"{wanted[queue]}, and {effect}" if queue in wanted else effect
+    if app_or_default().conf.task_always_eager:
+        return
+    if not _may_be_asked():
+        yield from _judge_by_work(wanted)
+        return
+    try:
+        consumed = {queue for queues in workers.consumed().values() for queue in queues}
+    except Exception as error:  # noqa: BLE001 - each broker raises its own; all are findings
+        yield Finding(
+            "error",
+            "broker",
+            f"The broker cannot be asked for its workers ({type(error).__name__}).",
+            "Start it, or correct CELERY_BROKER_URL. Until then, mail is queued but not sent.",
+        )
+        return
+    yield from without_worker(wanted, consumed) if consumed else _judge_by_work(wanted)
+
+
+def _may_be_asked() -> bool:
+    return bool(app_or_default().conf.worker_enable_remote_control)
+
+
+def _judge_by_work(wanted: Mapping[str, str]) -> Iterator[Finding]:
+    """Find out whether workers run that do not answer, by what they did.
+
+    Raises the database's errors.
+    """
+    check = health.worker()
+    has_worked = check.value is not None and check.value <= (check.limit or 0)
+    if not check.is_well or (_may_be_asked() and not has_worked):
+        yield from without_worker(wanted, set())
+        return
+    yield Finding(
+        "info",
+        "workers-silent",
+        f"No worker tells which queues it consumes: remote control is off. {check.text}",
+        "Watch the oldest due mail of each queue (manage.py epica_mail status), or set "
+        "CELERY_WORKER_ENABLE_REMOTE_CONTROL = True.",
+    )
+
+
+def without_worker(wanted: Mapping[str, str], consumed: set[str]) -> Iterator[Finding]:
+    """Find the queues that no worker consumes; ``wanted`` says what does not happen in each."""
+    if not consumed:
+        yield Finding(
+            "error",
+            "no-worker",
+            "No worker answers: queued mail is not sent.",
+            f"Run celery -A proj worker -Q {option_q(wanted)}.",
+        )
+        return
+    for queue in sorted(set(wanted) - consumed):
+        yield Finding(
+            "error",
+            "queue-without-worker",
+            f"No worker consumes the queue {queue}: {wanted[queue]}.",
+            f"Add {queue} to the -Q option of a worker.",
+        )
+
+
+def queues(using: str) -> set[str]:
+    """Return every queue in which mail is waiting or to which it may be routed."""
+    return names.named_queues() | {queue for queue, _ in backlog.waiting(using)}
+
+
+def periodic_queues() -> dict[str, set[str]]:
+    """Return the queues of the periodic tasks that beat is to run, with the names of the tasks.
+
+    Raises the database's errors.
+    """
+    found: dict[str, set[str]] = {}
+    for task, queue in schedule.planned():
+        found.setdefault(queue or celery_config.queue_of(task), set()).add(task.rpartition(".")[2])
+    return found
+
+
+def sweep_queue() -> str:
+    """Return the queue of the sweep, as beat's entry or else the site's routes have it."""
+    sweep = celery_config.SWEEP_TASK
+    named = (queue for task, queue in schedule.planned() if task == sweep and queue)
+    return next(named, None) or celery_config.queue_of(sweep)
+
+
+def option_q(wanted: Iterable[str]) -> str:
+    """Return the value of ``-Q`` for one worker of all these queues and the default one."""
+    default = celery_config.default_queue()
+    return ",".join([default, *sorted(set(wanted) - {default})])

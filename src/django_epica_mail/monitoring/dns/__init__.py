@@ -1,0 +1,1 @@
+"""What the DNS says about the domains that mail is sent from."""
