@@ -27,13 +27,16 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="factor for the number of mails")
     parser.add_argument("--scenarios", default="".join(SCENARIOS))
     parser.add_argument("--subjects", help="names separated by commas (default: all)")
+    parser.add_argument(
+        "--relaxed", action="store_true", help="commits do not wait for the disk; not how sites run"
+    )
     parser.add_argument("--out", type=Path, help="folder for benchmarks.json, .md and .svg")
     arguments = parser.parse_args()
     wanted = arguments.subjects.split(",") if arguments.subjects else None
     subjects = [it for it in SUBJECTS if wanted is None or it.name in wanted]
     rounds: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
     with ExitStack() as stack:
-        testbed = Testbed(stack)
+        testbed = Testbed(stack, durable=not arguments.relaxed)
         for subject in subjects:
             print(f"preparing {subject.name}", flush=True)
             testbed.prepare(subject)

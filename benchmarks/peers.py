@@ -26,7 +26,7 @@ class Subject:
     django: str = _DJANGO
     ready: str = " ready."
     """What the worker logs once it is ready."""
-    scenarios: str = "ABCDP"
+    scenarios: str = "ABCDPHL"
 
 
 _CELERY_WORKER = (*_CELERY, *_QUIET)

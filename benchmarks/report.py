@@ -15,8 +15,10 @@ _TITLES = {
     "C": "C: many mails in one call",
     "D": "D: a round trip of 20 ms",
     "P": "P: a backlog",
+    "H": "H: a backlog while a report holds a snapshot",
+    "L": "L: a lone mail, from the call to its arrival",
 }
-_FASTER = ("B", "C", "D", "P")
+_FASTER = ("B", "C", "D", "P", "H")
 _BAR, _GAP, _LABEL, _WIDTH = 16, 6, 170, 720
 
 

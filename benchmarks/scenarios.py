@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from benchmarks.peers import Subject
@@ -75,12 +76,31 @@ def backlog(testbed: Testbed, subject: Subject, scale: float) -> Figures:
     return _add_faults({"mails/s": run["rate"]}, run)
 
 
+def held_snapshot(testbed: Testbed, subject: Subject, scale: float) -> Figures:
+    """Measure a backlog as ``backlog`` does, while a transaction keeps an old snapshot open."""
+    run = _send_through(testbed, subject, "single", int(5000 * scale), 2, before=True, held=True)
+    return _add_faults({"mails/s": run["rate"]}, run)
+
+
+def lone_mail(testbed: Testbed, subject: Subject, scale: float) -> Figures:
+    """Measure the time from one call to the mail's arrival, with nothing else to do."""
+    number = max(20, int(100 * scale))
+    database = testbed.fresh_database(subject)
+    with testbed.sink() as sink, testbed.worker(subject, sink.port, database, 2):
+        calls = testbed.run(subject, sink.port, database, "lone", str(number))["calls"]
+        arrived = _wait_for(sink, number)["times"]
+    took = sorted((arrived[str(it)] - calls[it]) * 1000 for it in range(number // 10, number))
+    return {"p50 ms": took[len(took) // 2], "p95 ms": took[int(len(took) * 0.95)]}
+
+
 SCENARIOS: dict[str, Callable[[Testbed, Subject, float], Figures]] = {
     "A": single_calls,
     "B": steady,
     "C": bulk,
     "D": slow_server,
     "P": backlog,
+    "H": held_snapshot,
+    "L": lone_mail,
 }
 
 
@@ -93,14 +113,18 @@ def _send_through(
     *,
     delay: float = 0.0,
     before: bool = False,
+    held: bool = False,
 ) -> dict[str, Any]:
     """Send mails through a subject's worker; return rate, CPU, memory, and mails lost or doubled.
 
     ``before`` queues the mails before the worker starts; the rate then counts from the first
-    arrival.
+    arrival. ``held`` keeps a snapshot open from before the first mail.
     """
     database = testbed.fresh_database(subject)
-    with testbed.sink(delay) as sink:
+    with ExitStack() as stack:
+        sink = stack.enter_context(testbed.sink(delay))
+        if held:
+            stack.enter_context(testbed.held_snapshot(database))
         if before:
             testbed.run(subject, sink.port, database, action, str(number))
         with testbed.worker(subject, sink.port, database, processes) as worker:

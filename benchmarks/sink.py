@@ -17,6 +17,9 @@ from collections import Counter
 from typing import Any
 
 _NUMBER = re.compile(rb"^Subject: Mail (\d+)", re.MULTILINE)
+_MOST_TIMES = 1000
+"""The times of arrival are reported for no more mails."""
+
 _GREETING = b"250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n"
 
 
@@ -26,6 +29,7 @@ class Sink:
     def __init__(self, delay: float) -> None:
         self.delay = delay
         self.arrived: Counter[int] = Counter()
+        self.times: dict[int, float] = {}
         self.first = self.last = 0.0
         self.connections = 0
 
@@ -64,7 +68,9 @@ class Sink:
         self.last = time.time()
         self.first = self.first or self.last
         match = _NUMBER.search(content)
-        self.arrived[int(match[1]) if match else -1] += 1
+        number = int(match[1]) if match else -1
+        self.arrived[number] += 1
+        self.times.setdefault(number, self.last)
 
     async def report(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Write the counts."""
@@ -74,6 +80,7 @@ class Sink:
             "first": self.first,
             "last": self.last,
             "connections": self.connections,
+            "times": self.times if len(self.times) <= _MOST_TIMES else {},
         }
         writer.write(json.dumps(counts).encode())
         await writer.drain()

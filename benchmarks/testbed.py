@@ -52,11 +52,14 @@ class SinkProcess(ManagedProcess):
 
 
 class Testbed:
-    """PostgreSQL, Redis, a folder for logs, and an environment for each subject."""
+    """PostgreSQL, Redis, a folder for logs, and an environment for each subject.
 
-    def __init__(self, stack: ExitStack) -> None:
+    ``durable`` is PostgreSQL's default: a commit returns when it is on the disk.
+    """
+
+    def __init__(self, stack: ExitStack, *, durable: bool = True) -> None:
         self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        self.postgres = stack.enter_context(PostgresServer(self.folder))
+        self.postgres = stack.enter_context(PostgresServer(self.folder, durable=durable))
         self.redis = stack.enter_context(RedisServer(self.folder))
 
     def prepare(self, subject: Subject) -> None:
@@ -134,6 +137,15 @@ class Testbed:
             yield worker
         finally:
             worker.kill()
+
+    @contextmanager
+    def held_snapshot(self, database: str) -> Iterator[None]:
+        """Keep a transaction open that may still read what every row was, as a report or dump."""
+        with self.postgres.connect(database) as connection:
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            connection.execute("SELECT count(*) FROM pg_class")
+            yield
+            connection.execute("ROLLBACK")
 
     def cpu_seconds(self, worker: ManagedProcess | None) -> float:
         """Return the CPU seconds used so far by the worker, PostgreSQL and Redis."""

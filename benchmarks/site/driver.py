@@ -1,6 +1,6 @@
 """Run one action in a subject's site, and print what it measured as a line of JSON.
 
-python -m benchmarks.site.driver migrate | single N | bulk N
+python -m benchmarks.site.driver migrate | single N | lone N | bulk N
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import Any
 import django
 from django.conf import settings
 from django.core.management import call_command
+
+_APART = 0.3
+"""Seconds between lone mails: longer than any worker waits for another one."""
 
 
 def single(number: int) -> dict[str, Any]:
@@ -36,6 +39,19 @@ def single(number: int) -> dict[str, Any]:
     }
 
 
+def lone(number: int) -> dict[str, Any]:
+    """Send ``number`` mails far apart; return when each was sent, in seconds since the epoch."""
+    from benchmarks.site.calls import SINGLE
+
+    send = SINGLE[settings.CALLS]
+    calls = []
+    for index in range(number):
+        time.sleep(_APART)
+        calls.append(time.time())
+        send(index)
+    return {"calls": calls}
+
+
 def bulk(number: int) -> dict[str, Any]:
     """Send ``number`` mails in one call; ``returned`` is how long it took, in seconds."""
     from benchmarks.site.calls import BULK
@@ -56,7 +72,7 @@ def main() -> None:
     if action == "migrate":
         call_command("migrate", verbosity=0, run_syncdb=True)
         return
-    measure = {"single": single, "bulk": bulk}[action]
+    measure = {"single": single, "lone": lone, "bulk": bulk}[action]
     print(json.dumps(measure(int(arguments[0]))))
 
 
