@@ -24,7 +24,11 @@ _ESCAPE_SEQUENCE = re.compile(
     r"|\x1b[ -/]*[0-~]?"
 )
 
-_THROTTLED = re.compile(r"\brate\b|too many|too much|throttl|slow down", re.IGNORECASE)
+_THROTTLED = re.compile(
+    r"\brate\b|too many|too much|throttl|slow down"
+    r"|\b(?:daily|hourly|sending|outgoing|message) (?:(?!size)\w+ )?(?:quota|limit)\b",
+    re.IGNORECASE,
+)
 
 _ENHANCED = re.compile(r"[45]\.(\d{1,3}\.\d{1,3})\b")
 
@@ -92,6 +96,8 @@ def classify_reply(code: int, words: bytes | str) -> Failure:
     kind, scope = _fault(code, enhanced[1] if enhanced else "")
     if 400 <= code < 500 and _THROTTLED.search(text):
         kind = Kind.THROTTLED
+        is_of_recipient = enhanced is not None and enhanced[1][:2] in ("1.", "2.")
+        scope = Scope.RECIPIENT if is_of_recipient else Scope.SERVER
     return Failure(kind=kind, code=code if code > 0 else None, reply=text, scope=scope)
 
 
@@ -158,7 +164,11 @@ def classify(error: Exception, stage: Stage) -> Failure:
     if isinstance(error, smtplib.SMTPResponseException) and _is_verdict(error.smtp_code, stage):
         failure = classify_reply(error.smtp_code, error.smtp_error)
         in_session = stage is not Stage.CONNECT or failure.kind is Kind.THROTTLED
-        return failure if in_session else replace(failure, kind=Kind.OUTAGE, scope=Scope.SERVER)
+        if in_session:
+            return failure
+        is_login = isinstance(error, smtplib.SMTPAuthenticationError)
+        scope = Scope.CREDENTIALS if is_login else Scope.SERVER
+        return replace(failure, kind=Kind.OUTAGE, scope=scope)
     kind = _kind_without_reply(error, stage)
     return Failure(
         kind=kind,

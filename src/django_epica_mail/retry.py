@@ -91,7 +91,19 @@ class Failure:
     @property
     def may_be_outage(self) -> bool:
         """Whether the same answer to independent mails means that the transport is out of order."""
-        return self.scope is Scope.SERVER and self.kind in (Kind.TRANSIENT, Kind.UNKNOWN)
+        kinds = (Kind.TRANSIENT, Kind.UNKNOWN, Kind.THROTTLED)
+        return self.scope is Scope.SERVER and self.kind in kinds
+
+    @property
+    def pause_growth(self) -> float:
+        """By what factor the pause of the transport grows with each probe that fails like this.
+
+        With 1.25 a pause lasts about a quarter of the time since the first. Credentials are tried
+        ever more rarely, because a provider may lock the account.
+        """
+        if self.kind is Kind.THROTTLED:
+            return 1.25
+        return 2.0 if self.scope is Scope.CREDENTIALS else 1.0
 
     @property
     def may_be_session_limit(self) -> bool:
@@ -104,8 +116,12 @@ class Failure:
         return is_reply and is_refusal and self.scope is not Scope.RECIPIENT
 
     def confirmed(self) -> Failure:
-        """Return this failure as the outage that it is part of; an unknown mail stays unknown."""
-        kind = Kind.UNKNOWN if self.kind is Kind.UNKNOWN else Kind.OUTAGE
+        """Return this failure as the outage that it is part of.
+
+        An unknown mail stays unknown, and a throttled one throttled.
+        """
+        stays = self.kind in (Kind.UNKNOWN, Kind.THROTTLED)
+        kind = self.kind if stays else Kind.OUTAGE
         return replace(self, kind=kind, is_confirmed=True)
 
 

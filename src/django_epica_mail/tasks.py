@@ -271,10 +271,11 @@ def _stop_work(**_: object) -> None:
 
 
 def _look_at_queues(sender: Any, **_: object) -> None:
-    """Ring for every queue that a starting worker consumes.
+    """Ring for every queue that a starting worker consumes, and probe what is out of order.
 
     Mail that became due while no worker ran, or whose ring was lost, must not wait for the sweep.
     """
+    worker.probe_transports()
     for queue in sender.app.amqp.queues.consume_from:
         doorbell.ring(queue)
 

@@ -141,6 +141,13 @@ def test_an_exception_is_classified_by_stage(error: Exception, stage: Stage, kin
     assert replies.classify(error, stage).kind is kind
 
 
+def test_a_refused_login_concerns_the_credentials() -> None:
+    refused = smtplib.SMTPAuthenticationError(535, b"Bad user name")
+    assert replies.classify(refused, Stage.CONNECT).scope is Scope.CREDENTIALS
+    busy = smtplib.SMTPConnectError(554, b"No")
+    assert replies.classify(busy, Stage.CONNECT).scope is Scope.SERVER
+
+
 @pytest.mark.parametrize(
     ("code", "text", "kind", "scope"),
     [
@@ -153,7 +160,11 @@ def test_an_exception_is_classified_by_stage(error: Exception, stage: Stage, kin
         (421, "4.2.1 Mailbox disabled", Kind.TRANSIENT, Scope.RECIPIENT),
         (421, "4.7.0 This message has suspicious content", Kind.TRANSIENT, Scope.MAIL),
         (421, "4.6.0 Bad media", Kind.TRANSIENT, Scope.MAIL),
-        (421, "4.7.28 Unusual rate of mail", Kind.THROTTLED, Scope.MAIL),
+        (421, "4.7.28 Unusual rate of mail", Kind.THROTTLED, Scope.SERVER),
+        (450, "4.2.1 He is receiving mail at a rate", Kind.THROTTLED, Scope.RECIPIENT),
+        (454, "daily message quota exceeded", Kind.THROTTLED, Scope.SERVER),
+        (452, "4.5.3 Hourly sending limit reached", Kind.THROTTLED, Scope.SERVER),
+        (452, "Message size limit exceeded", Kind.TRANSIENT, Scope.MAIL),
         (421, "4.3.0 Temporary system problem", Kind.TRANSIENT, Scope.SERVER),
         (421, "Service not available", Kind.TRANSIENT, Scope.SERVER),
         (550, "5.1.8 Bad sender's system address", Kind.PERMANENT, Scope.SENDER),

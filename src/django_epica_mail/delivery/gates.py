@@ -6,13 +6,14 @@ that the transport could not even be asked to take.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 
 from django.core.mail import EmailMessage
-from django.db import models, router
+from django.db import connections, models, router
 
 from django_epica_mail import clock, conf, lifecycle, signals
 from django_epica_mail.messages.addresses import canonical
@@ -29,6 +30,11 @@ _INDEPENDENT = 3
 _IN_A_ROW = 10
 """Fewer than ``conf.PERMITS``, for each of them may be unknown."""
 _EVIDENCE_SECONDS = 600.0
+
+_LONGEST_PAUSE = 3600.0
+"""Seconds between two probes at most, however long a transport refuses."""
+_MOST_STEPS = 100
+"""After so many failures every growing pause is the longest; a power beyond would overflow."""
 
 
 class Gates:
@@ -97,14 +103,22 @@ _kept: dict[str, tuple[float, Gates]] = {}
 def current(using: str) -> Gates:
     """Return the state of all gates as it was at most a second ago.
 
-    What this process changes itself it sees at once.
+    What this process changes itself it sees at once. In a transaction, which may be rolled back, it
+    always looks.
     """
+    if connections[using].in_atomic_block:
+        return Gates(using)
     now = time.monotonic()
     read_at, state = _kept.get(using, (-_KEPT_SECONDS, None))
     if state is None or now - read_at >= _KEPT_SECONDS:
         state = Gates(using)
         _kept[using] = now, state
     return state
+
+
+def forget() -> None:
+    """Read the gates anew for the next claim, because a test has gone back or moved the clock."""
+    _kept.clear()
 
 
 class Evidence:
@@ -170,14 +184,33 @@ def return_probe(alias: str, using: str) -> bool:
     return gates.update(open_until=clock.now()) == 1
 
 
+def return_probes(using: str) -> None:
+    """Make a probe of every transport out of order due now, because a worker has started."""
+    gates = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, outages__gt=0)
+    gates.update(open_until=clock.now())
+
+
 def trip(alias: str, failure: Failure, using: str) -> None:
     """Open a transport's breaker: it gets no mail until the next probe is due."""
     _kept.clear()
     gate, _ = DeliveryGate.objects.using(using).get_or_create(scope=_TRANSPORT, name=alias)
     DeliveryGate.objects.using(using).filter(pk=gate.pk).update(
-        outages=models.F("outages") + 1, open_until=_probe_time(), reason=failure.reply
+        outages=models.F("outages") + 1,
+        open_until=clock.now(_pause(failure, gate.outages)),
+        reason=failure.reply,
     )
     signals.transport_tripped.send_robust(DeliveryGate, transport=alias, failure=failure)
+
+
+def _pause(failure: Failure, outages: int) -> float:
+    """Return the seconds until the next probe, after so many failures in a row before this one."""
+    usual = conf.get().breaker_seconds
+    if failure.pause_growth == 1.0:
+        return usual
+    grown = usual * failure.pause_growth ** min(outages, _MOST_STEPS)
+    asked = max(grown, failure.retry_after or 0.0)
+    # Jitter, so that many sites behind one limit do not come back together.
+    return max(usual, min(asked, _LONGEST_PAUSE) * random.uniform(0.9, 1.0))
 
 
 def reset(alias: str, using: str) -> None:
@@ -207,6 +240,8 @@ def set_paused(
     DeliveryGate.objects.using(using).update_or_create(
         scope=scope, name=name, defaults={"paused": paused}
     )
+    if transport is not None and not paused:
+        return_probe(transport, using)  # who resumes it expects an attempt at once
 
 
 def is_held(*, queue: str | None = None, transport: str | None = None) -> bool:

@@ -5,6 +5,7 @@ While a worker talks to a mail server it holds no transaction and no row lock.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import time
 from collections import deque
@@ -24,6 +25,8 @@ from django_epica_mail.delivery.prepare import MessageLoader, prepare, unreadabl
 from django_epica_mail.delivery.sender import Sender
 from django_epica_mail.delivery.settle import Settler
 from django_epica_mail.retry import Result
+
+logger = logging.getLogger(__name__)
 
 _TURN_SECONDS = 5.0
 """Seconds after which a worker stops claiming for one transport, and looks at all of them again."""
@@ -57,6 +60,20 @@ _stop = _StopFlag()
 def begin_work() -> None:
     """Allow deliveries; called when a worker starts."""
     _stop.set(False)
+
+
+def probe_transports() -> None:
+    """Let the next e-mail of each transport out of order probe it, however long it was to wait.
+
+    Called once when a worker starts: what was refused may have been set right by then.
+    """
+    using = claim.database()
+    try:
+        gates.return_probes(using)
+    except DatabaseError:
+        logger.warning("The database did not answer; transports are probed when they are due.")
+    finally:
+        connections[using].close()
 
 
 def stop_work() -> None:

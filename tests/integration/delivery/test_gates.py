@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.core.mail import EmailMessage
 from django.utils import timezone
 
 from devservers.smtp_faults import refuse
 from django_epica_mail import outbox, signals
 from django_epica_mail.delivery import claim, gates
 from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailLog
-from django_epica_mail.retry import Failure, Kind
+from django_epica_mail.retry import Failure, Kind, Scope
 
 OUTAGE = Failure(kind=Kind.OUTAGE, code=421, reply="4.3.2 Shutting down")
 
@@ -173,3 +174,87 @@ def test_an_outage_uses_no_retry_however_long_it_lasts(smtp, queue_mail, deliver
     assert deliver() == 1
     log.refresh_from_db()
     assert log.status == "sent"
+
+
+def conversations(deliver, travel, *, minutes: int) -> int:
+    """Return how often the server is asked while time passes and the sweep rings every 5 s."""
+    for _ in range(minutes * 12):
+        deliver()
+        travel(seconds=5)
+    return DeliveryAttempt.objects.count()
+
+
+@pytest.mark.parametrize("senders", [1, 3])
+def test_throttling_slows_what_is_throttled(smtp, deliver, travel, senders) -> None:
+    """200 mails, and a server whose daily quota is exceeded for half an hour."""
+    for number in range(200):
+        sender = f"from{number % senders}@example.com"
+        message = EmailMessage("S", "B", sender, [f"to{number}@example.com"])
+        outbox.enqueue(message, transport="smtp")
+    quota = smtp.inject(refuse("content", 454, "4.7.0 daily message quota exceeded"))
+    assert conversations(deliver, travel, minutes=30) <= 25
+    assert set(EmailLog.objects.values_list("tries", flat=True)) == {0}
+    gate = DeliveryGate.objects.get(scope="transport", name="smtp")
+    assert "quota" in gate.reason
+    smtp.withdraw(quota)
+    travel(minutes=10)  # a quarter of the time, at most
+    deliver()
+    travel(minutes=2)
+    deliver()
+    assert EmailLog.objects.filter(status="sent").count() == 200
+
+
+def test_refused_credentials_are_tried_ever_more_rarely(db, travel) -> None:
+    refused = Failure(kind=Kind.OUTAGE, scope=Scope.CREDENTIALS, reply="535 Bad")
+    pauses = []
+    for _ in range(12):
+        gates.trip("smtp", refused, "default")
+        pauses.append(gates._pause(refused, len(pauses)))
+    assert 25 <= pauses[0] <= 30
+    assert 54 <= pauses[1] <= 60
+    assert 3240 <= pauses[-1] <= 3600
+    down = Failure(kind=Kind.OUTAGE, scope=Scope.SERVER, reply="refused")
+    assert {gates._pause(down, number) for number in range(500)} == {30}
+
+
+def test_a_server_that_asks_for_a_pause_gets_it() -> None:
+    asked = Failure(kind=Kind.THROTTLED, scope=Scope.SERVER, retry_after=600)
+    assert 540 <= gates._pause(asked, 0) <= 600
+    for_ever = Failure(kind=Kind.THROTTLED, scope=Scope.SERVER, retry_after=1e9)
+    assert gates._pause(for_ever, 10**6) <= 3600
+
+
+@pytest.mark.parametrize("by", ["resume", "start"])
+def test_people_and_a_starting_worker_probe_at_once(smtp, queue_mail, deliver, by) -> None:
+    queue_mail()
+    gates.trip("smtp", Failure(kind=Kind.OUTAGE, reply="down"), "default")
+    assert deliver() == 0
+    if by == "resume":
+        outbox.resume(transport="smtp")
+    else:
+        gates.return_probes("default")
+    assert deliver() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_gates_are_read_once_a_second(monkeypatch, django_assert_num_queries) -> None:
+    monkeypatch.setattr(gates, "_KEPT_SECONDS", 60.0)
+    gates.forget()
+    with django_assert_num_queries(1):
+        assert gates.current("default").queue_is_open("emails")
+        assert gates.current("default").queue_is_open("emails")
+    DeliveryGate.objects.create(scope="queue", name="emails", paused=True)  # by another process
+    assert gates.current("default").queue_is_open("emails")
+    monkeypatch.setattr(gates, "_KEPT_SECONDS", 0.0)
+    assert not gates.current("default").queue_is_open("emails")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_this_process_changes_it_sees_at_once(monkeypatch) -> None:
+    monkeypatch.setattr(gates, "_KEPT_SECONDS", 60.0)
+    gates.forget()
+    assert gates.current("default").queue_is_open("emails")
+    outbox.pause(queue="emails")
+    assert not gates.current("default").queue_is_open("emails")
+    outbox.resume(queue="emails")
+    assert gates.current("default").queue_is_open("emails")
