@@ -24,7 +24,7 @@ from django_epica_mail.queueing.dequeue import Accepted, Lane, due, due_levels, 
 from django_epica_mail.rules import LEVELS
 from django_epica_mail.transports import config as transports
 
-_CLAIM_PATIENCE = 2.0
+PATIENCE = 2.0
 """Seconds for which a claim is retried after it lost its rows, a deadlock or a serialization
 failure."""
 
@@ -123,7 +123,7 @@ def claim(queue: str, *, starts: ScanStarts | None = None) -> Batch | None:
     """
     using = database()
     return retry_on_database_errors(
-        Claiming(queue, using, starts=starts), until=time.monotonic() + _CLAIM_PATIENCE, using=using
+        Claiming(queue, using, starts=starts), until=time.monotonic() + PATIENCE, using=using
     )
 
 
@@ -183,7 +183,7 @@ def claim_one(email_id: uuid.UUID | str) -> Batch | None:
     lease = _lease(uuid.uuid4())
     won = retry_on_database_errors(
         lambda: dequeue.take_from(wanted, 1, **lease),
-        until=claimed_at + _CLAIM_PATIENCE,
+        until=claimed_at + PATIENCE,
         using=using,
     )
     return _batch(won, using, claimed_at) if won else None

@@ -13,7 +13,7 @@ from django.db import Error, transaction
 from django.db.models import F
 
 from django_epica_mail import clock, conf, lifecycle, signals
-from django_epica_mail.delivery.claim import Batch, Claiming
+from django_epica_mail.delivery.claim import PATIENCE, Batch, Claiming
 from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_errors
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.lifecycle import Status
@@ -68,14 +68,14 @@ class Settler:
         """Commit what waits together with a claim, in one transaction; return what was claimed."""
         outcomes = self._waiting
         if not outcomes:
-            return self._patiently(claiming) if claiming is not None else None
+            return self._claim(claiming)
         try:
             moved, batch = self._patiently(lambda: self._settle_and(claiming, outcomes))
         except Error as error:
             if is_passing(error):
                 raise
             self._settle_one_by_one()
-            return self._patiently(claiming) if claiming is not None else None
+            return self._claim(claiming)
         self._close(outcomes, moved)
         return batch
 
@@ -92,6 +92,13 @@ class Settler:
         with transaction.atomic(using=using):
             moved = settle(outcomes, using=using)
             return moved, claiming() if claiming is not None else None
+
+    def _claim(self, claiming: Claiming | None) -> Batch | None:
+        """Claim, without patience beyond that of a claim: no outcome is at stake."""
+        if claiming is None:
+            return None
+        until = time.monotonic() + PATIENCE
+        return retry_on_database_errors(claiming, until=until, using=self._using)
 
     def _patiently(self, operation: Callable[[], T]) -> T:
         until = time.monotonic() + conf.get().settle_patience

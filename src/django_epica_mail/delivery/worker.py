@@ -205,6 +205,7 @@ class _Run:
             with Sender[Attempt](self._transport) as sender:
                 try:
                     self._send_all(sender)
+                    self._release()  # at once, however long the server takes with the others
                     while len(sender):
                         self._wait(sender)
                 finally:

@@ -67,7 +67,7 @@ def test_a_mail_whose_worker_died_is_claimed_alone(smtp, queue_mail) -> None:
 def test_a_row_changed_by_hand_is_not_claimed_and_blocks_no_other(
     smtp, queue_mail, monkeypatch
 ) -> None:
-    monkeypatch.setattr(claims, "_CLAIM_PATIENCE", 0.2)
+    monkeypatch.setattr(claims, "PATIENCE", 0.2)
     changed, low = queue_mail(), queue_mail(priority="low")
     EmailLog.objects.filter(pk=changed.pk).update(status="sent")
     assert claimed() == [[low.pk]]

@@ -14,11 +14,12 @@ from django.core.mail.backends.smtp import EmailBackend as SMTPBackend
 from django.db import OperationalError, connection
 from django.utils import timezone
 
-from devservers.smtp_faults import Reply, drop, refuse
+from devservers.smtp_faults import Reply, delay, drop, refuse
 from django_epica_mail import conf, lifecycle, signals
 from django_epica_mail.delivery import claim as claims
 from django_epica_mail.delivery import worker
 from django_epica_mail.delivery.prepare import MessageLoader
+from django_epica_mail.delivery.sender import Sender
 from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailLog, EmailRecipient
 
 Outcome = EmailRecipient.Outcome
@@ -452,3 +453,36 @@ def test_a_stopping_worker_releases_what_it_has_not_begun(
     monkeypatch.setattr(worker, "prepare", stop_after_the_first)
     assert deliver() == 1
     assert sorted(statuses()) == ["queued", "queued", "sent"]
+
+
+def test_a_stopping_worker_releases_before_it_waits_for_the_server(
+    smtp, queue_mail, deliver, monkeypatch, stopping
+) -> None:
+    """The server may take its time with the mails in flight; other workers take the rest."""
+    for _ in range(4):
+        queue_mail()
+    order: list[str] = []
+    begun, released = Sender.begin, worker._Run._release
+    waited = Sender.finished
+
+    def begin_slowly(self: Any, key: Any, message: Any) -> None:
+        self._is_slow = True  # in threads, as for any slow server
+        begun(self, key, message)
+        worker.stop_work()
+
+    def release(self: Any) -> None:
+        order.append("release")
+        released(self)
+
+    def wait(self: Any, timeout: float | None = None) -> Any:
+        if timeout is None:
+            order.append("wait")
+        return waited(self, timeout)
+
+    monkeypatch.setattr(Sender, "begin", begin_slowly)
+    monkeypatch.setattr(Sender, "finished", wait)
+    monkeypatch.setattr(worker._Run, "_release", release)
+    smtp.inject(delay(0.3, "content"))
+    assert deliver() == 1
+    assert order[:2] == ["release", "wait"]
+    assert sorted(statuses()) == ["queued", "queued", "queued", "sent"]
