@@ -94,7 +94,8 @@ def classify_reply(code: int, words: bytes | str) -> Failure:
     text = reply_text(words)
     enhanced = _ENHANCED.match(text)
     kind, scope = _fault(code, enhanced[1] if enhanced else "")
-    if 400 <= code < 500 and _THROTTLED.search(text):
+    is_full_mailbox = enhanced is not None and enhanced[1] == "2.2"
+    if 400 <= code < 500 and _THROTTLED.search(text) and not is_full_mailbox:
         kind = Kind.THROTTLED
         is_of_recipient = enhanced is not None and enhanced[1][:2] in ("1.", "2.")
         scope = Scope.RECIPIENT if is_of_recipient else Scope.SERVER

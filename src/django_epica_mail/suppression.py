@@ -71,7 +71,7 @@ def add_digest(found_by: str, *, reason: str, scope: str = "", recipient: str = 
     if recipient:
         row.address, row.digest = canonical(recipient), digest(recipient)
     known = Suppression.objects.using(_using()).filter(
-        _in_force(), digest=row.digest, scope=scope, reason=reason
+        expires_at=None, digest=row.digest, scope=scope, reason=reason
     )
     return not known.exists() and bool(insert([row]))
 
@@ -144,28 +144,31 @@ def entry(
 def insert(rows: Sequence[Suppression]) -> int:
     """Insert the entries that are new; return how many.
 
-    Entries in force keep their note. An expired entry makes way for one that is in force.
+    Entries in force keep their note. An entry that ends makes way for one that lasts longer.
     """
     entries = Suppression.objects.using(_using())
     count = 0
     for chunk in batched(rows, _CHUNK):
-        _remove_expired(chunk)
+        _remove_shorter(chunk)
         entries.bulk_create(chunk, ignore_conflicts=True)
         count += entries.filter(pk__in=[row.pk for row in chunk]).count()
     return count
 
 
-def _remove_expired(rows: Sequence[Suppression]) -> None:
-    """Remove the expired entries that would keep out new ones, which are in force."""
+def _remove_shorter(rows: Sequence[Suppression]) -> None:
+    """Remove the entries that would keep out new ones, which are in force and last longer."""
     lasting = (it for it in rows if it.expires_at is None or it.expires_at > timezone.now())
-    new = {_key(row) for row in lasting}
+    new = {_key(row): row.expires_at for row in lasting}
     if new:
         entries = Suppression.objects.using(_using())
-        digests = {found_by for found_by, *_ in new}
-        expired = entries.filter(digest__in=digests, expires_at__lte=clock.now())
-        old = [row.pk for row in expired if _key(row) in new]
+        ending = entries.filter(digest__in={it for it, *_ in new}, expires_at__isnull=False)
+        old = [row.pk for row in ending if _key(row) in new and _outlasts(new[_key(row)], row)]
         if old:
-            expired.filter(pk__in=old).delete()
+            ending.filter(pk__in=old).delete()
+
+
+def _outlasts(expires_at: datetime | None, row: Suppression) -> bool:
+    return expires_at is None or (row.expires_at is not None and expires_at > row.expires_at)
 
 
 def _key(row: Suppression) -> tuple[str, str, str]:

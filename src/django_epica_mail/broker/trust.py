@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
 from celery import Task, current_app
@@ -36,13 +38,26 @@ def _came_through_broker(task: Any) -> bool:
     """Return whether the message that this worker is executing is the call, or holds it.
 
     It may hold it as a callback, in a chain, a group or a chord, or for one of Celery's own tasks
-    that call another.
+    that call another, by name or as a signature.
     """
+    if any(name.startswith("celery.backends.") for name, _ in _frames()):
+        return True  # a callback of a message, for which no task need be executing
     executing: Any = current_app.current_worker_task
-    if executing is None or executing.request.is_eager:
+    if executing is None:
+        return False
+    # A message can claim to be eager, so it must be true as well.
+    if executing.request.is_eager and any(code is Task.apply.__code__ for _, code in _frames()):
         return False
     is_call = executing.name == task.name and not task.request.called_directly
     return is_call or any(it == BULK_TASK for it in _named(executing))
+
+
+def _frames() -> Iterator[tuple[str, CodeType]]:
+    """Yield the module and the code of each function that led here."""
+    frame = sys._getframe()
+    while frame is not None:
+        yield str(frame.f_globals.get("__name__", "")), frame.f_code
+        frame = frame.f_back  # type: ignore[assignment]
 
 
 def _named(task: Task[Any, Any]) -> Iterator[object]:
@@ -56,8 +71,9 @@ def _named(task: Task[Any, Any]) -> Iterator[object]:
 
 
 def _tasks_in(form: object) -> Iterator[object]:
-    if isinstance(form, dict):
-        yield form.get("task")
+    if isinstance(form, str):
+        yield form
+    elif isinstance(form, dict):
         for value in form.values():
             yield from _tasks_in(value)
     elif isinstance(form, (list, tuple)):

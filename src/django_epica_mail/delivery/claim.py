@@ -7,10 +7,10 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from functools import cached_property, partial
+from itertools import count
 from typing import Any
 
 from django.db import router
@@ -20,17 +20,13 @@ from django_epica_mail.delivery import gates, rate_limits
 from django_epica_mail.delivery.db_retry import retry_on_database_errors
 from django_epica_mail.models import EmailLog, EmailRecipient
 from django_epica_mail.queueing import dequeue
-from django_epica_mail.queueing.dequeue import Accepted, Lane, due, due_levels, has_due
+from django_epica_mail.queueing.dequeue import Accepted, Lane, ScanStarts, due, due_levels, has_due
 from django_epica_mail.rules import LEVELS
 from django_epica_mail.transports import config as transports
 
 PATIENCE = 2.0
 """Seconds for which a claim is retried after it lost its rows, a deadlock or a serialization
 failure."""
-
-_FULL_LOOK_SECONDS = 2.0
-_MARGIN = timedelta(seconds=2)
-"""How much older than the last claimed e-mail one may be that was committed after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,39 +71,14 @@ class Batch:
 
     @property
     def begin_until(self) -> float:
-        """The monotonic second until which the lease outlasts an e-mail begun now."""
+        """The monotonic second until which its e-mails are begun, and then released."""
         return self.claimed_at + conf.BEGIN_SECONDS
 
-
-class ScanStarts:
-    """Where the claims of one task begin to look, for each transport and priority.
-
-    A claimed e-mail leaves a dead index entry, which stays as long as any open transaction might
-    read it. A claim from the beginning would walk over the entries of all mail before it. So most
-    claims begin near the last one; now and then, and before a queue counts as empty, a claim looks
-    at everything.
-    """
-
-    def __init__(self) -> None:
-        self._last: dict[tuple[str, int], datetime] = {}
-        self._looked_at_all = -_FULL_LOOK_SECONDS
-
-    def bounds(self) -> Mapping[tuple[str, int], datetime]:
-        """Return the ``due_at`` to begin at, by transport and priority; empty for a full look."""
-        now = time.monotonic()
-        if now - self._looked_at_all >= _FULL_LOOK_SECONDS:
-            self._looked_at_all = now
-            self._last.clear()
-        return self._last
-
-    def forget(self) -> None:
-        """Make the next claim look at everything."""
-        self._looked_at_all = -_FULL_LOOK_SECONDS
-
-    def note(self, rows: Iterable[EmailLog]) -> None:
-        """Remember how far a claim came."""
-        for row in rows:
-            self._last[row.transport, row.priority] = row.due_at - _MARGIN
+    @property
+    def outlasts_until(self) -> float:
+        """The monotonic second until which the lease outlasts an e-mail begun then."""
+        settings = conf.get()
+        return self.claimed_at + settings.lease_seconds - settings.send_timeout
 
 
 def database() -> str:
@@ -144,14 +115,15 @@ class Claiming:
         transport: str | None = None,
         starts: ScanStarts | None = None,
     ) -> None:
-        self._using, self._token, self._is_repeated = using, uuid.uuid4(), False
+        self._using, self._token = using, uuid.uuid4()
+        self._began: float | None = None
         self._search = _Search(queue, using, self._token, limit, transport, starts or ScanStarts())
 
     def __call__(self) -> Batch | None:
         """Claim; return ``None`` if there is nothing to claim."""
-        if self._is_repeated and (held := list(dequeue.held(self._token, self._using))):
-            return _batch(held, self._using, time.monotonic())
-        self._is_repeated = True
+        if self._began is not None and (rows := dequeue.taken_by(self._token, self._using)):
+            return _batch(rows, self._using, self._began)
+        self._began = time.monotonic()
         return self._search.find()
 
     def settle_too(
@@ -161,9 +133,9 @@ class Claiming:
 
         Returns the ids that were recorded and what was claimed.
         """
-        if self._is_repeated or (lanes := self._search.lanes_together()) is None:
+        if self._began is not None or not (lanes := self._search.lanes_together()):
             return None
-        self._is_repeated = True
+        self._began = time.monotonic()
         return self._search.settle_and_claim(accepted, lanes)
 
 
@@ -179,10 +151,15 @@ def claim_one(email_id: uuid.UUID | str) -> Batch | None:
     if not is_open or mail.transport not in state.open_transports(transports.aliases()):
         return None
     wanted = due(mail.queue, mail.transport, mail.pending, using).filter(pk=email_id)
-    claimed_at = time.monotonic()
-    lease = _lease(uuid.uuid4())
+    claimed_at, lease, tries = time.monotonic(), _lease(uuid.uuid4()), count()
+
+    def take() -> list[EmailLog]:
+        is_repeated = next(tries) > 0
+        taken = dequeue.taken_by(lease["token"], using) if is_repeated else []
+        return taken or dequeue.take_from(wanted, 1, **lease)
+
     won = retry_on_database_errors(
-        lambda: dequeue.take_from(wanted, 1, **lease),
+        take,
         until=claimed_at + PATIENCE,
         using=using,
     )
@@ -244,7 +221,9 @@ class _Search:
             self._starts.note(rows)
             return settled, _batch(rows, self._using, claimed_at)
         self._starts.forget()
-        return settled, self._claim(lanes, self._limit) if bounds else None
+        # What is not settled yet could be claimed again; the next search looks at everything.
+        looks_again = bounds and len(settled) == len(accepted)
+        return settled, self._claim(lanes, self._limit) if looks_again else None
 
     def _aliases(self) -> list[str]:
         """Return the transports whose mail may go now, in random order."""
@@ -263,8 +242,10 @@ class _Search:
         while heads:
             alias = max(heads, key=heads.__getitem__)
             lane, allowed = (alias, heads[alias]), limits[alias]
-            if allowed is not None and allowed < _head_cost(queue, *lane, using):
+            if allowed is not None and allowed < (cost := _head_cost(queue, *lane, using)):
                 # The head reserves the budget: nothing less urgent may use it up before.
+                if not rate_limits.all_mail_allows(cost):
+                    return None
                 del heads[alias]
                 continue
             if self._state.needs_probe(alias):

@@ -190,15 +190,20 @@ def return_probes(using: str) -> None:
     gates.update(open_until=clock.now())
 
 
-def trip(alias: str, failure: Failure, using: str) -> None:
-    """Open a transport's breaker: it gets no mail until the next probe is due."""
+def trip(alias: str, failure: Failure, using: str, *, is_probe: bool = False) -> None:
+    """Open a transport's breaker: it gets no mail until the next probe is due.
+
+    Only a failed probe makes an open breaker's pause longer: mails that were in flight together
+    fail together.
+    """
     _kept.clear()
     gate, _ = DeliveryGate.objects.using(using).get_or_create(scope=_TRANSPORT, name=alias)
-    DeliveryGate.objects.using(using).filter(pk=gate.pk).update(
-        outages=models.F("outages") + 1,
-        open_until=clock.now(_pause(failure, gate.outages)),
-        reason=failure.reply,
-    )
+    gates = DeliveryGate.objects.using(using).filter(pk=gate.pk)
+    pause = clock.now(_pause(failure, gate.outages if is_probe else 0))
+    if is_probe:
+        gates.update(outages=models.F("outages") + 1, open_until=pause, reason=failure.reply)
+    elif not gates.filter(outages=0).update(outages=1, open_until=pause, reason=failure.reply):
+        gates.update(reason=failure.reply)
     signals.transport_tripped.send_robust(DeliveryGate, transport=alias, failure=failure)
 
 

@@ -230,6 +230,17 @@ def allowance(transport: str) -> int | None:
         return 0
 
 
+def all_mail_allows(cost: int) -> bool:
+    """Return whether the limit on all mail, if there is one, allows ``cost`` recipients now."""
+    budgets = _current()
+    if budgets is None or EVERYTHING not in budgets.items:
+        return True
+    try:
+        return budgets.remaining(EVERYTHING) >= cost
+    except _StoreLost:
+        return False
+
+
 def bounded(transport: str, cost: int) -> int:
     """Return the cost of an e-mail, at most the smallest budget of a transport's limits."""
     budgets = _current()

@@ -61,44 +61,48 @@ class Settler:
 
     def flush(self) -> None:
         """Commit what waits; retry for some time if the database fails."""
-        if self._waiting:
-            self.settle_and(None)
-
-    def settle_and(self, claiming: Claiming | None) -> Batch | None:
-        """Commit what waits together with a claim, in one transaction; return what was claimed."""
         outcomes = self._waiting
         if not outcomes:
-            return self._claim(claiming)
+            return
         try:
-            moved, batch = self._patiently(lambda: self._settle_and(claiming, outcomes))
+            moved = self._patiently(partial(settle, outcomes, using=self._using))
         except Error as error:
             if is_passing(error):
                 raise
             self._settle_one_by_one()
-            return self._claim(claiming)
-        self._close(outcomes, moved)
-        return batch
+        else:
+            self._close(outcomes, moved)
+
+    def settle_and(self, claiming: Claiming) -> Batch | None:
+        """Commit what waits together with a claim, in one transaction; return what was claimed."""
+        outcomes = self._waiting
+        if outcomes:
+            try:
+                moved, batch = self._settle_and(claiming, outcomes)
+            except Error:
+                self.flush()  # on its own: no claim that fails may cost an outcome
+            else:
+                try:
+                    self._close(outcomes, moved)
+                except Exception:
+                    self.release([mail.row for mail in batch.mails] if batch else [])
+                    raise
+                return batch
+        until = time.monotonic() + PATIENCE
+        return retry_on_database_errors(claiming, until=until, using=self._using)
 
     def _settle_and(
-        self, claiming: Claiming | None, outcomes: Sequence[Outcome]
+        self, claiming: Claiming, outcomes: Sequence[Outcome]
     ) -> tuple[list[Outcome], Batch | None]:
         using = self._using
-        if claiming is not None and all(it.is_plain and not it.ends_content for it in outcomes):
+        if all(it.is_plain and not it.ends_content for it in outcomes):
             settled, batch = claiming.settle_too([_accepted(it) for it in outcomes]) or (None, None)
             if settled is not None:
                 moved = [it for it in outcomes if it.mail.pk in settled]
                 others = [it for it in outcomes if it.mail.pk not in settled]
                 return moved + (settle(others, using=using) if others else []), batch
         with transaction.atomic(using=using):
-            moved = settle(outcomes, using=using)
-            return moved, claiming() if claiming is not None else None
-
-    def _claim(self, claiming: Claiming | None) -> Batch | None:
-        """Claim, without patience beyond that of a claim: no outcome is at stake."""
-        if claiming is None:
-            return None
-        until = time.monotonic() + PATIENCE
-        return retry_on_database_errors(claiming, until=until, using=self._using)
+            return settle(outcomes, using=using), claiming()
 
     def _patiently(self, operation: Callable[[], T]) -> T:
         until = time.monotonic() + conf.get().settle_patience
@@ -122,7 +126,7 @@ class Settler:
     def _close(self, outcomes: Sequence[Outcome], moved: Sequence[Outcome]) -> None:
         """Count outcomes as settled, and announce those that were written."""
         self._waiting = self._waiting[len(outcomes) :]
-        self.settled += len(outcomes)
+        self.settled += sum(it.decision.moves != (lifecycle.RELEASE,) for it in outcomes)
         self._lost_any |= len(moved) < len(outcomes) or any(it.is_late for it in moved)
         announce(moved, self._using)
 
@@ -251,6 +255,8 @@ def _settle_one(outcome: Outcome, using: str) -> Outcome | None:
 def _values(outcome: Outcome) -> dict[str, object]:
     """Return the columns that an outcome sets in addition to the status."""
     decision = outcome.decision
+    if decision.moves == (lifecycle.RELEASE,):  # as it was, and where it was in the queue
+        return {"due_at": clock.now(decision.delay)} if decision.delay else {}
     failure = decision.failure
     target = decision.moves[-1].target
     values: dict[str, object] = {

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from uuid import UUID
 
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, Error, connections
 
 from django_epica_mail import conf
 from django_epica_mail.broker import doorbell, result_backend
@@ -24,6 +24,7 @@ from django_epica_mail.delivery.outcome import Attempt, Outcome, judge
 from django_epica_mail.delivery.prepare import MessageLoader, prepare, unreadable
 from django_epica_mail.delivery.sender import Sender
 from django_epica_mail.delivery.settle import Settler
+from django_epica_mail.queueing.dequeue import ScanStarts
 from django_epica_mail.retry import Result
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ _LINGER, _LONGEST_LINGER = 0.01, 0.025
 
 _SOON = 0.05
 """Seconds that a known outcome waits for others while mails are in flight."""
+
+_REFUSED_PAUSE = 0.1
+"""Seconds a worker waits after a rate limit refused what it had claimed."""
 
 _LONGEST_PAUSE = 2.0
 """Seconds a worker waits for a rate limit; a longer wait is left to the sweep."""
@@ -70,7 +74,7 @@ def probe_transports() -> None:
     using = claim.database()
     try:
         gates.return_probes(using)
-    except DatabaseError:
+    except Error:
         logger.warning("The database did not answer; transports are probed when they are due.")
     finally:
         connections[using].close()
@@ -88,25 +92,30 @@ def deliver(queue: str, *, rung_at: float | None = None) -> int:
     covers e-mails committed up to one window later, so the worker looks a second time.
     """
     started = time.monotonic()
-    search = _Search(queue, until=started + conf.get().run_seconds)
     settled, tried_at_once = 0, False
     look_again = doorbell.needs_second_look(rung_at)
-    while search.goes_on:
-        batch = search.next()
-        if batch is not None:
-            settled += _Run(batch, search).run()
-            tried_at_once = False
-        elif (pause := _pause_for_rate_limit(queue)) is not None and (pause or not tried_at_once):
-            # Once only: mail that another worker is claiming looks due as well.
-            tried_at_once = not pause
-            time.sleep(pause)
-        elif look_again:
-            # The last look must come a whole window after the first: an e-mail committed until
-            # then has no ring of its own.
-            time.sleep(max(0.0, started + conf.get().ring_window - time.monotonic()))
-            look_again = False
-        else:
-            return settled
+    with _Search(queue, until=started + conf.get().run_seconds) as search:
+        while search.goes_on:
+            batch = search.next()
+            if batch is not None:
+                run = _Run(batch, search)
+                settled += run.run()
+                tried_at_once = False
+                if run.is_refused:  # by a limit that the claim did not foresee
+                    time.sleep(_REFUSED_PAUSE)
+            elif (pause := _pause_for_rate_limit(queue)) is not None and (
+                pause or not tried_at_once
+            ):
+                # Once only: mail that another worker is claiming looks due as well.
+                tried_at_once = not pause
+                time.sleep(pause)
+            elif look_again:
+                # The last look must come a whole window after the first: an e-mail committed until
+                # then has no ring of its own.
+                time.sleep(max(0.0, started + conf.get().ring_window - time.monotonic()))
+                look_again = False
+            else:
+                return settled
     doorbell.ring(queue)  # the next task takes what is left, so that no queue starves another
     return settled
 
@@ -129,11 +138,23 @@ class _Search:
     def __init__(self, queue: str, *, until: float) -> None:
         self._queue, self._until = queue, until
         self._using = claim.database()
-        self._starts = claim.ScanStarts()
+        self._starts = ScanStarts()
         self._linger = _LINGER
         self._called_for_help = False
         self._found: Batch | None = None
         self._is_empty = False
+
+    def __enter__(self) -> _Search:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._found is not None:  # claimed, and not run because something failed before
+            Settler(self._using).release([mail.row for mail in self._found.mails])
+
+    @property
+    def has_found(self) -> bool:
+        """Whether a batch of another transport waits to be run next."""
+        return self._found is not None
 
     @property
     def goes_on(self) -> bool:
@@ -196,6 +217,7 @@ class _Run:
         self._settler = Settler(batch.using)
         self._claim_until = time.monotonic() + _TURN_SECONDS
         self._transport_works = True
+        self.is_refused = False
         self._results: list[UUID] = []
         self._take(batch)
 
@@ -234,16 +256,22 @@ class _Run:
                 if not len(sender):
                     return
                 self._wait(sender)
-            elif (left := self._batch.begin_until - time.monotonic()) <= 0:
+            elif (left := self._may_begin_until - time.monotonic()) <= 0:
                 self._release()
                 while not sender.is_free:
                     self._wait(sender)
             elif not sender.is_free:
                 self._wait(sender, left)
             else:
-                ready = self._prepare_next()
+                ready = self._prepare(self._unbegun[0])
+                if time.monotonic() > self._batch.outlasts_until:
+                    continue  # preparing it took too long: it is released
+                mail = self._unbegun.popleft()
+                if mail.row.store_result:
+                    self._results.append(mail.row.pk)
                 if isinstance(ready, Outcome):
                     self._note([ready])
+                    self.is_refused = ready.ends_batch
                     if ready.ends_batch:
                         return
                 else:
@@ -257,14 +285,14 @@ class _Run:
         """
         return self._transport_works and self._settler.holds_claims and not _stop.is_set()
 
-    def _prepare_next(self) -> Attempt | Outcome:
-        """Return the attempt to make for the next e-mail, or its outcome if none is made."""
-        mail = self._unbegun[0]
-        ready = self._prepare(mail)
-        self._unbegun.popleft()
-        if mail.row.store_result:
-            self._results.append(mail.row.pk)
-        return ready
+    @property
+    def _may_begin_until(self) -> float:
+        """The monotonic second until which the next e-mail may be begun.
+
+        The first as long as the lease allows, so that a slow claim does not keep all mail back.
+        """
+        is_first = len(self._unbegun) == len(self._batch.mails)
+        return self._batch.outlasts_until if is_first else self._batch.begin_until
 
     def _wait(self, sender: Sender[Attempt], timeout: float | None = None) -> None:
         """Wait for the next result; settle what is known if none comes soon."""
@@ -276,10 +304,14 @@ class _Run:
     def _release(self) -> None:
         """Release what is not begun."""
         self._settler.release([mail.row for mail in self._unbegun])
+        if self._unbegun and self._batch.is_probe:
+            gates.return_probe(self._transport, self._using)
         self._unbegun.clear()
 
     def _may_claim(self) -> bool:
         if self._search is None or self._batch.is_probe or self._batch.is_limited:
+            return False
+        if self._search.has_found:
             return False
         return self._search.may_claim and time.monotonic() < self._claim_until
 
@@ -349,7 +381,7 @@ class _Run:
                 report = partial(gates.return_probe, alias, using)
         elif result.failure is not None and result.failure.stops_transport:
             self._transport_works = False
-            report = partial(gates.trip, alias, result.failure, using)
+            report = partial(gates.trip, alias, result.failure, using, is_probe=is_probe)
         elif is_probe:
             report = partial(gates.reset, alias, using)
         if report is not None:

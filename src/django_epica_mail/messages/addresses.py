@@ -91,12 +91,20 @@ def _visible(text: str) -> str:
     return "".join(it for it in text if unicodedata.category(it) not in ("Cf", "Cc")).strip()
 
 
+_MOST_PARSED = 2000
+"""Characters. Longer text is no address, and parsers take quadratic time."""
+
+
 def _rcpt(text: str) -> str:
     """Return the address that Django hands to the server, or the text if it is no address."""
+    if len(text) > _MOST_PARSED:
+        return text
     with contextlib.suppress(Exception):  # the parser of older Pythons fails on some text
         parsed = AddressHeader.value_parser(text)
         (mailbox,) = parsed.all_mailboxes
         if mailbox.local_part and not {*map(str, parsed.all_defects)} - _DEFECTS:
             return str(mailbox.addr_spec)
-    found = getaddresses([text])
+    found: list[tuple[str, str]] = []
+    with contextlib.suppress(RecursionError):  # comments within comments
+        found = getaddresses([text])
     return found[0][1] if len(found) == 1 and "@" in found[0][1] else text

@@ -113,7 +113,7 @@ def find_class(path: str, base: type[T]) -> type[T] | None:
         return None
     try:
         found = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError):
+    except Exception:  # noqa: BLE001 - to import a module is to run it, and it may need anything
         return None
     return found if isinstance(found, type) and issubclass(found, base) else None
 

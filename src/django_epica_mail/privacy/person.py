@@ -251,7 +251,7 @@ def _search(found: Found, log: EmailLog, person: Person) -> None:
             message = messages.load(log.envelope, messages.AbsentAttachments(), place)
             if encryption.is_sealed(log.envelope):
                 found.roles, found.others = _named_in(message, person)
-            if any(map(person.is_named, message.reply_to)):
+            if any(map(person.is_named, message.reply_to or ())):
                 found.roles.add("reply-to")
     except UnreadableEnvelope:
         found.is_readable = is_in_content = False

@@ -6,9 +6,10 @@ transaction.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -41,8 +42,43 @@ class Accepted(NamedTuple):
     provider_id: str
 
 
+_FULL_LOOK_SECONDS = 2.0
+_MARGIN = timedelta(seconds=2)
+"""How much older than the last claimed e-mail one may be that was committed after it."""
+
 _TRIES = 5
 """How often rows are read again on a database without row locks, where others may be faster."""
+
+
+class ScanStarts:
+    """Where the claims of one task begin to look, for each transport and priority.
+
+    A claimed e-mail leaves a dead index entry, which stays as long as any open transaction might
+    read it. A claim from the beginning would walk over the entries of all mail before it. So most
+    claims begin near the last one; now and then, and before a queue counts as empty, a claim looks
+    at everything.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, int], datetime] = {}
+        self._looked_at_all = -_FULL_LOOK_SECONDS
+
+    def bounds(self) -> Mapping[tuple[str, int], datetime]:
+        """Return the ``due_at`` to begin at, by transport and priority; empty for a full look."""
+        now = time.monotonic()
+        if now - self._looked_at_all >= _FULL_LOOK_SECONDS:
+            self._looked_at_all = now
+            self._last.clear()
+        return self._last
+
+    def forget(self) -> None:
+        """Make the next claim look at everything."""
+        self._looked_at_all = -_FULL_LOOK_SECONDS
+
+    def note(self, rows: Iterable[EmailLog]) -> None:
+        """Remember how far a claim came."""
+        for row in rows:
+            self._last[row.transport, row.priority] = row.due_at - _MARGIN
 
 
 def lanes_together(using: str) -> bool:
@@ -139,6 +175,11 @@ def take_from(
     return []
 
 
+def taken_by(token: uuid.UUID, using: str) -> list[EmailLog]:
+    """Return what a claim took whose reply was lost, as ``take`` returns it."""
+    return _release_beyond_suspect(list(held(token, using)), token, using)
+
+
 def held(token: uuid.UUID, using: str) -> EmailQuerySet:
     """Return the e-mails that a claim holds, in claim order, annotated as those of ``take``."""
     rows = EmailLog.objects.using(using).filter(lease_until__isnull=False, lease_token=token)
@@ -220,8 +261,8 @@ def _release_beyond_suspect(rows: list[EmailLog], token: uuid.UUID, using: str) 
     return rows[:count]
 
 
-# Every part of a statement sees the rows as they were before it, so it cannot claim what it
-# settles.
+# Every part of a statement sees the rows as they were before it. It must not claim what it is to
+# settle: a mail whose lease has ended may be due again, although its outcome is known here.
 _SETTLE = """
     accepted (id, email_id, token, number, transport, worker, seconds, code, reply, provider_id)
         AS (VALUES {accepted}),
@@ -263,7 +304,7 @@ WITH {settle} picked AS MATERIALIZED (
                 >= (lane.queue, lane.transport, lane.level, lane.since)
             AND (queue, transport, pending, due_at)
                 <= (lane.queue, lane.transport, lane.level, {now})
-            AND status NOT IN ({not_claimable})
+            AND status NOT IN ({not_claimable}) {not_settled}
         ORDER BY queue, transport, pending, due_at, id LIMIT %s
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS head
@@ -307,6 +348,7 @@ def _take_statement(accepted: int, lanes: int, now: str, lease_until: str) -> st
         links=EmailLog.attachments.through._meta.db_table,
         suppressions=suppression.TABLE,
         claimable=_quoted(lifecycle.CLAIMABLE),
+        not_settled="AND id NOT IN (SELECT email_id FROM accepted)" if accepted else "",
         not_claimable=_quoted(set(lifecycle.Status) - lifecycle.CLAIMABLE),
         sending=lifecycle.CLAIM.target,
     )

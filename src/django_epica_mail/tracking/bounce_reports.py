@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from email.message import Message
 from email.utils import getaddresses, parsedate_to_datetime
+from itertools import islice
 
 from django.utils import timezone
 
@@ -164,7 +165,8 @@ def _verdicts(top: _Part, parts: Sequence[_Part], returned: Sequence[_Part]) -> 
     lines = _explanation(text)
     if any(part.kind in _STATUS for part in parts):
         found = (part for part in parts if part.kind in _STATUS)
-        return [it for part in found for it in _delivery_status(part, lines)]
+        verdicts = (it for part in found for it in _delivery_status(part, lines))
+        return list(islice(verdicts, MAX_RECIPIENTS))
     if any(part.kind == _FEEDBACK for part in parts):
         return [it for part in parts if part.kind == _FEEDBACK for it in _feedback(part)]
     for part in returned:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from celery import Celery, current_app
+from celery.app.task import Context
 from celery.app.trace import build_tracer
 from kombu import Connection
 from redis import Redis
@@ -73,6 +74,29 @@ def test_entries_for_a_task_of_celery_that_calls_ours_send_nothing(smtp, name, a
     state, error = run_as_worker(current_app.tasks[name], *args(embedded([])))
     assert (state, type(error)) == ("FAILURE", PermissionError)
     assert not EmailLog.objects.exists()
+
+
+def test_a_task_of_celery_that_calls_ours_by_name_sends_nothing(smtp) -> None:
+    name = current_app.tasks["celery.map"]
+    state, error = run_as_worker(name, tasks.BULK_TASK, [[ENTRY]])
+    assert (state, type(error)) == ("FAILURE", PermissionError)
+    assert not EmailBatch.objects.exists()
+
+
+def test_a_message_that_says_it_is_eager_sends_nothing(smtp) -> None:
+    state, error = run_as_worker(tasks.send_bulk_emails_task, [ENTRY], is_eager=True)
+    assert (state, type(error)) == ("FAILURE", PermissionError)
+    assert not EmailBatch.objects.exists()
+    assert tasks.send_bulk_emails_task.apply(([ENTRY],)).state == "SUCCESS"
+
+
+def test_a_callback_that_the_workers_main_process_calls_sends_nothing(smtp) -> None:
+    """As after a hard time limit; no task is executing there."""
+    whole = {"delivery_info": {}, "headers": {}, "stamps": {}, "args": [], "kwargs": {}}
+    request = Context(id="x", task="own", errbacks=[embedded([ENTRY])], root_id="x", **whole)
+    with pytest.raises(PermissionError):
+        current_app.backend._call_task_errbacks(request, ValueError("the limit"), None)
+    assert not EmailBatch.objects.exists()
 
 
 def test_a_site_can_trust_its_broker(smtp, epica_mail) -> None:

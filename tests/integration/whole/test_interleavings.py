@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 from django.core.mail import EmailMessage
-from django.db import DatabaseError, Error, connection, connections, transaction
+from django.db import (
+    DatabaseError,
+    Error,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
 from django.utils import timezone
 
 from devservers.smtp_faults import drop, refuse
@@ -133,7 +140,7 @@ def test_known_answers_survive_a_breaker_that_cannot_be_written(
     first, second = succeeded(run._batch)
     decision = Decision(moves=(lifecycle.POSTPONE,), failure=outage.failure)
 
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **options: Any) -> None:
         raise DatabaseError("the gate is locked")
 
     monkeypatch.setattr(gates, "trip", fail)
@@ -473,3 +480,71 @@ def test_the_clean_up_sweeps_orphaned_attachments(db, travel, monkeypatch) -> No
     EmailAttachment.objects.create(digest="1" * 64, mimetype="text/plain", size=1, content=b"y")
     maintenance.cleanup()
     assert [row.digest[0] for row in EmailAttachment.objects.all()] == ["1"]
+
+
+# A settle together with the next claim.
+
+
+def test_a_mail_whose_outcome_is_known_is_not_claimed_again(smtp, queue_mail, travel) -> None:
+    """The lease ends and the sweep makes the mail due, before the worker settles and claims."""
+    for _ in range(3):
+        queue_mail()
+    batch = claimed(3)
+    travel(minutes=5)
+    assert maintenance.rescue() == 3
+    settler = Settler(batch.using)
+    for outcome in succeeded(batch):
+        settler.add(outcome)
+    assert settler.settle_and(claim.Claiming("emails", "default")) is None
+    assert set(EmailLog.objects.values_list("status", flat=True)) == {"sent"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_claim_that_fails_costs_no_outcome(smtp, queue_mail, monkeypatch) -> None:
+    for _ in range(4):
+        queue_mail()
+    batch = claim.claim_one(EmailLog.objects.first().pk)
+    assert batch is not None
+    monkeypatch.setattr("django_epica_mail.delivery.settle.PATIENCE", 0.1)
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise OperationalError("canceling statement due to statement timeout")
+
+    monkeypatch.setattr(dequeue, "take", fail)
+    monkeypatch.setattr(dequeue, "settle_and_take", fail)
+    settler = Settler(batch.using)
+    settler.add(succeeded(batch)[0])
+    with pytest.raises(OperationalError):
+        settler.settle_and(claim.Claiming("emails", "default"))
+    assert EmailLog.objects.get(pk=batch.mails[0].row.pk).status == "sent"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_claim_whose_reply_was_lost_is_found_again_with_the_age_it_has(
+    smtp, queue_mail, monkeypatch
+) -> None:
+    queue_mail()
+    claiming = claim.Claiming("emails", "default")
+    first = claiming()
+    again = claiming()  # as after a commit whose reply was lost
+    assert first is not None
+    assert again is not None
+    assert [mail.row.pk for mail in again.mails] == [mail.row.pk for mail in first.mails]
+    assert abs(again.claimed_at - first.claimed_at) < 0.05
+
+
+def test_what_follows_a_claim_and_fails_releases_it(smtp, queue_mail, monkeypatch) -> None:
+    for _ in range(3):
+        queue_mail()
+    batch = claim.claim_one(EmailLog.objects.order_by("due_at").first().pk)
+    assert batch is not None
+
+    def fail(*args: Any) -> None:
+        raise DatabaseError("the events cannot be read")
+
+    monkeypatch.setattr(settling, "announce", fail)
+    settler = Settler(batch.using)
+    settler.add(succeeded(batch)[0])
+    with pytest.raises(DatabaseError):
+        settler.settle_and(claim.Claiming("emails", "default"))
+    assert not EmailLog.objects.filter(status="sending").exists()
