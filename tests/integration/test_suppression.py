@@ -113,7 +113,8 @@ def test_transactional_mail_is_exempt_from_unsubscribes_only(
 def test_an_expired_entry_makes_way_for_a_new_one(travel) -> None:
     until = timezone.now() + timedelta(days=1)
     assert suppression.add("a@example.com", reason=Reason.BOUNCE, expires_at=until)
-    assert not suppression.add("a@example.com", reason=Reason.BOUNCE), "it is in force"
+    sooner = until - timedelta(hours=1)
+    assert not suppression.add("a@example.com", reason=Reason.BOUNCE, expires_at=sooner)
     travel(days=2)
     assert not suppression.is_suppressed("a@example.com")
     assert suppression.add("a@example.com", reason=Reason.BOUNCE, note="again")
@@ -127,6 +128,23 @@ def test_a_link_suppresses_again_after_its_entry_expired(travel) -> None:
     travel(days=2)
     found_by = suppression.digest("a@example.com")
     assert suppression.add_digest(found_by, reason=Reason.UNSUBSCRIBE, recipient="a@example.com")
+    assert suppression.is_suppressed("a@example.com")
+
+
+def test_an_entry_that_ends_makes_way_for_one_that_lasts(travel) -> None:
+    """Otherwise mail would go out again at its end, to somebody who had said no for good."""
+    until = timezone.now() + timedelta(days=1)
+    found_by = suppression.digest("a@example.com")
+    for reason in (Reason.UNSUBSCRIBE, Reason.COMPLAINT):
+        suppression.add("a@example.com", reason=reason, expires_at=until)
+    assert suppression.add("a@example.com", reason=Reason.COMPLAINT)
+    assert suppression.add_digest(found_by, reason=Reason.UNSUBSCRIBE, recipient="a@example.com")
+    assert not suppression.add_digest(found_by, reason=Reason.UNSUBSCRIBE)
+    travel(days=2)
+    assert set(Suppression.objects.values_list("reason", "expires_at")) == {
+        (Reason.UNSUBSCRIBE, None),
+        (Reason.COMPLAINT, None),
+    }
     assert suppression.is_suppressed("a@example.com")
 
 

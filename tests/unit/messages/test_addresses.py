@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from email.utils import parseaddr
 
 import pytest
@@ -96,3 +97,10 @@ def test_an_ambiguous_value_is_not_plain(value: object) -> None:
 )
 def test_a_masked_address_names_nobody(address: str, shown: str) -> None:
     assert addresses.masked(address) == shown
+
+
+@pytest.mark.parametrize("text", ["(" * 100_000, "(" * 1_990, "(a)" * 5_000, "a@b.co, " * 20_000])
+def test_no_text_keeps_a_parser_busy_or_exhausts_it(text: str) -> None:
+    started = time.process_time()
+    assert len(addresses.canonical(text)) <= addresses.LENGTH
+    assert time.process_time() - started < 2

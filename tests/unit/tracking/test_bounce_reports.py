@@ -240,6 +240,16 @@ HOSTILE = {
     + "\n--b\nContent-Type: message/delivery-status\n\n".join(
         ["", *["Final-Recipient: rfc822; a@b.c\nAction: failed\n\n" * 500] * 30]
     ),
+    "long words and many parts": "Content-Type: multipart/report; boundary=b\n\n"
+    + "--b\nContent-Type: text/plain\n\n"
+    + ("550 5.1.1 " + "w@x.yz " * 100 + "\n") * 450
+    + "".join(
+        "\n--b\nContent-Type: message/delivery-status\n\n"
+        + "\n\n".join(
+            f"Final-Recipient: rfc822; r{part}-{it}@b.c\nAction: failed" for it in range(100)
+        )
+        for part in range(100)
+    ),
     "parentheses": status("Final-Recipient: rfc822; " + "(" * MIB),
     "failed": "X-Failed-Recipients: " + "(," * 400_000 + "\n" * 2 + "550 x\n" * 100_000,
     "qmail": "From: mailer-daemon@x\n\nHi. This is \n" + "<a@b.c>:\n550 x\n\n" * 60_000,
