@@ -172,7 +172,7 @@ CELERY_TASK_TRACK_STARTED = True
 # Plain beat reads its schedule here. With django-celery-beat, `celery -A shopsite beat -S django`
 # reads it from the database, where `migrate` creates the same entries. Then set SHOP_BEAT to
 # "database", because this dictionary would overwrite times edited in the admin.
-SWEEP_SECONDS = float(os.environ.get("SHOP_SWEEP_SECONDS", "30"))
+SWEEP_SECONDS = float(os.environ.get("SHOP_SWEEP_SECONDS", "5"))
 CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     **SCHEDULE,
     "dispatch-due-emails": {**SCHEDULE["dispatch-due-emails"], "schedule": SWEEP_SECONDS},

@@ -24,7 +24,7 @@ def edit_the_sweep() -> list[Any]:
 
     every_second, _ = IntervalSchedule.objects.get_or_create(every=1, period="seconds")
     sweep = PeriodicTask.objects.get(name="dispatch-due-emails")
-    assert (sweep.interval.every, sweep.expire_seconds) == (30, 600)
+    assert (sweep.interval.every, sweep.expire_seconds) == (5, 600)
     sweep.interval = every_second
     sweep.save()
     clean_up = PeriodicTask.objects.get(name="cleanup-old-email-logs")
