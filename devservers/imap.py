@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from devservers.process import free_port
-from devservers.service import Service
+from devservers.service import Service, stop_listening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,12 +81,8 @@ class IMAPServer(Service):
         """Stop listening, and end all connections."""
         if self._listener is None:
             return
-        listener, thread = self._listener
-        self._listener = None
-        # A thread that waits in accept() is woken by a connection, but not by close().
-        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), 5):
-            thread.join()
-        listener.close()
+        listening, self._listener = self._listener, None
+        stop_listening(*listening)
         with self._lock:
             open_now = list(self._connections)
         for connection in open_now:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import threading
     from types import TracebackType
 
     from typing_extensions import Self
@@ -41,3 +44,11 @@ class Service:
             self.stop()
         finally:
             self.close()
+
+
+def stop_listening(listener: socket.socket, thread: threading.Thread) -> None:
+    """End a thread that accepts connections, and close its socket."""
+    # A thread that waits in accept() is woken by a connection, but not by close().
+    with contextlib.suppress(OSError), socket.create_connection(listener.getsockname(), 5):
+        thread.join()
+    listener.close()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from devservers.process import free_port
-from devservers.service import Service
+from devservers.service import Service, stop_listening
 from devservers.smtp_actions import Delay
 from devservers.smtp_faults import Hold
 from devservers.smtp_inbox import AcceptedMessage, Inbox, read_header
@@ -100,12 +100,8 @@ class SMTPServer(Inbox, Service):
         """Stop listening, so that new connections are refused; open ones continue."""
         if self._listener is None:
             return
-        listener, thread = self._listener
-        self._listener = None
-        # A thread that waits in accept() is woken by a connection, but not by close().
-        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), 5):
-            thread.join()
-        listener.close()
+        listening, self._listener = self._listener, None
+        stop_listening(*listening)
 
     def listen_again(self) -> None:
         """Listen on the same port again."""

@@ -103,7 +103,7 @@ class Inbox(HTTPService):
         return "250 Accepted"
 
     def bounce(self, sender: str, recipient: str) -> None:
-        """Tell the sender of an envelope that nobody has the address of a recipient."""
+        """Return a bounce to the sender of a mail whose recipient does not exist."""
         name = f"{len(self.received)}.demo"
         (self.bounces / "tmp" / name).write_text(BOUNCE.format(sender=sender, recipient=recipient))
         (self.bounces / "tmp" / name).rename(self.bounces / "new" / name)

@@ -10,7 +10,7 @@ import django
 import pytest
 from django.contrib import admin
 from django.core.mail import EmailMessage
-from django.urls import path
+from django.urls import include, path
 from django.utils import timezone
 
 from devservers.smtp import SMTPServer
@@ -134,3 +134,13 @@ def deliver() -> Callable[..., int]:
 def site(settings: Any, db: None) -> None:
     """Serve the admin at ``/admin/``."""
     settings.ROOT_URLCONF = (path("admin/", admin.site.urls),)
+
+
+@pytest.fixture
+def public_pages(settings: Any) -> None:
+    """Serve the package's public pages at ``/mail/``."""
+    settings.ROOT_URLCONF = (path("mail/", include("django_epica_mail.urls")),)
+    settings.TEMPLATES = [
+        {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}
+    ]
+    settings.STATIC_URL = "/static/"

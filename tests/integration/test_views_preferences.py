@@ -10,7 +10,6 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 from django.test import Client
-from django.urls import include, path
 from django.utils import translation
 
 from django_epica_mail import conf, outbox, suppression
@@ -33,12 +32,7 @@ def page_settings() -> dict[str, Any]:
 
 
 @pytest.fixture
-def site(settings: Any, epica_mail: Any) -> None:
-    settings.ROOT_URLCONF = (path("mail/", include("django_epica_mail.urls")),)
-    settings.TEMPLATES = [
-        {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}
-    ]
-    settings.STATIC_URL = "/static/"
+def site(public_pages: None, epica_mail: Any) -> None:
     epica_mail(**page_settings())
 
 

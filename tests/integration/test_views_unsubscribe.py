@@ -22,12 +22,7 @@ ONE_CLICK = {"List-Unsubscribe": "One-Click"}
 
 
 @pytest.fixture
-def site(settings: Any, epica_mail: Any) -> None:
-    settings.ROOT_URLCONF = (path("mail/", include("django_epica_mail.urls")),)
-    settings.TEMPLATES = [
-        {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}
-    ]
-    settings.STATIC_URL = "/static/"
+def site(public_pages: None, epica_mail: Any) -> None:
     epica_mail(BASE_URL="https://shop.example.com")
 
 

@@ -20,7 +20,15 @@ from django_epica_mail.delivery import gates, rate_limits
 from django_epica_mail.delivery.db_retry import retry_on_database_errors
 from django_epica_mail.models import EmailLog, EmailRecipient
 from django_epica_mail.queueing import dequeue
-from django_epica_mail.queueing.dequeue import Accepted, Lane, ScanStarts, due, due_levels, has_due
+from django_epica_mail.queueing.dequeue import (
+    Accepted,
+    Lane,
+    Lease,
+    ScanStarts,
+    due,
+    due_levels,
+    has_due,
+)
 from django_epica_mail.rules import LEVELS
 from django_epica_mail.transports import config as transports
 
@@ -141,7 +149,7 @@ class Claiming:
 
 def claim_one(email_id: uuid.UUID | str) -> Batch | None:
     """Claim one e-mail if it is due and neither its queue nor its transport is held back."""
-    using = router.db_for_write(EmailLog)
+    using = database()
     rows = EmailLog.objects.using(using).filter(pk=email_id)
     mail = rows.only("queue", "transport", "pending").first()
     if mail is None or mail.pending is None:
@@ -155,14 +163,10 @@ def claim_one(email_id: uuid.UUID | str) -> Batch | None:
 
     def take() -> list[EmailLog]:
         is_repeated = next(tries) > 0
-        taken = dequeue.taken_by(lease["token"], using) if is_repeated else []
-        return taken or dequeue.take_from(wanted, 1, **lease)
+        taken = dequeue.taken_by(lease.token, using) if is_repeated else []
+        return taken or dequeue.take_from(wanted, 1, lease)
 
-    won = retry_on_database_errors(
-        take,
-        until=claimed_at + PATIENCE,
-        using=using,
-    )
+    won = retry_on_database_errors(take, until=claimed_at + PATIENCE, using=using)
     return _batch(won, using, claimed_at) if won else None
 
 
@@ -213,9 +217,9 @@ class _Search:
             self._queue,
             lanes,
             self._limit,
+            _lease(self._token),
             bounds=bounds,
             using=self._using,
-            **_lease(self._token),
         )
         if rows:
             self._starts.note(rows)
@@ -286,8 +290,8 @@ class _Search:
             self._queue,
             lanes,
             min(limit, allowed or limit),
+            _lease(self._token),
             using=self._using,
-            **_lease(self._token),
         )
         rows = take(bounds=bounds)
         if not rows and bounds:
@@ -318,7 +322,7 @@ def pause_for_budget(queue: str) -> float | None:
     """
     if not rate_limits.is_limited():
         return None
-    using = router.db_for_write(EmailLog)
+    using = database()
     state = gates.Gates(using)
     if not state.queue_is_open(queue):
         return None
@@ -337,12 +341,8 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"[:255]
 
 
-def _lease(token: uuid.UUID) -> dict[str, Any]:
-    return {
-        "token": token,
-        "lease_seconds": conf.get().lease_seconds,
-        "worker": worker_name(),
-    }
+def _lease(token: uuid.UUID) -> Lease:
+    return Lease(token, conf.get().lease_seconds, worker_name())
 
 
 def _head_cost(queue: str, alias: str, level: int, using: str) -> int:

@@ -31,8 +31,8 @@ _OF_COLUMN = (
 _known: dict[tuple[str, str], str | None] = {}
 
 
-class CopyTextField(models.TextField):  # type: ignore[type-arg]
-    """A ``TextField`` that loses what its database cannot store. To migrations it is Django's."""
+class _Copy(models.Field):  # type: ignore[type-arg]
+    """A mixin for a field that loses what its database cannot store. Migrations see Django's."""
 
     def get_db_prep_value(
         self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False
@@ -41,20 +41,15 @@ class CopyTextField(models.TextField):  # type: ignore[type-arg]
 
     def deconstruct(self) -> Any:
         name, _path, args, options = super().deconstruct()
-        return name, "django.db.models.TextField", args, options
+        return name, f"django.db.models.{self.get_internal_type()}", args, options
 
 
-class CopyCharField(models.CharField):  # type: ignore[type-arg]
-    """A ``CharField`` that loses what its database cannot store. To migrations it is Django's."""
+class CopyTextField(_Copy, models.TextField):  # type: ignore[type-arg]
+    """A ``TextField`` that loses what its database cannot store."""
 
-    def get_db_prep_value(
-        self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False
-    ) -> Any:
-        return storable(super().get_db_prep_value(value, connection, prepared), connection)
 
-    def deconstruct(self) -> Any:
-        name, _path, args, options = super().deconstruct()
-        return name, "django.db.models.CharField", args, options
+class CopyCharField(_Copy, models.CharField):  # type: ignore[type-arg]
+    """A ``CharField`` that loses what its database cannot store."""
 
 
 def storable(value: Any, connection: BaseDatabaseWrapper) -> Any:

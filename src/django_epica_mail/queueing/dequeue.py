@@ -26,6 +26,15 @@ Lane = tuple[str, int]
 """A transport and a priority: one part of a queue whose mail goes in order of ``due_at``."""
 
 
+class Lease(NamedTuple):
+    """What marks rows as held by one worker's claim."""
+
+    token: uuid.UUID
+    seconds: float
+    """How long the claim may hold them."""
+    worker: str
+
+
 class Accepted(NamedTuple):
     """The first attempt at an e-mail, accepted for every recipient."""
 
@@ -90,10 +99,8 @@ def take(
     queue: str,
     lanes: Sequence[Lane],
     limit: int,
+    lease: Lease,
     *,
-    token: uuid.UUID,
-    lease_seconds: float,
-    worker: str,
     using: str,
     bounds: Mapping[Lane, datetime] | None = None,
 ) -> list[EmailLog]:
@@ -106,16 +113,13 @@ def take(
     bounds = bounds or {}
     if lanes_together(using):
         params = _lane_params(queue, lanes, bounds)
-        taken = _take_at_once(params, limit, token, lease_seconds, worker, using)
-        rows = _in_order(taken)
-        return _release_beyond_suspect(rows, token, using)
+        taken = _take_at_once(params, limit, lease, using)
+        return _release_beyond_suspect(_in_order(taken), lease.token, using)
     for lane in lanes:
         rows_due = due(queue, *lane, using)
         if lane in bounds:
             rows_due = rows_due.filter(due_at__gte=bounds[lane])
-        if rows := take_from(
-            rows_due, limit, token=token, lease_seconds=lease_seconds, worker=worker
-        ):
+        if rows := take_from(rows_due, limit, lease):
             return rows
     return []
 
@@ -125,10 +129,8 @@ def settle_and_take(
     queue: str,
     lanes: Sequence[Lane],
     limit: int,
+    lease: Lease,
     *,
-    token: uuid.UUID,
-    lease_seconds: float,
-    worker: str,
     using: str,
     bounds: Mapping[Lane, datetime] | None = None,
 ) -> tuple[set[uuid.UUID], list[EmailLog]]:
@@ -138,21 +140,19 @@ def settle_and_take(
     still, and the rows claimed.
     """
     params = _lane_params(queue, lanes, bounds or {})
-    rows = _take_at_once(params, limit, token, lease_seconds, worker, using, accepted)
+    rows = _take_at_once(params, limit, lease, using, accepted)
     settled = set(rows[0].settled or ()) if rows else set()
     taken = [row for row in rows if row.pk is not None]
-    return settled, _release_beyond_suspect(_in_order(taken), token, using)
+    return settled, _release_beyond_suspect(_in_order(taken), lease.token, using)
 
 
-def take_from(
-    rows: EmailQuerySet, limit: int, *, token: uuid.UUID, lease_seconds: float, worker: str
-) -> list[EmailLog]:
+def take_from(rows: EmailQuerySet, limit: int, lease: Lease) -> list[EmailLog]:
     """Claim up to ``limit`` of these rows, and return those won, as ``take`` does."""
-    using = rows.db
-    lease: dict[str, Any] = {
+    using, token = rows.db, lease.token
+    columns: dict[str, Any] = {
         "lease_token": token,
-        "lease_until": clock.now(lease_seconds),
-        "worker": worker,
+        "lease_until": clock.now(lease.seconds),
+        "worker": lease.worker,
     }
     for _ in range(_TRIES):
         # No savepoint: together with a settle, it is one transaction.
@@ -164,11 +164,11 @@ def take_from(
             found = list(_annotated(rows).skipping_locked()[:limit])
             mails = found[: _until_suspect(found)]
             ids = [mail.pk for mail in mails]
-            if EmailLog.objects.using(using).move(lifecycle.CLAIM, ids, **lease) != len(ids):
+            if EmailLog.objects.using(using).move(lifecycle.CLAIM, ids, **columns) != len(ids):
                 won = set(held(token, using).filter(pk__in=ids).values_list("pk", flat=True))
                 mails = [mail for mail in mails if mail.pk in won]
         for mail in mails:
-            mail.worker, mail.lease_token = worker, token
+            mail.worker, mail.lease_token = lease.worker, token
         if mails or not found:
             return mails
         # Other workers won every row found; there may be more.
@@ -367,18 +367,12 @@ def _lane_params(queue: str, lanes: Sequence[Lane], bounds: Mapping[Lane, dateti
 
 
 def _take_at_once(
-    lanes: list[Any],
-    limit: int,
-    token: uuid.UUID,
-    lease_seconds: float,
-    worker: str,
-    using: str,
-    accepted: Sequence[Accepted] = (),
+    lanes: list[Any], limit: int, lease: Lease, using: str, accepted: Sequence[Accepted] = ()
 ) -> list[Any]:
     now_sql, now = compile_expression(clock.now(), EmailLog, using)
-    lease_sql, lease = compile_expression(clock.now(lease_seconds), EmailLog, using)
-    statement = _take_statement(len(accepted), len(lanes) // 5, now_sql, lease_sql)
-    params = [*lanes, *now, limit, limit, token, *lease, worker, *now, *now]
+    until_sql, until = compile_expression(clock.now(lease.seconds), EmailLog, using)
+    statement = _take_statement(len(accepted), len(lanes) // 5, now_sql, until_sql)
+    params = [*lanes, *now, limit, limit, lease.token, *until, lease.worker, *now, *now]
     if accepted:
         params = [*(value for it in accepted for value in it), *now, *now, *params]
     return list(EmailLog.objects.using(using).raw(statement, params))

@@ -12,15 +12,15 @@ from django.utils import timezone
 from django_epica_mail import outbox
 from django_epica_mail.models import DeliveryAttempt, EmailLog
 from django_epica_mail.queueing import dequeue
-from django_epica_mail.queueing.dequeue import Accepted
+from django_epica_mail.queueing.dequeue import Accepted, Lease
 
 LANE = ("smtp", 9)
-LEASE = {"lease_seconds": 60.0, "worker": "host:1", "using": "default"}
+USING = "default"
 
 
-def take(lanes=(LANE,), limit=10, **options):
-    options = {"token": uuid.uuid4(), **LEASE, **options}
-    return dequeue.take("emails", list(lanes), limit, **options)
+def take(lanes=(LANE,), limit=10, token=None, **options):
+    lease = Lease(token or uuid.uuid4(), 60.0, "host:1")
+    return dequeue.take("emails", list(lanes), limit, lease, using=USING, **options)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def settle_and_take():
     if not dequeue.lanes_together("default"):
         pytest.skip("only where one statement does both")
 
-    def run(rows, **options):
+    def run(rows):
         accepted = [
             Accepted(
                 uuid.uuid4(), it.pk, it.lease_token, it.attempts + 1, it.transport, it.worker,
@@ -36,8 +36,8 @@ def settle_and_take():
             )
             for it in rows
         ]  # fmt: skip
-        options = {"token": uuid.uuid4(), **LEASE, **options}
-        return dequeue.settle_and_take(accepted, "emails", [LANE], 10, **options)
+        lease = Lease(uuid.uuid4(), 60.0, "host:1")
+        return dequeue.settle_and_take(accepted, "emails", [LANE], 10, lease, using=USING)
 
     return run
 
