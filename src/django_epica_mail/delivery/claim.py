@@ -289,7 +289,7 @@ class _Search:
             dequeue.take,
             self._queue,
             lanes,
-            min(limit, allowed or limit),
+            limit if allowed is None else min(limit, allowed),
             _lease(self._token),
             using=self._using,
         )

@@ -131,3 +131,14 @@ def test_many_workers_never_take_the_same_mail(smtp, queue_mail, epica_mail) -> 
             thread.join()
     assert len(taken) == len(ids)
     assert set(taken) == ids
+
+
+def test_a_spent_budget_claims_nothing_that_became_due_meanwhile(
+    smtp, queue_mail, monkeypatch
+) -> None:
+    """The head was looked for before the mail came, so that nothing was known to be refused."""
+    queue_mail()
+    monkeypatch.setattr(claims.rate_limits, "allowance", lambda alias: 0)
+    monkeypatch.setattr(claims, "_head_cost", lambda *lane: 0)
+    assert claims.claim("emails") is None
+    assert EmailLog.objects.get().status == "queued"
