@@ -39,7 +39,7 @@ def main() -> None:
         postgres = stack.enter_context(PostgresServer(folder, durable=True))
         sink = stack.enter_context(SinkProcess(folder, 0.0))
         postgres.create_database("epica_mail")
-        _set_up(postgres.django_settings("epica_mail"), sink.port)
+        set_up(postgres.django_settings("epica_mail"), sink.port)
         _queue(kills * _MAILS_PER_KILL)
         twice, held = _kill_workers(kills, sink)
     twice.sort()
@@ -50,7 +50,8 @@ def main() -> None:
     print(f"| mails in doubt, for each kill | {held / kills:.1f} | | |")
 
 
-def _set_up(database: dict[str, Any], smtp_port: int) -> None:
+def set_up(database: dict[str, Any], smtp_port: int) -> None:
+    """Set Django up with a database and one transport, and create the tables."""
     import django
     from django.conf import settings
     from django.core.management import call_command

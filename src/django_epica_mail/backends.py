@@ -32,8 +32,8 @@ _GIVEN_AS = {
 class EmailBackend(BaseEmailBackend):
     """A backend that queues messages instead of sending them. It never opens a connection.
 
-    ``transport``, ``queue``, ``priority`` and ``category`` apply to every message. They come from
-    OPTIONS in ``MAILERS`` (Django 6.1) or from the arguments of ``get_connection()``.
+    ``transport``, ``queue``, ``priority``, ``category`` and ``retry`` apply to every message. They
+    come from OPTIONS in ``MAILERS`` (Django 6.1) or from the arguments of ``get_connection()``.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class EmailBackend(BaseEmailBackend):
         queue: str | None = None,
         priority: int | str | None = None,
         category: str | None = None,
+        retry: Any = None,
         **kwargs: Any,
     ) -> None:
         refused = [name for name in _CONNECTION_OPTIONS if kwargs.get(name)]
@@ -59,7 +60,7 @@ class EmailBackend(BaseEmailBackend):
         super().__init__(**kwargs)
         self.fail_silently = fail_silently  # the base class deprecates its own
         self.options = Options(
-            transport=transport, queue=queue, priority=priority, category=category
+            transport=transport, queue=queue, priority=priority, category=category, retry=retry
         )
 
     @sensitive_variables()

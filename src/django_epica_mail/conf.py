@@ -18,7 +18,7 @@ from django.core.signals import setting_changed
 from django.core.validators import validate_email
 
 from django_epica_mail import rules
-from django_epica_mail.rules import Rule
+from django_epica_mail.rules import RetryPolicy, Rule
 
 PERMITS = 25
 """The most mails that a worker process may hold: if it dies, each of them is in doubt."""
@@ -208,6 +208,9 @@ class Settings:
     """How often a mail is retried after its first attempt failed."""
     retry_delay: float = _setting(300, rules.check_seconds)
     """Seconds between two attempts at a mail."""
+    retry: RetryPolicy | None = field(default=None, metadata={"parse": rules.parse_retry})
+    """When a mail is tried again, instead of the two above: a list of delays in seconds, or a dict
+    of ``max_retries``, ``delay``, ``factor`` and ``max_delay``."""
     give_up_after: float = _setting(72 * 3600, rules.check_duration)
     """Seconds after which a mail that could not be sent is given up."""
     send_timeout: float = _setting(60, rules.check_duration)
@@ -354,6 +357,10 @@ def parse(value: object) -> Settings:
             raise ImproperlyConfigured(f"EPICA_MAIL has no key {key!r}. Did you mean {near[0]!r}?")
         values[key.lower()] = _read(f"EPICA_MAIL[{key!r}]", given, known[key].metadata)
     parsed = Settings(**values)
+    if parsed.retry is not None and (both := sorted({"max_retries", "retry_delay"} & set(values))):
+        raise ImproperlyConfigured(
+            f"EPICA_MAIL['RETRY'] replaces EPICA_MAIL[{both[0].upper()!r}]: give one of them."
+        )
     if parsed.encryption_required and not parsed.encryption_keys:
         raise ImproperlyConfigured(
             "EPICA_MAIL['ENCRYPTION_REQUIRED'] is set, but there is nothing to encrypt with: set "

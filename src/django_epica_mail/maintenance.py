@@ -33,7 +33,7 @@ from django_epica_mail.models import (
 )
 from django_epica_mail.monitoring import totals
 from django_epica_mail.queueing.dequeue import queues
-from django_epica_mail.retry import PASSING, Decision, Failure, Kind, Result
+from django_epica_mail.retry import ENDED_WORKER, PASSING, Decision, Failure, Kind, Result
 from django_epica_mail.rules import LEVELS
 
 _CHUNK = 500
@@ -45,6 +45,10 @@ _BATCH_PATIENCE = 20.0
 _EVENT_PATIENCE = timedelta(hours=1)
 """How long the mail of an event may be unknown before the event loses its link."""
 _LOST = Failure(kind=Kind.WORKER_LOST, reply="The worker died before it recorded the outcome.")
+_POISON = Failure(
+    kind=Kind.POISON,
+    reply="This e-mail, sent alone, ended its worker for the second time in a row.",
+)
 _OVERDUE = Failure(kind=Kind.OVERDUE, reply="The transport was out of order for too long.")
 
 
@@ -257,7 +261,9 @@ def _rescue(token: uuid.UUID, using: str) -> int:
 
 
 def _lose(mail: EmailLog, outcomes: dict[int, str], too_old: bool) -> Outcome:
-    result = Result(failure=_LOST)
+    # Once may be chance: the worker died with up to nine other e-mails, or was redeployed. After
+    # that it was claimed alone.
+    result = Result(failure=_POISON if mail.failure_kind in ENDED_WORKER else _LOST)
     policy = policy_of(mail, too_old=too_old)
     outstanding = [position for position, outcome in outcomes.items() if not outcome]
     accepted = EmailRecipient.Outcome.ACCEPTED in outcomes.values()

@@ -321,7 +321,7 @@ def _new_draft(mail: EmailLog) -> Draft:
     again = draft(message, options, of_celery={})
     again.log.fallbacks = mail.fallbacks
     again.log.additions = mail.additions
-    again.log.max_retries, again.log.retry_delay = mail.max_retries, mail.retry_delay
+    again.log.max_retries, again.log.delays = mail.max_retries, mail.delays
     return again
 
 

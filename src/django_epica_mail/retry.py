@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,9 @@ from django_epica_mail import lifecycle
 
 THROTTLE_SECONDS = 60.0
 """Seconds a throttled mail waits if the server does not say how long."""
+
+JITTER = 0.1
+"""By what share of itself a delay is longer at most."""
 
 
 class Stage(enum.IntEnum):
@@ -39,6 +43,7 @@ class Kind(TextChoices):
     OUTAGE = "outage", _("transport out of order")
     UNKNOWN = "unknown", _("reply lost")
     WORKER_LOST = "worker_lost", _("worker lost")
+    POISON = "poison", _("ended its worker twice")
     MESSAGE = "message", _("message cannot be built")
     OVERDUE = "overdue", _("waited too long")
     SUPPRESSED = "suppressed", _("on the suppression list")
@@ -60,7 +65,13 @@ class Scope(enum.Enum):
 PASSING = (Kind.TRANSIENT, Kind.THROTTLED, Kind.OUTAGE)
 """Kinds that may pass on their own: mail that failed with one is retried until it is given up."""
 
-_BUDGETED = frozenset({Kind.TRANSIENT, Kind.UNKNOWN, Kind.WORKER_LOST})
+LOST = (Kind.UNKNOWN, Kind.WORKER_LOST, Kind.POISON)
+"""Kinds that leave open whether the mail was accepted."""
+
+ENDED_WORKER = (Kind.WORKER_LOST, Kind.POISON)
+"""Kinds of a mail whose last attempt ended with the death of its worker."""
+
+_BUDGETED = frozenset({Kind.TRANSIENT, *LOST})
 _FOR_GOOD = frozenset({Kind.PERMANENT, Kind.MESSAGE, Kind.OVERDUE})
 # In doubt first: the mail's own policy decides about that.
 _MILDEST_FIRST = (Kind.UNKNOWN, Kind.OUTAGE, Kind.THROTTLED, Kind.TRANSIENT, Kind.PERMANENT)
@@ -153,12 +164,17 @@ class Policy:
     """Tries used up before this attempt."""
     max_retries: int
     """Tries allowed after the first."""
-    retry_delay: float
-    """Seconds between two attempts."""
+    retry_delays: Sequence[float]
+    """Seconds before each retry; the last one repeats."""
     on_unknown: str
     """``resend``, ``hold`` or ``fail``."""
     too_old: bool
     """Whether the mail has waited as long as it is allowed to."""
+
+    @property
+    def retry_delay(self) -> float:
+        """Seconds until the next retry, without jitter."""
+        return self.retry_delays[min(self.tries, len(self.retry_delays) - 1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +196,14 @@ class Decision:
     not_accepted: Mapping[int, Failure] = field(default_factory=dict)
     """Recipients refused for now in an attempt whose outcome is unknown for the others. Proof that
     the attempt was accepted does not concern them."""
+
+
+def jittered(seconds: float) -> float:
+    """Return a delay in seconds lengthened by up to a tenth, at random.
+
+    Mails that failed together do not come back together, and none before a server wants it.
+    """
+    return seconds * random.uniform(1.0, 1.0 + JITTER)
 
 
 def mildest(failures: Iterable[Failure]) -> Failure:
@@ -234,7 +258,7 @@ def conclude(
     }
     if result.failure is not None:
         decision = _after_failure(result.failure, policy)
-        if result.failure.kind in (Kind.UNKNOWN, Kind.WORKER_LOST):
+        if result.failure.kind in LOST:
             for_now = {p: it for p, it in result.refused.items() if p not in refused_for_good}
             decision = replace(decision, not_accepted=for_now)
         if decision.moves[-1].target is not lifecycle.Status.FAILED:
@@ -258,8 +282,9 @@ def _after_failure(failure: Failure, policy: Policy) -> Decision:
     uses_try = failure.kind in _BUDGETED
     over = policy.too_old or (uses_try and policy.tries >= policy.max_retries)
     delay = 0.0
-    if failure.kind in (Kind.UNKNOWN, Kind.WORKER_LOST):
-        if policy.on_unknown == "hold":
+    if failure.kind in LOST:
+        is_set_apart = failure.kind is Kind.POISON and policy.on_unknown != "fail"
+        if policy.on_unknown == "hold" or is_set_apart:
             moves: tuple[lifecycle.Move, ...] = (lifecycle.LOSE,)
         elif policy.on_unknown == "fail" or over:
             moves = (lifecycle.LOSE, lifecycle.WRITE_OFF)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from django.utils.timezone import is_naive
 
 from django_epica_mail import rules
-from django_epica_mail.rules import Facts, Rule
+from django_epica_mail.rules import Facts, RetryPolicy, Rule
 
 QUEUE, QUEUE_PRIORITY = "emails", 9
 """Queue and priority of single mail."""
@@ -46,6 +46,9 @@ class Options:
     """Seconds or a timedelta from ``send_at``, or from now, until it is no longer worth sending."""
     idempotency_key: str | None = None
     """A name for this mail. If two calls use the same key, only the first queues anything."""
+    retry: Any = None
+    """When to try again, as ``rules.parse_retry`` takes it: a list of delays in seconds, or a dict
+    of ``max_retries``, ``delay``, ``factor`` and ``max_delay``."""
     on_unknown: str | None = None
     """``resend``, ``hold`` or ``fail``: what to do if the mail may have been accepted."""
     keep_content: str | None = None
@@ -74,6 +77,7 @@ class Options:
             _check_expiry(self.expires_after, self.expires_at)
         if self.idempotency_key is not None:
             _check_key(self.idempotency_key)
+        rules.parse_retry(self.retry)
         if self.on_unknown is not None:
             rules.check_on_unknown("on_unknown", self.on_unknown)
         if self.keep_content is not None:
@@ -100,7 +104,8 @@ class Route:
     on_unknown: str
     keep_content: str
     max_retries: int
-    retry_delay: float
+    retry_delays: tuple[float, ...]
+    """Seconds before each retry; the last one repeats."""
     expires_after: timedelta | None
     additions: tuple[str, ...]
     """Keys of ``ADDITIONS``: what the worker adds to a mail to one recipient."""
@@ -121,6 +126,8 @@ class Defaults(Protocol):
     def max_retries(self) -> int: ...
     @property
     def retry_delay(self) -> float: ...
+    @property
+    def retry(self) -> RetryPolicy | None: ...
 
 
 def decide(
@@ -141,14 +148,18 @@ def decide(
     elif celery.get("priority") is not None:
         priority = rules.priority_number(celery["priority"])
     keep_content = options.keep_content or rule.keep_content or settings.keep_content
+    given = (rules.parse_retry(options.retry), rule.retry, settings.retry)
+    policies = [it for it in given if it is not None]
     return Route(
         queue=options.queue or rule.queue or celery.get("queue") or queue,
         priority=priority,
         transports=(options.transport,) if options.transport else rule.transports,
         on_unknown=options.on_unknown or rule.on_unknown or settings.on_unknown,
         keep_content=keep_content,
-        max_retries=_given(rule.max_retries, settings.max_retries),
-        retry_delay=_given(rule.retry_delay, settings.retry_delay),
+        max_retries=next(
+            (it.max_retries for it in policies if it.max_retries is not None), settings.max_retries
+        ),
+        retry_delays=next((it.delays for it in policies if it.delays), (settings.retry_delay,)),
         expires_after=_span(_given(options.expires_after, rule.expires_after)),
         additions=tuple(
             word

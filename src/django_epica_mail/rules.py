@@ -24,6 +24,9 @@ MOST_SECONDS = 10**10
 MOST_RETRIES = 1000
 """How often a mail may be retried at most."""
 
+MOST_DELAYS = 50
+"""How many different delays between tries a mail may have; their column holds as many."""
+
 MOST_DAYS = 36_500
 """A hundred years: databases can store what lies as far back."""
 
@@ -52,6 +55,15 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often, and after which delays, a mail that was refused for now is tried again."""
+
+    max_retries: int | None = None
+    delays: tuple[float, ...] | None = None
+    """Seconds before the first retry, the second, and so on; the last one repeats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """One rule. A field that is ``None`` is decided by what comes next in precedence."""
 
@@ -62,9 +74,8 @@ class Rule:
     queue: str | None = None
     priority: int | None = None
     on_unknown: str | None = None
-    max_retries: int | None = None
-    retry_delay: float | None = None
-    """Seconds between two attempts."""
+    retry: RetryPolicy | None = None
+    """When the mail is tried again. Its parts that are ``None`` are decided by what comes next."""
     expires_after: float | None = None
     """Seconds after which the mail is no longer worth sending."""
     keep_content: str | None = None
@@ -114,9 +125,7 @@ def check_name(key: str, value: object) -> str:
     surrogates.
     """
     if not isinstance(value, str) or not 0 < len(value) <= 64 or not value.isprintable():
-        raise ValueError(
-            f"{key} must be a name of 1 to 64 printable characters; it is {shown(value)}."
-        )
+        raise invalid(key, value, "must be a name of 1 to 64 printable characters")
     return value
 
 
@@ -151,26 +160,21 @@ def check_mailbox(key: str, value: object) -> None:
 def check_seconds(key: str, value: object) -> float:
     """Return a number of seconds, 0 or more; raise ``ValueError`` if it is invalid."""
     if not is_number(value) or not 0 <= value <= MOST_SECONDS:
-        raise ValueError(
-            f"{key} must be a number of seconds, 0 to {MOST_SECONDS}; it is {shown(value)}."
-        )
+        raise invalid(key, value, f"must be a number of seconds, 0 to {MOST_SECONDS}")
     return value
 
 
 def check_retries(key: str, value: object) -> int:
     """Return a number of retries, which fits its column; raise ``ValueError`` if it does not."""
     if not is_whole(value) or not 0 <= value <= MOST_RETRIES:
-        raise ValueError(
-            f"{key} must be a whole number, 0 to {MOST_RETRIES}; it is {shown(value)}."
-        )
+        raise invalid(key, value, f"must be a whole number, 0 to {MOST_RETRIES}")
     return value
 
 
 def check_duration(key: str, value: object) -> None:
     """Raise ``ValueError`` unless a value is a number of seconds above 0."""
     if not is_number(value) or not 0 < value <= MOST_SECONDS:
-        rule = f"must be a number of seconds above 0 and up to {MOST_SECONDS}"
-        raise invalid(key, value, rule)
+        raise invalid(key, value, f"must be a number of seconds above 0 and up to {MOST_SECONDS}")
 
 
 def check_share(key: str, value: object) -> None:
@@ -312,16 +316,45 @@ def _transports(value: object) -> dict[str, Any]:
     return {"transports": tuple(check_name("transport", alias) for alias in names)}
 
 
-def _retry(value: object) -> dict[str, Any]:
+def parse_retry(value: object) -> RetryPolicy | None:
+    """Return a retry policy, or ``None`` for ``None``; raise ``ValueError`` for anything else.
+
+    ``value`` is a list of delays in seconds, one for each retry, or a dict of ``max_retries``,
+    ``delay`` (seconds before the first retry), ``factor`` (by which each delay is longer than the
+    one before) and ``max_delay``.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (list, tuple)):
+        if len(value) > MOST_DELAYS:
+            raise invalid("retry", value, f"must list {MOST_DELAYS} delays at most")
+        delays = tuple(check_seconds(f"retry[{index}]", it) for index, it in enumerate(value))
+        return RetryPolicy(max_retries=len(delays), delays=delays or None)
     if not isinstance(value, Mapping):
-        raise ValueError(f"retry must be a dict; it is {shown(value)}.")
-    _check_keys("retry", value, ("max_retries", "delay"))
-    found: dict[str, Any] = {}
-    if "max_retries" in value:
-        found["max_retries"] = check_retries("max_retries", value["max_retries"])
-    if "delay" in value:
-        found["retry_delay"] = check_seconds("delay", value["delay"])
-    return found
+        raise invalid("retry", value, "must be a list of delays, or a dict")
+    _check_keys("retry", value, ("max_retries", "delay", "factor", "max_delay"))
+    retries = value.get("max_retries")
+    return RetryPolicy(
+        max_retries=None if retries is None else check_retries("max_retries", retries),
+        delays=_delays(**{name: it for name, it in value.items() if name != "max_retries"}),
+    )
+
+
+def _delays(
+    delay: object = None, factor: object = None, max_delay: object = None
+) -> tuple[float, ...] | None:
+    first = None if delay is None else check_seconds("delay", delay)
+    if factor is None and max_delay is None:
+        return None if first is None else (first,)
+    if not first or factor is None:
+        raise ValueError("retry: factor and max_delay need a delay above 0 and a factor.")
+    if not is_number(factor) or not 1.1 <= factor <= 100:
+        raise invalid("factor", factor, "must be a number, 1.1 to 100")
+    most = float(MOST_SECONDS if max_delay is None else check_seconds("max_delay", max_delay))
+    found = [first]
+    while len(found) < MOST_DELAYS and found[-1] < most:
+        found.append(min(found[-1] * factor, most))
+    return tuple(found)
 
 
 _VALUES: dict[str, Callable[[object], dict[str, Any]]] = {
@@ -330,7 +363,7 @@ _VALUES: dict[str, Callable[[object], dict[str, Any]]] = {
     "transport": _transports,
     "on_unknown": lambda value: {"on_unknown": check_on_unknown("on_unknown", value)},
     "keep_content": lambda value: {"keep_content": check_keep_content("keep_content", value)},
-    "retry": _retry,
+    "retry": lambda value: {"retry": parse_retry(value)},
     "expires_after": lambda value: {"expires_after": check_seconds("expires_after", value)},
     "unsubscribe": lambda value: {"unsubscribe": check_flag("unsubscribe", value)},
     "track_opens": lambda value: {"track_opens": check_flag("track_opens", value)},

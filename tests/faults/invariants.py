@@ -11,7 +11,7 @@ from devservers.smtp_inbox import AcceptedMessage
 from django_epica_mail.conf import PERMITS
 
 FINAL = {"sent", "failed", "cancelled", "expired", "suppressed"}
-AMBIGUOUS = {"unknown", "worker_lost"}
+AMBIGUOUS = {"unknown", "worker_lost", "poison"}
 
 
 @dataclass
@@ -71,7 +71,8 @@ def _breaches(row: dict[str, Any], messages: list[AcceptedMessage]) -> list[str]
     found = []
     status, policy = row["status"], row["policy"]
     ambiguous = bool(AMBIGUOUS & set(row["kinds"]))
-    if status not in FINAL and not (status == "unknown" and policy == "hold"):
+    is_held = status == "unknown" and (policy == "hold" or row["kinds"][-1:] == ["poison"])
+    if status not in FINAL and not is_held:
         found.append(f"is stuck: {status}")
     if status in FINAL and (row["pending"] is not None or row["leased"]):
         found.append(f"is {status}, but still pending or leased")
@@ -93,7 +94,7 @@ def _breaches(row: dict[str, Any], messages: list[AcceptedMessage]) -> list[str]
     for message in messages:
         if not {recipient.lower() for recipient in message.recipients} <= addresses:
             found.append("arrived at an address that is not a recipient")
-    return found + _unreached(row, messages, ambiguous)
+    return found + ([] if is_held else _unreached(row, messages, ambiguous))
 
 
 def _unreached(row: dict[str, Any], messages: list[AcceptedMessage], ambiguous: bool) -> list[str]:

@@ -62,6 +62,13 @@ def test_a_resent_unknown_mail_may_arrive_twice() -> None:
     assert verdict.resent == verdict.passed_through_unknown == 1
 
 
+def test_a_mail_set_apart_waits_for_a_person_whether_or_not_it_arrived() -> None:
+    set_apart = row(status="unknown", kinds=["worker_lost", "poison"], workers=["a", "b"])
+    assert judged([set_apart], []).breaches == []
+    assert judged([set_apart], [arrival()]).breaches == []
+    assert judged([{**set_apart, "kinds": ["poison", "worker_lost"]}], []).breaches
+
+
 UNKNOWN = {"kinds": ["unknown"]}
 BREACHES: dict[str, tuple[list[dict[str, Any]], list[AcceptedMessage], str]] = {
     "its row is missing": ([], [], "committed"),

@@ -22,6 +22,7 @@ from django.db.models import Q
 from django_epica_mail import lifecycle, maintenance, outbox
 from django_epica_mail.delivery.db_retry import retry_on_database_errors
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
+from django_epica_mail.retry import Kind
 
 R = TypeVar("R")
 
@@ -133,7 +134,9 @@ def retry_failed() -> int:
 def unfinished() -> dict[str, int]:
     """Return the number of mails that are not final, by status."""
     rows = EmailLog.objects.exclude(status__in=lifecycle.FINAL)
-    rows = rows.exclude(status=lifecycle.Status.UNKNOWN, on_unknown="hold")
+    unknown = rows.filter(status=lifecycle.Status.UNKNOWN)
+    held = unknown.filter(Q(on_unknown="hold") | Q(failure_kind=Kind.POISON))
+    rows = rows.exclude(pk__in=held.values("pk"))
     counts: dict[str, int] = {}
     for status in rows.values_list("status", flat=True):
         counts[status] = counts.get(status, 0) + 1

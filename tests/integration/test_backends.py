@@ -61,6 +61,14 @@ def test_an_alias_in_mailers_sets_transport_queue_and_priority(smtp, settings) -
     assert (log.queue, log.priority) == ("bulk_emails", 3)
 
 
+def test_a_retry_policy_of_the_backend_reaches_the_row() -> None:
+    with pytest.raises(ValueError, match=r"retry\[1\] must be a number of seconds"):
+        EmailBackend(retry=[60, -1])
+    assert EmailBackend(retry=[60, 300]).send_messages([message()]) == 1
+    log = EmailLog.objects.get()
+    assert (log.max_retries, log.retry_delay, log.delays) == (2, 60, [60, 300])
+
+
 def test_the_number_of_queued_messages_is_returned(backend) -> None:
     assert backend.send_messages([message(), message("")]) == 1
     assert backend.send_messages(message() for _ in range(3)) == 3

@@ -15,6 +15,7 @@ from devservers.smtp_faults import refuse
 from django_epica_mail import maintenance, outbox, tasks
 from django_epica_mail.delivery import claim
 from django_epica_mail.models import DeliveryGate, EmailAttachment, EmailBatch, EmailLog
+from django_epica_mail.monitoring import backlog
 
 
 def statuses() -> Counter[str]:
@@ -40,6 +41,41 @@ def test_only_mail_that_a_dead_worker_held_is_unknown(
     assert set(EmailLog.objects.filter(pk__in=lost).values_list("tries", flat=True)) == {1}
     assert EmailLog.objects.exclude(lease_until=None).count() == 0
     assert maintenance.rescue() == 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "status"), [("resend", "unknown"), ("hold", "unknown"), ("fail", "failed")]
+)
+def test_mail_that_ended_its_worker_twice_is_set_apart(
+    smtp, queue_mail, deliver, travel, policy, status
+) -> None:
+    harmful = queue_mail(on_unknown=policy, retry={"max_retries": 9})
+    for _ in range(2):
+        EmailLog.objects.filter(status__in=["unknown", "failed"]).update(
+            status="retrying", pending=9, due_at=timezone.now() - timedelta(hours=1)
+        )
+        others = [queue_mail() for _ in range(3)]
+        claim.claim("emails")
+        travel(minutes=5)
+        maintenance.rescue()
+        harmful.refresh_from_db()
+    assert (harmful.status, harmful.failure_kind) == (status, "poison")
+    assert [it.failure_kind for it in harmful.delivery_attempts.order_by("number")] == [
+        "worker_lost",
+        "poison",
+    ]
+    for other in others:
+        other.refresh_from_db()
+        assert other.attempts == 0, "the second time it was claimed alone"
+    assert backlog.status().set_apart == (status == "unknown")
+    deliver()
+    assert maintenance.retry_failed() == 0
+    harmful.refresh_from_db()
+    assert harmful.status == status, "nothing tries it again by itself"
+    outbox.requeue([harmful.pk])
+    deliver()
+    harmful.refresh_from_db()
+    assert (harmful.status, harmful.failure_kind) == ("sent", "")
 
 
 def test_the_sweep_rings_once_for_each_queue_with_due_mail(smtp, queue_mail, rings, travel) -> None:

@@ -59,7 +59,7 @@ def test_mail_to_be_retried_is_in_state_retry_until_sent(smtp, deliver, travel) 
     assert PendingResult.objects.exists()
     with pytest.raises(CeleryTimeoutError):
         result.get(timeout=0)
-    travel(seconds=301)
+    travel(seconds=331)
     deliver()
     assert result.status == "SUCCESS"
 

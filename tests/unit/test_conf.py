@@ -119,3 +119,14 @@ def test_an_error_never_shows_a_value_that_may_be_a_secret(value: dict[str, obje
     with pytest.raises(ImproperlyConfigured) as refused:
         conf.parse(value)
     assert "a secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("other", [{"MAX_RETRIES": 3}, {"RETRY_DELAY": 300}])
+def test_retry_and_the_settings_that_it_replaces_are_not_given_together(other) -> None:
+    with pytest.raises(ImproperlyConfigured, match=f"RETRY.* replaces .*{next(iter(other))}"):
+        conf.parse({"RETRY": [60], **other})
+
+
+def test_a_retry_policy_is_checked_in_the_settings() -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"EPICA_MAIL\['RETRY'\]: retry\[1\] must be"):
+        conf.parse({"RETRY": [60, "x"]})

@@ -13,7 +13,7 @@ def policy(**fields) -> Policy:
     defaults = {
         "tries": 0,
         "max_retries": 3,
-        "retry_delay": 300.0,
+        "retry_delays": [300.0],
         "on_unknown": "resend",
         "too_old": False,
     }
@@ -48,6 +48,10 @@ def decide(kind: Kind, **fields) -> Decision:
         (Kind.UNKNOWN, {"on_unknown": "hold"}, Status.UNKNOWN, 0, True),
         (Kind.UNKNOWN, {"on_unknown": "fail"}, Status.FAILED, 0, True),
         (Kind.WORKER_LOST, {}, Status.RETRYING, 0, True),
+        (Kind.POISON, {}, Status.UNKNOWN, 0, True),
+        (Kind.POISON, {"tries": 3}, Status.UNKNOWN, 0, True),
+        (Kind.POISON, {"on_unknown": "hold"}, Status.UNKNOWN, 0, True),
+        (Kind.POISON, {"on_unknown": "fail"}, Status.FAILED, 0, True),
     ],
 )
 def test_a_failure_decides_status_delay_and_budget(kind, fields, end, delay, uses_try) -> None:
@@ -71,3 +75,18 @@ def test_a_mail_accepted_before_is_sent_if_the_rest_fails() -> None:
 def test_refusals_are_numbered_among_all_recipients() -> None:
     result = Result(refused={0: Failure(kind=Kind.PERMANENT)})
     assert set(retry.at_positions(result, [4, 7]).refused) == {4}
+
+
+@pytest.mark.parametrize(("tries", "delay"), [(0, 60), (1, 300), (2, 1800), (3, 1800), (99, 1800)])
+def test_each_retry_has_its_own_delay_and_the_last_one_repeats(tries: int, delay: float) -> None:
+    delays = [60.0, 300.0, 1800.0]
+    decision = decide(Kind.TRANSIENT, retry_delays=delays, tries=tries, max_retries=100)
+    assert decision.delay == delay
+
+
+def test_a_delay_is_lengthened_at_random_and_never_shortened() -> None:
+    found = [retry.jittered(300) for _ in range(200)]
+    assert min(found) >= 300
+    assert max(found) <= 330
+    assert max(found) - min(found) > 10
+    assert retry.jittered(0) == 0

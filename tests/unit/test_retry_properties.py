@@ -14,7 +14,7 @@ from django_epica_mail.retry import Decision, Failure, Kind, Policy, Result
 RECIPIENTS = range(4)
 ENDLESS = {Kind.OUTAGE, Kind.THROTTLED}
 FOR_GOOD = {Kind.PERMANENT, Kind.MESSAGE, Kind.OVERDUE}
-IN_DOUBT = {Kind.UNKNOWN, Kind.WORKER_LOST}
+IN_DOUBT = {Kind.UNKNOWN, Kind.WORKER_LOST, Kind.POISON}
 
 refusals = st.builds(
     Failure,
@@ -31,7 +31,7 @@ policies = st.builds(
     Policy,
     tries=st.integers(0, 9),
     max_retries=st.integers(0, 9),
-    retry_delay=st.floats(0, 1e6),
+    retry_delays=st.lists(st.floats(0, 1e6), min_size=1, max_size=9),
     on_unknown=st.sampled_from(["resend", "hold", "fail"]),
     too_old=st.booleans(),
 )
@@ -160,7 +160,7 @@ def test_an_accepted_recipient_is_never_tried_again(
         policy = Policy(
             tries=tries,
             max_retries=max_retries,
-            retry_delay=1.0,
+            retry_delays=[1.0],
             on_unknown=on_unknown,
             too_old=data.draw(st.booleans()),
         )
@@ -220,7 +220,7 @@ def test_a_mail_ends_and_reaches_each_recipient_at_most_once(
         policy = Policy(
             tries=tries,
             max_retries=max_retries,
-            retry_delay=300.0,
+            retry_delays=[300.0],
             on_unknown=on_unknown,
             too_old=False,
         )

@@ -24,7 +24,7 @@ def test_single_mail_has_its_own_queue_and_is_more_urgent() -> None:
     assert (single.queue, single.priority) == ("emails", 9)
     assert (bulk.queue, bulk.priority) == ("bulk_emails", 5)
     assert single.transports == bulk.transports == ()
-    assert (single.max_retries, single.retry_delay, single.on_unknown) == (3, 300, "resend")
+    assert (single.max_retries, single.retry_delays, single.on_unknown) == (3, (300,), "resend")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_the_first_matching_rule_takes_effect_and_is_recorded() -> None:
     assert (official.rule, official.transports) == (0, ("ses", "smtp"))
     assert (official.on_unknown, official.max_retries) == ("hold", 3)
     invoice = decide(Options(), Facts(category="invoice"), settings)
-    assert (invoice.rule, invoice.max_retries, invoice.retry_delay) == (1, 9, 60)
+    assert (invoice.rule, invoice.max_retries, invoice.retry_delays) == (1, 9, (60,))
     other = decide(Options(), Facts(), settings)
     assert (other.rule, other.expires_after) == (2, timedelta(hours=1))
 
@@ -158,5 +158,29 @@ def test_the_order_of_times_is_not_that_of_the_readings_of_a_clock() -> None:
 
 
 def test_an_unknown_option_is_refused_naming_the_known_ones() -> None:
-    with pytest.raises(TypeError, match=r"no option 'prioritty'.*priority, queue, send_at"):
+    with pytest.raises(TypeError, match=r"no option 'prioritty'.*priority, queue, retry, send_at"):
         parse_options({"queue": "emails", "prioritty": 9})
+
+
+FIRST_HOUR = [60, 300, 1800]
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule", "call", "retries", "delays"),
+    [
+        ({}, {}, None, 3, (300,)),
+        ({"MAX_RETRIES": 5, "RETRY_DELAY": 60}, {}, None, 5, (60,)),
+        ({"RETRY": FIRST_HOUR}, {}, None, 3, (60, 300, 1800)),
+        ({"RETRY": FIRST_HOUR}, {"retry": {"max_retries": 9}}, None, 9, (60, 300, 1800)),
+        ({"RETRY": FIRST_HOUR}, {"retry": [5]}, None, 1, (5,)),
+        ({"RETRY": FIRST_HOUR}, {"retry": [5]}, {"delay": 7}, 1, (7,)),
+        ({}, {}, [], 0, (300,)),
+        ({}, {}, {"delay": 60, "factor": 2, "max_delay": 200}, 3, (60, 120, 200)),
+    ],
+)
+def test_a_retry_policy_comes_from_the_call_the_rule_or_the_settings(
+    settings, rule, call, retries, delays
+) -> None:
+    site = conf.parse({**settings, "ROUTES": [rule]})
+    route = decide(Options(retry=call), Facts(), site)
+    assert (route.max_retries, route.retry_delays) == (retries, delays)

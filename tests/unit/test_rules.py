@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_epica_mail import rules
+from django_epica_mail.models import EmailLog
 from django_epica_mail.rules import PRIORITIES, Facts, Rule, priority_number
 
 MAIL = Facts(
@@ -122,7 +123,10 @@ def test_a_rule_sets_only_what_it_contains() -> None:
         ([{"priority": 11}], "priority must be 0 to 9 or one of urgent"),
         ([{"transport": []}], "transport must be an alias or a list of aliases"),
         ([{"on_unknown": "shrug"}], "on_unknown must be one of resend, hold, fail"),
-        ([{"retry": {"tries": 1}}], "retry has no key 'tries'; its keys are: max_retries, delay"),
+        (
+            [{"retry": {"tries": 1}}],
+            "retry has no key 'tries'; its keys are: max_retries, delay, factor, max_delay",
+        ),
         ([{"retry": {"max_retries": -1}}], "max_retries must be a whole number"),
         ([{"retry": {"delay": "x"}}], "delay must be a number of seconds"),
         ([{"expires_after": -1}], "expires_after must be a number of seconds"),
@@ -131,3 +135,21 @@ def test_a_rule_sets_only_what_it_contains() -> None:
 def test_an_invalid_rule_is_refused_naming_place_and_reason(value: Any, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         rules.parse(value)
+
+
+@given(
+    first=st.floats(0.001, rules.MOST_SECONDS),
+    factor=st.floats(1.1, 100),
+    most=st.floats(0, rules.MOST_SECONDS),
+)
+def test_growing_delays_grow_up_to_the_longest_and_fit_their_column(first, factor, most) -> None:
+    policy = rules.parse_retry({"delay": first, "factor": factor, "max_delay": most})
+    assert policy is not None
+    assert policy.delays is not None
+    mail = EmailLog()
+    mail.delays = policy.delays
+    assert len(mail.retry_delays) <= EmailLog._meta.get_field("retry_delays").max_length
+    assert mail.delays == pytest.approx(policy.delays)
+    assert list(policy.delays) == sorted(policy.delays)
+    assert policy.delays[0] == first
+    assert policy.delays[-1] <= max(first, most)

@@ -33,7 +33,7 @@ _RECIPIENTS = 200
 _FACTS = (
     *("id", "message_id", "from_email", "category", "queue", "transport", "fallbacks", "priority"),
     *("created_at", "due_at", "expires_at", "give_up_at", "finished_at"),
-    *("attempts", "tries", "max_retries", "retry_delay"),
+    *("attempts", "tries", "max_retries", "retry_delay", "retry_delays"),
     *("on_unknown", "keep_content", "idempotency_key", "worker", "reply"),
 )
 

@@ -102,7 +102,7 @@ def policy_of(mail: EmailLog, *, too_old: bool) -> Policy:
     return Policy(
         tries=mail.tries,
         max_retries=mail.max_retries,
-        retry_delay=mail.retry_delay,
+        retry_delays=mail.delays,
         on_unknown=mail.on_unknown,
         too_old=too_old,
     )

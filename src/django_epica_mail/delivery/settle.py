@@ -12,7 +12,7 @@ from typing import TypeVar
 from django.db import Error, transaction
 from django.db.models import F
 
-from django_epica_mail import clock, conf, lifecycle, signals
+from django_epica_mail import clock, conf, lifecycle, retry, signals
 from django_epica_mail.delivery.claim import PATIENCE, Batch, Claiming
 from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_errors
 from django_epica_mail.delivery.outcome import Outcome
@@ -268,7 +268,7 @@ def _values(outcome: Outcome) -> dict[str, object]:
         values["attempts"] = F("attempts") + 1
         values["tries"] = F("tries") + int(decision.uses_try)
     if target in lifecycle.CLAIMABLE:
-        values["due_at"] = clock.now(decision.delay)
+        values["due_at"] = clock.now(retry.jittered(decision.delay))
         if failure is not None and failure.kind is Kind.OUTAGE and outcome.mail.fallbacks:
             values.update(outcome.mail.failover(outcome.mail.fallbacks[0]))
     if target in lifecycle.FINAL:
@@ -336,4 +336,4 @@ def _may_have_been_sent(outcome: Outcome) -> bool:
     failure = outcome.decision.failure
     if failure is None:
         return False
-    return failure.kind in (Kind.UNKNOWN, Kind.WORKER_LOST) or outcome.mail.attempts > 0
+    return failure.kind in retry.LOST or outcome.mail.attempts > 0

@@ -110,6 +110,8 @@ def status_lines(report: StatusReport) -> Iterator[str]:
     sweep = _age(report.last_sweep_age)
     yield f"last sweep: {'never' if sweep is None else f'{sweep} ago'}"
     yield f"unfinished bulk calls: {report.unfinished_batches}"
+    if report.set_apart:
+        yield f"set apart, because each ended its worker twice: {report.set_apart}"
     for gate, reason in report.held_back.items():
         yield clean(f"held back: {gate}, {reason}")
 

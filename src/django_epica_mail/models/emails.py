@@ -244,6 +244,10 @@ class EmailLog(Row):
     )
     max_retries = models.PositiveSmallIntegerField(_("retries allowed"))
     retry_delay = models.FloatField(_("seconds between tries"))
+    #: The seconds before each retry, separated by spaces, if they differ; the last one repeats.
+    retry_delays = models.CharField(
+        _("seconds before each retry"), max_length=800, blank=True, default="", db_default=""
+    )
     #: The attempts that count against ``max_retries``: not those ended by outage or throttling.
     tries = models.PositiveSmallIntegerField(_("tries used"), default=0)
     #: The number of all attempts.
@@ -341,6 +345,17 @@ class EmailLog(Row):
         except UnreadableEnvelope:
             return False
         return terms is None or terms.keep_content == self.Keeping.ALWAYS
+
+    @property
+    def delays(self) -> list[float]:
+        """The seconds before each retry; the last one repeats."""
+        return [float(it) for it in self.retry_delays.split()] or [self.retry_delay]
+
+    @delays.setter
+    def delays(self, seconds: Sequence[float]) -> None:
+        self.retry_delay = seconds[0]
+        written = " ".join(f"{it:.12g}" for it in seconds)
+        self.retry_delays = written if len(seconds) > 1 else ""
 
     def failover(self, to: str) -> dict[str, Any]:
         """Return the column values that make the fallback ``to`` the transport.

@@ -84,6 +84,8 @@ class StatusReport:
     """How far back finished e-mails are counted."""
     unfinished_batches: int
     """Bulk calls that no worker has fully expanded yet."""
+    set_apart: int
+    """E-mails that ended their worker twice in a row, and wait for a decision."""
     last_sweep: datetime | None
     last_sweep_age: float | None
     """Seconds since the last sweep."""
@@ -114,6 +116,9 @@ def status() -> StatusReport:
         queues=report,
         hours=RECENT_HOURS,
         unfinished_batches=EmailBatch.objects.using(using).filter(finished_at=None).count(),
+        set_apart=EmailLog.objects.using(using)
+        .filter(failure_kind=Kind.POISON, finished_at=None, status=Status.UNKNOWN)
+        .count(),
         last_sweep=sweep,
         last_sweep_age=age(sweep, now),
         held_back=gates.Gates(using).reasons(),

@@ -7,7 +7,7 @@ database, the broker and, on request, the transports.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -102,9 +102,13 @@ def explain(address: str, *, category: str = "", bulk: bool = False) -> Explanat
         priority_by=_source(rule.priority, of_celery.get("priority")),
         transports=list(route.transports or (transports.default_alias(),)),
         on_unknown=route.on_unknown,
-        retries=f"{route.max_retries}, {route.retry_delay:g} s apart",
+        retries=f"{route.max_retries}, {_written(route.retry_delays)} s apart",
         celery_routes={name: value for name, value in of_celery.items() if value is not None},
     )
+
+
+def _written(delays: Iterable[float]) -> str:
+    return " / ".join(f"{it:g}" for it in delays)
 
 
 def _source(by_rule: object, by_celery: object) -> str:

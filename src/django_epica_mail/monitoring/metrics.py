@@ -18,7 +18,7 @@ from django_epica_mail.delivery import gates
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.models import EmailLog, EmailTotal
 from django_epica_mail.monitoring import backlog, health, totals
-from django_epica_mail.retry import PASSING, Kind
+from django_epica_mail.retry import LOST, PASSING, Kind
 from django_epica_mail.transports import config as transports
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _COUNTERS: Mapping[str, tuple[str, str, Sequence[str]]] = {
     Event.ATTEMPT: ("attempts", "Attempts; those without a failure succeeded.", ("", *Kind)),
     Event.RETRIED: ("retried", "Attempts after the first one of a mail.", ()),
     Event.POSTPONED: ("postponed", "Attempts that are repeated later.", PASSING),
-    Event.UNKNOWN: ("unknown", "Attempts that may or may not have been accepted.", totals.LOST),
+    Event.UNKNOWN: ("unknown", "Attempts that may or may not have been accepted.", LOST),
 }
 """The name, help text and possible failure kinds of each event."""
 

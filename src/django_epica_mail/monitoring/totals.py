@@ -21,7 +21,7 @@ from django_epica_mail import clock, conf, lifecycle
 from django_epica_mail.clock import EPOCH, lowest_id_at
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import CountingMark, DeliveryAttempt, EmailLog, EmailTotal
-from django_epica_mail.retry import PASSING, Kind
+from django_epica_mail.retry import LOST, PASSING, Kind
 
 Event = EmailTotal.Event
 
@@ -47,8 +47,6 @@ never changed.
 
 _BUSY_SECONDS = 5.0
 """No window is started after this time; the next sweep counts the rest."""
-LOST = (Kind.UNKNOWN, Kind.WORKER_LOST)
-"""The failures after which a mail may or may not have been accepted."""
 _Key = tuple[str, str, str, str, int]
 """Queue, transport, event, failure kind and failure code."""
 

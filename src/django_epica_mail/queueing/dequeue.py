@@ -19,7 +19,7 @@ from django.db.models import BooleanField, Exists, ExpressionWrapper, Max, Outer
 from django_epica_mail import clock, lifecycle, suppression
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailQuerySet
 from django_epica_mail.queueing.sql import compile_expression
-from django_epica_mail.retry import Kind
+from django_epica_mail.retry import ENDED_WORKER
 from django_epica_mail.rules import LEVELS
 
 Lane = tuple[str, int]
@@ -248,7 +248,7 @@ def _until_suspect(mails: Sequence[EmailLog]) -> int:
     If it caused the death, it takes no other e-mail down the next time.
     """
     for index, mail in enumerate(mails):
-        if mail.failure_kind == Kind.WORKER_LOST:
+        if mail.failure_kind in ENDED_WORKER:
             return index or 1
     return len(mails)
 

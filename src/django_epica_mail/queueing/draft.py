@@ -208,7 +208,7 @@ def _route(log: EmailLog, route: routing.Route, options: Options) -> None:
     log.additions = " ".join(route.additions)
     log.keep_content = _checked_keep_content(route.keep_content)
     log.max_retries = route.max_retries
-    log.retry_delay = route.retry_delay
+    log.delays = route.retry_delays
 
 
 def _checked_keep_content(keep_content: str) -> str:

@@ -27,7 +27,7 @@ from django_epica_mail.models import (
     Suppression,
 )
 from django_epica_mail.replies import reply_text
-from django_epica_mail.retry import Kind as FailureKind
+from django_epica_mail.retry import LOST
 
 Kind = EmailEvent.Kind
 
@@ -41,7 +41,6 @@ _REPEAT_SECONDS = 10.0
 """Identical visits in the same slot of this length count once: no link can flood the table."""
 
 _NO_PROOF_OF_SENDING = (Kind.SUBSCRIBED, Kind.AUTORESPONDED)
-_UNCERTAIN = (FailureKind.UNKNOWN, FailureKind.WORKER_LOST)
 _REASONS = {
     Kind.COMPLAINED: Suppression.Reason.COMPLAINT,
     Kind.UNSUBSCRIBED: Suppression.Reason.UNSUBSCRIBE,
@@ -206,7 +205,7 @@ def confirm_delivered(ids: Collection[UUID], using: str) -> None:
     if not ids:
         return
     uncertain = DeliveryAttempt.objects.using(using).filter(
-        email=OuterRef("pk"), failure_kind__in=_UNCERTAIN
+        email=OuterRef("pk"), failure_kind__in=LOST
     )
     statuses = [*lifecycle.SUCCEED.sources - {Status.SENDING}, *lifecycle.CONFIRM.sources]
     candidates = EmailLog.objects.using(using).filter(Exists(uncertain), status__in=statuses)

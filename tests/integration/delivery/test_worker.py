@@ -95,10 +95,25 @@ def test_a_transient_refusal_is_retried_until_the_retries_are_used_up(
         log.refresh_from_db()
         assert log.tries == tries
         assert log.status == ("retrying" if tries < 4 else "failed")
-        travel(minutes=5, seconds=1)
+        travel(minutes=5, seconds=31)  # and the jitter, up to a tenth
     assert deliver() == 0
     assert log.failure_kind == "transient"
     assert log.delivery_attempts.count() == 4
+
+
+def test_each_retry_waits_for_its_own_delay_and_some_jitter(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    smtp.inject(refuse("content", 451, "4.3.0 Later"))
+    log = queue_mail(retry=[60, 600, 1800])
+    for seconds in (60, 600, 1800):
+        assert deliver() == 1
+        travel(seconds=seconds - 2)
+        assert deliver() == 0
+        travel(seconds=seconds * 0.1 + 4)
+    assert deliver() == 1
+    log.refresh_from_db()
+    assert (log.status, log.attempts) == ("failed", 4)
 
 
 def test_the_message_id_is_the_same_on_every_attempt(smtp, queue_mail, deliver, travel) -> None:

@@ -122,5 +122,7 @@ def test_an_envelope_is_empty_once_nobody_in_it_is_allowed() -> None:
 
 def test_the_policy_consists_of_the_rows_columns() -> None:
     mail = row(tries=2, max_retries=5, retry_delay=60.0, on_unknown="hold")
-    expected = Policy(tries=2, max_retries=5, retry_delay=60.0, on_unknown="hold", too_old=True)
+    expected = Policy(tries=2, max_retries=5, retry_delays=[60], on_unknown="hold", too_old=True)
     assert policy_of(mail, too_old=True) == expected
+    mail.retry_delays = "60 300"
+    assert policy_of(mail, too_old=False).retry_delays == [60, 300]

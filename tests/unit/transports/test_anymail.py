@@ -90,7 +90,7 @@ def test_each_error_of_amazon_has_its_kind_and_scope(name, fault) -> None:
 
 def test_retry_after_sets_the_delay_and_uses_no_try() -> None:
     failure = classify(answered(429, **{"Retry-After": "120"}))
-    policy = Policy(tries=0, max_retries=3, retry_delay=300, on_unknown="resend", too_old=False)
+    policy = Policy(tries=0, max_retries=3, retry_delays=[300], on_unknown="resend", too_old=False)
     decision = conclude(AttemptResult(failure=failure), policy, [0], False)
     assert (decision.delay, decision.uses_try) == (120, False)
 

@@ -66,6 +66,7 @@ def test_an_empty_queue_has_a_status_too() -> None:
         "queues": {},
         "hours": 24,
         "unfinished_batches": 0,
+        "set_apart": 0,
         "last_sweep": None,
         "last_sweep_age": None,
         "held_back": {},
