@@ -31,12 +31,9 @@ class EpicaMailConfig(AppConfig):
         from django_epica_mail import checks, schedule, signals, tasks  # noqa: F401
         from django_epica_mail.broker import doorbell
         from django_epica_mail.queueing.render import WithoutContext
-        from django_epica_mail.tracking import bounces, webhooks
+        from django_epica_mail.tracking import webhooks
 
         signals.connect_logging()
-        signals.email_moved.connect(
-            bounces.record_refusal, dispatch_uid="django_epica_mail.refusals"
-        )
         logging.getLogger("django.template").addFilter(WithoutContext())
         with contextlib.suppress(ImportError):  # anymail is an extra
             from anymail.signals import tracking

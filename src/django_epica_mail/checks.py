@@ -24,7 +24,8 @@ from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.messages import encryption
 from django_epica_mail.models import checks as database_checks
 from django_epica_mail.queueing import names
-from django_epica_mail.tracking import bounce_mailbox, links, webhooks
+from django_epica_mail.tracking import links, webhooks
+from django_epica_mail.tracking.bounces import mailbox
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection, dkim
 from django_epica_mail.transports.config import queueing
@@ -63,6 +64,7 @@ def check_configuration(
         *found,
         *_check_links(),
         *_check_bounces(),
+        *_check_evidence(),
         *_check_webhooks(partial(checks.Warning, id="epica_mail.W031")),
     ]
 
@@ -223,7 +225,7 @@ def _check_bounces() -> Iterator[CheckMessage]:
     if conf.get().bounce_mailbox is None:
         return
     try:
-        bounce_mailbox.parse(conf.get().bounce_mailbox)
+        mailbox.parse(conf.get().bounce_mailbox)
     except (ImproperlyConfigured, MissingExtra) as error:
         yield Error(str(error), hint="Until then, no bounce is read.", id="epica_mail.E050")
     signs = any("envelope_from" in transports.our_options(it) for it in transports.aliases())
@@ -234,6 +236,24 @@ def _check_bounces() -> Iterator[CheckMessage]:
             hint="Give a transport the option 'envelope_from': 'bounces+{id}@example.com'.",
             id="epica_mail.W050",
         )
+
+
+def _check_evidence() -> Iterator[CheckMessage]:
+    path = conf.get().evidence
+    if path is None:
+        return
+    try:
+        if callable(import_string(path)):
+            return
+        found = "it is not a function"
+    except ImportError as error:
+        found = str(error)
+    yield Error(
+        f"EPICA_MAIL['EVIDENCE'] is {path!r}: {found}.",
+        hint="Name a function by its dotted path, such as 'shop.evidence.ask'; until then, no mail "
+        "of unknown outcome is resolved by it.",
+        id="epica_mail.E061",
+    )
 
 
 def _check_encrypted_logins() -> Iterator[CheckMessage]:

@@ -118,18 +118,6 @@ def check_rates(key: str, value: object) -> None:
             )
 
 
-def check_previews(key: str, value: object) -> None:
-    if not isinstance(value, Mapping):
-        raise rules.invalid(key, value, "must be a dict of sample contexts by template name")
-    for name, context in value.items():
-        if not isinstance(name, str) or not name:
-            rule = "must be a template name such as 'emails/welcome'"
-            raise rules.invalid(f"A key of {key}", name, rule)
-        if not isinstance(context, (Mapping, str)):
-            rule = "must be a dict, or the dotted path of a function that returns one"
-            raise rules.invalid(f"{key}[{name!r}]", context, rule)
-
-
 # The errors below do not show the value, which is a secret.
 
 
@@ -201,6 +189,13 @@ class Settings:
     on_unknown: str = _setting("resend", rules.check_on_unknown)
     """What to do with a mail that may have been accepted: resend it, hold it for a person, or
     fail it."""
+    evidence: str | None = _setting(None, _optional(check_string))
+    """Dotted path of a function that is asked about mail of unknown outcome, before it is sent
+    again: ``"accepted"``, ``"refused"`` or ``"unknown"``."""
+    evidence_timeout: float = _setting(5, rules.check_duration)
+    """Seconds that ``EVIDENCE`` may take; then its answer is ``"unknown"``."""
+    evidence_wait: float = _setting(0, rules.check_seconds)
+    """Seconds for which mail of unknown outcome waits for evidence, before its policy decides."""
     classify: str | None = _setting(None, _optional(check_string))
     """Dotted path of a function that classifies a transport's errors; where it returns ``None``,
     the package's own classification applies."""
@@ -310,13 +305,26 @@ class Settings:
     health_failed_share: float = _setting(0.2, rules.check_share)
     """What share of the mail that finished in this hour and the last may have failed; checked
     from 10 failures on."""
+    reputation_days: int = _setting(7, rules.check_days)
+    """Over how many days bounce and complaint rates are computed, today included."""
+    complaint_rates: Sequence[float] = _setting((0.001, 0.003), rules.check_rates_reached)
+    """The shares of complaints that are a warning, and too high: what Gmail and Yahoo publish."""
+    bounce_rates: Sequence[float] = _setting((0.05, 0.1), rules.check_rates_reached)
+    """The shares of bounces that are a warning, and too high: where Amazon SES acts."""
+    pause_on_reputation: bool = _setting(False, rules.check_flag)
+    """Whether bulk mail of a category pauses by itself when its rates are too high."""
     previews: Mapping[str, Mapping[str, Any] | str] = field(
-        default_factory=dict, metadata={"check": check_previews}
+        default_factory=dict, metadata={"check": rules.check_previews}
     )
     """Templates that staff may preview, each with a sample context: a dict, or the dotted path of a
     function that returns one."""
     real_transports_in_tests: bool = _setting(False, rules.check_flag)
     """Whether Django's test runner may open real transports; otherwise all mail goes to locmem."""
+
+    @property
+    def awaits_evidence(self) -> bool:
+        """Whether mail of unknown outcome may still be resolved by evidence."""
+        return self.evidence is not None or self.evidence_wait > 0
 
     @property
     def lease_seconds(self) -> float:

@@ -31,10 +31,11 @@ from django_epica_mail.models import (
     EmailRecipient,
     PendingResult,
 )
-from django_epica_mail.monitoring import totals
+from django_epica_mail.monitoring import reputation, totals
 from django_epica_mail.queueing.dequeue import queues
 from django_epica_mail.retry import ENDED_WORKER, PASSING, Decision, Failure, Kind, Result
 from django_epica_mail.rules import LEVELS
+from django_epica_mail.tracking import evidence
 
 _CHUNK = 500
 _CLAIMS_PER_SWEEP = 1000
@@ -71,7 +72,9 @@ def dispatch() -> dict[str, int]:
         DeliveryGate.objects.using(using).update_or_create(
             scope=DeliveryGate.Scope.QUEUE, name=queue, defaults={"last_sweep_at": clock.now()}
         )
+    evidence.resolve()  # after the rings: a site's function may take its time
     totals.count()  # last, because no e-mail waits for it
+    reputation.guard(using)
     return done
 
 

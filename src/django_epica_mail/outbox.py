@@ -217,27 +217,33 @@ def send_again(ids: Iterable[UUID | str]) -> list[EmailLog]:
     return made
 
 
-def pause(*, queue: str | None = None, transport: str | None = None) -> None:
-    """Stop claiming mail of one queue, or for one transport. The mail waits; nothing is lost.
+def pause(
+    *, queue: str | None = None, transport: str | None = None, category: str | None = None
+) -> None:
+    """Stop claiming mail of one queue, for one transport, or bulk mail of one category.
+
+    The mail waits; nothing is lost. Mail of a category is bulk mail if a bulk call queued it.
 
     Raises ``ValueError`` for a transport that is not configured and that no mail waits for, and
     logs a warning for a queue that is not known: a mistyped name would hold nothing back.
     """
-    if transport is not None and queue is None:
+    if transport is not None and queue is category is None:
         rows = EmailLog.objects.using(router.db_for_write(EmailLog))
         if not rows.filter(transport=transport, pending__in=LEVELS).exists():
             names.check_transport(transport)
-    if queue is not None and transport is None and not names.is_known_queue(queue):
+    if queue is not None and transport is category is None and not names.is_known_queue(queue):
         logger.warning("%s. It is paused, should mail be queued in it.", names.unknown(queue))
-    gates.set_paused(True, queue=queue, transport=transport)
+    gates.set_paused(True, queue=queue, transport=transport, category=category)
 
 
-def resume(*, queue: str | None = None, transport: str | None = None) -> None:
-    """Claim mail of a paused queue, or for a paused transport, again.
+def resume(
+    *, queue: str | None = None, transport: str | None = None, category: str | None = None
+) -> None:
+    """Claim mail of a paused queue, for a paused transport, or of a paused category, again.
 
     Workers start with the next ring, at the latest that of the next sweep.
     """
-    gates.set_paused(False, queue=queue, transport=transport)
+    gates.set_paused(False, queue=queue, transport=transport, category=category)
 
 
 def move(transport: str, *, to: str) -> int:

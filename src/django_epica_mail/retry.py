@@ -170,6 +170,8 @@ class Policy:
     """``resend``, ``hold`` or ``fail``."""
     too_old: bool
     """Whether the mail has waited as long as it is allowed to."""
+    awaits_evidence: bool = False
+    """Whether a mail of unknown outcome stays so until ``resolve`` decides about it."""
 
     @property
     def retry_delay(self) -> float:
@@ -204,6 +206,32 @@ def jittered(seconds: float) -> float:
     Mails that failed together do not come back together, and none before a server wants it.
     """
     return seconds * random.uniform(1.0, 1.0 + JITTER)
+
+
+class Evidence(enum.Enum):
+    """What is known of a mail that may or may not have been accepted."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    """It was not accepted: to send it again is no risk."""
+    UNKNOWN = "unknown"
+
+
+def resolve(
+    evidence: Evidence, on_unknown: str, *, is_over: bool, is_patient: bool
+) -> lifecycle.Move | None:
+    """Return the move of a mail of unknown outcome; ``None`` if it goes on waiting.
+
+    ``is_over`` is whether it may not be tried again, ``is_patient`` whether it still waits for
+    evidence. Evidence goes before the mail's own policy.
+    """
+    if evidence is Evidence.ACCEPTED:
+        return lifecycle.SUCCEED
+    if evidence is Evidence.UNKNOWN:
+        if on_unknown == "hold" or is_patient:
+            return None
+        is_over = is_over or on_unknown == "fail"
+    return lifecycle.WRITE_OFF if is_over else lifecycle.RESEND
 
 
 def mildest(failures: Iterable[Failure]) -> Failure:
@@ -284,14 +312,18 @@ def _after_failure(failure: Failure, policy: Policy) -> Decision:
     delay = 0.0
     if failure.kind in LOST:
         is_set_apart = failure.kind is Kind.POISON and policy.on_unknown != "fail"
-        if policy.on_unknown == "hold" or is_set_apart:
+        # The mail has already waited for the lost worker's lease to end.
+        pause = 0.0 if failure.kind in ENDED_WORKER else policy.retry_delay
+        if policy.awaits_evidence and not is_set_apart:
             moves: tuple[lifecycle.Move, ...] = (lifecycle.LOSE,)
+            delay = pause
+        elif policy.on_unknown == "hold" or is_set_apart:
+            moves = (lifecycle.LOSE,)
         elif policy.on_unknown == "fail" or over:
             moves = (lifecycle.LOSE, lifecycle.WRITE_OFF)
         else:
             moves = (lifecycle.LOSE, lifecycle.RESEND)
-            # The mail has already waited for the lost worker's lease to end.
-            delay = 0.0 if failure.kind is Kind.WORKER_LOST else policy.retry_delay
+            delay = pause
     elif failure.kind in _FOR_GOOD or over:
         moves = (lifecycle.GIVE_UP,)
     else:

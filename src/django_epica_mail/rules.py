@@ -157,6 +157,19 @@ def check_mailbox(key: str, value: object) -> None:
         raise ValueError(f"{key}['OAUTH'] must be a dict, as a transport's option 'oauth'.")
 
 
+def check_previews(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless a value is a dict of sample contexts by template name."""
+    if not isinstance(value, Mapping):
+        raise invalid(key, value, "must be a dict of sample contexts by template name")
+    for name, context in value.items():
+        if not isinstance(name, str) or not name:
+            rule = "must be a template name such as 'emails/welcome'"
+            raise invalid(f"A key of {key}", name, rule)
+        if not isinstance(context, (Mapping, str)):
+            rule = "must be a dict, or the dotted path of a function that returns one"
+            raise invalid(f"{key}[{name!r}]", context, rule)
+
+
 def check_seconds(key: str, value: object) -> float:
     """Return a number of seconds, 0 or more; raise ``ValueError`` if it is invalid."""
     if not is_number(value) or not 0 <= value <= MOST_SECONDS:
@@ -181,6 +194,13 @@ def check_share(key: str, value: object) -> None:
     """Raise ``ValueError`` unless a value is a fraction above 0 and up to 1."""
     if not is_number(value) or not 0 < value <= 1:
         raise invalid(key, value, "must be a fraction above 0 and up to 1")
+
+
+def check_rates_reached(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless a value is two fractions, the first below the second."""
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
+    if not is_pair or not 0 < value[0] < value[1] <= 1:  # type: ignore[index]
+        raise invalid(key, value, "must be two fractions, a warning's and a higher limit, up to 1")
 
 
 def check_count(key: str, value: object) -> int:

@@ -51,6 +51,12 @@ transport_recovered = Signal()
 Arguments: ``sender`` (``DeliveryGate``), ``transport`` (its alias).
 """
 
+category_paused = Signal()
+"""Sent when bulk mail of a category pauses by itself, until a person resumes it.
+
+Arguments: ``sender`` (``DeliveryGate``), ``category``, ``reason`` (the rates, in English).
+"""
+
 
 logger = logging.getLogger("django_epica_mail")
 

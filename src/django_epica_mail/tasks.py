@@ -33,7 +33,7 @@ from django_epica_mail.models import EmailBatch
 from django_epica_mail.queueing import bulk, call_options, compose, enqueue
 from django_epica_mail.results import BatchResult, EmailResult, batch_report
 from django_epica_mail.routing import Options
-from django_epica_mail.tracking import bounce_mailbox
+from django_epica_mail.tracking.bounces import mailbox
 from django_epica_mail.transports import connection as transport_connection
 
 _OPTIONS: dict[str, Any] = {"acks_late": False, "ignore_result": True, "max_retries": 0}
@@ -238,12 +238,12 @@ def cleanup_old_email_logs(days: int | None = None) -> int:
 def read_bounces() -> dict[str, int]:
     """Record what came back to ``BOUNCE_MAILBOX``; return how many messages became what.
 
-    Does nothing if no mailbox is set. Raises as ``bounce_mailbox.read`` does.
+    Does nothing if no mailbox is set. Raises as ``mailbox.read`` does.
     """
     if conf.get().bounce_mailbox is None:
         return {}
     _drop_dead_connections()
-    return bounce_mailbox.read()
+    return mailbox.read()
 
 
 def _drop_dead_connections() -> None:

@@ -78,6 +78,7 @@ def test_the_alerts_name_every_health_check() -> None:
         is_at_work=False,
         sent=0,
         failed=0,
+        rates=[],
     )
     checks = {check.name for check in judge(signs, Settings()).checks}
     named = set(re.findall(r'check="(\w+)"', " ".join(expressions())))

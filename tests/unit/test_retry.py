@@ -60,6 +60,31 @@ def test_a_failure_decides_status_delay_and_budget(kind, fields, end, delay, use
     assert (decision.delay, decision.uses_try) == (delay, uses_try)
 
 
+@pytest.mark.parametrize("policy_name", ["resend", "hold", "fail"])
+@pytest.mark.parametrize(("kind", "delay"), [(Kind.UNKNOWN, 300.0), (Kind.WORKER_LOST, 0.0)])
+def test_a_mail_that_awaits_evidence_stays_unknown(policy_name, kind, delay) -> None:
+    decision = decide(kind, on_unknown=policy_name, awaits_evidence=True, retry_delay=300.0)
+    assert (decision.moves, decision.delay) == ((lifecycle.LOSE,), delay)
+
+
+@pytest.mark.parametrize("on_unknown", ["resend", "hold", "fail"])
+@pytest.mark.parametrize("is_patient", [False, True])
+def test_a_mail_is_only_sent_again_if_that_is_safe_or_its_policy(on_unknown, is_patient) -> None:
+    def resolve(evidence: str, *, is_over: bool) -> str:
+        move = retry.resolve(
+            retry.Evidence(evidence), on_unknown, is_over=is_over, is_patient=is_patient
+        )
+        return move.name if move else ""
+
+    assert resolve("accepted", is_over=False) == resolve("accepted", is_over=True) == "succeed"
+    assert resolve("refused", is_over=False) == "resend"
+    assert resolve("refused", is_over=True) == "write off"
+    waits = on_unknown == "hold" or is_patient
+    ends = {"resend": "resend", "fail": "write off"}.get(on_unknown, "")
+    assert resolve("unknown", is_over=False) == ("" if waits else ends)
+    assert resolve("unknown", is_over=True) == ("" if waits else "write off")
+
+
 def test_an_unknown_outcome_always_passes_through_that_status() -> None:
     for on_unknown in ("resend", "hold", "fail"):
         assert decide(Kind.UNKNOWN, on_unknown=on_unknown).moves[0] is lifecycle.LOSE

@@ -29,7 +29,7 @@ from django_epica_mail.admin.gates import Scope, known_gates
 from django_epica_mail.broker import workers as celery_workers
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailLog, EmailTotal
-from django_epica_mail.monitoring import backlog, health, history, totals
+from django_epica_mail.monitoring import backlog, health, history, reputation, totals
 from django_epica_mail.monitoring.health import spoken
 from django_epica_mail.monitoring.history import PERIODS, History
 from django_epica_mail.retry import Kind
@@ -38,6 +38,8 @@ REFRESH_SECONDS = 15
 _Event = EmailTotal.Event
 _SINCE = {"24h": "day", "7d": "week", "30d": "month"}
 """The periods that the list of e-mails can filter by, and its names for them."""
+_MOST_RATES = 20
+"""How many categories and domains are shown, the worst first."""
 _SHARES = (0.5, 0.95, 0.99)
 
 
@@ -85,6 +87,8 @@ def _show(request: HttpRequest, site: admin.AdminSite) -> HttpResponse:
         "tiles": [(_Event(event).label, past.counts[event]) for event in history.CHARTED],
         "charts": _draw_charts(past, is_by_day=period.is_by_day),
         "times": _time_rows(past),
+        "reputation": reputation.rates(using)[:_MOST_RATES],
+        "reputation_days": conf.get().reputation_days,
         "reasons": _reason_rows(past, choice),
         "workers": _ask_workers() if asks else None,
         "asks_workers": asks,

@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.utils.formats import localize
 from django.utils.translation import gettext as _
 
-from django_epica_mail import clock, lifecycle
+from django_epica_mail import clock, conf, lifecycle
 from django_epica_mail.delivery import gates
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog
@@ -26,14 +26,17 @@ _ATTEMPTS = 100
 """At most this many attempts are shown, the newest."""
 _EVENTS = 100
 """At most this many of a provider's events are shown, the newest."""
-_BAD_NEWS = frozenset(
-    {
-        EmailEvent.Kind.BOUNCED,
-        EmailEvent.Kind.REJECTED,
-        EmailEvent.Kind.FAILED,
-        EmailEvent.Kind.COMPLAINED,
-    }
+_BAD_NEWS = (
+    EmailEvent.Kind.BOUNCED,
+    EmailEvent.Kind.REJECTED,
+    EmailEvent.Kind.FAILED,
+    EmailEvent.Kind.COMPLAINED,
 )
+_TONES: dict[str, Status] = {
+    **dict.fromkeys((it.value for it in _BAD_NEWS), Status.FAILED),
+    EmailEvent.Kind.RESOLVED.value: Status.UNKNOWN,
+}
+"""The tone of an event; that of any other is good news."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,11 @@ def waiting_for(mail: EmailLog) -> list[StrOrPromise]:
     if mail.status == Status.SENDING:
         return [_("A worker is sending it: %(worker)s.") % {"worker": mail.worker}]
     if mail.status == Status.UNKNOWN:
-        return [_("It may have arrived: a person decides whether to send it again.")]
+        settings, is_held = conf.get(), mail.on_unknown == EmailLog.IfUnknown.HOLD
+        if not settings.awaits_evidence or (is_held and settings.evidence is None):
+            return [_("It may have arrived: a person decides whether to send it again.")]
+        text = _("It may have arrived: it waits for evidence, and is decided about at %(time)s.")
+        return [text % {"time": _time(mail.due_at)}]
     if mail.status not in lifecycle.CLAIMABLE:
         return []
     reasons = list(_held_back(mail))
@@ -79,6 +86,8 @@ def _held_back(mail: EmailLog) -> Iterator[StrOrPromise]:
     state = gates.Gates(mail._state.db or "default")
     if not state.queue_is_open(mail.queue):
         yield _("The queue “%(name)s” is paused.") % {"name": mail.queue}
+    if mail.batch_id is not None and mail.category in state.held_categories():
+        yield _("Bulk mail of the category “%(name)s” is paused.") % {"name": mail.category}
     if mail.transport not in transports.aliases():
         yield _("There is no transport “%(name)s” in the settings.") % {"name": mail.transport}
     elif not state.open_transports([mail.transport]):
@@ -143,7 +152,7 @@ def _events(mail: EmailLog) -> Iterator[Event]:
         yield Event(
             at=event.at,
             title=event.get_kind_display().capitalize(),
-            tone=Status.FAILED if event.kind in _BAD_NEWS else Status.SENT,
+            tone=_TONES.get(event.kind, Status.SENT),
             facts=[fact for fact in facts if fact],
             link=event.url,
             reply=event.reply,

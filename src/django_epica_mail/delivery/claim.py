@@ -158,7 +158,8 @@ def claim_one(email_id: uuid.UUID | str) -> Batch | None:
     is_open = state.queue_is_open(mail.queue) and not state.needs_probe(mail.transport)
     if not is_open or mail.transport not in state.open_transports(transports.aliases()):
         return None
-    wanted = due(mail.queue, mail.transport, mail.pending, using).filter(pk=email_id)
+    held = state.held_categories()
+    wanted = due(mail.queue, mail.transport, mail.pending, using, held).filter(pk=email_id)
     claimed_at, lease, tries = time.monotonic(), _lease(uuid.uuid4()), count()
 
     def take() -> list[EmailLog]:
@@ -219,6 +220,7 @@ class _Search:
             self._limit,
             _lease(self._token),
             bounds=bounds,
+            held_back=self._state.held_categories(),
             using=self._using,
         )
         if rows:
@@ -246,7 +248,9 @@ class _Search:
         while heads:
             alias = max(heads, key=heads.__getitem__)
             lane, allowed = (alias, heads[alias]), limits[alias]
-            if allowed is not None and allowed < (cost := _head_cost(queue, *lane, using)):
+            if allowed is not None and allowed < (
+                cost := _head_cost(queue, *lane, using, self._state.held_categories())
+            ):
                 # The head reserves the budget: nothing less urgent may use it up before.
                 if not rate_limits.all_mail_allows(cost):
                     return None
@@ -267,7 +271,10 @@ class _Search:
 
     def _claim_probe(self, lane: Lane) -> Batch | None:
         alias = lane[0]
-        if not (has_due(self._queue, *lane, self._using) and gates.take_probe(alias, self._using)):
+        held = self._state.held_categories()
+        if not (
+            has_due(self._queue, *lane, self._using, held) and gates.take_probe(alias, self._using)
+        ):
             return None
         batch = self._claim([lane], 1, is_probe=True)
         if batch is None:
@@ -291,6 +298,7 @@ class _Search:
             lanes,
             limit if allowed is None else min(limit, allowed),
             _lease(self._token),
+            held_back=self._state.held_categories(),
             using=self._using,
         )
         rows = take(bounds=bounds)
@@ -308,8 +316,9 @@ class _Search:
 def has_claimable(queue: str, using: str) -> bool:
     """Return whether a worker would find mail to claim in a queue now."""
     state = gates.Gates(using)
+    held = state.held_categories()
     return state.queue_is_open(queue) and any(
-        has_due(queue, alias, level, using)
+        has_due(queue, alias, level, using, held)
         for alias in state.open_transports(transports.aliases())
         for level in due_levels(queue, alias, using)
     )
@@ -326,9 +335,10 @@ def pause_for_budget(queue: str) -> float | None:
     state = gates.Gates(using)
     if not state.queue_is_open(queue):
         return None
-    pauses = []
+    pauses, held = [], state.held_categories()
     for alias in state.open_transports(transports.aliases()):
-        costs = (_head_cost(queue, alias, lv, using) for lv in due_levels(queue, alias, using))
+        levels = due_levels(queue, alias, using)
+        costs = (_head_cost(queue, alias, lv, using, held) for lv in levels)
         cost = next(filter(None, costs), 0)
         allowed = rate_limits.allowance(alias)
         if allowed is not None and cost:
@@ -345,12 +355,12 @@ def _lease(token: uuid.UUID) -> Lease:
     return Lease(token, conf.get().lease_seconds, worker_name())
 
 
-def _head_cost(queue: str, alias: str, level: int, using: str) -> int:
+def _head_cost(queue: str, alias: str, level: int, using: str, held: Sequence[str]) -> int:
     """Return how many recipients the first due mail of a priority takes from the rate limits.
 
     0 if no mail of that priority is due.
     """
-    head = due(queue, alias, level, using).values_list("pk", flat=True).first()
+    head = due(queue, alias, level, using, held).values_list("pk", flat=True).first()
     if head is None:
         return 0
     left = EmailRecipient.objects.using(using).filter(email_id=head, outcome="").count()

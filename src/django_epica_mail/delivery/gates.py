@@ -24,6 +24,7 @@ from django_epica_mail.transports import config as transports
 
 _TRANSPORT = DeliveryGate.Scope.TRANSPORT
 _QUEUE = DeliveryGate.Scope.QUEUE
+_CATEGORY = DeliveryGate.Scope.CATEGORY
 _CHUNK = 500
 
 _INDEPENDENT = 3
@@ -62,6 +63,10 @@ class Gates:
             for alias, gate in gates.items()
             if gate is None or not (gate.paused or getattr(gate, "waiting", False))
         ]
+
+    def held_categories(self) -> list[str]:
+        """Return the categories whose bulk mail may not be claimed."""
+        return sorted(name for scope, name in self._closed if scope == _CATEGORY)
 
     def out_of_order(self) -> list[str]:
         """Return the transports whose breaker is open or half-open."""
@@ -231,27 +236,42 @@ def set_paused(
     *,
     queue: str | None = None,
     transport: str | None = None,
+    category: str | None = None,
     using: str | None = None,
+    reason: str = "",
 ) -> None:
-    """Pause or resume one queue or one transport; queued mail stays where it is.
+    """Pause or resume a queue, a transport or bulk mail of a category; mail stays where it is.
 
-    Raises ``ValueError`` unless exactly one of them is named.
+    ``reason`` is stored with the pause of a category. Raises ``ValueError`` unless exactly one of
+    them is named.
     """
     _kept.clear()
-    if (queue is None) == (transport is None):
-        raise ValueError("Name a queue or a transport, and only one of them.")
+    scope, name = _named(queue, transport, category)
     using = using or router.db_for_write(DeliveryGate)
-    scope, name = (_QUEUE, queue) if queue is not None else (_TRANSPORT, transport)
-    DeliveryGate.objects.using(using).update_or_create(
-        scope=scope, name=name, defaults={"paused": paused}
-    )
+    values: dict[str, object] = {"paused": paused}
+    if category is not None:
+        values["reason"] = reason
+        if not paused:
+            values["resumed_at"] = clock.now()
+    DeliveryGate.objects.using(using).update_or_create(scope=scope, name=name, defaults=values)
     if transport is not None and not paused:
         return_probe(transport, using)  # who resumes it expects an attempt at once
 
 
-def is_held(*, queue: str | None = None, transport: str | None = None) -> bool:
-    """Return whether one queue or one transport is paused."""
-    scope, name = (_QUEUE, queue) if queue is not None else (_TRANSPORT, transport)
+def _named(queue: str | None, transport: str | None, category: str | None) -> tuple[str, str]:
+    """Return the scope and name of the one gate that is named; raise ``ValueError`` otherwise."""
+    given = {_QUEUE: queue, _TRANSPORT: transport, _CATEGORY: category}
+    named = [(scope.value, name) for scope, name in given.items() if name is not None]
+    if len(named) != 1:
+        raise ValueError("Name a queue, a transport or a category, and only one of them.")
+    return named[0]
+
+
+def is_held(
+    *, queue: str | None = None, transport: str | None = None, category: str | None = None
+) -> bool:
+    """Return whether a queue, a transport or bulk mail of a category is paused."""
+    scope, name = _named(queue, transport, category)
     held = DeliveryGate.objects.using(router.db_for_write(DeliveryGate)).filter(paused=True)
     return held.filter(scope=scope, name=name).exists()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from django.core.mail import EmailMessage
 
-from django_epica_mail import lifecycle, retry
+from django_epica_mail import conf, lifecycle, retry
 from django_epica_mail.delivery.claim import ClaimedMail
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Decision, Failure, Policy, Result
@@ -98,11 +98,12 @@ def judge(attempt: Attempt, result: Result) -> Outcome:
 
 
 def policy_of(mail: EmailLog, *, too_old: bool) -> Policy:
-    """Return the columns of a row that decide what follows from an attempt."""
+    """Return what of a row and of the settings decides what follows from an attempt."""
     return Policy(
         tries=mail.tries,
         max_retries=mail.max_retries,
         retry_delays=mail.delays,
         on_unknown=mail.on_unknown,
         too_old=too_old,
+        awaits_evidence=conf.get().awaits_evidence,
     )

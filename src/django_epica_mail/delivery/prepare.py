@@ -21,7 +21,8 @@ from django_epica_mail.messages import RawMessage
 from django_epica_mail.messages import addresses as forms
 from django_epica_mail.models import EmailAttachment, EmailLog, EmailRecipient
 from django_epica_mail.retry import Decision, Failure, Kind, Result
-from django_epica_mail.tracking import instrument, verp
+from django_epica_mail.tracking import instrument
+from django_epica_mail.tracking.bounces import verp
 from django_epica_mail.transports import anymail
 
 logger = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ from django_epica_mail.queueing import sql
 from django_epica_mail.queueing.dequeue import Accepted
 from django_epica_mail.retry import Kind, Result
 from django_epica_mail.tracking import events
+from django_epica_mail.tracking.bounces import incoming
 
 logger = logging.getLogger(__name__)
 
@@ -267,6 +268,8 @@ def _values(outcome: Outcome) -> dict[str, object]:
     if outcome.result is not None:
         values["attempts"] = F("attempts") + 1
         values["tries"] = F("tries") + int(decision.uses_try)
+    if target is Status.UNKNOWN:
+        values["due_at"] = clock.now(decision.delay)  # for the search for evidence
     if target in lifecycle.CLAIMABLE:
         values["due_at"] = clock.now(retry.jittered(decision.delay))
         if failure is not None and failure.kind is Kind.OUTAGE and outcome.mail.fallbacks:
@@ -310,7 +313,10 @@ def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:
 
 
 def announce(outcomes: Sequence[Outcome], using: str) -> None:
-    """Send ``email_moved`` for committed moves, and apply events that arrived before the settle."""
+    """Send ``email_moved`` for committed moves, and record and apply what else they tell.
+
+    That is recipients that do not exist, and events that arrived before the settle.
+    """
     for outcome in outcomes:
         for move in outcome.decision.moves:
             signals.email_moved.send_robust(
@@ -319,6 +325,8 @@ def announce(outcomes: Sequence[Outcome], using: str) -> None:
                 move=move,
                 failure=outcome.decision.failure,
             )
+        if outcome.decision.refused:
+            incoming.record_refusals(outcome.mail.pk, outcome.decision.refused)
     provider_ids = {it.result.provider_id for it in outcomes if it.result is not None} - {""}
     open_ones = [outcome.mail.pk for outcome in outcomes if _may_have_been_sent(outcome)]
     if provider_ids or open_ones:

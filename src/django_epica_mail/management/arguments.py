@@ -75,8 +75,9 @@ def add_actions(parser: ArgumentParser) -> None:
         help="mailer only: confirm that nobody else wrote to its tables",
     )
     for name in ("pause", "resume"):
-        target = action(name, f"{name} a queue or a transport").add_mutually_exclusive_group(
-            required=True
-        )
+        target = action(
+            name, f"{name} a queue, a transport or a category"
+        ).add_mutually_exclusive_group(required=True)
         target.add_argument("--queue")
         target.add_argument("--transport")
+        target.add_argument("--category", help="its bulk mail")

@@ -114,6 +114,9 @@ def status_lines(report: StatusReport) -> Iterator[str]:
         yield f"set apart, because each ended its worker twice: {report.set_apart}"
     for gate, reason in report.held_back.items():
         yield clean(f"held back: {gate}, {reason}")
+    for rate in report.reputation:
+        if rate.level != "well":
+            yield clean(f"reputation, {rate.level}: {rate.words}")
 
 
 def import_lines(report: dict[str, Any]) -> Iterator[str]:

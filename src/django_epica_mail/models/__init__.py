@@ -12,7 +12,12 @@ from django_epica_mail.models.emails import (
     PendingResult,
 )
 from django_epica_mail.models.feedback import EmailEvent, Suppression
-from django_epica_mail.models.queue_state import CountingMark, DeliveryGate, EmailTotal
+from django_epica_mail.models.queue_state import (
+    CountingMark,
+    DeliveryGate,
+    EmailTotal,
+    ReputationDay,
+)
 
 __all__ = [
     "RECOVERABLE",
@@ -27,6 +32,7 @@ __all__ = [
     "EmailRecipient",
     "EmailTotal",
     "PendingResult",
+    "ReputationDay",
     "Suppression",
     "uuid7",  # where migration 0001 finds it
 ]

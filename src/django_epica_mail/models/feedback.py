@@ -33,6 +33,7 @@ class EmailEvent(Row):
         OPENED = "opened", _("opened")
         CLICKED = "clicked", _("clicked")
         AUTORESPONDED = "autoresponded", _("answered by a machine")
+        RESOLVED = "resolved", _("unknown outcome decided")
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     #: NULL if no mail matches, or until the attempt with the provider's id is recorded.

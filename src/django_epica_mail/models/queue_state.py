@@ -16,13 +16,15 @@ from django_epica_mail.retry import Kind
 
 
 class DeliveryGate(Row):
-    """A pause or an open breaker that holds mail of one queue or transport back for all workers."""
+    """A pause or an open breaker that holds mail back for all workers."""
 
     class Scope(models.TextChoices):
         """What the gate applies to."""
 
         QUEUE = "queue", _("queue")
         TRANSPORT = "transport", _("transport")
+        CATEGORY = "category", _("category")
+        """Its bulk mail alone."""
 
     scope = models.CharField(_("scope"), max_length=9, choices=Scope)
     name = models.CharField(_("name"), max_length=64)
@@ -31,6 +33,8 @@ class DeliveryGate(Row):
     outages = models.PositiveIntegerField(_("outages in a row"), default=0)
     open_until = models.DateTimeField(_("breaker open until"), null=True, blank=True)
     reason = CopyTextField(_("reason"), blank=True)
+    #: When a category was resumed: what was sent up to then does not pause it again.
+    resumed_at = models.DateTimeField(_("resumed at"), null=True, blank=True)
     last_sweep_at = models.DateTimeField(_("last sweep"), null=True, blank=True)
 
     class Meta:
@@ -93,6 +97,36 @@ class EmailTotal(Row):
 
     def __str__(self) -> str:
         return f"{self.hour:%Y-%m-%d %H} {self.queue} {self.transport} {self.event}"
+
+
+class ReputationDay(Row):
+    """What became of the mail that one domain sent in a category on one day.
+
+    Written only by ``monitoring.reputation``. Rows outlive the mails they count.
+    """
+
+    #: The day, in UTC, on which the mails were accepted or refused for good.
+    day = models.DateField()
+    category = models.CharField(max_length=64, blank=True)
+    #: The domain of the sender's address.
+    domain = models.CharField(max_length=255, blank=True)
+    mails = models.PositiveBigIntegerField(default=0)
+    #: How many of them bounced for good, and how many were reported as spam; each mail counts once.
+    bounced = models.PositiveBigIntegerField(default=0)
+    complained = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("reputation")
+        verbose_name_plural = _("reputation")
+        default_permissions = ()
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["day", "category", "domain"], name="epica_mail_one_reputation"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.category} {self.domain}"
 
 
 class CountingMark(Row):

@@ -7,7 +7,7 @@ finished e-mails.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,6 +20,7 @@ from django_epica_mail import clock, lifecycle
 from django_epica_mail.delivery import gates
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryGate, EmailBatch, EmailLog, EmailQuerySet
+from django_epica_mail.monitoring.reputation import Rate, rates
 from django_epica_mail.queueing import dequeue
 from django_epica_mail.retry import Kind
 from django_epica_mail.rules import LEVELS
@@ -91,10 +92,13 @@ class StatusReport:
     """Seconds since the last sweep."""
     held_back: dict[str, str]
     """The closed gates, as in ``queue emails``, with the reason."""
+    reputation: list[Rate]
+    """Bounce and complaint rates by category and sender's domain, the worst first."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON has it."""
         values = {name: getattr(self, name) for name in self.__slots__ if name != "queues"}
+        values["reputation"] = [asdict(rate) for rate in self.reputation]
         return {"queues": {name: it.as_dict() for name, it in self.queues.items()}, **values}
 
 
@@ -122,6 +126,7 @@ def status() -> StatusReport:
         last_sweep=sweep,
         last_sweep_age=age(sweep, now),
         held_back=gates.Gates(using).reasons(),
+        reputation=rates(using),
     )
 
 
@@ -147,9 +152,13 @@ def waiting(using: str) -> Iterator[tuple[str, str]]:
 
 
 def due_ages(using: str, moment: datetime) -> dict[tuple[str, str], float]:
-    """Return for how many seconds the oldest due mail of each queue and transport has been due."""
+    """Return for how many seconds the oldest due mail of each queue and transport has been due.
+
+    Ignores mail of paused categories.
+    """
+    held = gates.Gates(using).held_categories()
     found = {
-        (queue, alias): age(_oldest(_due(queue, alias, levels, using)), moment)
+        (queue, alias): age(_oldest(_due(queue, alias, levels, using, held)), moment)
         for (queue, alias), levels in _by_queue_and_transport(using)
     }
     return {key: seconds for key, seconds in found.items() if seconds is not None}
@@ -206,8 +215,10 @@ def _by_queue_and_transport(using: str) -> Iterator[tuple[tuple[str, str], list[
                 yield (queue, alias), levels
 
 
-def _due(queue: str, alias: str, levels: Iterable[int], using: str) -> list[EmailQuerySet]:
-    return [dequeue.due(queue, alias, level, using) for level in levels]
+def _due(
+    queue: str, alias: str, levels: Iterable[int], using: str, held: Sequence[str] = ()
+) -> list[EmailQuerySet]:
+    return [dequeue.due(queue, alias, level, using, held) for level in levels]
 
 
 def _oldest(levels: Iterable[EmailQuerySet]) -> datetime | None:

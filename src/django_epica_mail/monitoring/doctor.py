@@ -29,7 +29,7 @@ from django_epica_mail.models import checks as database_checks
 from django_epica_mail.monitoring import backlog, celery_findings, public_pages
 from django_epica_mail.monitoring.celery_findings import Finding
 from django_epica_mail.rules import Facts
-from django_epica_mail.tracking import bounce_mailbox
+from django_epica_mail.tracking.bounces import mailbox
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection
 
@@ -258,7 +258,7 @@ def _mailbox() -> Iterator[Finding]:
     if conf.get().bounce_mailbox is None:
         return
     try:
-        with bounce_mailbox.opened():
+        with mailbox.opened():
             pass
     except (ImproperlyConfigured, MissingExtra, MailboxError) as error:
         remedy = "Correct EPICA_MAIL['BOUNCE_MAILBOX']. Until then, no bounce is read."

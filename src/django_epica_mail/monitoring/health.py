@@ -17,7 +17,8 @@ from django_epica_mail.conf import Settings
 from django_epica_mail.delivery import gates
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailTotal
-from django_epica_mail.monitoring import backlog, totals
+from django_epica_mail.monitoring import backlog, reputation, totals
+from django_epica_mail.monitoring.reputation import Rate
 from django_epica_mail.transports import config as transports
 
 FEWEST_FAILED = 10
@@ -29,7 +30,8 @@ class Check:
     """The result of one check."""
 
     name: str
-    """For machines: ``backlog``, ``worker``, ``beat``, ``breaker`` or ``failures``."""
+    """For machines: ``backlog``, ``worker``, ``beat``, ``breaker``, ``failures`` or
+    ``reputation``."""
     is_well: bool
     text: str
     """What was found, for people."""
@@ -88,6 +90,8 @@ class Measurements:
     """Mails accepted in this hour and the previous one, as far as the totals are counted."""
     failed: int
     """Mails failed in the same two hours."""
+    rates: Sequence[Rate]
+    """Bounce and complaint rates by category and sender's domain, the worst first."""
 
 
 def measure() -> Measurements:
@@ -116,6 +120,7 @@ def measure() -> Measurements:
         is_at_work=leased.filter(status=Status.SENDING).exists(),
         sent=ended.get(Status.SENT, 0),
         failed=ended.get(Status.FAILED, 0),
+        rates=reputation.rates(using),
     )
 
 
@@ -135,6 +140,7 @@ def judge(measured: Measurements, settings: Settings) -> HealthReport:
             _beat(measured, settings.health_last_sweep),
             _breaker(measured),
             _failures(measured, settings.health_failed_share),
+            _reputation(measured, settings.complaint_rates[1]),
         )
     )
 
@@ -221,6 +227,29 @@ def _failures(measured: Measurements, limit: float) -> Check:
     is_well = measured.failed < FEWEST_FAILED or share <= limit
     about = {"ended": ended, "failed": measured.failed}
     return Check("failures", is_well, text % about, share, limit)
+
+
+def _reputation(measured: Measurements, limit: float) -> Check:
+    """Check the bounce and complaint rates; the value is the highest complaint rate that counts."""
+    level = reputation.worst(measured.rates)
+    bad = [it for it in measured.rates if it.level == level]
+    highest = max((it.complaint_rate for it in bad), default=0.0)
+    if level == reputation.LEVELS[0]:
+        text = _("Bounce and complaint rates are low.")
+        return Check("reputation", True, text, round(highest, 5), limit)
+    text = _(
+        "Mail of the category %(category)s from %(domain)s: %(complaints)s %% complaints and "
+        "%(bounces)s %% bounces among %(mails)d mails."
+    )
+    about = {
+        "category": bad[0].category or "—",
+        "domain": bad[0].domain,
+        "complaints": number_format(bad[0].complaint_percent, 2),
+        "bounces": number_format(bad[0].bounce_percent, 2),
+        "mails": bad[0].mails,
+    }
+    is_well = level != reputation.LEVELS[-1]
+    return Check("reputation", is_well, text % about, round(highest, 5), limit)
 
 
 def spoken(seconds: float) -> str:

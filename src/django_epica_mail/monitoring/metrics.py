@@ -18,6 +18,7 @@ from django_epica_mail.delivery import gates
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.models import EmailLog, EmailTotal
 from django_epica_mail.monitoring import backlog, health, totals
+from django_epica_mail.monitoring.reputation import Rate
 from django_epica_mail.retry import LOST, PASSING, Kind
 from django_epica_mail.transports import config as transports
 
@@ -75,6 +76,7 @@ class Collector:
         yield from _queue_metrics(waiting, pairs)
         yield from _gate_metrics(gates.Gates(using))
         yield from _health_metrics(measured)
+        yield from _reputation_metrics(measured.rates)
         for event, (name, text, kinds) in _COUNTERS.items():
             yield _counter(event, name, text, kinds, counted, pairs)
         for event, (name, text) in _HISTOGRAMS.items():
@@ -159,6 +161,19 @@ def _health_metrics(measured: health.Measurements) -> Iterator[Metric]:
     for check in health.judge(measured, conf.get()).checks:
         healthy.add_metric([check.name], check.is_well)
     yield healthy
+
+
+def _reputation_metrics(rates: Iterable[Rate]) -> Iterator[Metric]:
+    gauges: dict[str, tuple[str, Callable[[Rate], float]]] = {
+        "reputation_mails": ("Mails whose rates are computed.", lambda it: it.mails),
+        "bounce_ratio": ("The share of mail that bounced for good.", lambda it: it.bounce_rate),
+        "complaint_ratio": ("The share reported as spam.", lambda it: it.complaint_rate),
+    }
+    for name, (text, value) in gauges.items():
+        family = _gauge(name, text, ["category", "domain"])
+        for it in rates:
+            family.add_metric([it.category, it.domain], value(it))
+        yield family
 
 
 def _counter(

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from typing import cast
 
 from django.db import router, transaction
 from django.db.models import Count
@@ -21,6 +23,7 @@ from django_epica_mail import clock, conf, lifecycle
 from django_epica_mail.clock import EPOCH, lowest_id_at
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import CountingMark, DeliveryAttempt, EmailLog, EmailTotal
+from django_epica_mail.monitoring import reputation
 from django_epica_mail.retry import LOST, PASSING, Kind
 
 Event = EmailTotal.Event
@@ -87,9 +90,10 @@ def count() -> int:
 
 
 def forget_hours(using: str) -> None:
-    """Delete hourly totals older than ``KEPT``."""
+    """Delete hourly totals, and days of reputation, older than ``KEPT``."""
     old = EmailTotal.objects.using(using).filter(hour__gt=ALL_TIME, hour__lt=clock.now(-KEPT))
     old.delete()
+    reputation.forget_days(KEPT, using)
 
 
 def quantile(event: str, buckets: Sequence[int], share: float) -> float | None:
@@ -148,12 +152,14 @@ def _count_window(start: datetime, end: datetime, using: str) -> int:
         if not mark.update(counted_until=end):
             return 0  # counted by another sweep; from here on, others wait for this row
         tallies: dict[_Key, _Tally] = {}
-        for key, seconds in (*_finished(start, end, using), *_attempts(start, end, using)):
+        mails: Counter[reputation.Key] = Counter()
+        for key, seconds in (*_finished(start, end, mails, using), *_attempts(start, end, using)):
             tallies.setdefault(key, _Tally()).add(key[2], seconds)
         for queue, transport, number in _enqueued(start, end, using):
             tallies[queue, transport, Event.ENQUEUED.value, "", 0] = _Tally(number)
         if tallies:
             _write(hour_of(start), tallies, using)
+        reputation.add(mails, start, end, using)
     return sum(tally.count for tally in tallies.values())
 
 
@@ -165,8 +171,13 @@ def _enqueued(start: datetime, end: datetime, using: str) -> Iterable[tuple[str,
     return list(grouped)
 
 
-def _finished(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key, float | None]]:
-    """Yield the final status of each finished mail, with the delivery time of sent mail."""
+def _finished(
+    start: datetime, end: datetime, mails: Counter[reputation.Key], using: str
+) -> Iterator[tuple[_Key, float | None]]:
+    """Yield the final status of each finished mail, with the delivery time of sent mail.
+
+    Counts in ``mails`` those that count for a reputation.
+    """
     give_up_after = timedelta(seconds=conf.get().give_up_after)
     rows = EmailLog.objects.using(using).filter(
         failure_kind__in=["", *Kind],  # the first column of the index
@@ -183,9 +194,14 @@ def _finished(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key
         "created_at",
         "give_up_at",
         "finished_at",
+        "category",
+        "from_email",
     )
-    for queue, transport, status, kind, code, created, give_up, finished in ended.iterator():
-        if status == Status.SENT and finished is not None:
+    for queue, transport, status, kind, code, *times, category, sender in ended.iterator():
+        created, give_up, finished = cast(tuple[datetime, datetime, datetime], tuple(times))
+        if reputation.is_counted(status, kind):
+            mails[reputation.key(finished, category, sender)] += 1
+        if status == Status.SENT:
             # For scheduled or requeued mail, give_up_at was set from that later time.
             began = max(created, give_up - give_up_after)
             seconds = max(0.0, (finished - began).total_seconds())

@@ -103,20 +103,22 @@ def take(
     *,
     using: str,
     bounds: Mapping[Lane, datetime] | None = None,
+    held_back: Sequence[str] = (),
 ) -> list[EmailLog]:
     """Claim up to ``limit`` due e-mails of the first lanes that hold any, and return their rows.
 
     The rows have one transport, are in claim order, and tell in ``too_old``, ``is_expired``,
     ``has_suppressions`` and ``has_attachments`` what was true at the claim. ``bounds`` is the
-    ``due_at`` to begin at, by lane. Rows that other workers are claiming are skipped.
+    ``due_at`` to begin at, by lane. Rows that other workers are claiming are skipped, and bulk mail
+    of the categories ``held_back``.
     """
     bounds = bounds or {}
     if lanes_together(using):
         params = _lane_params(queue, lanes, bounds)
-        taken = _take_at_once(params, limit, lease, using)
+        taken = _take_at_once(params, limit, lease, using, held_back=held_back)
         return _release_beyond_suspect(_in_order(taken), lease.token, using)
     for lane in lanes:
-        rows_due = due(queue, *lane, using)
+        rows_due = due(queue, *lane, using, held_back)
         if lane in bounds:
             rows_due = rows_due.filter(due_at__gte=bounds[lane])
         if rows := take_from(rows_due, limit, lease):
@@ -133,6 +135,7 @@ def settle_and_take(
     *,
     using: str,
     bounds: Mapping[Lane, datetime] | None = None,
+    held_back: Sequence[str] = (),
 ) -> tuple[set[uuid.UUID], list[EmailLog]]:
     """Record e-mails as sent, and claim the next as ``take`` does, in one statement.
 
@@ -140,7 +143,7 @@ def settle_and_take(
     still, and the rows claimed.
     """
     params = _lane_params(queue, lanes, bounds or {})
-    rows = _take_at_once(params, limit, lease, using, accepted)
+    rows = _take_at_once(params, limit, lease, using, accepted, held_back)
     settled = set(rows[0].settled or ()) if rows else set()
     taken = [row for row in rows if row.pk is not None]
     return settled, _release_beyond_suspect(_in_order(taken), lease.token, using)
@@ -211,21 +214,26 @@ def due_levels(queue: str, transport: str, using: str) -> Iterator[int]:
         yield level
 
 
-def due(queue: str, transport: str, level: int, using: str) -> EmailQuerySet:
+def due(
+    queue: str, transport: str, level: int, using: str, held_back: Sequence[str] = ()
+) -> EmailQuerySet:
     """Return the e-mails of one priority that may be claimed now, in claim order."""
-    return (
+    rows = (
         EmailLog.objects.using(using)
         .filter(queue=queue, transport=transport, pending=level, due_at__lte=clock.now())
         # Follows from "pending", unless a person changed the row.
         .filter(status__in=lifecycle.CLAIMABLE)
         .order_by("due_at", "id")
     )
+    return rows.exclude(batch__isnull=False, category__in=held_back) if held_back else rows
 
 
-def has_due(queue: str, transport: str, level: int, using: str) -> bool:
+def has_due(
+    queue: str, transport: str, level: int, using: str, held_back: Sequence[str] = ()
+) -> bool:
     """Return whether an e-mail of one priority may be claimed now."""
     # Not exists(), which drops the order: PostgreSQL would then scan all rows for one.
-    return bool(due(queue, transport, level, using).values_list("pk")[:1])
+    return bool(due(queue, transport, level, using, held_back).values_list("pk")[:1])
 
 
 def _annotated(rows: EmailQuerySet) -> EmailQuerySet:
@@ -304,7 +312,7 @@ WITH {settle} picked AS MATERIALIZED (
                 >= (lane.queue, lane.transport, lane.level, lane.since)
             AND (queue, transport, pending, due_at)
                 <= (lane.queue, lane.transport, lane.level, {now})
-            AND status NOT IN ({not_claimable}) {not_settled}
+            AND status NOT IN ({not_claimable}) {not_held} {not_settled}
         ORDER BY queue, transport, pending, due_at, id LIMIT %s
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS head
@@ -334,7 +342,7 @@ _LANE = "(%s, CAST(%s AS text), CAST(%s AS text), %s::smallint, %s::timestamptz)
 
 
 @lru_cache(maxsize=256)
-def _take_statement(accepted: int, lanes: int, now: str, lease_until: str) -> str:
+def _take_statement(accepted: int, lanes: int, now: str, lease_until: str, held: int) -> str:
     settle = _SETTLE if accepted else ""
     select = _SELECT_BOTH if accepted else _SELECT_CLAIMED
     return (_TAKE.replace("{settle}", settle) + select).format(
@@ -348,6 +356,7 @@ def _take_statement(accepted: int, lanes: int, now: str, lease_until: str) -> st
         links=EmailLog.attachments.through._meta.db_table,
         suppressions=suppression.TABLE,
         claimable=_quoted(lifecycle.CLAIMABLE),
+        not_held="AND NOT (batch_id IS NOT NULL AND category = ANY (%s))" if held else "",
         not_settled="AND id NOT IN (SELECT email_id FROM accepted)" if accepted else "",
         not_claimable=_quoted(set(lifecycle.Status) - lifecycle.CLAIMABLE),
         sending=lifecycle.CLAIM.target,
@@ -367,12 +376,18 @@ def _lane_params(queue: str, lanes: Sequence[Lane], bounds: Mapping[Lane, dateti
 
 
 def _take_at_once(
-    lanes: list[Any], limit: int, lease: Lease, using: str, accepted: Sequence[Accepted] = ()
+    lanes: list[Any],
+    limit: int,
+    lease: Lease,
+    using: str,
+    accepted: Sequence[Accepted] = (),
+    held_back: Sequence[str] = (),
 ) -> list[Any]:
     now_sql, now = compile_expression(clock.now(), EmailLog, using)
     until_sql, until = compile_expression(clock.now(lease.seconds), EmailLog, using)
-    statement = _take_statement(len(accepted), len(lanes) // 5, now_sql, until_sql)
-    params = [*lanes, *now, limit, limit, lease.token, *until, lease.worker, *now, *now]
+    held = [list(held_back)] if held_back else []
+    statement = _take_statement(len(accepted), len(lanes) // 5, now_sql, until_sql, len(held))
+    params = [*lanes, *now, *held, limit, limit, lease.token, *until, lease.worker, *now, *now]
     if accepted:
         params = [*(value for it in accepted for value in it), *now, *now, *params]
     return list(EmailLog.objects.using(using).raw(statement, params))

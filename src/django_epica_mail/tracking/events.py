@@ -40,7 +40,7 @@ _SCAN_SECONDS = 3.0
 _REPEAT_SECONDS = 10.0
 """Identical visits in the same slot of this length count once: no link can flood the table."""
 
-_NO_PROOF_OF_SENDING = (Kind.SUBSCRIBED, Kind.AUTORESPONDED)
+_NO_PROOF_OF_SENDING = (Kind.SUBSCRIBED, Kind.AUTORESPONDED, Kind.RESOLVED)
 _REASONS = {
     Kind.COMPLAINED: Suppression.Reason.COMPLAINT,
     Kind.UNSUBSCRIBED: Suppression.Reason.UNSUBSCRIBE,
@@ -213,11 +213,14 @@ def confirm_delivered(ids: Collection[UUID], using: str) -> None:
     proven = _proven_sent([log.pk for log in logs], using) if logs else set()
     for log in logs:
         if log.pk in proven:
-            _succeed(log, using)
+            succeed(log, using)
 
 
-def _succeed(log: EmailLog, using: str) -> None:
-    """Mark a mail as sent, or only its accepted recipients if others were refused for now."""
+def succeed(log: EmailLog, using: str) -> bool:
+    """Mark a mail as sent, or only its accepted recipients if others were refused for now.
+
+    Returns whether its status was changed.
+    """
     move = lifecycle.SUCCEED if log.status == Status.UNKNOWN else lifecycle.CONFIRM
     rows = EmailLog.objects.using(using)
     with transaction.atomic(using=using):
@@ -225,15 +228,15 @@ def _succeed(log: EmailLog, using: str) -> None:
         if outstanding.filter(code__isnull=False).exists():
             outstanding.filter(code=None).update(outcome=EmailRecipient.Outcome.ACCEPTED)
             if log.status in lifecycle.CLAIMABLE:
-                return  # the others are retried as planned
+                return False  # the others are retried as planned
             move = lifecycle.RESEND if log.status == Status.UNKNOWN else lifecycle.REQUEUE
             still = rows.filter(status=log.status)
             if not still.move(move, [log.pk], due_at=clock.now(), finished_at=None):
-                return
+                return False
             doorbell.ring_on_commit(log.queue, using=using)
-            tell = partial(_announce, log.pk, move)
+            tell = partial(announce, log.pk, move)
             transaction.on_commit(tell, using=using)
-            return
+            return True
         moved = rows.move(
             move,
             [log.pk],
@@ -243,14 +246,16 @@ def _succeed(log: EmailLog, using: str) -> None:
             finished_at=clock.now(),
         )
         if not moved:
-            return
+            return False
         if log.forgets_content(move.target):
             rows.forget_content([log.pk])
         result_backend.expect([log.pk], using)
-    _announce(log.pk, move)
+    announce(log.pk, move)
+    return True
 
 
-def _announce(email_id: UUID, move: lifecycle.Move) -> None:
+def announce(email_id: UUID, move: lifecycle.Move) -> None:
+    """Send ``email_moved`` for a move that is committed."""
     signals.email_moved.send_robust(EmailLog, email_id=email_id, move=move, failure=None)
 
 

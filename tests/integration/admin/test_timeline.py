@@ -139,3 +139,22 @@ def test_a_sent_mail_waits_for_nothing(viewer, smtp, queue_mail, deliver) -> Non
     assert "epica-notice epica-sent" not in html_of(viewer, "emaillog_change", mail.pk)
     mail.refresh_from_db()
     assert waiting_for(mail) == []
+
+
+def test_a_decision_by_evidence_is_told_with_its_evidence(queue_mail, epica_mail) -> None:
+    epica_mail(EVIDENCE_WAIT=600)
+    log = queue_mail()
+    EmailLog.objects.update(status="unknown", pending=None, failure_kind="unknown")
+    log.refresh_from_db()
+    assert "waits for evidence" in str(waiting_for(log)[0])
+    log.events.create(
+        key="k",
+        kind="resolved",
+        at=log.created_at,
+        created_at=log.created_at,
+        source="epica_mail",
+        reason="refused",
+        reply="no such message",
+    )
+    [event] = [it for it in timeline(log, with_links=False) if it.tone == "unknown"]
+    assert (event.facts, event.reply) == (["epica_mail", "refused"], "no such message")

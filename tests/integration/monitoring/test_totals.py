@@ -192,7 +192,7 @@ def test_a_sweep_without_new_events_needs_few_queries(
     counted()
     travel(seconds=1)
     # Mark, savepoint, mark moved; finished mail, attempts and new mail; savepoint released.
-    with django_assert_num_queries(7):
+    with django_assert_num_queries(8):
         totals.count()
 
 

@@ -25,6 +25,7 @@ def measured(**found: Any) -> Measurements:
         "is_at_work": False,
         "sent": 1000,
         "failed": 3,
+        "rates": [],
     }
     return Measurements(**{**well, **found})
 
@@ -98,7 +99,7 @@ def test_the_share_of_failures_counts_only_from_ten_failures() -> None:
 def test_the_limits_come_from_the_settings() -> None:
     settings = Settings(health_oldest_due=10, health_last_sweep=5, health_failed_share=0.001)
     found = judge(measured(due_ages={PAIR: 11.0}, failed=10), settings).checks
-    assert [check.is_well for check in found] == [False, True, False, True, False]
+    assert [check.is_well for check in found] == [False, True, False, True, False, True]
     assert found[0].value == 11.0
     assert found[0].limit == 10
 

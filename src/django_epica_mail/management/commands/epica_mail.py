@@ -34,7 +34,7 @@ from django_epica_mail.privacy.reencrypt import reencrypt
 from django_epica_mail.queueing import names
 from django_epica_mail.rules import LEVELS, MOST_DAYS
 from django_epica_mail.tasks import send_email_async
-from django_epica_mail.tracking import bounce_mailbox, bounce_reports, bounces
+from django_epica_mail.tracking.bounces import incoming, mailbox, reports
 
 _CHUNK = 500
 
@@ -206,16 +206,16 @@ class Command(BaseCommand):
             if conf.get().bounce_mailbox is None:
                 raise CommandError("Set EPICA_MAIL['BOUNCE_MAILBOX'], or give --file.")
             try:
-                return bounce_mailbox.read(), True
+                return mailbox.read(), True
             except (ImproperlyConfigured, MissingExtra, MailboxError) as error:
                 raise CommandError(str(error)) from None
         try:
             with contextlib.ExitStack() as stack:
                 file = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
-                content = file.read(bounce_reports.MAX_BYTES)
+                content = file.read(reports.MAX_BYTES)
                 while path == "-" and file.read(1 << 16):
                     pass  # a server whose pipe is not read to the end counts that as a failure
-            received = bounces.receive(content, envelope_to=options["to"])
+            received = incoming.receive(content, envelope_to=options["to"])
         except DatabaseError as error:
             raise CommandError(f"It cannot be stored: {error}", returncode=os.EX_TEMPFAIL) from None
         except OSError as error:
@@ -270,20 +270,20 @@ class Command(BaseCommand):
         return {**report.as_dict(), "dry_run": not options["yes"]}, not report.refused
 
     def pause(self, options: dict[str, Any]) -> tuple[Any, bool]:
-        """Pause a queue or a transport."""
+        """Pause a queue, a transport or bulk mail of a category."""
         _require_transport(options["transport"])
         queue = options["queue"]
         if queue is not None and not names.is_known_queue(queue):
             raise CommandError(f"{names.unknown(queue)}. Nothing was paused.")
-        outbox.pause(queue=options["queue"], transport=options["transport"])
+        outbox.pause(**_target(options))
         return _paused(options, True), True
 
     def resume(self, options: dict[str, Any]) -> tuple[Any, bool]:
-        """Resume a queue or a transport."""
-        name = options["queue"] or options["transport"]
-        if not gates.is_held(queue=options["queue"], transport=options["transport"]):
+        """Resume a queue, a transport or bulk mail of a category."""
+        [(_, name)] = _target(options).items()
+        if not gates.is_held(**_target(options)):
             raise CommandError(f"{name!r} is not paused.")
-        outbox.resume(queue=options["queue"], transport=options["transport"])
+        outbox.resume(**_target(options))
         return _paused(options, False), True
 
     def _confirm(self, planned: dict[str, Any]) -> None:
@@ -344,8 +344,13 @@ def _check_days(days: int | None, *, least: int) -> None:
 
 
 def _paused(options: dict[str, Any], paused: bool) -> dict[str, Any]:
-    scope = "queue" if options["queue"] is not None else "transport"
-    return {scope: options[scope], "paused": paused}
+    return {**_target(options), "paused": paused}
+
+
+def _target(options: dict[str, Any]) -> dict[str, str]:
+    """Return the one gate that is named, by its scope."""
+    scopes = ("queue", "transport", "category")
+    return {scope: options[scope] for scope in scopes if options[scope] is not None}
 
 
 def _require_transport(alias: str | None) -> None:

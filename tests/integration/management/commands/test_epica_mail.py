@@ -18,7 +18,7 @@ from devservers.smtp_faults import drop, refuse
 from django_epica_mail import maintenance
 from django_epica_mail.delivery import claim, gates
 from django_epica_mail.models import DeliveryGate, EmailBatch, EmailLog, Suppression
-from django_epica_mail.tracking import verp
+from django_epica_mail.tracking.bounces import verp
 from tests.returned import returned
 
 pytestmark = pytest.mark.django_db
@@ -70,6 +70,7 @@ def test_an_empty_queue_has_a_status_too() -> None:
         "last_sweep": None,
         "last_sweep_age": None,
         "held_back": {},
+        "reputation": [],
     }
     assert "There is no mail." in run("status")
 
@@ -105,7 +106,7 @@ def test_bounces_ends_with_75_while_a_message_cannot_be_stored(tmp_path, monkeyp
     def refuse(*_: object, **__: object) -> None:
         raise OperationalError("the database is down")
 
-    monkeypatch.setattr("django_epica_mail.tracking.bounces.receive", refuse)
+    monkeypatch.setattr("django_epica_mail.tracking.bounces.incoming.receive", refuse)
     file = tmp_path / "bounce.eml"
     file.write_bytes(b"x")
     with pytest.raises(CommandError, match="the database is down") as caught:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_epica_mail.clock import uuid7
-from django_epica_mail.tracking import verp
+from django_epica_mail.tracking.bounces import verp
 from django_epica_mail.transports.config import RETURN_ID_LENGTH
 
 PATTERN = "bounces+{id}@example.com"

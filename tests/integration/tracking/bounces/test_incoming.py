@@ -11,8 +11,8 @@ from django.utils import timezone
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import signals, suppression
 from django_epica_mail.models import EmailEvent, EmailLog, EmailRecipient, Suppression
-from django_epica_mail.tracking import bounces, verp
-from django_epica_mail.tracking.bounces import Received
+from django_epica_mail.tracking.bounces import incoming, verp
+from django_epica_mail.tracking.bounces.incoming import Received
 from tests.returned import returned
 
 pytestmark = pytest.mark.django_db
@@ -32,7 +32,7 @@ def sent(queue_mail: Any, smtp: Any, deliver: Any) -> EmailLog:
 def come_back(name: str, log: EmailLog, *, signed: bool = True, **marks: str) -> Received:
     """Receive a report about a mail."""
     to = verp.address(PATTERN, log.pk) if signed else "bounces@shop.example.com"
-    return bounces.receive(returned(name, to=to, message_id=log.message_id, **marks))
+    return incoming.receive(returned(name, to=to, message_id=log.message_id, **marks))
 
 
 def events() -> list[tuple[str, str, str]]:
@@ -94,7 +94,7 @@ def test_opting_out_concerns_the_category_of_the_mail(queue_mail, smtp, deliver)
     log = queue_mail(GONE, category="news")
     deliver()
     content = returned("feedback", to=verp.address(PATTERN, log.pk))
-    bounces.receive(content.replace(b"Feedback-Type: abuse", b"Feedback-Type: opt-out"))
+    incoming.receive(content.replace(b"Feedback-Type: abuse", b"Feedback-Type: opt-out"))
     assert suppression.is_suppressed(GONE, "news")
     assert not suppression.is_suppressed(GONE, "orders")
 
@@ -169,25 +169,25 @@ def test_the_time_of_a_report_stays_between_the_mail_and_now(sent, days: int) ->
     content = returned("postfix", to=address).replace(
         b"Mon, 12 Oct 2026 09:14:07 +0200", day.strftime("%a, %d %b %Y %H:%M:%S +0000").encode()
     )
-    bounces.receive(content)
+    incoming.receive(content)
     sent.refresh_from_db()
     assert sent.created_at <= EmailEvent.objects.get().at <= timezone.now()
 
 
 def test_reports_about_other_mail_leave_nothing_behind(sent) -> None:
-    assert bounces.receive(returned("postfix")) is Received.UNMATCHED
-    assert bounces.receive(b"Subject: offer\n\nBuy!") is Received.UNRECOGNISED
+    assert incoming.receive(returned("postfix")) is Received.UNMATCHED
+    assert incoming.receive(b"Subject: offer\n\nBuy!") is Received.UNRECOGNISED
     address = verp.address(PATTERN, sent.pk)
     sent.delete()
-    assert bounces.receive(returned("postfix", to=address)) is Received.UNMATCHED
+    assert incoming.receive(returned("postfix", to=address)) is Received.UNMATCHED
     assert events() == []
 
 
 def test_the_envelopes_recipient_ties_a_report_whose_headers_hide_it(sent) -> None:
     content = returned("qmail").replace(b"Return-Path: <bounces@", b"X: <bounces@")
-    assert bounces.receive(content) is Received.UNMATCHED
+    assert incoming.receive(content) is Received.UNMATCHED
     to = verp.address(PATTERN, sent.pk)
-    assert bounces.receive(content, envelope_to=to) is RECORDED
+    assert incoming.receive(content, envelope_to=to) is RECORDED
 
 
 # -- who may cause it
@@ -230,7 +230,7 @@ def test_a_signature_for_another_mail_concerns_that_mail_alone(sent, queue_mail,
     other = queue_mail("mallory@example.com")
     deliver()
     to = verp.address(PATTERN, other.pk)
-    bounces.receive(returned("postfix", to=to, message_id=sent.message_id, recipient=GONE))
+    incoming.receive(returned("postfix", to=to, message_id=sent.message_id, recipient=GONE))
     assert events() == [("bounced", "mallory@example.com", "permanent")]
     assert not suppression.is_suppressed(GONE)
 
@@ -268,7 +268,7 @@ def test_a_report_of_many_recipients_costs_what_its_mail_has(
         b"\r\nFinal-R", group.encode() * 90 + b"\r\nFinal-R", 1
     )
     with django_assert_max_num_queries(40):
-        bounces.receive(content)
+        incoming.receive(content)
     assert events() == [("bounced", GONE, "permanent")]
 
 
@@ -330,3 +330,17 @@ def test_of_several_refused_recipients_only_the_unknown_are_suppressed(
     assert refused_at_once(smtp, log, deliver) == "failed"
     assert EmailRecipient.objects.filter(email=log, outcome="refused").count() == 2
     assert [entry.address for entry in Suppression.objects.all()] == [GONE]
+
+
+@pytest.mark.parametrize("later", ["accepted", "retried"])
+def test_a_recipient_refused_beside_others_is_suppressed_at_once(
+    smtp, queue_mail, deliver, epica_mail, later: str
+) -> None:
+    epica_mail(SUPPRESS_REFUSED=True)
+    smtp.inject(refuse("rcpt", 550, "5.1.1 no such user", recipient=GONE.__eq__))
+    if later == "retried":
+        smtp.inject(refuse("rcpt", 450, "4.2.1 busy", recipient="other@example.com".__eq__))
+    log = queue_mail(GONE, "other@example.com")
+    assert refused_at_once(smtp, log, deliver) == {"accepted": "sent", "retried": "retrying"}[later]
+    assert [entry.address for entry in Suppression.objects.all()] == [GONE]
+    assert events() == [("bounced", GONE, "permanent")]

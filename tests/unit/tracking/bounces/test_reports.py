@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_epica_mail.replies import says_no_such_address
-from django_epica_mail.tracking.bounce_reports import (
+from django_epica_mail.tracking.bounces.reports import (
     MAX_BYTES,
     MAX_RECIPIENTS,
     Kind,

@@ -23,9 +23,9 @@ from django.db import DatabaseError
 from django_epica_mail import conf
 from django_epica_mail.exceptions import MailboxError, TokenRefused
 from django_epica_mail.replies import reply_text
-from django_epica_mail.tracking import bounces
-from django_epica_mail.tracking.bounce_reports import MAX_BYTES
-from django_epica_mail.tracking.bounces import Received
+from django_epica_mail.tracking.bounces import incoming
+from django_epica_mail.tracking.bounces.incoming import Received
+from django_epica_mail.tracking.bounces.reports import MAX_BYTES
 from django_epica_mail.transports import oauth
 from django_epica_mail.transports.token_providers import is_loopback
 
@@ -61,7 +61,7 @@ class Mailbox(Protocol):
 def read(*, most: int = MOST_MESSAGES, seconds: float = RUN_SECONDS) -> dict[str, int]:
     """Record what has come back to ``BOUNCE_MAILBOX``; return how many messages became what.
 
-    Keys are the values of ``bounces.Received``. A message is marked only after it was recorded, so
+    Keys are the values of ``incoming.Received``. A message is marked only after it was recorded, so
     one that a crash leaves is read again. What is not understood stays, marked as read; with
     ``DELETE_BOUNCES``, what was recorded is deleted. Raises ``ImproperlyConfigured``,
     ``MissingExtra``, ``MailboxError`` and ``DatabaseError``.
@@ -82,7 +82,7 @@ def read(*, most: int = MOST_MESSAGES, seconds: float = RUN_SECONDS) -> dict[str
 def _receive(content: bytes) -> Received:
     """Record a message; one that the package cannot deal with must not stop those after it."""
     try:
-        return bounces.receive(content)
+        return incoming.receive(content)
     except DatabaseError:
         raise
     except Exception as error:  # noqa: BLE001 - foreign input; without a traceback, which shows it

@@ -5,21 +5,20 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from django.db import router
 from django.utils import timezone
 
 from django_epica_mail import clock, conf
-from django_epica_mail.lifecycle import Move, Status
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import EmailEvent, EmailLog, EmailRecipient
 from django_epica_mail.replies import says_no_such_address
 from django_epica_mail.retry import Failure
-from django_epica_mail.retry import Kind as FailureKind
-from django_epica_mail.tracking import bounce_reports, events, verp
-from django_epica_mail.tracking.bounce_reports import Report, Verdict
+from django_epica_mail.tracking import events
+from django_epica_mail.tracking.bounces import reports, verp
+from django_epica_mail.tracking.bounces.reports import Report, Verdict
 from django_epica_mail.tracking.events import Kind
 
 SOURCE = "mailbox"
@@ -49,7 +48,7 @@ def receive(content: bytes, *, envelope_to: str = "") -> Received:
     Message-IDs are no secret, and of several recipients each sees the one return address, so that
     one could have the others suppressed.
     """
-    report = bounce_reports.parse(content)
+    report = reports.parse(content)
     if report is None:
         return Received.UNRECOGNISED
     using = router.db_for_write(EmailLog)
@@ -65,35 +64,33 @@ def receive(content: bytes, *, envelope_to: str = "") -> Received:
     return Received.RECORDED if any(recorded) else Received.KNOWN
 
 
-def record_refusal(*, email_id: UUID, move: Move, failure: Failure | None, **_: object) -> None:
-    """Record recipients of a failed e-mail that the server refused as "no such user".
+def record_refusals(email_id: UUID, refused: Mapping[int, Failure]) -> None:
+    """Record the recipients of an e-mail that the server refused as "no such user".
 
-    A receiver of ``email_moved``; ``SUPPRESS_REFUSED`` decides.
+    ``refused`` holds the refusals for good by position, whether or not the server has accepted
+    other recipients. ``SUPPRESS_REFUSED`` decides. Raises ``DatabaseError``.
     """
-    is_refused = failure is not None and failure.kind is FailureKind.PERMANENT
-    if move.target is not Status.FAILED or not is_refused or not conf.get().suppress_refused:
+    said = {position: f"{it.code or ''} {it.reply}" for position, it in refused.items()}
+    gone = {position: text for position, text in said.items() if says_no_such_address(text)}
+    if not gone or not conf.get().suppress_refused:
         return
-    using = router.db_for_write(EmailLog)
-    refused = EmailRecipient.objects.using(using).filter(
-        email=email_id, outcome=EmailRecipient.Outcome.REFUSED
-    )
-    for address, code, reply in refused.values_list("address", "code", "reply"):
-        text = f"{code or ''} {reply}"
-        if says_no_such_address(text):
-            address = canonical(address)
-            events.record(
-                EmailEvent(
-                    email_id=email_id,
-                    key=_key(events.OWN, email_id, Kind.BOUNCED, address, events.PERMANENT),
-                    kind=Kind.BOUNCED,
-                    at=timezone.now(),
-                    created_at=clock.now(),
-                    source=events.OWN,
-                    address=address,
-                    reason=events.PERMANENT,
-                    reply=text,
-                )
+    recipients = EmailRecipient.objects.using(router.db_for_write(EmailLog))
+    rows = recipients.filter(email=email_id, position__in=gone)
+    for position, named in rows.values_list("position", "address"):
+        address = canonical(named)
+        events.record(
+            EmailEvent(
+                email_id=email_id,
+                key=_key(events.OWN, email_id, Kind.BOUNCED, address, events.PERMANENT),
+                kind=Kind.BOUNCED,
+                at=timezone.now(),
+                created_at=clock.now(),
+                source=events.OWN,
+                address=address,
+                reason=events.PERMANENT,
+                reply=gone[position],
             )
+        )
 
 
 def _find_email(report: Report, envelope_to: str, using: str) -> tuple[EmailLog | None, bool]:

@@ -14,7 +14,7 @@ from django.core.mail import EmailMessage
 
 from devservers.smtp_faults import refuse
 from django_epica_mail import outbox
-from django_epica_mail.tracking import verp
+from django_epica_mail.tracking.bounces import verp
 from django_epica_mail.transports import config, connection
 
 PATTERN = "bounces+{id}@shop.example.com"

@@ -18,7 +18,8 @@ from django_epica_mail import suppression
 from django_epica_mail.exceptions import MailboxError
 from django_epica_mail.models import EmailEvent, EmailLog
 from django_epica_mail.tasks import read_bounces
-from django_epica_mail.tracking import bounce_mailbox, bounces, verp
+from django_epica_mail.tracking.bounces import incoming, verp
+from django_epica_mail.tracking.bounces import mailbox as bounce_mailbox
 from tests.returned import returned
 
 pytestmark = pytest.mark.django_db
@@ -134,7 +135,7 @@ def test_what_the_database_refuses_is_read_again(mailbox, sent, monkeypatch) -> 
 
     mailbox.deliver(report_about(sent))
     with monkeypatch.context() as patch:
-        patch.setattr(bounces, "receive", refuse)
+        patch.setattr(incoming, "receive", refuse)
         with pytest.raises(OperationalError):
             bounce_mailbox.read()
     assert flags(mailbox) == [set()]
@@ -144,14 +145,14 @@ def test_what_the_database_refuses_is_read_again(mailbox, sent, monkeypatch) -> 
 def test_one_message_that_cannot_be_read_does_not_stop_the_others(
     mailbox, sent, monkeypatch, caplog
 ) -> None:
-    receive = bounces.receive
+    receive = incoming.receive
 
     def fail_once(content: bytes) -> Any:
         if content == OFFER:
             raise RuntimeError("secret@example.com")
         return receive(content)
 
-    monkeypatch.setattr(bounces, "receive", fail_once)
+    monkeypatch.setattr(incoming, "receive", fail_once)
     mailbox.deliver(OFFER)
     mailbox.deliver(report_about(sent))
     assert bounce_mailbox.read() == counts(recorded=1, unrecognised=1)
