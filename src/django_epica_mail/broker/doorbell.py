@@ -85,13 +85,16 @@ def _ring_unless_covered(queue: str) -> None:
     A worker woken by that ring looks again after a full window and so finds this mail too. This is
     why the window is stamped before publishing, and unstamped if publishing fails.
     """
+    now = time.monotonic()
+    window = conf.get().ring_window
+    if now - _bell.rung_at.get(queue, -1e9) < window:
+        return  # before Celery's settings are asked, which costs more than all of this
     app = app_or_default()
     if app.conf.task_always_eager:
         _deliver_here(app, queue)
         return
-    now = time.monotonic()
     with _bell.lock:
-        if now - _bell.rung_at.get(queue, -1e9) < conf.get().ring_window:
+        if now - _bell.rung_at.get(queue, -1e9) < window:
             return
         _bell.rung_at[queue] = now
     if not _publish(app, queue, rung_at=time.time()):

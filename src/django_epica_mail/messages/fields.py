@@ -84,6 +84,8 @@ def unpack(form: Mapping[str, Any]) -> dict[str, Any]:
 
 def unset_names(message: EmailMessage) -> list[str]:
     """Return the names of a message's attributes that are anymail's ``UNSET``."""
+    if _anymail_utils() is None:
+        return []
     return [name for name, value in vars(message).items() if is_unset(value)]
 
 

@@ -41,9 +41,12 @@ def builds_itself(message: EmailMessage) -> bool:
     Such a message (signed, encrypted, prebuilt) cannot be stored field by field: only its own code
     knows what the fields mean, and that code may be gone or different when the mail is sent.
     """
+    if not _BUILDERS.isdisjoint(vars(message)):
+        return True
+    if type(message) in _DJANGO_CLASSES:
+        return False
     classes = (cls for cls in type(message).__mro__ if cls not in _DJANGO_CLASSES)
-    own = [vars(message), *map(vars, classes)]
-    return any(not _BUILDERS.isdisjoint(names) for names in own)
+    return any(not _BUILDERS.isdisjoint(vars(cls)) for cls in classes)
 
 
 def build(message: EmailMessage) -> Message:

@@ -41,6 +41,8 @@ def encode(value: Any, unknown: Callable[[Any], Any] = refuse) -> Any:
     ``unknown`` returns the form of a value of any other type. By default it raises
     ``UnencodableValue``.
     """
+    if value is None or type(value) is str:
+        return value  # nearly every value
     if isinstance(value, LazyObject):
         _, (value,) = value.__reduce__()
     if value is None or isinstance(value, (str, int)):

@@ -82,7 +82,7 @@ def _draft(
     check_recipients(count)
     messages.check_injection(message)
     # EmailLog gets its id on creation; the other rows refer to it.
-    log = EmailLog(batch_id=batch.pk if batch else None)
+    log = EmailLog.of(batch_id=batch.pk if batch else None)
     recipients = list(_recipients(message, log))
     facts = Facts(
         category=options.category or "",
@@ -94,7 +94,6 @@ def _draft(
     )
     _route(log, routing.decide(options, facts, conf.get(), of_celery), options)
     stored = _store(message, (log.transport, *log.fallbacks))
-    log.envelope = encryption.seal(stored.envelope, encryption.envelope_of(log.pk))
     if len(recipients) > 1:
         log.additions = ""  # links identify one recipient; in shared mail, anyone could use them
     elif log.additions and stored.is_raw:
@@ -232,7 +231,7 @@ def _recipients(message: EmailMessage, log: EmailLog) -> Iterator[EmailRecipient
     for position, (recipient, kind) in enumerate(
         zip(message.recipients(), kinds_and_more, strict=False)
     ):
-        yield EmailRecipient(
+        yield EmailRecipient.of(
             email_id=log.pk, position=position, kind=kind, address=_address(recipient)
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -39,13 +40,26 @@ def enqueue_all(messages: Iterable[EmailMessage], options: Options) -> int:
 
     Messages without recipients are skipped, as Django's own backends do.
     """
-    addressed = [message for message in messages if message.recipients()]
-    if addressed:
-        of_celery = celery_config.site_route(bulk=False)
-        insert_drafts(
-            [queueing_draft.draft(message, options, of_celery=of_celery) for message in addressed]
-        )
-    return len(addressed)
+    chunks = batched((message for message in messages if message.recipients()), CHUNK)
+    first, second = next(chunks, ()), next(chunks, None)
+    if not first:
+        return 0
+    if second is None:
+        _enqueue_chunk(first, options)
+        return len(first)
+    # With a savepoint, for the same reason as in enqueue_pairs.
+    with transaction.atomic(using=router.db_for_write(EmailLog)):
+        count = 0
+        for chunk in itertools.chain((first, second), chunks):
+            _enqueue_chunk(chunk, options)
+            count += len(chunk)
+    return count
+
+
+def _enqueue_chunk(messages: Sequence[EmailMessage], options: Options) -> None:
+    of_celery = celery_config.site_route(bulk=False)
+    drafts = [queueing_draft.draft(message, options, of_celery=of_celery) for message in messages]
+    insert_drafts(drafts)
 
 
 def enqueue_pairs(pairs: Iterable[tuple[EmailMessage, Options]]) -> EmailBatch:
@@ -112,7 +126,7 @@ def _transaction(drafts: Sequence[Draft], using: str) -> AbstractContextManager[
 
 
 def _pending_result(log: EmailLog) -> PendingResult:
-    return PendingResult(email_id=log.pk, due_at=log.due_at)
+    return PendingResult.of(email_id=log.pk, due_at=log.due_at)
 
 
 def _claim_keys(drafts: Sequence[Draft], using: str) -> dict[UUID, EmailLog]:
@@ -127,9 +141,8 @@ def _claim_keys(drafts: Sequence[Draft], using: str) -> dict[UUID, EmailLog]:
     rows = EmailLog.objects.using(using)
     known = rows.in_bulk(keyed, field_name="idempotency_key")
     if len(known) < len(keyed):
-        rows.bulk_create(
-            [log for key, log in keyed.items() if key not in known], ignore_conflicts=True
-        )
+        new = [log for key, log in keyed.items() if key not in known]
+        sql.insert_rows(new, using, ignore_conflicts=True)
         known = rows.in_bulk(keyed, field_name="idempotency_key")
     earlier = {}
     for draft in drafts:

@@ -34,10 +34,10 @@ TEXT = "Sipariş 🎉 özeti"
 @pytest.fixture(autouse=True)
 def _asked_anew() -> Iterator[None]:
     fields._known.clear()
-    sql._shape.cache_clear()
+    sql._columns.cache_clear()
     yield
     fields._known.clear()
-    sql._shape.cache_clear()
+    sql._columns.cache_clear()
 
 
 class _Database:

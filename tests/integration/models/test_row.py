@@ -11,6 +11,7 @@ import pytest
 from django.core.mail import EmailMessage
 from django.core.management import call_command
 from django.db.models import Model
+from django.db.models.signals import post_init
 from django.test import Client
 from django.urls import include, path
 
@@ -108,3 +109,27 @@ def test_visits_people_and_operators_find_the_rows(epica_mail, settings, deliver
     person = Person("to@example.com")
     assert export(person)
     assert erase(person)
+
+
+def test_a_new_row_is_the_one_that_django_makes() -> None:
+    values = {"queue": "emails", "batch_id": None, "subject": "Hi"}
+    made = EmailLog.of(**values)
+    django = EmailLog(id=made.pk, **values)
+    ours, djangos = ({**vars(it), "_state": vars(it._state)} for it in (made, django))
+    assert ours == djangos
+    assert EmailLog.of().fallbacks is not EmailLog.of().fallbacks
+    assert EmailLog.of().pk != EmailLog.of().pk
+
+
+def test_a_site_that_listens_hears_of_a_new_row() -> None:
+    heard: list[Any] = []
+
+    def note(instance: EmailLog, **_: Any) -> None:
+        heard.append(instance)
+
+    post_init.connect(note, sender=EmailLog)
+    try:
+        made = EmailLog.of(queue="emails")
+    finally:
+        post_init.disconnect(note, sender=EmailLog)
+    assert (heard, made.queue) == ([made], "emails")

@@ -59,6 +59,25 @@ def test_without_a_transaction_a_mail_is_stored_whole_or_not() -> None:
     assert not EmailLog.objects.exists()
 
 
+def test_a_long_list_is_stored_in_portions_all_or_none(monkeypatch) -> None:
+    monkeypatch.setattr(enqueue, "CHUNK", 2)
+    insert, portions = enqueue.insert_drafts, []
+
+    def note(drafts: list[drafts.Draft]) -> list[EmailLog]:
+        portions.append(len(drafts))
+        return insert(drafts)
+
+    monkeypatch.setattr(enqueue, "insert_drafts", note)
+    options = Options(transport="smtp")
+    with transaction.atomic():  # stays usable
+        with pytest.raises(ValueError, match="newline"):
+            enqueue.enqueue_all([*map(message, "123"), message(to=["a\n@example.com"])], options)
+        assert not EmailLog.objects.exists()
+        assert enqueue.enqueue_all(map(message, "12345"), options) == 5
+    assert portions == [2, 2, 2, 1]
+    assert EmailLog.objects.count() == EmailRecipient.objects.count() == 5
+
+
 def test_many_mails_are_two_inserts_plus_those_of_their_batch(django_assert_num_queries) -> None:
     # The batch: a savepoint, its insert, its total, and the release of the savepoint.
     with transaction.atomic(), django_assert_num_queries(4 + insert_statements()):

@@ -8,8 +8,10 @@ from uuid import uuid4
 
 import pytest
 from django.core.mail import EmailMessage
-from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, models, transaction
+from django.db.models.functions import Now
 from django.db.models.signals import post_save, pre_save
+from django.test.utils import isolate_apps
 from django.utils import timezone
 from django.utils.safestring import mark_safe
 
@@ -58,7 +60,20 @@ def test_text_is_stored_unchanged(text: str) -> None:
     assert (log.category, log.reply) == (text, text)
 
 
-def test_a_row_is_the_same_as_by_bulk_create() -> None:
+@pytest.fixture(params=["INSERT", "COPY"])
+def way(request, monkeypatch) -> str:
+    """Make ``insert_together`` use one of its ways, however few the rows."""
+    if request.param == "COPY":
+        if sql._cursor_classes(connection.vendor)[1] is None:
+            pytest.skip("only psycopg 3 has COPY")
+        monkeypatch.setattr(sql, "_COPIED_ROWS", 1)
+    return request.param
+
+
+TEXTS = ["", "it's", "100%", "%s", "a\\", "\\N", "\\.", "a\tb\r\nc", "Ayşe 🎉", "-", "order\n"]
+
+
+def test_a_row_is_the_same_as_by_bulk_create(way, django_assert_num_queries) -> None:
     values = {
         "subject": mark_safe("safe_word"),  # a subclass of str
         "status": EmailLog.status.field.default,
@@ -71,7 +86,13 @@ def test_a_row_is_the_same_as_by_bulk_create() -> None:
     }
     one, two = row(**values), row(**values)
     two.created_at, two.due_at, two.give_up_at = one.created_at, one.due_at, one.give_up_at
-    sql.insert_rows([one], "default")
+    others = [row(category=text, reply=text, envelope=text) for text in TEXTS]
+    with transaction.atomic(), django_assert_num_queries(2 if way == "COPY" else 1) as seen:
+        sql.insert_together([[one, *others]], "default")
+    assert seen[-1]["sql"].startswith(way)
+    for log, text in zip(others, TEXTS, strict=True):
+        log.refresh_from_db()
+        assert (log.category, log.reply, log.envelope) == (text, text, text)
     EmailLog.objects.bulk_create([two])
     columns = [field.attname for field in EmailLog._meta.concrete_fields if not field.primary_key]
     ours, djangos = (EmailLog.objects.values(*columns).get(pk=it.pk) for it in (one, two))
@@ -105,7 +126,7 @@ def test_expressions_are_computed_by_the_database() -> None:
     assert abs(log.due_at - log.created_at - timedelta(seconds=60)) < timedelta(seconds=5)
 
 
-def test_the_database_assigns_automatic_keys() -> None:
+def test_the_database_assigns_automatic_keys(way) -> None:
     log = row()
     recipients = [EmailRecipient(email_id=log.pk, position=n, kind="to") for n in range(3)]
     sql.insert_together([[log], recipients], "default")
@@ -134,7 +155,7 @@ def test_rows_that_conflict_are_skipped_only_on_request() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_rows_of_several_models_are_inserted_all_or_none() -> None:
+def test_rows_of_several_models_are_inserted_all_or_none(way) -> None:
     log = row()
     log.save()
     with pytest.raises(DatabaseError):
@@ -171,3 +192,108 @@ def test_values_beyond_the_databases_limit_take_several_statements(monkeypatch) 
     monkeypatch.setattr(type(connection.features), "max_query_params", 10)
     log = outbox.enqueue(message(), transport="smtp")
     assert log.recipients.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_columns_of_later_migrations_take_their_default(way) -> None:
+    with isolate_apps("django_epica_mail"):
+
+        class Later(models.Model):  # noqa: DJ008 - a table for columns with db_default
+            id = models.UUIDField(primary_key=True)
+            word = models.CharField(max_length=9, db_default="later")
+            number = models.IntegerField(db_default=7, null=True)
+            at = models.DateTimeField(db_default=Now())
+
+            class Meta:
+                app_label = "django_epica_mail"
+
+    given, none = Later(id=uuid4(), word="given", number=1), Later(id=uuid4(), number=None)
+    with connection.schema_editor() as editor:
+        editor.create_model(Later)
+    try:
+        sql.insert_together([[given, none, Later(id=uuid4())]], "default")
+        assert set(Later.objects.values_list("word", "number")) == {
+            ("given", 1),
+            ("later", None),
+            ("later", 7),
+        }
+        assert not Later.objects.filter(at=None).exists()
+    finally:
+        with connection.schema_editor() as editor:
+            editor.delete_model(Later)
+
+
+def test_many_mails_are_copied_in_three_statements_and_the_database_sets_their_time(
+    django_assert_num_queries,
+) -> None:
+    if sql._cursor_classes(connection.vendor)[1] is None:
+        pytest.skip("only psycopg 3 has COPY")
+    transports.aliases()
+    mails = [message() for _ in range(sql._COPIED_ROWS // 2)]
+    with transaction.atomic(), django_assert_num_queries(3) as seen:
+        assert EmailBackend(transport="smtp").send_messages(mails) == len(mails)
+    assert [query["sql"].split("(")[0].strip() for query in seen[1:]] == [
+        'COPY "epica_mail_emaillog"',
+        'COPY "epica_mail_emailrecipient"',
+    ]
+    log = EmailLog.objects.latest("created_at")
+    assert log.due_at == log.created_at
+    assert abs(log.created_at - timezone.now()) < timedelta(seconds=5)
+
+
+def test_what_copy_refuses_is_djangos_error_and_rolled_back_to_a_savepoint(way) -> None:
+    log = row()
+    with pytest.raises(IntegrityError), transaction.atomic():
+        sql.insert_together([[log, log]], "default")
+    assert not EmailLog.objects.exists()
+
+
+def test_a_wrapper_of_the_site_sees_every_statement(monkeypatch) -> None:
+    monkeypatch.setattr(sql, "_COPIED_ROWS", 1)
+    seen: list[str] = []
+
+    def note(execute: Any, statement: str, *rest: Any) -> Any:
+        seen.append(statement)
+        return execute(statement, *rest)
+
+    with connection.execute_wrapper(note):
+        sql.insert_together([[row(), row()]], "default")
+    assert [it for it in seen if it.startswith("INSERT")]
+    assert EmailLog.objects.count() == 2
+
+
+@pytest.mark.skipif("connection.vendor != 'postgresql'")
+def test_rows_are_inserted_where_a_policy_forbids_copy(monkeypatch) -> None:
+    monkeypatch.setattr(sql, "_COPIED_ROWS", 1)
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE ROLE epica_mail_tenant")
+        cursor.execute("GRANT ALL ON epica_mail_emaillog TO epica_mail_tenant")
+        cursor.execute("ALTER TABLE epica_mail_emaillog ENABLE ROW LEVEL SECURITY")
+        cursor.execute("CREATE POLICY own ON epica_mail_emaillog USING (queue = 'emails')")
+        cursor.execute("SET LOCAL ROLE epica_mail_tenant")
+        sql.insert_together([[row(), row()]], "default")
+        with pytest.raises(DatabaseError, match="policy"), transaction.atomic():
+            sql.insert_together([[row(queue="others")]], "default")
+        cursor.execute("RESET ROLE")
+    assert EmailLog.objects.count() == 2
+
+
+def test_values_travel_beside_the_statement_unless_the_site_chose_a_cursor(monkeypatch) -> None:
+    djangos, binding = sql._cursor_classes(connection.vendor)
+    if binding is None:
+        pytest.skip("only psycopg 3 has both kinds")
+    driver = connection.connection
+
+    def used() -> type:
+        with sql._cursor(connection) as cursor:
+            return type(cursor.cursor)
+
+    assert used() is binding
+    assert driver.cursor_factory is djangos
+    with connection.cursor() as cursor:
+        assert type(cursor.cursor) is djangos
+    monkeypatch.setattr(driver, "prepare_threshold", 5)
+    assert used() is djangos
+    own = type("Own", (djangos,), {})
+    monkeypatch.setattr(driver, "cursor_factory", own)
+    assert used() is own
