@@ -12,7 +12,7 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.conf import ENVIRONMENT_VARIABLE, global_settings, settings
-from django.core import checks
+from django.core import checks, mail
 from django.core.checks import CheckMessage, Error
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
@@ -55,7 +55,7 @@ def check_configuration(
         return [Error(str(error), hint="See the settings reference.", id="epica_mail.E001")]
     found = [*celery_checks.check_app(), *celery_checks.check_task_routes()]
     found += [*celery_checks.check_single_app(), *celery_checks.check_queues(names.named_queues())]
-    found += [*_check_encryption(), *database_checks.check_database()]
+    found += [*celery_checks.check_beat(), *_check_encryption(), *database_checks.check_database()]
     if not transports.under_test():
         found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]
         found += [*_check_options(), *_check_rates(), *_check_ignored()]
@@ -80,6 +80,7 @@ def check_deployment(
         return []  # reported by check_configuration
     found = (_check_development, _check_sender, _check_staging, _check_scheme, _check_storage)
     messages = [message for check in found for message in check()]
+    messages += database_checks.check_locking()
     return [*messages, *_check_webhooks(partial(Error, id="epica_mail.E031"))]
 
 
@@ -108,10 +109,14 @@ def _check_backends() -> Iterator[CheckMessage]:
 
 
 def _check_options() -> Iterator[CheckMessage]:
-    """Check the options ``oauth`` and ``dkim`` by building each transport that has one."""
-    for alias in transports.aliases():
-        if not transports.our_options(alias):
+    """Check the OPTIONS of each transport by building it, and those of the queue's aliases."""
+    for alias, spec in transports.specs().items():
+        ours, unknown = transports.our_options(alias), transports.unknown_options(alias)
+        if unknown:
+            yield _without_mail(alias, f"its backend has no option {', '.join(unknown)}.")
             continue
+        if not spec.get("OPTIONS") or str(spec.get("BACKEND")) in _DEVELOPMENT:
+            continue  # some of these make folders
         try:
             connection.build(alias)
         except dkim.UnreadableKey as error:
@@ -121,13 +126,23 @@ def _check_options() -> Iterator[CheckMessage]:
                 id="epica_mail.W040",
             )
         except (ImproperlyConfigured, MissingExtra, TypeError, ValueError) as error:
-            yield Error(
-                f"The transport {alias!r}: {error}",
-                hint="Correct its OPTIONS. Until then, its mail waits.",
-                id="epica_mail.E040",
-            )
+            yield _without_mail(alias, str(error), has_ours=bool(ours))
         except ImportError:
             continue  # its BACKEND is missing: E002
+    for alias in transports.queueing():
+        try:
+            mail.mailers[alias]
+        except (ImproperlyConfigured, TypeError, ValueError) as error:
+            yield _without_mail(alias, str(error))
+
+
+def _without_mail(alias: str, reason: str, *, has_ours: bool = False) -> CheckMessage:
+    """Return an error for OPTIONS of which ``has_ours`` says whether some are for this package."""
+    text = f"The transport {alias!r}: {reason}"
+    hint = "Correct its OPTIONS. Until then, none of its mail is sent."
+    if has_ours:
+        return Error(text, hint=hint, id="epica_mail.E040")
+    return Error(text, hint=hint, id="epica_mail.E070")
 
 
 def _check_default() -> Iterator[CheckMessage]:
@@ -261,7 +276,8 @@ def _check_encrypted_logins() -> Iterator[CheckMessage]:
         yield checks.Warning(
             f"The transport {alias!r} sends its user name and password to {host} without TLS: "
             "whoever sees the connection can read them, and all mail.",
-            hint="Set use_tls (usually port 587) or use_ssl (port 465).",
+            hint=f"Set {transports.places(alias, 'use_tls')} (usually port 587), or "
+            f"{transports.places(alias, 'use_ssl')} (port 465).",
             id="epica_mail.W008",
         )
 

@@ -55,17 +55,22 @@ class DeliveryFailed(EpicaMailError):  # noqa: N818
     """A mail that was accepted for no recipient. Raised by ``AsyncResult.get()``.
 
     ``kind`` is a value of ``retry.Kind`` or, if the mail was not tried, its status. ``code`` is the
-    server's reply code, if it gave one. Addresses and the server's text are left out, because
-    results may be read by anyone who can read logs.
+    server's reply code and ``enhanced_code`` its enhanced status code (``"5.1.1"``, RFC 3463), if
+    it gave them. Addresses and the server's text are left out, because results may be read by
+    anyone who can read logs; they are in the mail's row.
     """
 
-    def __init__(self, kind: str, code: int | None = None) -> None:
-        super().__init__(kind, code)
+    def __init__(
+        self, kind: str, code: int | None = None, enhanced_code: str | None = None
+    ) -> None:
+        super().__init__(kind, code, enhanced_code)  # from which Celery makes it again
         self.kind = kind
         self.code = code
+        self.enhanced_code = enhanced_code
 
     def __str__(self) -> str:
-        return self.kind if self.code is None else f"{self.kind} ({self.code})"
+        codes = " ".join(str(it) for it in (self.code, self.enhanced_code) if it is not None)
+        return f"{self.kind} ({codes})" if codes else self.kind
 
 
 class Veto(EpicaMailError):  # noqa: N818

@@ -111,6 +111,17 @@ def _fault(code: int, enhanced: str) -> tuple[Kind, Scope]:
     )
 
 
+def enhanced_code(code: int | None, text: str) -> str | None:
+    """Return the enhanced status code at the start of a reply's text, such as ``"5.1.1"``.
+
+    ``None`` if there is none, or if its class is not that of the reply ``code`` (RFC 2034, section
+    4).
+    """
+    found = _ENHANCED.match(text)
+    is_of_reply = found is not None and code is not None and found[0][0] == str(code)[0]
+    return found[0] if found is not None and is_of_reply else None
+
+
 def is_positive(code: int) -> bool:
     """Return whether a reply code means that a command was carried out (RFC 5321, 4.2.1)."""
     return code // 100 == 2

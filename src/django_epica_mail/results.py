@@ -21,6 +21,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, assert_will_not_block  # type: ignore[attr-defined]
 from django.db import router, transaction
 
+from django_epica_mail import replies
 from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.exceptions import DeliveryFailed
 from django_epica_mail.lifecycle import Status
@@ -31,7 +32,10 @@ logger = logging.getLogger(__name__)
 PROGRESS = "PROGRESS"
 """State of a batch that is being expanded; its info is like ``{"done": 500, "total": 2000}``."""
 
-_SHOWN = ("status", "message_id", "failure_kind", "failure_code", "finished_at", "worker", "queue")
+_SHOWN = (
+    *("status", "message_id", "failure_kind", "failure_code", "reply"),
+    *("finished_at", "worker", "queue"),
+)
 _FAILED = frozenset({Status.FAILED, Status.SUPPRESSED, Status.UNKNOWN})
 _REVOKED = frozenset({Status.CANCELLED, Status.EXPIRED})
 
@@ -41,12 +45,19 @@ def outcome(log: EmailLog) -> tuple[str, Any]:
     if log.status == Status.SENT:
         return states.SUCCESS, {"status": str(log.status), "message_id": log.message_id}
     if log.status in _FAILED:
-        return states.FAILURE, DeliveryFailed(log.failure_kind or log.status, log.failure_code)
+        return states.FAILURE, _failure(log)
     if log.status in _REVOKED:
         return states.REVOKED, TaskRevokedError(str(log.status))
     if log.status == Status.RETRYING:
-        return states.RETRY, DeliveryFailed(log.failure_kind, log.failure_code)
+        return states.RETRY, _failure(log)
     return states.STARTED if log.status == Status.SENDING else states.PENDING, None
+
+
+def _failure(log: EmailLog) -> DeliveryFailed:
+    code = log.failure_code
+    return DeliveryFailed(
+        log.failure_kind or log.status, code, replies.enhanced_code(code, log.reply)
+    )
 
 
 class RowResult(AsyncResult):  # type: ignore[type-arg] # generic for type checkers alone

@@ -341,3 +341,43 @@ def test_e061_evidence_that_names_no_function(smtp, epica_mail, path: str) -> No
 def test_evidence_that_names_a_function_is_not_reported(smtp, epica_mail) -> None:
     epica_mail(EVIDENCE="tests.integration.tracking.test_evidence.answer")
     assert found() == []
+
+
+def test_e070_an_option_that_djangos_backend_does_not_have(transports) -> None:
+    transports(smtp={**SMTP, "OPTIONS": {"host": "127.0.0.1", "usename": "secret"}})
+    assert (only().id, only().level) == ("epica_mail.E070", ERROR)
+    assert "'smtp': its backend has no option usename." in only().msg
+    assert "secret" not in str(only())
+
+
+def test_e070_an_option_whose_value_no_backend_takes(transports) -> None:
+    options = {"host": "127.0.0.1", "use_tls": True, "use_ssl": True}
+    transports(smtp={**SMTP, "OPTIONS": options})
+    assert only().id == "epica_mail.E070"
+    assert "use_ssl" in only().msg.lower()
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="MAILERS is new in Django 6.1")
+def test_e070_an_option_that_the_queue_does_not_have(smtp, settings) -> None:
+    options = {**settings.MAILERS["default"].get("OPTIONS", {}), "prioriti": "high"}
+    queue = {**settings.MAILERS["default"], "OPTIONS": options}
+    settings.MAILERS = {**settings.MAILERS, "default": queue}
+    assert only().id == "epica_mail.E070"
+    assert "'default'" in only().msg
+    assert "prioriti" in only().msg
+
+
+def test_e070_makes_no_folder_while_it_checks(transports, tmp_path) -> None:
+    backend = "django.core.mail.backends.filebased.EmailBackend"
+    folder = tmp_path / "mail"
+    transports(smtp=SMTP, files={"BACKEND": backend, "OPTIONS": {"file_path": str(folder)}})
+    assert found() == []
+    assert not folder.exists()
+
+
+def test_a_hint_names_the_place_where_the_site_sets_the_option(transports) -> None:
+    transports(smtp={**SMTP, "OPTIONS": {"host": "mail.example.com", "username": "u"}})
+    setting = "MAILERS" if django.VERSION >= (6, 1) else "EPICA_MAIL['TRANSPORTS']"
+    assert f"Set use_tls in {setting}['smtp']['OPTIONS'] (" in str(only().hint) or (
+        django.VERSION < (6, 1) and "Set EMAIL_USE_TLS (" in str(only().hint)
+    )

@@ -47,6 +47,8 @@ def test_refused_mail_raises_the_reason_without_an_address(smtp, deliver) -> Non
     with pytest.raises(DeliveryFailed) as caught:
         result.get(timeout=1)
     assert (caught.value.kind, caught.value.code) == ("permanent", 550)
+    assert caught.value.enhanced_code == "5.1.1"
+    assert str(caught.value) == "permanent (550 5.1.1)"
     assert "@" not in str(caught.value) + repr(caught.value)
     assert isinstance(result.get(propagate=False), DeliveryFailed)
 

@@ -80,6 +80,9 @@ def test_the_metadata_are_complete(wheel: zipfile.ZipFile) -> None:
     for version in ("3.10", "3.11", "3.12", "3.13"):
         assert f"Programming Language :: Python :: {version}" in classifiers
     assert set(metadata.get_all("Provides-Extra") or ()) >= {"all", "beat", "rates", "results"}
+    of_all = [it for it in metadata.get_all("Requires-Dist") or () if "extra == 'all'" in it]
+    assert of_all
+    assert not [it for it in of_all if "beat" in it], "django-celery-beat refuses Django 6.1"
     (entry,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     assert wheel.read(entry).decode().split() == [
         "[pytest11]",

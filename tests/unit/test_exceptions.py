@@ -61,6 +61,7 @@ def test_a_missing_key_is_an_unreadable_envelope(settings) -> None:
 @pytest.mark.parametrize(
     ("failure", "shown"),
     [
+        (DeliveryFailed("permanent", 550, "5.1.1"), "permanent (550 5.1.1)"),
         (DeliveryFailed("permanent", 550), "permanent (550)"),
         (DeliveryFailed("expired"), "expired"),
     ],
@@ -70,7 +71,7 @@ def test_a_failed_delivery_is_the_same_after_a_result_backend(failure, shown) ->
     stored = json.loads(json.dumps(backend.prepare_exception(failure, "json")))
     for found in (backend.exception_to_python(stored), copy.copy(failure)):
         assert isinstance(found, DeliveryFailed)
-        assert (found.kind, found.code) == (failure.kind, failure.code)
+        assert vars(found) == vars(failure)
         assert str(found) == shown
 
 

@@ -235,3 +235,19 @@ def test_doubt_remains_only_if_content_may_have_been_taken(error: Exception, sta
     if stage is Stage.CONNECT and not isinstance(error, smtplib.SMTPRecipientsRefused):
         assert failure.kind in ENDLESS
     assert failure.kind is not Kind.WORKER_LOST
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "found"),
+    [
+        (550, "5.1.1 no such user", "5.1.1"),
+        (451, "4.7.651 later", "4.7.651"),
+        (550, "no such user (5.1.1)", None),  # a reply starts with its code: RFC 2034, section 4
+        (550, "4.7.1 later", None),  # of another class than the reply
+        (550, "5.1", None),
+        (None, "5.1.1 no such user", None),
+        (550, "", None),
+    ],
+)
+def test_the_enhanced_code_stands_at_the_start_of_a_reply(code, text, found) -> None:
+    assert replies.enhanced_code(code, text) == found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from celery import _state
 from celery.app import app_or_default
+from celery.app.defaults import DEFAULTS
 from celery.app.routes import MapRoute, prepare
+from django.apps import apps
 from django.core import checks
 from django.core.checks import CheckMessage
 
@@ -17,6 +19,8 @@ from django_epica_mail.broker import celery_config
 from django_epica_mail.broker.celery_config import BULK_TASK, SINGLE_TASK
 
 _MAP_ROUTE: Any = MapRoute
+_DEFAULT_SCHEDULER: Any = DEFAULTS["beat_scheduler"]
+_PERIODIC_TASKS = frozenset(entry["task"] for entry in schedule.SCHEDULE.values())
 _UNRELATED_TASK = "unrelated.tasks.task"
 
 
@@ -83,6 +87,33 @@ def check_task_routes() -> Iterator[CheckMessage]:
                 hint=f"Before it, add an entry for this task: {{{task!r}: {{'queue': ...}}}}.",
                 id="epica_mail.W003",
             )
+
+
+def check_beat() -> Iterator[CheckMessage]:
+    """Warn of our periodic tasks in the settings beside django-celery-beat, which rewrites its
+    tables from them at each start.
+    """
+    conf = app_or_default().conf
+    names = [
+        name
+        for name, entry in (conf.beat_schedule or {}).items()
+        if isinstance(entry, Mapping) and entry.get("task") in _PERIODIC_TASKS
+    ]
+    scheduler = str(conf.beat_scheduler)
+    is_chosen = scheduler == "django" or scheduler.startswith("django_celery_beat.")
+    may_be_chosen = is_chosen or scheduler == _DEFAULT_SCHEDULER  # by beat's option -S
+    if names and may_be_chosen and apps.is_installed("django_celery_beat"):
+        when = "At each start" if is_chosen else "Started with -S django"
+        yield checks.Warning(
+            f"CELERY_BEAT_SCHEDULE has tasks of mail ({', '.join(sorted(names))}), and "
+            f"django_celery_beat is installed. {when}, beat overwrites its tables with them: what "
+            "was edited in the admin is lost.",
+            hint="Take them out of CELERY_BEAT_SCHEDULE: migrate puts them into the tables."
+            if is_chosen
+            else "Take them out of CELERY_BEAT_SCHEDULE: migrate puts them into the tables. If "
+            "beat does not run from the tables, silence this warning.",
+            id="epica_mail.W081",
+        )
 
 
 def _queue_of_catch_all(task: str) -> str | None:

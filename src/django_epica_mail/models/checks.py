@@ -10,7 +10,8 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage, Error
-from django.db import DEFAULT_DB_ALIAS, connections, router
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, router
+from django.db.migrations.loader import MigrationLoader
 
 from django_epica_mail.models.emails import EmailLog
 from django_epica_mail.models.fields import charset_of
@@ -37,6 +38,41 @@ def check_characters(
             id="epica_mail.W010",
         )
     ]
+
+
+def check_locking() -> Iterator[CheckMessage]:
+    """Warn of SQLite in the mode in which a transaction fails when another one writes."""
+    using = router.db_for_write(EmailLog)
+    connection: Any = connections[using]
+    mode = connection.settings_dict["OPTIONS"].get("transaction_mode") or ""
+    if connection.vendor != "sqlite" or connection.is_in_memory_db():
+        return  # in memory, no other process writes
+    if mode.upper() not in ("IMMEDIATE", "EXCLUSIVE"):
+        yield checks.Warning(
+            f"DATABASES[{using!r}] is SQLite in its deferred mode: a transaction that reads before "
+            "it writes fails with 'database is locked' if a worker has written meanwhile, without "
+            "waiting for its timeout.",
+            hint="Add to its OPTIONS 'transaction_mode': 'IMMEDIATE', 'timeout': 20 and "
+            "'init_command': 'PRAGMA journal_mode=WAL;'; see 'SQLite' on the page 'Run it in "
+            "production'.",
+            id="epica_mail.W080",
+        )
+
+
+def missing_migrations(using: str) -> str:
+    """Return a sentence, without its end, on migrations of mail that have not run; or ``""``."""
+    label = EmailLog._meta.app_label
+    try:
+        loader = MigrationLoader(connections[using])
+    except DatabaseError:
+        return ""  # no database
+    names = [name for app, name in loader.graph.nodes if app == label]
+    waiting = sorted(it for it in names if (label, it) not in (loader.applied_migrations or {}))
+    if not waiting:
+        return ""
+    if len(waiting) == len(names):
+        return "The tables of mail do not exist yet"
+    return f"The tables of mail lack what {', '.join(waiting)} adds"
 
 
 _PACKAGE = "django_epica_mail"

@@ -403,6 +403,14 @@ class EmailRecipient(Row):
     def __str__(self) -> str:
         return f"{self.email_id} #{self.position}"
 
+    def get_outcome_display(self) -> str:  # type: ignore[no-redef] # instead of Django's own
+        """Return the recipient's outcome for people: of a sent mail, ``accepted``."""
+        outcome = self.outcome
+        if not outcome and self.code is None and self.email.status == EmailLog.Status.SENT:
+            outcome = self.Outcome.ACCEPTED
+        # A value that this version does not know is shown as it is, as Django does.
+        return str(dict(self.Outcome.choices).get(outcome, outcome))
+
 
 class EmailAttachment(Row):
     """Content stored outside the envelope, once per call for all mails that share it."""

@@ -156,7 +156,7 @@ def without_worker(wanted: Mapping[str, str], consumed: set[str]) -> Iterator[Fi
             "error",
             "no-worker",
             "No worker answers: queued mail is not sent.",
-            f"Run celery -A proj worker -Q {option_q(wanted)}.",
+            f"Run celery -A {_app_name()} worker -Q {option_q(wanted)}.",
         )
         return
     for queue in sorted(set(wanted) - consumed):
@@ -166,6 +166,12 @@ def without_worker(wanted: Mapping[str, str], consumed: set[str]) -> Iterator[Fi
             f"No worker consumes the queue {queue}: {wanted[queue]}.",
             f"Add {queue} to the -Q option of a worker.",
         )
+
+
+def _app_name() -> str:
+    """Return the name of the site's Celery app, which is usually that of its package."""
+    name = str(app_or_default().main)
+    return "proj" if name in ("default", "None", "__main__") else name
 
 
 def queues(using: str) -> set[str]:

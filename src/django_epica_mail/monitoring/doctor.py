@@ -140,11 +140,15 @@ def _rows() -> Iterator[Finding]:
         has_mail_ago = _oldest_is_older(using)
         found = [*celery_findings.of_workers(using)]
     except DatabaseError as error:
+        missing = database_checks.missing_migrations(using)
         yield Finding(
             "error",
             "database",
-            f"The tables of mail cannot be read ({type(error).__name__}): no mail can be queued.",
-            "Run manage.py migrate epica_mail, and make sure that the database is running.",
+            f"{missing or f'The tables of mail cannot be read ({type(error).__name__})'}: no mail "
+            "can be queued.",
+            "Run manage.py migrate."
+            if missing
+            else "Make sure that the database is running, and that this user may read the tables.",
         )
         return
     yield from found
@@ -272,11 +276,12 @@ def _connections() -> Iterator[Finding]:
             continue
         is_without_token = failure.reply.startswith(TokenRefused.__name__)
         is_refused = failure.code in _REFUSED_CREDENTIALS or is_without_token
-        remedy = "Check its host, port and encryption, and that this machine can reach it."
+        place = transports.places(alias, "host", "port")
+        remedy = f"Check {place}, its encryption, and that this machine can reach it."
         if is_refused and transports.our_options(alias).get("oauth"):
             remedy = "Correct its option oauth, or what its provider's console allows the account."
         elif is_refused:
-            remedy = "Correct the user name and password in its OPTIONS."
+            remedy = f"Correct {transports.places(alias, 'username', 'password')}."
         yield Finding(
             "error",
             "credentials" if is_refused else "transport",

@@ -5,6 +5,7 @@ Apart from the checks, only this module knows which of the two a site uses.
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,6 +37,16 @@ RETURN_ID_LENGTH = 42
 _LOCAL_PART_LENGTH = 64
 """RFC 5321, section 4.5.3.1.1."""
 LOCMEM = "django.core.mail.backends.locmem.EmailBackend"
+
+_SETTING_OF_OPTION = {
+    "host": "EMAIL_HOST",
+    "port": "EMAIL_PORT",
+    "username": "EMAIL_HOST_USER",
+    "password": "EMAIL_HOST_PASSWORD",
+    "use_tls": "EMAIL_USE_TLS",
+    "use_ssl": "EMAIL_USE_SSL",
+}
+"""The setting that stands in for an option of SMTP that is not given, except in ``MAILERS``."""
 
 
 def uses_mailers() -> bool:
@@ -176,21 +187,44 @@ def unencrypted_logins() -> Iterator[tuple[str, str]]:
         options = spec.get("OPTIONS", {})
         if not issubclass(backend, import_string(DJANGO_SMTP)):
             continue
-        user = _smtp_option(options, "username", "EMAIL_HOST_USER")
-        host = str(_smtp_option(options, "host", "EMAIL_HOST") or "localhost")
-        is_encrypted = _smtp_option(options, "use_tls", "EMAIL_USE_TLS") or _smtp_option(
-            options, "use_ssl", "EMAIL_USE_SSL"
-        )
+        user = _smtp_option(options, "username")
+        host = str(_smtp_option(options, "host") or "localhost")
+        is_encrypted = _smtp_option(options, "use_tls") or _smtp_option(options, "use_ssl")
         if user and not is_encrypted and not _is_this_machine(host):
             yield alias, host
 
 
-def _smtp_option(options: Mapping[str, Any], name: str, setting: str) -> Any:
+def _smtp_option(options: Mapping[str, Any], name: str) -> Any:
     if options.get(name) is not None or uses_mailers():
         return options.get(name)
     with warnings.catch_warnings():  # Django 6.1 deprecates the settings
         warnings.simplefilter("ignore")
-        return getattr(settings, setting, None)
+        return getattr(settings, _SETTING_OF_OPTION[name], None)
+
+
+def places(alias: str, *names: str) -> str:
+    """Return where the site sets options of a transport, for a person: ``EMAIL_HOST_USER``, or
+    its OPTIONS.
+    """
+    spec = specs().get(alias, {})
+    options, is_smtp = spec.get("OPTIONS", {}), spec.get("BACKEND", DJANGO_SMTP) == DJANGO_SMTP
+    reads_settings = is_smtp and not uses_mailers()
+    if reads_settings and not options.keys() & set(names):
+        return " and ".join(_SETTING_OF_OPTION[name] for name in names)
+    setting = "MAILERS" if uses_mailers() else "EPICA_MAIL['TRANSPORTS']"
+    return f"{' and '.join(names)} in {setting}[{alias!r}]['OPTIONS']"
+
+
+def unknown_options(alias: str) -> list[str]:
+    """Return the OPTIONS of a transport of Django's own backends that the backend does not know.
+
+    Before Django 6.1, and outside ``MAILERS``, Django ignores them without a word.
+    """
+    backend = _backend(alias)
+    if backend is None or not backend.__module__.startswith("django.core.mail.backends."):
+        return []
+    known = {name for it in backend.__mro__[:-1] for name in inspect.signature(it).parameters}
+    return [it for it in specs()[alias].get("OPTIONS", {}) if it not in {*known, *OUR_OPTIONS}]
 
 
 def _is_this_machine(host: str) -> bool:

@@ -15,6 +15,7 @@ from kombu import Queue
 
 from django_epica_mail.broker import checks
 from django_epica_mail.broker.celery_config import BULK_TASK, SINGLE_TASK
+from django_epica_mail.schedule import SCHEDULE
 
 
 @pytest.fixture
@@ -123,3 +124,33 @@ def test_w050_a_queue_that_celery_does_not_create(monkeypatch, queues, missing) 
         assert ", ".join(missing) in message.msg
     app.conf.task_create_missing_queues = True
     assert list(checks.check_queues({"anything"})) == []
+
+
+BEAT = [
+    ("django_celery_beat.schedulers:DatabaseScheduler", "At each start"),
+    ("django", "At each start"),
+    ("celery.beat:PersistentScheduler", "Started with -S django"),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "when"), BEAT)
+def test_w081_tasks_of_mail_that_overwrite_the_tables_of_beat(monkeypatch, scheduler, when) -> None:
+    own = {"task": "shop.tasks.report", "schedule": 60}
+    monkeypatch.setitem(current_app.conf, "beat_schedule", {**SCHEDULE, "report": own})
+    monkeypatch.setitem(current_app.conf, "beat_scheduler", scheduler)
+    assert list(checks.check_beat()) == []  # without django-celery-beat, they are in their place
+    monkeypatch.setattr(checks.apps, "is_installed", lambda name: name == "django_celery_beat")
+    (message,) = checks.check_beat()
+    assert message.id == "epica_mail.W081"
+    assert when in message.msg
+    assert "dispatch-due-emails" in message.msg
+    assert "report" not in message.msg
+    monkeypatch.setitem(current_app.conf, "beat_schedule", {"report": own})
+    assert list(checks.check_beat()) == []
+
+
+def test_w081_another_scheduler_of_the_site_is_left_alone(monkeypatch) -> None:
+    monkeypatch.setitem(current_app.conf, "beat_schedule", SCHEDULE)
+    monkeypatch.setitem(current_app.conf, "beat_scheduler", "redbeat.RedBeatScheduler")
+    monkeypatch.setattr(checks.apps, "is_installed", lambda name: True)
+    assert list(checks.check_beat()) == []

@@ -57,6 +57,19 @@ def test_why_such_a_database_is_refused(queue_mail, deliver, database_zone, smtp
     assert outbox.cancel(EmailLog.objects.values_list("pk", flat=True)).cancelled == []
 
 
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's own modes")
+def test_w080_sqlite_whose_transactions_fail_beside_a_worker(db, monkeypatch) -> None:
+    assert list(checks.check_locking()) == []  # in memory
+    monkeypatch.setattr(connection, "is_in_memory_db", lambda: False)
+    options = connection.settings_dict["OPTIONS"]
+    monkeypatch.delitem(options, "transaction_mode", raising=False)
+    (message,) = checks.check_locking()
+    assert message.id == "epica_mail.W080"
+    assert "'transaction_mode': 'IMMEDIATE'" in str(message.hint)
+    monkeypatch.setitem(options, "transaction_mode", "immediate")
+    assert list(checks.check_locking()) == []
+
+
 APP = "django_epica_mail"
 
 

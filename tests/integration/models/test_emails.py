@@ -145,3 +145,15 @@ def test_locked_rows_of_others_are_skipped(smtp, queue_mail) -> None:
         assert found == [mine]
     finally:
         second.close()
+
+
+def test_the_recipients_of_a_sent_mail_show_accepted(smtp, queue_mail, deliver) -> None:
+    log = queue_mail()
+    (recipient,) = log.recipients.all()
+    assert recipient.get_outcome_display() == ""
+    deliver()
+    (recipient,) = EmailLog.objects.get().recipients.all()
+    assert recipient.outcome == ""  # the mail's status says it
+    assert recipient.get_outcome_display() == "accepted"
+    recipient.outcome = "refused"
+    assert recipient.get_outcome_display() == "refused"

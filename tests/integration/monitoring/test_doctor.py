@@ -15,6 +15,7 @@ from django_epica_mail.models import EmailLog
 from django_epica_mail.monitoring import doctor
 from django_epica_mail.monitoring.doctor import Finding
 from django_epica_mail.privacy.reencrypt import reencrypt
+from tests.databases import no_migrations
 
 pytestmark = pytest.mark.django_db
 
@@ -51,7 +52,17 @@ def test_missing_tables_are_found(transactional_db) -> None:
         finding = found("database")
         with pytest.raises(DatabaseError):
             EmailLog.objects.count()
-    assert "migrate" in finding.remedy
+    assert "Make sure that the database is running" in finding.remedy
+
+
+def test_migrations_that_have_not_run_are_found(transactional_db) -> None:
+    def refuse_all(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        return execute(sql.replace("epica_mail_emaillog", "no_such_table"), params, many, context)
+
+    with no_migrations(), connection.execute_wrapper(refuse_all):
+        finding = found("database")
+    assert finding.text == "The tables of mail do not exist yet: no mail can be queued."
+    assert finding.remedy == "Run manage.py migrate."
 
 
 def test_mail_held_back_is_found(smtp, queue_mail, deliver) -> None:

@@ -25,7 +25,8 @@ from django_epica_mail.exceptions import MailboxError, MissingExtra
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.management import arguments, importers, output
 from django_epica_mail.models import EmailLog, Suppression
-from django_epica_mail.monitoring import backlog, doctor
+from django_epica_mail.models import checks as database_checks
+from django_epica_mail.monitoring import backlog, celery_findings, doctor
 from django_epica_mail.monitoring.dns import sender_records
 from django_epica_mail.privacy.erase import erase
 from django_epica_mail.privacy.export import export
@@ -66,6 +67,11 @@ class Command(BaseCommand):
             report, is_well = action(options)
         except CommandError as error:
             raise CommandError(output.clean(error), returncode=error.returncode) from None
+        except DatabaseError:
+            missing = database_checks.missing_migrations(router.db_for_write(EmailLog))
+            if not missing:
+                raise
+            raise CommandError(f"{missing}: run manage.py migrate.") from None
         if report is None:
             pass  # the action has written its own output
         elif options["json"] or name == "export":
@@ -120,13 +126,15 @@ class Command(BaseCommand):
             if is_over or time.monotonic() >= give_up_at:
                 break
             time.sleep(0.2)
-        report = {
+        report: dict[str, Any] = {
             "id": str(log.pk),
             "queue": log.queue,
             "transport": log.transport,
             "status": log.status,
             "reply": log.reply,
         }
+        if not is_over:
+            report["held_back"] = _held_back(log, ask_workers=bool(options["wait"]))
         was_awaited = is_over or options["wait"]
         return report, log.status == Status.SENT or not was_awaited
 
@@ -246,7 +254,12 @@ class Command(BaseCommand):
         if not options["dry_run"] and not options["noinput"]:
             self._confirm(erase(person, dry_run=True, advance=advance))
         done = erase(person, dry_run=options["dry_run"], advance=advance)
-        return done, not (done["left"] or done["unreadable"] or done["remains"])
+        if options["dry_run"] and not options["json"]:
+            self.stdout.write(
+                "This was a dry run: nothing was erased. Without --dry-run, it would be:"
+            )
+        is_well = not (done["left"] or done["unreadable"] or done["remains"])
+        return {**done, "dry_run": options["dry_run"]}, is_well
 
     def import_(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Move another package's mail, or report what would be moved."""
@@ -316,6 +329,17 @@ class Command(BaseCommand):
         if "dns" in report:
             yield ""
             yield from output.sender_record_lines(report["dns"])
+
+
+def _held_back(log: EmailLog, *, ask_workers: bool) -> list[str]:
+    """Return why a mail is not sent: what holds it back or, if nothing does, missing workers."""
+    using = router.db_for_write(EmailLog)
+    reasons = gates.Gates(using).reasons()
+    names_of_gates = (f"queue {log.queue}", f"transport {log.transport}")
+    held = [f"{name}: {reasons[name]}" for name in names_of_gates if name in reasons]
+    if held or not ask_workers:
+        return held
+    return [it.text for it in celery_findings.of_workers(using) if it.level == "error"]
 
 
 def _person(address: str, *, tagged: bool) -> Person:

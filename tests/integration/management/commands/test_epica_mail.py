@@ -7,11 +7,12 @@ import re
 from datetime import timedelta
 from functools import partial
 from io import StringIO
+from typing import Any
 
 import pytest
 from celery import current_app
 from django.core.management import CommandError, call_command
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.utils import timezone
 
 from devservers.smtp_faults import drop, refuse
@@ -19,6 +20,7 @@ from django_epica_mail import maintenance
 from django_epica_mail.delivery import claim, gates
 from django_epica_mail.models import DeliveryGate, EmailBatch, EmailLog, Suppression
 from django_epica_mail.tracking.bounces import verp
+from tests.databases import no_migrations
 from tests.returned import returned
 
 pytestmark = pytest.mark.django_db
@@ -200,6 +202,48 @@ def test_a_test_mail_is_queued_and_its_status_reported(smtp, monkeypatch) -> Non
     assert report["status"] == "queued"
     with pytest.raises(SystemExit):
         run("send-test", "to@example.com", "--wait", "0.1")
+
+
+def test_a_test_mail_says_what_holds_it_back(smtp, monkeypatch) -> None:
+    assert json.loads(run("send-test", "to@example.com", "--json"))["held_back"] == []
+    run("pause", "--queue", "emails")
+    report = json.loads(run("send-test", "to@example.com", "--json"))
+    assert report["held_back"] == ["queue emails: paused"]
+    assert "held back  queue emails: paused" in run("send-test", "to@example.com")
+    run("resume", "--queue", "emails")
+    monkeypatch.setattr("django_epica_mail.broker.workers.consumed", lambda: {"w": ["celery"]})
+    output = StringIO()
+    with pytest.raises(SystemExit):
+        call_command(
+            "epica_mail", "send-test", "to@example.com", "--wait", "0.1", "--json", stdout=output
+        )
+    reasons = json.loads(output.getvalue())["held_back"]
+    assert any("No worker consumes the queue emails" in reason for reason in reasons)
+
+
+def test_a_dry_run_of_erase_says_that_it_is_one(queue_mail) -> None:
+    queue_mail("ann@example.com")
+    first, *_ = run("erase", "ann@example.com", "--dry-run").splitlines()
+    assert first.startswith("This was a dry run: nothing was erased.")
+    assert json.loads(run("erase", "ann@example.com", "--dry-run", "--json"))["dry_run"] is True
+    assert EmailLog.objects.count() == 1
+
+
+@pytest.mark.parametrize("action", ["status", "doctor"])
+def test_before_migrate_an_action_says_so_in_a_line(transactional_db, action) -> None:
+    def refuse(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        return execute(sql.replace("epica_mail_emaillog", "no_table"), params, many, context)
+
+    output = StringIO()
+    with (
+        no_migrations(),
+        connection.execute_wrapper(refuse),
+        pytest.raises((CommandError, SystemExit)) as told,
+    ):
+        call_command("epica_mail", action, stdout=output)
+    words = output.getvalue() + str(told.value)
+    assert "The tables of mail do not exist yet" in words
+    assert "manage.py migrate" in words
 
 
 def test_the_doctor_exits_with_1_if_something_is_wrong(smtp, settings, monkeypatch) -> None:
