@@ -203,7 +203,7 @@ def match(address: str) -> Q:
 def is_suppressed(address: str, category: str = "") -> bool:
     """Return whether mail of a category to an address is suppressed."""
     wanted = canonical(address)
-    return _reason(_listed([wanted], _using()).get(wanted, ()), category) is not None
+    return _reason(listed([wanted], _using()).get(wanted, ()), category) is not None
 
 
 def exists() -> RawSQL:
@@ -229,19 +229,19 @@ def held_back(
         (mail, position, canonical(address))
         for mail, position, address in rows.values_list("email_id", "position", "address")
     ]
-    listed = _listed({address for _, _, address in recipients}, using)
+    entries = listed({address for _, _, address in recipients}, using)
     found: dict[UUID, dict[int, str]] = defaultdict(dict)
     left: dict[UUID, int] = defaultdict(int)
     for mail, position, address in recipients:
         left[mail] += 1
-        reason = _reason(listed.get(address, ()), categories[mail])
+        reason = _reason(entries.get(address, ()), categories[mail])
         if reason is not None:
             found[mail][position] = reason
             left[mail] -= 1
     return dict(found), dict(left)
 
 
-def _listed(wanted: Iterable[str], using: str) -> dict[str, list[tuple[str, str]]]:
+def listed(wanted: Iterable[str], using: str) -> dict[str, list[tuple[str, str]]]:
     """Return the entries of addresses in force: the scope and reason of each."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for chunk in batched(wanted, _CHUNK):

@@ -96,3 +96,73 @@ def make_history() -> None:
             ),
         ]
     EmailTotal.objects.bulk_create(rows)
+
+
+def fail_for_reasons(subject: str) -> dict[str, list[str]]:
+    """Store failed mail as the queue leaves it, and the totals that the sweep would count of it.
+
+    Three were refused with 554 just now, two with 550, and two with 554 three hours ago.
+    """
+    from django.utils import timezone
+
+    from django_epica_mail.models import EmailLog, EmailTotal
+    from django_epica_mail.monitoring import totals
+
+    EmailTotal.objects.all().delete()
+    now = timezone.now()
+    made: dict[str, list[str]] = {}
+    for name, number, code, reply, ended in (
+        ("blocked", 3, 554, "5.7.1 blocked", now),
+        ("unknown", 2, 550, "5.1.1 user unknown", now),
+        ("old", 2, 554, "5.7.1 blocked", now - timedelta(hours=3)),
+    ):
+        made[name] = [send_tomorrow(f"{name}{n}@example.com", subject) for n in range(number)]
+        EmailLog.objects.filter(pk__in=made[name]).update(
+            status="failed",
+            pending=None,
+            failure_kind="permanent",
+            failure_code=code,
+            reply=reply,
+            finished_at=ended,
+            due_at=now,
+        )
+        for hour in (totals.hour_of(ended), totals.ALL_TIME):
+            total, _is_new = EmailTotal.objects.get_or_create(
+                hour=hour,
+                queue="emails",
+                transport="smtp",
+                event="failed",
+                failure_kind="permanent",
+                failure_code=code,
+            )
+            total.count += number
+            total.save()
+    return made
+
+
+def record(mail: str, kind: str, reply: str = "") -> None:
+    """Store what a provider reports of a mail."""
+    from django.utils import timezone
+
+    from django_epica_mail.models import EmailEvent, EmailLog
+
+    now = timezone.now()
+    row = EmailLog.objects.get(pk=mail)
+    EmailEvent.objects.create(
+        email=row,
+        key=f"{kind} {mail}",
+        kind=kind,
+        at=now,
+        created_at=now,
+        source="amazon_ses",
+        address=row.recipients.get().address,
+        reply=reply,
+        provider_id=f"ses-{mail}",
+    )
+
+
+def send_now(mail: str) -> None:
+    """Make a scheduled mail due."""
+    from django_epica_mail import outbox
+
+    outbox.send_now([mail])  # type: ignore[list-item] # a UUID as text

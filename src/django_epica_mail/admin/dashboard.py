@@ -25,9 +25,9 @@ from django.views.decorators.http import require_safe
 from django_epica_mail import conf
 from django_epica_mail.admin import charts
 from django_epica_mail.admin.base import BaseAdmin, ReadOnly, may_operate
+from django_epica_mail.admin.changelist import links
 from django_epica_mail.admin.gates import Scope, known_gates
 from django_epica_mail.broker import workers as celery_workers
-from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailLog, EmailTotal
 from django_epica_mail.monitoring import backlog, health, history, reputation, totals
 from django_epica_mail.monitoring.health import spoken
@@ -36,8 +36,6 @@ from django_epica_mail.retry import Kind
 
 REFRESH_SECONDS = 15
 _Event = EmailTotal.Event
-_SINCE = {"24h": "day", "7d": "week", "30d": "month"}
-"""The periods that the list of e-mails can filter by, and its names for them."""
 _MOST_RATES = 20
 """How many categories and domains are shown, the worst first."""
 _SHARES = (0.5, 0.95, 0.99)
@@ -178,20 +176,16 @@ def _time_rows(past: History) -> list[dict[str, Any]]:
 
 
 def _reason_rows(past: History, choice: Choice) -> list[dict[str, Any]]:
-    """Return why e-mails failed, each reason with the query string that lists those e-mails."""
-    shared = {
-        "status": Status.FAILED.value,
-        "queue": choice.queue,
-        "transport": choice.transport,
-        "since": _SINCE.get(choice.period, ""),
-    }
-    where = {name: value for name, value in shared.items() if value}
+    """Return why e-mails failed, each reason with the query strings that list those e-mails."""
+    where: dict[str, Any] = {"queue": choice.queue, "transport": choice.transport}
+    since = past.slots[0].start
     return [
         {
             "label": Kind(reason.kind).label if reason.kind in Kind.values else reason.kind,
             "code": reason.code or "",
             "count": reason.count,
-            "query": urlencode({**where, "failure_kind": reason.kind}),
+            "query": links.failures(reason.kind, reason.code, since=since, **where),
+            "last_hour": links.failures(reason.kind, reason.code, since="hour", **where),
         }
         for reason in past.reasons
     ]

@@ -18,17 +18,23 @@ from django.http.response import HttpResponseBase
 from django.urls import NoReverseMatch, URLPattern, path, reverse
 from django.utils.translation import gettext as _
 
+from django_epica_mail import lifecycle
 from django_epica_mail.admin import content as admin_content
 from django_epica_mail.admin.base import ReadOnlyPage, may_operate
+from django_epica_mail.admin.changelist import afterwards
 from django_epica_mail.admin.content import frame, sandboxed
+from django_epica_mail.admin.mail_page.recipients import rows
+from django_epica_mail.admin.mail_page.remedies import remedy, remedy_of
+from django_epica_mail.admin.mail_page.timeline import timeline, waiting_for
 from django_epica_mail.admin.operations import DETAIL, possible
 from django_epica_mail.admin.sanitize import inline_images
-from django_epica_mail.admin.timeline import timeline, waiting_for
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.models import EmailAttachment, EmailLog
 
 _RECIPIENTS = 200
 """The page of an e-mail lists at most this many recipients."""
+_REFRESH_SECONDS = 3
+"""The page of an e-mail that has not ended renews itself this often."""
 
 _FACTS = (
     *("id", "message_id", "from_email", "category", "queue", "transport", "fallbacks", "priority"),
@@ -75,7 +81,10 @@ class Detail(ReadOnlyPage):
             "facts": list(_facts(row)),
             "timeline": timeline(row, with_links=may_see_content(request)),
             "waiting_for": waiting_for(row),
-            "recipients": recipients[:_RECIPIENTS],
+            "remedy": remedy(row),
+            "bad_news": [(it, remedy_of(it)) for it in afterwards.bad_news(row)],
+            "refresh": 0 if row.status in lifecycle.FINAL else _REFRESH_SECONDS,
+            "recipients": rows(request, recipients[:_RECIPIENTS], row._state.db or "default"),
             "has_more_recipients": len(recipients) > _RECIPIENTS,
             "operations": possible(row) if may_operate(request) else [],
             "checkbox": helpers.ACTION_CHECKBOX_NAME,

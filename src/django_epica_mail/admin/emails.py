@@ -1,61 +1,63 @@
-"""The list of e-mails in the admin: its columns, its status badges and its search."""
+"""The list of e-mails in the admin: its rows, and what can be done to all that it matches."""
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any, ClassVar
-from uuid import UUID
 
 from django.contrib import admin
-from django.db import connections
-from django.db.models import Prefetch, Q, QuerySet
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import Prefetch, QuerySet
 from django.http import HttpRequest
+from django.template.response import TemplateResponse
+from django.urls import reverse
 from django.utils import timezone
-from django.utils.formats import localize
-from django.utils.html import format_html
+from django.utils.formats import date_format, localize
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from django.utils.timesince import timesince
+from django.utils.translation import gettext, pgettext
 from django.utils.translation import gettext_lazy as _
 
-from django_epica_mail.admin.base import BoundedPaginator, recent
+from django_epica_mail.admin.base import AtLeast, BoundedPaginator
+from django_epica_mail.admin.changelist import afterwards
+from django_epica_mail.admin.changelist.filters import FILTERS, StatusFilter
+from django_epica_mail.admin.changelist.search import search, tried
 from django_epica_mail.admin.detail import Detail
-from django_epica_mail.admin.filters import FILTERS
-from django_epica_mail.admin.operations import ACTIONS, OperatePermission
+from django_epica_mail.admin.operations import ACTIONS, OperatePermission, for_statuses
 from django_epica_mail.admin.previews import Previews
-from django_epica_mail.messages.addresses import canonical, is_complete
-from django_epica_mail.models import EmailLog, EmailQuerySet, EmailRecipient
-from django_epica_mail.rules import address_pattern
+from django_epica_mail.lifecycle import Status
+from django_epica_mail.models import EmailLog, EmailRecipient
 
 SEARCH_HELP = _(
-    "An id, a Message-ID in angle brackets, an address or the beginning of one (name@ or name*), "
-    "or words from the subject (of the newest 50,000 e-mails)."
+    "An id, a Message-ID, a provider's id, an address or its beginning, a domain, or words from "
+    "the subject."
 )
 _RECIPIENTS = 3
 """The list names this many recipients of an e-mail."""
 _LINE = 120
 """Characters of a subject in the list."""
-_MOST_LOOKED_UP = 1_000
-"""An address with more e-mails than this is searched for only among the newest."""
-_LAST = "\U0010ffff"
-"""Sorts after every other character."""
+
+
+class EmailList(ChangeList):
+    """A page of the list, whose e-mails know what happened to them after they were sent."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        """Fetch the e-mails of the page, and the outcomes of all of them at once."""
+        super().get_results(request)
+        mails = self.result_list = list(self.result_list)
+        if mails:
+            found = afterwards.of_each((it.pk for it in mails), mails[0]._state.db)
+            for mail in mails:
+                mail.afterwards = found.get(mail.pk)
 
 
 @admin.register(EmailLog)
 class EmailLogAdmin(OperatePermission, Previews, Detail):
     """The e-mails, newest first, without their content."""
 
-    list_display = (
-        "state",
-        "age",
-        "title",
-        "addressees",
-        "category",
-        "queue",
-        "transport",
-        "attempted",
-    )
-    list_display_links = ("title",)
+    list_display = ("state", "mail", "place", "age")
+    list_display_links = None  # the cell of the e-mail has the link, and text that can be copied
     list_filter = FILTERS
     actions = ACTIONS
     list_per_page = 50
@@ -77,38 +79,88 @@ class EmailLogAdmin(OperatePermission, Previews, Detail):
         rows = super().get_queryset(request).defer("envelope")
         return rows.prefetch_related(Prefetch("recipients", first, to_attr="first_recipients"))
 
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        """Return the class of a page of the list."""
+        return EmailList
+
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
         """Search by what the term looks like; results have no duplicates."""
         return search(queryset, search_term), False  # type: ignore[arg-type]
 
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> Any:
+        """Show the list, what a vain search tried, and the operations on all that matches."""
+        response = super().changelist_view(request, extra_context)
+        if isinstance(response, TemplateResponse) and "cl" in (response.context_data or {}):
+            context: Any = response.context_data
+            context.update(self._narrowed(request, context["cl"]))
+        return response
+
+    def _narrowed(self, request: HttpRequest, changelist: Any) -> dict[str, Any]:
+        """Return the context of a list that filters or a search have narrowed."""
+        active = [it for it in FILTERS if it.parameter_name in request.GET]
+        context: dict[str, Any] = {"active_filters": len(active)}
+        if changelist.query and not changelist.result_count:
+            context["tried"] = tried(changelist.query)
+        is_narrowed = active or changelist.query
+        is_bounded = changelist.result_count > 0 and not isinstance(
+            changelist.result_count, AtLeast
+        )
+        if is_narrowed and is_bounded and self.has_operate_permission(request):
+            seen = {mail.status for mail in changelist.result_list}
+            has_all = changelist.result_count == len(changelist.result_list)
+            is_of_one = StatusFilter.parameter_name in request.GET
+            context["matching"] = for_statuses(seen if has_all or is_of_one else Status.values)
+            context["first"] = changelist.result_list[0].pk
+        return context
+
     @admin.display(description=_("status"))
     def state(self, mail: EmailLog) -> SafeString:
-        return status_badge(mail)
+        """Return the status, what happened afterwards, and the reason of a failure."""
+        outcome = getattr(mail, "afterwards", None)
+        return format_html(
+            "{} {}{}",
+            status_badge(mail),
+            afterwards.badge(outcome) if outcome else "",
+            format_html('<span class="epica-under">{}</span>', why)
+            if (why := reason(mail))
+            else "",
+        )
 
-    @admin.display(description=_("subject"))
-    def title(self, mail: EmailLog) -> str:
-        return Truncator(mail.subject).chars(_LINE) or str(_("(no subject)"))
-
-    @admin.display(description=_("recipients"))
-    def addressees(self, mail: EmailLog) -> str:
+    @admin.display(description=_("e-mail"))
+    def mail(self, mail: EmailLog) -> SafeString:
+        """Return the subject, as a link to the e-mail's page, over its recipients."""
         addresses = [recipient.address for recipient in mail.first_recipients]  # type: ignore[attr-defined]
         more = ", …" if len(addresses) > _RECIPIENTS else ""
-        return ", ".join(addresses[:_RECIPIENTS]) + more
+        return format_html(
+            '<a class="epica-subject" dir="auto" href="{}">{}</a>'
+            '<span class="epica-under" dir="auto">{}</span>',
+            reverse("admin:epica_mail_emaillog_change", args=[mail.pk]),
+            Truncator(mail.subject).chars(_LINE) or gettext("(no subject)"),
+            ", ".join(addresses[:_RECIPIENTS]) + more,
+        )
 
-    @admin.display(description=_("attempts"))
-    def attempted(self, mail: EmailLog) -> int:
-        return mail.attempts
+    @admin.display(description=_("queue, transport, category"))
+    def place(self, mail: EmailLog) -> SafeString:
+        """Return where an e-mail waits and which way it goes, in small print."""
+        names = filter(None, (mail.queue, mail.transport, mail.category))
+        lines = ((name,) for name in names)
+        return format_html_join("", '<span class="epica-quiet">{}</span>', lines)
 
     @admin.display(description=_("age"))
     def age(self, mail: EmailLog) -> SafeString:
+        """Return when an e-mail was queued, by the clock and as its age."""
         at = timezone.localtime(mail.created_at)
+        is_today = at.date() == timezone.localdate()
         return format_html(
-            '<time datetime="{}" title="{}">{}</time>',
+            '<time datetime="{}" title="{}">{}</time><span class="epica-under">{}</span>',
             at.isoformat(),
             localize(at),
-            timesince(mail.created_at, depth=1),
+            date_format(at, "H:i" if is_today else "j M H:i"),
+            pgettext("age", "%(time)s ago") % {"time": timesince(mail.created_at, depth=1)},
         )
 
 
@@ -119,54 +171,7 @@ def status_badge(mail: EmailLog) -> SafeString:
     )
 
 
-def search(rows: EmailQuerySet, term: str) -> EmailQuerySet:
-    """Return the ``rows`` that match a search term; its form decides what is searched."""
-    term = term.strip()
-    if not term:
-        return rows
-    if (pk := _uuid(term)) is not None:
-        return rows.filter(pk=pk)
-    if term.startswith("<") and term.endswith(">"):
-        return rows.filter(message_id=term)
-    if term.startswith("@"):
-        return _to(recent(rows), Q(address__endswith=address_pattern(term)))
-    if is_complete(address := canonical(term)):
-        return _addressed(rows, address)
-    if " " not in term and ("@" in term or term.endswith("*")):
-        return _addressed(rows, address_pattern(term).rstrip("*"))
-    words = (Q(subject__icontains=word) for word in term.split())
-    return recent(rows).filter(reduce(Q.__and__, words))
-
-
-def _uuid(term: str) -> UUID | None:
-    try:
-        return UUID(term)
-    except ValueError:
-        return None
-
-
-def _addressed(rows: EmailQuerySet, beginning: str) -> EmailQuerySet:
-    condition = _starts_with(beginning, rows.db)
-    recipients = EmailRecipient.objects.using(rows.db).filter(condition).order_by()
-    ids = list(recipients.values_list("email_id", flat=True)[: _MOST_LOOKED_UP + 1])
-    if len(ids) <= _MOST_LOOKED_UP:
-        return rows.filter(pk__in=set(ids))
-    return _to(recent(rows), condition)
-
-
-def _to(rows: EmailQuerySet, condition: Q) -> EmailQuerySet:
-    """Return the recent ``rows`` with a recipient that meets a condition."""
-    recipients = recent(EmailLog.objects.using(rows.db)).filter(
-        pk__in=EmailRecipient.objects.using(rows.db).filter(condition).values("email")
-    )
-    return rows.filter(pk__in=recipients.values("pk"))
-
-
-def _starts_with(text: str, using: str) -> Q:
-    """Return a condition on the beginning of an address that the database's index can serve."""
-    vendor = connections[using].vendor
-    if vendor == "mysql":  # where ``startswith`` is LIKE BINARY, which cannot use the index
-        return Q(address__istartswith=text)
-    if vendor == "sqlite":  # where LIKE cannot use the index
-        return Q(address__gte=text, address__lt=text + _LAST)
-    return Q(address__startswith=text)
+def reason(mail: EmailLog) -> str:
+    """Return why the last attempt failed, with the reply code; empty if none failed."""
+    words = [mail.get_failure_kind_display() if mail.failure_kind else "", mail.failure_code]
+    return ", ".join(str(it) for it in words if it)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,13 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext, pgettext_lazy
 
-from django_epica_mail import lifecycle, outbox
+from django_epica_mail import clock, lifecycle, outbox
+from django_epica_mail.admin import confirmation
 from django_epica_mail.admin.base import MOST, may_operate
 from django_epica_mail.admin.export import export
 from django_epica_mail.lifecycle import Status
@@ -29,10 +31,15 @@ if TYPE_CHECKING:
     from django_stubs_ext import StrOrPromise
 
 
-_SHOWN = 10
-"""The confirmation lists at most this many of the chosen e-mails."""
 DETAIL = "from_detail"
 """The form field that asks to return to the e-mail's own page."""
+LOGGED = "Operation: "
+"""How the admin's log begins to say which operation was run, and why."""
+_NOTE = 200
+"""Characters of a reason that the admin's log keeps."""
+
+PRIMARY, SECONDARY, DANGEROUS = "primary", "secondary", "dangerous"
+"""How an operation is ranked: what is wanted first, what may be, and what takes something away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,8 @@ class Operation:
     run: Callable[[list[UUID]], Any]
     """Performs the operation; returns the number of e-mails changed, or a response."""
     needs_content: bool = False
+    rank: str = SECONDARY
+    """Of ``PRIMARY``, ``SECONDARY`` and ``DANGEROUS``."""
 
 
 def _cancel(ids: list[UUID]) -> int:
@@ -70,6 +79,7 @@ OPERATIONS = (
         sources=lifecycle.REQUEUE.sources,
         run=outbox.requeue,
         needs_content=True,
+        rank=PRIMARY,
     ),
     Operation(
         name="cancel",
@@ -77,6 +87,7 @@ OPERATIONS = (
         effect=_("They are withdrawn and not sent, unless a worker is already sending them."),
         sources=lifecycle.CANCEL.sources,
         run=_cancel,
+        rank=DANGEROUS,
     ),
     Operation(
         name="send_now",
@@ -84,6 +95,7 @@ OPERATIONS = (
         effect=_("They become due now; a pause or rate limit still applies."),
         sources=lifecycle.CLAIMABLE,
         run=outbox.send_now,
+        rank=PRIMARY,
     ),
     Operation(
         name="send_again",
@@ -99,6 +111,7 @@ OPERATIONS = (
         effect=_("They count as sent."),
         sources=frozenset({Status.UNKNOWN}),
         run=partial(outbox.decide, verdict=outbox.Verdict.ARRIVED),
+        rank=PRIMARY,
     ),
     Operation(
         name="decide_resend",
@@ -114,6 +127,7 @@ OPERATIONS = (
         effect=_("They count as failed, and are not sent again."),
         sources=frozenset({Status.UNKNOWN}),
         run=partial(outbox.decide, verdict=outbox.Verdict.WRITE_OFF),
+        rank=DANGEROUS,
     ),
     Operation(
         name="export_csv",
@@ -125,13 +139,36 @@ OPERATIONS = (
 )
 
 
+BY_NAME = {operation.name: operation for operation in OPERATIONS}
+_RANKS = (PRIMARY, SECONDARY, DANGEROUS)
+
+
 def possible(mail: EmailLog) -> list[Operation]:
-    """Return the operations that apply to an e-mail; its envelope must not be deferred."""
-    return [
+    """Return the operations that change something, ranked; the envelope must not be deferred."""
+    return _ranked(
         operation
         for operation in OPERATIONS
-        if mail.status in operation.sources and (mail.envelope or not operation.needs_content)
-    ]
+        if mail.status in operation.sources
+        and (mail.envelope or not operation.needs_content)
+        and not _is_idle(operation, mail)
+    )
+
+
+def for_statuses(statuses: Collection[str]) -> list[Operation]:
+    """Return the operations that apply to e-mails of any of these statuses, ranked."""
+    return _ranked(it for it in OPERATIONS if not it.sources.isdisjoint(statuses))
+
+
+def _is_idle(operation: Operation, mail: EmailLog) -> bool:
+    """Return whether an operation would do nothing, or what another one is made for."""
+    if operation.name == "send_now":  # it is due already
+        return mail.due_at <= timezone.now() + clock.offset
+    # To queue again what may have arrived is to resend it, which is a decision of its own.
+    return operation.name == "requeue" and mail.status == Status.UNKNOWN
+
+
+def _ranked(operations: Iterable[Operation]) -> list[Operation]:
+    return sorted(operations, key=lambda it: _RANKS.index(it.rank))
 
 
 class OperatePermission:
@@ -165,9 +202,8 @@ def _operate(
     """Ask for confirmation or, once confirmed, act; ``None`` returns to the list."""
     plain = rows.order_by("-pk").prefetch_related(None)
     if operation.needs_content:
-        chosen = list(plain.exclude(envelope="").values_list("pk", "status")[: MOST + 1])
-    else:
-        chosen = list(plain.values_list("pk", "status")[: MOST + 1])
+        plain = plain.exclude(envelope="")
+    chosen = list(plain.values_list(*confirmation.COLUMNS)[: MOST + 1])
     if len(chosen) > MOST:
         too_many = _(
             "At most %(most)s e-mails can be chosen at once. Narrow them down with the filters, "
@@ -177,13 +213,18 @@ def _operate(
             request, too_many % {"most": number_format(MOST, force_grouping=True)}, messages.ERROR
         )
         return None
-    ids = [pk for pk, status in chosen if status in operation.sources]
+    rows_of_reasons = [confirmation.Chosen(*it) for it in chosen]
+    wanted = [it for it in rows_of_reasons if it.status in operation.sources]
+    is_confirmed = request.POST.get("confirmed") == "yes"
+    if is_confirmed:
+        wanted = confirmation.confirmed(request.POST, wanted)
+    ids = [it.pk for it in wanted]
     if not ids:
         none = _("“%(label)s” applies to none of the chosen e-mails.") % {"label": operation.label}
         model_admin.message_user(request, none, messages.WARNING)
         return _back(request)
-    if request.POST.get("confirmed") != "yes":
-        return _confirmation(operation, model_admin, request, rows, ids)
+    if not is_confirmed:
+        return _confirmation(operation, model_admin, request, rows, wanted)
     done = operation.run(ids)
     _log(request, operation, ids)
     if isinstance(done, HttpResponseBase):
@@ -207,21 +248,19 @@ def _confirmation(
     model_admin: admin.ModelAdmin[Any],
     request: HttpRequest,
     rows: EmailQuerySet,
-    ids: Sequence[UUID],
+    wanted: Sequence[confirmation.Chosen],
 ) -> TemplateResponse:
     everything = request.POST.get("select_across") == "1"
     selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
-    shown = list(rows.filter(pk__in=ids[:_SHOWN]))
     statuses = Counter(rows.filter(pk__in=selected).values_list("status", flat=True))
     context = {
         **model_admin.admin_site.each_context(request),
+        **confirmation.page(rows, wanted),
         "opts": model_admin.opts,
         "title": operation.label,
         "operation": operation,
-        "count": len(ids),
-        "skipped": 0 if everything else sum(statuses.values()) - len(ids),
-        "shown": shown,
-        "more": len(ids) - len(shown),
+        "count": len(wanted),
+        "skipped": 0 if everything else sum(statuses.values()) - len(wanted),
         "selected": selected[:1] if everything else selected,
         "select_across": int(everything),
         "checkbox": helpers.ACTION_CHECKBOX_NAME,
@@ -232,13 +271,14 @@ def _confirmation(
 
 
 def _log(request: HttpRequest, operation: Operation, ids: Sequence[UUID]) -> None:
-    """Record in the admin's log who ran which operation on which e-mails.
+    """Record in the admin's log who ran which operation on which e-mails, and why.
 
     Logs all ids passed to ``run``, including those it did not change.
     """
+    note = " ".join(request.POST.get("note", "").replace("\0", "").split())[:_NOTE]
     LogEntry.objects.log_actions(
         str(request.user.pk),
         [EmailLog(pk=pk) for pk in ids],
         CHANGE,
-        f"Operation: {operation.name}",
+        f"{LOGGED}{operation.name}" + (f": {note}" if note else ""),
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
+from os.path import splitext
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -9,6 +12,8 @@ from django.conf import settings
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
+from django.template import Context, Engine, TemplateDoesNotExist, engines
+from django.template.backends.django import DjangoTemplates
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import translation
@@ -19,6 +24,8 @@ from django_epica_mail import conf
 from django_epica_mail.admin.content import frame, sandboxed
 from django_epica_mail.admin.detail import may_see_content
 from django_epica_mail.queueing import render
+
+_SUFFIXES = (".txt", ".html")
 
 
 class Chosen(NamedTuple):
@@ -63,8 +70,8 @@ class Previews(admin.ModelAdmin):  # type: ignore[type-arg]
             **self.admin_site.each_context(request),
             "opts": self.opts,
             "title": _("Template previews"),
-            "templates": sorted(conf.get().previews),
-            "languages": [(code, _(name)) for code, name in settings.LANGUAGES],
+            "templates": [_choice(name, request, chosen) for name in sorted(conf.get().previews)],
+            "languages": [_language(code, name, chosen) for code, name in settings.LANGUAGES],
             "chosen": chosen,
             **(_rendered(request, chosen) if chosen else {}),
         }
@@ -95,17 +102,81 @@ def _chosen(request: HttpRequest) -> Chosen | None:
     return Chosen(template, language)
 
 
+def _choice(name: str, request: HttpRequest, chosen: Chosen | None) -> tuple[str, str, bool]:
+    """Return a template, the query string of its preview, and whether it is shown."""
+    language = request.GET.get("language", "")
+    return name, Chosen(name, language).query, chosen is not None and chosen.template == name
+
+
+def _language(code: str, name: str, chosen: Chosen | None) -> tuple[str, str, bool]:
+    """Return the same of a language; without a chosen template there is no query string."""
+    query = Chosen(chosen.template, code).query if chosen else ""
+    return str(_(name)), query, chosen is not None and chosen.language == code
+
+
+class _Wanted(str):
+    """What an engine takes for missing variables: nothing, and notes their names."""
+
+    names: set[str]
+
+    def __new__(cls) -> _Wanted:
+        self = super().__new__(cls, "%s")  # by which an engine sees that it wants the name
+        self.names = set()
+        return self
+
+    def __mod__(self, variable: Any) -> str:
+        self.names.add(str(variable))
+        return ""
+
+
+def _missing(chosen: Chosen, values: Mapping[str, Any]) -> list[str]:
+    """Return the variables that a template asked for and did not get, by an engine of its own.
+
+    Only Django's template language says so. What ``if`` and ``for`` ask about may be missing.
+    """
+    wanted = _Wanted()
+    base = splitext(chosen.template)[0] if chosen.template.endswith(_SUFFIXES) else chosen.template
+    for backend in engines.all():
+        if not isinstance(backend, DjangoTemplates):
+            continue
+        origin = backend.engine
+        engine = Engine(
+            dirs=origin.dirs,
+            app_dirs=origin.app_dirs,
+            loaders=None if origin.app_dirs else origin.loaders,
+            libraries=origin.libraries,
+            builtins=origin.builtins,
+            string_if_invalid=wanted,
+        )
+        for suffix in ("_subject.txt", *_SUFFIXES):
+            with suppress(TemplateDoesNotExist):
+                engine.get_template(f"{base}{suffix}").render(Context(dict(values)))
+    return sorted(wanted.names)
+
+
 def _rendered(request: HttpRequest, chosen: Chosen) -> dict[str, Any]:
     try:
-        mail = _render(chosen)
+        with render.speaking(chosen.language):
+            values = _values(chosen)
+            mail = render.render(chosen.template, values)
+            missing = _missing(chosen, values)
     except Exception as error:  # noqa: BLE001 - an unfinished template; the page shows why
         return {"problem": f"{type(error).__name__}: {error}"}
     source = f"{reverse('admin:epica_mail_emaillog_preview')}?{chosen.query}"
-    return {"rendered": mail, "frame": frame(request, source) if mail.html else None}
+    return {
+        "rendered": mail,
+        "missing": missing,
+        "frame": frame(request, source) if mail.html else None,
+    }
 
 
 def _render(chosen: Chosen) -> render.Rendered:
-    context = conf.get().previews[chosen.template]
     with render.speaking(chosen.language):
-        values = import_string(context)() if isinstance(context, str) else context
-        return render.render(chosen.template, values)
+        return render.render(chosen.template, _values(chosen))
+
+
+def _values(chosen: Chosen) -> Mapping[str, Any]:
+    """Return the sample context of a template."""
+    context = conf.get().previews[chosen.template]
+    values: Mapping[str, Any] = import_string(context)() if isinstance(context, str) else context
+    return values

@@ -111,8 +111,15 @@ def reason(batch: EmailBatch, index: int) -> str:
 
     Raises ``MissingKey`` if none of the site's keys decrypts it.
     """
-    sealed = next((it["reason"] for it in batch.refused if it["index"] == index), "")
-    return encryption.unseal(sealed, encryption.refusal_of(batch.pk, index)) if sealed else ""
+    entry = next((it for it in batch.refused if it["index"] == index), None)
+    return reason_of(batch, entry) if entry else ""
+
+
+@sensitive_variables()
+def reason_of(batch: EmailBatch, entry: dict[str, Any]) -> str:
+    """Return what ``reason`` does, for an entry of ``batch.refused``."""
+    sealed, place = entry["reason"], encryption.refusal_of(batch.pk, entry["index"])
+    return encryption.unseal(sealed, place) if sealed else ""
 
 
 def _stored(entry: object, files: dict[str, Any] | None) -> Any:

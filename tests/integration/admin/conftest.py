@@ -41,7 +41,7 @@ def listed(superuser: Client) -> Any:
 
     def subjects(**parameters: Any) -> list[str]:
         html = html_of(superuser, "emaillog_changelist", **parameters)
-        return re.findall(r"field-title[^>]*><a[^>]*>([^<]*)</a>", html)
+        return re.findall(r'class="epica-subject"[^>]*>([^<]*)</a>', html)
 
     return subjects
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from typing import Any
 
 import pytest
 
+from django_epica_mail.clock import uuid7
 from django_epica_mail.models import EmailBatch, EmailLog
 from django_epica_mail.queueing import bulk
 from tests.integration.admin.pages import client_of, html_of, url
@@ -36,7 +39,8 @@ def test_a_call_that_waits_for_a_worker_shows_no_progress(superuser) -> None:
 
 def test_the_page_lists_refused_entries_with_reasons(superuser, batch) -> None:
     html = html_of(superuser, "emailbatch_change", batch.pk)
-    assert "<td>2</td><td>ValueError</td><td>draft._draft</td><td>ValueError: " in html
+    assert "<td>1</td><td>ValueError</td><td>draft._draft</td><td>2</td>" in html
+    assert 'dir="ltr">ValueError: ' in html
     assert f"?batch={batch.pk}" in html
 
 
@@ -74,3 +78,51 @@ def test_the_reasons_quote_entries_so_only_readers_of_content_see_them(site) -> 
     assert "secret.example" not in html_of(viewer, "emailbatch_change", batch.pk)
     reader = client_of("view_emailbatch", "view_content")
     assert "secret.example" in html_of(reader, "emailbatch_change", batch.pk)
+
+
+def test_batches_are_listed_and_found_by_a_subject(superuser, batch) -> None:
+    other = EmailBatch.objects.create()
+    html = html_of(superuser, "emailbatch_changelist")
+    assert f'{url("emailbatch_change", batch.pk)}">News</a>' in html
+    mail = EmailLog.objects.filter(batch=batch).first()
+    for term in ("news", str(batch.pk), str(mail.pk)):
+        found = html_of(superuser, "emailbatch_changelist", q=term)
+        assert url("emailbatch_change", batch.pk) in found, term
+        assert url("emailbatch_change", other.pk) not in found, term
+    assert "0 e-mail batches" in html_of(superuser, "emailbatch_changelist", q="nothing like it")
+
+
+def test_subjects_are_only_for_those_who_may_see_the_mails(site, batch) -> None:
+    viewer = client_of("view_emailbatch")
+    html = html_of(viewer, "emailbatch_changelist")
+    assert str(batch.pk) in html
+    assert "News" not in html
+    assert url("emailbatch_change", batch.pk) not in html_of(
+        viewer, "emailbatch_changelist", q="news"
+    )
+    assert "News" not in html_of(viewer, "emailbatch_change", batch.pk)
+
+
+def test_refused_entries_are_grouped_by_reason(superuser) -> None:
+    entry: dict[str, Any] = {"subject": "News", "message": "B", "from_email": None}
+    entries: list[Any] = [{**entry, "recipient_list": []} for _ in range(12)]
+    entries.append("no dict")
+    batch = bulk.expand(bulk.submit(entries).pk)
+    html = html_of(superuser, "emailbatch_change", batch.pk)
+    indexes = ", ".join(map(str, range(10)))
+    assert f"<td>12</td><td>ValueError</td><td>draft._draft</td><td>{indexes}, …</td>" in html
+    assert "<td>1</td><td>TypeError</td><td>bulk._named</td><td>12</td>" in html
+
+
+def test_refused_entries_are_a_file_for_readers_of_content(site) -> None:
+    entry = {"subject": "S", "message": "M", "recipient_list": "=ann@secret.example"}
+    batch = bulk.expand(bulk.submit([entry, entry]).pk)
+    page = url("emailbatch_refused", batch.pk)
+    assert client_of("view_emailbatch").get(page).status_code == 403
+    assert client_of("view_content").get(page).status_code == 403
+    reader = client_of("view_emailbatch", "view_content")
+    answer = reader.get(page)
+    rows = list(csv.DictReader(io.StringIO(answer.getvalue().decode("utf-8-sig"))))
+    assert [row["index"] for row in rows] == ["0", "1"]
+    assert "secret.example" in rows[1]["reason"]
+    assert reader.get(url("emailbatch_refused", uuid7())).status_code == 404

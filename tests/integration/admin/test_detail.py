@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from pathlib import Path
+
 import pytest
 from cryptography.fernet import Fernet
 from django.core.mail import EmailMessage, EmailMultiAlternatives
+from django.utils import timezone
 
+import django_epica_mail
 from devservers.smtp_faults import refuse
 from django_epica_mail import outbox
+from django_epica_mail.admin.operations import possible
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailAttachment, EmailLog
 from tests.integration.admin.pages import client_of, html_of, url
+
+LATER = timezone.now() + timedelta(days=1)
 
 
 def test_a_viewer_sees_recipients_and_data_but_no_content(viewer, letter) -> None:
@@ -146,8 +154,8 @@ def test_an_unknown_id_redirects(viewer, pk) -> None:
 
 def test_the_number_of_queries_is_bounded(reader, letter, django_assert_num_queries) -> None:
     # The user and its permissions (2); the mail, attempts, gates, recipients, attachments and
-    # provider events.
-    with django_assert_num_queries(9):
+    # provider events, bad news, and the admin's log (2).
+    with django_assert_num_queries(12):
         html_of(reader, "emaillog_change", letter.pk)
 
 
@@ -169,3 +177,38 @@ def test_html_is_shown_without_inline_images_that_somebody_replaced(reader) -> N
     log = outbox.enqueue(message, transport="smtp")
     EmailAttachment.objects.update(content=b"evil", size=4)
     assert "words" in html_of(reader, "emaillog_html", log.pk)
+
+
+def test_the_page_renews_itself_until_the_mail_has_ended(viewer, smtp, queue_mail, deliver) -> None:
+    mail = queue_mail()
+    html = html_of(viewer, "emaillog_change", mail.pk)
+    assert 'data-refresh="3"' in html
+    assert "epica_mail/live.js" in html
+    deliver()
+    html = html_of(viewer, "emaillog_change", mail.pk)
+    assert "data-refresh" not in html
+    assert "live.js" not in html
+
+
+def test_scripts_stay_small() -> None:
+    folder = Path(django_epica_mail.__file__).parent / "static" / "epica_mail"
+    assert sum(path.stat().st_size for path in folder.glob("*.js")) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("values", "offered"),
+    [
+        ({"status": "queued"}, ["export_csv", "cancel"]),
+        ({"status": "queued", "due_at": LATER}, ["send_now", "export_csv", "cancel"]),
+        ({"status": "failed"}, ["requeue", "send_again", "export_csv"]),
+        (
+            {"status": "unknown"},
+            ["decide_arrived", "decide_resend", "export_csv", "cancel", "decide_write_off"],
+        ),
+    ],
+)
+def test_only_what_does_something_is_offered_by_rank(queue_mail, values, offered) -> None:
+    mail = queue_mail()
+    for name, value in values.items():
+        setattr(mail, name, value)
+    assert [it.name for it in possible(mail)] == offered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def reader(site: None, settings: Any, epica_mail: Callable[..., None], tmp_path:
 def test_templates_with_a_sample_context_are_offered(reader) -> None:
     text = html_of(reader, PREVIEWS)
     for name in ("greeting", "broken", "emails/welcome"):
-        assert f'<option value="{name}">' in text
+        assert f'">{name}</a></li>' in text
     assert "secret" not in text
 
 
@@ -93,3 +94,21 @@ def test_an_invalid_setting_is_refused(value) -> None:
 
     with pytest.raises(ImproperlyConfigured, match="PREVIEWS"):
         conf.parse({"PREVIEWS": value})
+
+
+def test_a_template_is_one_click_away_and_says_what_it_missed(reader, epica_mail, tmp_path) -> None:
+    epica_mail(PREVIEWS={"hello": {"name": "Ayşe", "order": {"number": 7}}})
+    (tmp_path / "hello.txt").write_text(
+        "{{ name }} {{ order.number }} {{ order.total }} {{ nobody }}{% if vip %}!{% endif %}"
+    )
+    (tmp_path / "hello_subject.txt").write_text("Order {{ title }}")
+    (link,) = re.findall(r'<a href="\?(template=hello[^"]*)"', html_of(reader, PREVIEWS))
+    text = reader.get(f"{url(PREVIEWS)}?{link.replace('&amp;', '&')}").content.decode()
+    assert "Ayşe 7" in text
+    missing = re.findall(r'<li><code dir="ltr">([^<]*)</code>', text)
+    assert missing == ["nobody", "order.total", "title"]
+
+
+def test_a_template_that_gets_everything_has_no_notice(reader) -> None:
+    html = html_of(reader, PREVIEWS, template="emails/welcome", language="en")
+    assert "did not get them" not in html

@@ -61,6 +61,7 @@ PAGES = [
     ),
     Page("emaillog_html", READ, args=("emaillog",)),
     Page("emaillog_raw", READ, args=("emaillog",)),
+    Page("emailbatch_refused", READ, args=("emailbatch",)),
     Page("emaillog_attachment", READ, args=("emaillog", "attachment")),
     Page("emaillog_previews", READ),
     Page("emaillog_preview", READ, data={"template": "emails/welcome", "language": "en"}),

@@ -9,12 +9,12 @@ from django.utils import timezone
 
 from devservers.smtp_faults import refuse
 from django_epica_mail import outbox
-from django_epica_mail.admin.timeline import timeline, waiting_for
+from django_epica_mail.admin.mail_page.timeline import timeline, waiting_for
 from django_epica_mail.delivery import gates
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailEvent, EmailLog
 from django_epica_mail.retry import Failure, Kind
-from tests.integration.admin.pages import html_of
+from tests.integration.admin.pages import html_of, url
 
 
 def positions(html: str, texts: tuple[str, ...]) -> list[int]:
@@ -52,7 +52,7 @@ def test_a_failed_mail_ends_with_its_status_and_kind(smtp, queue_mail, deliver) 
 
 
 def test_only_the_newest_attempts_are_shown(queue_mail, monkeypatch) -> None:
-    monkeypatch.setattr("django_epica_mail.admin.timeline._ATTEMPTS", 2)
+    monkeypatch.setattr("django_epica_mail.admin.mail_page.timeline._ATTEMPTS", 2)
     mail = queue_mail()
     for number in (1, 2, 3):
         mail.delivery_attempts.create(
@@ -81,7 +81,7 @@ def test_events_of_a_provider_are_part_of_the_history(viewer, smtp, queue_mail, 
         address="to@example.com",
         reply="550 mailbox unavailable",
     )
-    html = html_of(viewer, "emaillog_change", mail.pk)
+    html = html_of(viewer, "emaillog_change", mail.pk).partition('class="epica-timeline"')[2]
     texts = ("Queued", "Attempt 1: accepted", "Bounced", "amazon_ses", "550 mailbox unavailable")
     found = positions(html, texts)
     assert found == sorted(found)
@@ -158,3 +158,31 @@ def test_a_decision_by_evidence_is_told_with_its_evidence(queue_mail, epica_mail
     )
     [event] = [it for it in timeline(log, with_links=False) if it.tone == "unknown"]
     assert (event.facts, event.reply) == (["epica_mail", "refused"], "no such message")
+
+
+def test_deeds_of_people_are_part_of_the_history(superuser, viewer, queue_mail) -> None:
+    mail, other = queue_mail(), queue_mail()
+    form = {"action": "cancel", "_selected_action": [mail.pk], "confirmed": "yes"}
+    superuser.post(url("emaillog_changelist"), {**form, "note": " the order\0  was <b>changed "})
+    (deed,) = (it for it in timeline(mail, with_links=False) if it.tone == "person")
+    assert (deed.title, deed.facts) == ("root: Cancel", ["the order was <b>changed"])
+    assert "root: Cancel" in html_of(viewer, "emaillog_change", mail.pk)
+    assert not [it for it in timeline(other, with_links=False) if it.tone == "person"]
+
+
+def test_deeds_are_searched_among_the_newest(superuser, queue_mail, monkeypatch) -> None:
+    monkeypatch.setattr("django_epica_mail.admin.mail_page.timeline._DEEDS_SEARCHED", 2)
+    mails = [queue_mail() for _ in range(3)]
+    for mail in mails:
+        form = {"action": "cancel", "_selected_action": [mail.pk], "confirmed": "yes"}
+        superuser.post(url("emaillog_changelist"), form)
+    seen = [any(it.tone == "person" for it in timeline(m, with_links=False)) for m in mails]
+    assert seen == [False, True, True]
+
+
+def test_the_ids_of_the_provider_are_shown(viewer, queue_mail) -> None:
+    mail = queue_mail()
+    mail.delivery_attempts.create(
+        number=1, transport="ses", created_at=timezone.now(), provider_id="0100-ses"
+    )
+    assert "provider&#x27;s id 0100-ses" in html_of(viewer, "emaillog_change", mail.pk)

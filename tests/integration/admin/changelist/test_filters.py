@@ -124,7 +124,7 @@ def test_only_the_newest_batches_are_offered(superuser, queue_mail) -> None:
 
 
 def test_only_categories_of_recent_mail_are_offered(superuser, queue_mail, monkeypatch) -> None:
-    monkeypatch.setattr("django_epica_mail.admin.filters._CATEGORIES_OF", 2)
+    monkeypatch.setattr("django_epica_mail.admin.changelist.filters._CATEGORIES_OF", 2)
     for category in ("old", "news", "orders"):
         queue_mail(category=category)
     html = html_of(superuser, "emaillog_changelist")

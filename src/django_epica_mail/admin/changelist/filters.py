@@ -7,7 +7,7 @@ scanning the table.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -20,9 +20,11 @@ from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail import clock
 from django_epica_mail.admin.base import recent
+from django_epica_mail.admin.changelist import afterwards, links
 from django_epica_mail.clock import lowest_id_at
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.models import EmailBatch, EmailLog, EmailQuerySet
+from django_epica_mail.models import EmailBatch, EmailLog, EmailQuerySet, EmailTotal
+from django_epica_mail.monitoring import totals
 from django_epica_mail.retry import Kind
 from django_epica_mail.rules import LEVELS
 
@@ -110,6 +112,52 @@ class FailureFilter(Filter):
         return rows.filter(failure_kind=value)
 
 
+class CodeFilter(Filter):
+    """The reply code of the last failure; 0 is none.
+
+    The codes on offer are those that the sweep has counted, which takes a minute.
+    """
+
+    title = _("reply code")
+    parameter_name = "code"
+
+    def offered(self, rows: EmailQuerySet) -> Iterator[tuple[str, Any]]:
+        counted = EmailTotal.objects.using(rows.db).filter(
+            hour=totals.ALL_TIME, event=EmailTotal.Event.FAILED
+        )
+        codes = set(counted.order_by().values_list("failure_code", flat=True))
+        yield from ((str(code), str(code)) for code in sorted(codes - {0}))
+        if 0 in codes:
+            yield links.NO_CODE, _("without a code")
+
+    def narrow(self, rows: EmailQuerySet, value: str) -> EmailQuerySet:
+        failed = rows.filter(failure_kind__in=Kind.values)
+        if value == links.NO_CODE:
+            return failed.filter(failure_code__isnull=True)
+        if not (value.isascii() and value.isdigit() and len(value) == 3):
+            return rows.none()
+        return failed.filter(failure_code=int(value))
+
+
+class AfterwardsFilter(Filter):
+    """What happened to an e-mail after it was sent."""
+
+    title = _("after sending")
+    parameter_name = "after"
+
+    def offered(self, rows: EmailQuerySet) -> Iterator[tuple[str, Any]]:
+        yield from ((it.kind.value, it.kind.label) for it in afterwards.OUTCOMES)
+
+    def narrow(self, rows: EmailQuerySet, value: str) -> EmailQuerySet:
+        outcome = afterwards.BY_KIND.get(value)
+        if outcome is None:
+            return rows.none()
+        events = afterwards.believed(rows.db).filter(kind=value)
+        # What is rare is found by its events; of what is frequent, the newest e-mails will do.
+        found = rows.filter(pk__in=events.values("email"))
+        return found if outcome.is_rare else recent(found)
+
+
 class QueueFilter(Filter):
     """The queue that e-mails wait in, or waited in."""
 
@@ -185,15 +233,57 @@ class PeriodFilter(Filter):
         return rows.filter(pk__gte=lowest_id_at(timezone.now() - period))
 
 
+class EndedFilter(Filter):
+    """When an e-mail ended: a period until now, or the interval that a link names."""
+
+    title = _("ended within")
+    parameter_name = "ended"
+
+    def offered(self, rows: EmailQuerySet) -> Iterator[tuple[str, Any]]:
+        yield from ((value, label) for value, (label, _period) in _PERIODS.items())
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        """Yield the choices, and the interval of a link that none of them names."""
+        yield from super().choices(changelist)
+        value = self.value()
+        if value not in (None, *_PERIODS) and (span := links.bounds(value or "")):
+            yield {
+                "selected": True,
+                "query_string": changelist.get_query_string(),
+                "display": _span(*span),
+            }
+
+    def narrow(self, rows: EmailQuerySet, value: str) -> EmailQuerySet:
+        if value in _PERIODS:
+            span: Any = timezone.now() - _PERIODS[value][1], None
+        elif (span := links.bounds(value)) is None:
+            return rows.none()
+        since, until = span
+        # The index of the ends begins with the kind of failure.
+        ended = rows.filter(failure_kind__in=["", *Kind.values], finished_at__isnull=False)
+        if since is not None:
+            ended = ended.filter(finished_at__gte=since)
+        return ended if until is None else ended.filter(finished_at__lt=until)
+
+
 FILTERS = (
     StatusFilter,
+    AfterwardsFilter,
     FailureFilter,
+    CodeFilter,
+    EndedFilter,
     QueueFilter,
     TransportFilter,
     CategoryFilter,
     BatchFilter,
     PeriodFilter,
 )
+
+
+def _span(since: datetime | None, until: datetime | None) -> str:
+    """Return an interval in the words of a reader, in the current time zone."""
+    first, last = (localize(timezone.localtime(it)) if it else "…" for it in (since, until))
+    return f"{first} - {last}"
 
 
 def _hop(rows: EmailQuerySet, column: str) -> Iterator[str]:

@@ -8,11 +8,14 @@ from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from django.contrib.admin.models import LogEntry
+from django.contrib.contenttypes.models import ContentType
 from django.utils import timezone
 from django.utils.formats import localize
 from django.utils.translation import gettext as _
 
 from django_epica_mail import clock, conf, lifecycle
+from django_epica_mail.admin import operations
 from django_epica_mail.delivery import gates
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog
@@ -26,11 +29,17 @@ _ATTEMPTS = 100
 """At most this many attempts are shown, the newest."""
 _EVENTS = 100
 """At most this many of a provider's events are shown, the newest."""
-_BAD_NEWS = (
-    EmailEvent.Kind.BOUNCED,
-    EmailEvent.Kind.REJECTED,
-    EmailEvent.Kind.FAILED,
-    EmailEvent.Kind.COMPLAINED,
+_DEEDS = 100
+"""At most this many deeds of people are shown, the newest."""
+_DEEDS_SEARCHED = 50_000
+"""They are searched for among this many of the newest entries of the admin's log."""
+_BAD_NEWS = frozenset(
+    {
+        EmailEvent.Kind.BOUNCED,
+        EmailEvent.Kind.REJECTED,
+        EmailEvent.Kind.FAILED,
+        EmailEvent.Kind.COMPLAINED,
+    }
 )
 _TONES: dict[str, Status] = {
     **dict.fromkeys((it.value for it in _BAD_NEWS), Status.FAILED),
@@ -135,6 +144,7 @@ def _attempt(attempt: DeliveryAttempt) -> Event:
     ]
     if attempt.seconds is not None:
         facts.append(_("took %(seconds)s s") % {"seconds": localize(round(attempt.seconds, 3))})
+    facts += _provider_id(attempt)
     return Event(
         at=attempt.created_at,
         title=title,
@@ -153,9 +163,39 @@ def _events(mail: EmailLog) -> Iterator[Event]:
             at=event.at,
             title=event.get_kind_display().capitalize(),
             tone=_TONES.get(event.kind, Status.SENT),
-            facts=[fact for fact in facts if fact],
+            facts=[*(fact for fact in facts if fact), *_provider_id(event)],
             link=event.url,
             reply=event.reply,
+        )
+
+
+def _provider_id(row: DeliveryAttempt | EmailEvent) -> list[StrOrPromise]:
+    return [_("provider's id %(id)s") % {"id": row.provider_id}] if row.provider_id else []
+
+
+def _deeds(mail: EmailLog) -> Iterator[Event]:
+    """Yield what people did to an e-mail in the admin, among the newest deeds of all.
+
+    The admin's log has no index by row, so older entries are not looked for.
+    """
+    log = LogEntry.objects.order_by("-pk")
+    oldest = log.values_list("pk", flat=True)[_DEEDS_SEARCHED - 1 : _DEEDS_SEARCHED].first()
+    found = log.filter(
+        content_type=ContentType.objects.get_for_model(EmailLog),
+        object_id=str(mail.pk),
+        change_message__startswith=operations.LOGGED,
+        pk__gte=oldest or 0,
+    )
+    for entry in found.select_related("user")[:_DEEDS]:
+        name, _colon, why = entry.change_message.removeprefix(operations.LOGGED).partition(": ")
+        operation = operations.BY_NAME.get(name)
+        label = operation.label if operation else name
+        yield Event(
+            at=entry.action_time,
+            title=_("%(person)s: %(operation)s")
+            % {"person": entry.user.get_username(), "operation": label},
+            tone="person",
+            facts=[why] if why else [],
         )
 
 
@@ -173,5 +213,5 @@ def _time(moment: datetime) -> str:
     return localize(timezone.localtime(moment))
 
 
-SOURCES = (_queued, _attempts, _end, _events)
+SOURCES = (_queued, _attempts, _end, _events, _deeds)
 """Each yields the events it knows of an e-mail; add one for a new kind of event."""

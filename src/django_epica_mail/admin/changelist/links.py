@@ -1,0 +1,86 @@
+"""Addresses of the list of e-mails, narrowed by its filters: every number leads to its e-mails."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import urlencode
+
+from django.urls import reverse
+
+from django_epica_mail.lifecycle import Status
+
+OPEN = ".."
+"""An end of a time interval that is not bounded (ISO 8601-2)."""
+NO_CODE = "0"
+"""What the filter for the reply code calls a failure without one."""
+
+
+def emails_url(**filters: Any) -> str:
+    """Return the URL of the list of e-mails, narrowed by filters as ``query`` takes them."""
+    narrowed = query(**filters)
+    return reverse("admin:epica_mail_emaillog_changelist") + (f"?{narrowed}" if narrowed else "")
+
+
+def query(**filters: Any) -> str:
+    """Return the query string of filters, as in ``query(status="failed", queue="")``.
+
+    Filters without a value are left out. The names are the ``parameter_name`` of the filters, and
+    ``q`` for the search.
+    """
+    return urlencode({name: value for name, value in filters.items() if value not in ("", None)})
+
+
+def failures(
+    kind: str,
+    code: int | None,
+    *,
+    since: datetime | str,
+    until: datetime | None = None,
+    **more: Any,
+) -> str:
+    """Return the query string of the e-mails that failed for one reason.
+
+    ``kind`` is a ``retry.Kind``, ``code`` the server's reply code, 0 or ``None`` if it gave none.
+    They ended between ``since``, a moment or a name that the filter "ended" offers such as
+    ``"hour"``, and ``until``, a moment or ``None`` for no bound. ``more`` are other filters.
+    """
+    ended = since if isinstance(since, str) else interval(since, until)
+    return query(
+        status=Status.FAILED.value,
+        failure_kind=kind,
+        code=code or NO_CODE,
+        ended=ended,
+        **more,
+    )
+
+
+def interval(since: datetime | None, until: datetime | None = None) -> str:
+    """Return a time interval as ISO 8601 writes it: ``2026-01-01T10:00:00Z/..``."""
+    return f"{_moment(since)}/{_moment(until)}"
+
+
+def bounds(text: str) -> tuple[datetime | None, datetime | None] | None:
+    """Return the bounds of an interval, ``None`` for an open one; ``None`` if it is not one."""
+    parts = text.split("/")
+    if len(parts) != 2 or parts == [OPEN, OPEN]:
+        return None
+    try:
+        since, until = (None if it == OPEN else _parsed(it) for it in parts)
+    except (ValueError, OverflowError):
+        return None
+    return since, until
+
+
+def _moment(moment: datetime | None) -> str:
+    if moment is None:
+        return OPEN
+    return moment.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def _parsed(text: str) -> datetime:
+    """Return a moment with its time zone; raise ``ValueError`` without one."""
+    moment = datetime.fromisoformat(text.removesuffix("Z") + "+00:00" * text.endswith("Z"))
+    if moment.tzinfo is None:
+        raise ValueError("A moment needs a time zone.")
+    return moment.astimezone(timezone.utc)
