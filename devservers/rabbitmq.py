@@ -79,12 +79,21 @@ class RabbitMQServer(ManagedProcess):
 
     def control(self, *arguments: str) -> None:
         """Run ``rabbitmqctl``; raise ``CalledProcessError`` if it fails."""
-        subprocess.run(
+        self.output(*arguments)
+
+    def output(self, *arguments: str) -> str:
+        """Run ``rabbitmqctl``, and return what it prints.
+
+        Raises ``CalledProcessError`` if it fails.
+        """
+        done = subprocess.run(
             [self._programs / "rabbitmqctl", *arguments],
             env=self.env,
             check=True,
             capture_output=True,
+            text=True,
         )
+        return done.stdout
 
     def close(self) -> None:
         """Kill the server and its port mapper."""

@@ -9,13 +9,17 @@ from datetime import timedelta
 from celery.app import app_or_default
 from django.conf import settings
 
-from django_epica_mail import conf, schedule
+from django_epica_mail import clock, conf, schedule
 from django_epica_mail.broker import celery_config, workers
 from django_epica_mail.delivery import rate_limits
+from django_epica_mail.models import DeliveryAttempt
 from django_epica_mail.monitoring import backlog, health
 from django_epica_mail.queueing import names
 
 _NO_MAIL = "its mail is not sent"
+
+_CLOCKS_DIFFER = timedelta(minutes=5)
+"""The clocks of the hosts are assumed to agree this closely: a worker's makes an attempt's id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,41 @@ def of_workers(using: str) -> Iterator[Finding]:
             "Start it, or correct CELERY_BROKER_URL. Until then, mail is queued but not sent.",
         )
         return
-    yield from without_worker(wanted, consumed) if consumed else _judge_by_work(wanted)
+    if not consumed:
+        yield from _judge_by_work(wanted)
+        return
+    at_work = _at_work(set(wanted) - consumed, using)
+    yield from without_worker(wanted, consumed | at_work)
+    for queue in sorted(at_work):
+        yield Finding(
+            "info",
+            "workers-silent",
+            f"No worker that answers consumes the queue {queue}, but its work is done: a worker "
+            "has remote control off, or has just stopped.",
+            f"Watch the oldest due mail of the queue {queue} (manage.py epica_mail status).",
+        )
+
+
+def _at_work(queues: set[str], using: str) -> set[str]:
+    """Return those queues whose work was done so lately that a worker must have consumed them.
+
+    Raises the database's errors.
+    """
+    if not queues:
+        return set()
+    settings_of_mail = conf.get()
+    moment, _ = backlog.clock_and_first_mail(using)
+    since = moment - timedelta(seconds=settings_of_mail.health_no_worker)
+    attempts = DeliveryAttempt.objects.using(using).filter(
+        pk__gte=clock.lowest_id_at(since - _CLOCKS_DIFFER),  # a bound that the index knows
+        created_at__gte=since,
+        email__queue__in=queues,
+    )
+    found = set(attempts.order_by().values_list("email__queue", flat=True).distinct())
+    last_sweep = backlog.age(backlog.last_sweep(using), moment)
+    if last_sweep is not None and last_sweep <= settings_of_mail.health_last_sweep:
+        found |= {sweep_queue()} & queues
+    return found
 
 
 def _may_be_asked() -> bool:
@@ -163,8 +201,9 @@ def without_worker(wanted: Mapping[str, str], consumed: set[str]) -> Iterator[Fi
         yield Finding(
             "error",
             "queue-without-worker",
-            f"No worker consumes the queue {queue}: {wanted[queue]}.",
-            f"Add {queue} to the -Q option of a worker.",
+            f"No worker that answers consumes the queue {queue}: {wanted[queue]}.",
+            f"Add {queue} to the -Q option of a worker. One that runs with remote control off does "
+            "not answer: it is known by its work.",
         )
 
 

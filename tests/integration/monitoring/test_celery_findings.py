@@ -10,6 +10,7 @@ import django
 import pytest
 from celery import current_app
 
+from django_epica_mail import maintenance
 from django_epica_mail.monitoring import celery_findings, doctor
 from django_epica_mail.monitoring.celery_findings import Finding
 from django_epica_mail.schedule import SCHEDULE
@@ -169,3 +170,40 @@ def test_workers_that_the_site_has_made_silent_are_not_asked(celery_conf, monkey
     celery_conf(worker_enable_remote_control=False)
     monkeypatch.setattr(celery_findings.workers, "consumed", lambda: pytest.fail("asked"))
     assert "No worker has had anything to do." in found("workers-silent").text
+
+
+def test_a_silent_worker_among_others_that_answer_is_known_by_its_work(
+    smtp, celery_conf, monkeypatch, queue_mail, deliver, travel
+) -> None:
+    celery_conf(beat_schedule={**SCHEDULE})
+    answers = {"celery@one": ["bulk_emails"]}
+    monkeypatch.setattr(celery_findings.workers, "consumed", lambda: answers)
+    queue_mail()
+    assert without_answer() == {"emails": "error", "celery": "error"}
+    deliver()
+    assert without_answer() == {"emails": "info", "celery": "error"}
+    maintenance.dispatch()
+    assert without_answer() == {"emails": "info", "celery": "info"}
+    travel(minutes=3)  # past HEALTH_NO_WORKER, but not past HEALTH_LAST_SWEEP
+    assert without_answer() == {"emails": "error", "celery": "info"}
+    answers["celery@one"] += ["celery", "emails"]
+    assert without_answer() == {}
+
+
+def without_answer() -> dict[str, str]:
+    """Return the levels of the findings about queues that no answering worker consumes."""
+    levels = {}
+    for it in doctor.examine():
+        if it.id in ("queue-without-worker", "workers-silent"):
+            assert "No worker that answers consumes the queue" in it.text
+            levels[it.text.split("the queue ")[1].split(",")[0].split(":")[0]] = it.level
+    return levels
+
+
+def test_the_work_of_one_queue_does_not_speak_for_another(
+    smtp, monkeypatch, queue_mail, deliver
+) -> None:
+    monkeypatch.setattr(celery_findings.workers, "consumed", lambda: {"celery@one": ["celery"]})
+    queue_mail()
+    deliver()
+    assert without_answer() == {"bulk_emails": "error", "emails": "info"}
