@@ -24,8 +24,8 @@ from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.messages import encryption
 from django_epica_mail.models import checks as database_checks
 from django_epica_mail.queueing import names
+from django_epica_mail.tracking import checks as feedback_checks
 from django_epica_mail.tracking import links, webhooks
-from django_epica_mail.tracking.bounces import mailbox
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection, dkim
 from django_epica_mail.transports.config import queueing
@@ -63,8 +63,8 @@ def check_configuration(
     return [
         *found,
         *_check_links(),
-        *_check_bounces(),
-        *_check_evidence(),
+        *feedback_checks.check_bounces(),
+        *feedback_checks.check_evidence(),
         *_check_webhooks(partial(checks.Warning, id="epica_mail.W031")),
     ]
 
@@ -234,41 +234,6 @@ def _check_webhooks(message: Callable[..., CheckMessage]) -> Iterator[CheckMessa
             hint="Set ANYMAIL['WEBHOOK_SECRET'], and put it into the URL that the provider calls, "
             "or the provider's signing key; see 'Securing webhooks' in anymail's documentation.",
         )
-
-
-def _check_bounces() -> Iterator[CheckMessage]:
-    if conf.get().bounce_mailbox is None:
-        return
-    try:
-        mailbox.parse(conf.get().bounce_mailbox)
-    except (ImproperlyConfigured, MissingExtra) as error:
-        yield Error(str(error), hint="Until then, no bounce is read.", id="epica_mail.E050")
-    signs = any("envelope_from" in transports.our_options(it) for it in transports.aliases())
-    if not signs and not conf.get().trust_unsigned_bounces:
-        yield checks.Warning(
-            "EPICA_MAIL['BOUNCE_MAILBOX'] is set, but no transport signs the return addresses of "
-            "its mail: bounces are recorded, and suppress nobody.",
-            hint="Give a transport the option 'envelope_from': 'bounces+{id}@example.com'.",
-            id="epica_mail.W050",
-        )
-
-
-def _check_evidence() -> Iterator[CheckMessage]:
-    path = conf.get().evidence
-    if path is None:
-        return
-    try:
-        if callable(import_string(path)):
-            return
-        found = "it is not a function"
-    except ImportError as error:
-        found = str(error)
-    yield Error(
-        f"EPICA_MAIL['EVIDENCE'] is {path!r}: {found}.",
-        hint="Name a function by its dotted path, such as 'shop.evidence.ask'; until then, no mail "
-        "of unknown outcome is resolved by it.",
-        id="epica_mail.E061",
-    )
 
 
 def _check_encrypted_logins() -> Iterator[CheckMessage]:

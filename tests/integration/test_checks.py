@@ -330,19 +330,6 @@ def test_w008_credentials_of_the_email_settings(smtp, settings) -> None:
     assert found() == []
 
 
-@pytest.mark.parametrize("path", ["shop.nowhere.ask", "django.VERSION", "nodots"])
-def test_e061_evidence_that_names_no_function(smtp, epica_mail, path: str) -> None:
-    epica_mail(EVIDENCE=path)
-    message = only()
-    assert message.id == "epica_mail.E061"
-    assert path in message.msg
-
-
-def test_evidence_that_names_a_function_is_not_reported(smtp, epica_mail) -> None:
-    epica_mail(EVIDENCE="tests.integration.tracking.test_evidence.answer")
-    assert found() == []
-
-
 def test_e070_an_option_that_djangos_backend_does_not_have(transports) -> None:
     transports(smtp={**SMTP, "OPTIONS": {"host": "127.0.0.1", "usename": "secret"}})
     assert (only().id, only().level) == ("epica_mail.E070", ERROR)

@@ -63,7 +63,7 @@ def test_a_failure_decides_status_delay_and_budget(kind, fields, end, delay, use
 @pytest.mark.parametrize("policy_name", ["resend", "hold", "fail"])
 @pytest.mark.parametrize(("kind", "delay"), [(Kind.UNKNOWN, 300.0), (Kind.WORKER_LOST, 0.0)])
 def test_a_mail_that_awaits_evidence_stays_unknown(policy_name, kind, delay) -> None:
-    decision = decide(kind, on_unknown=policy_name, awaits_evidence=True, retry_delay=300.0)
+    decision = decide(kind, on_unknown=policy_name, awaits_evidence=True, retry_delays=(300.0,))
     assert (decision.moves, decision.delay) == ((lifecycle.LOSE,), delay)
 
 

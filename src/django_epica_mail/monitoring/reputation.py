@@ -90,7 +90,7 @@ def rates(using: str, *, after: date | None = None) -> list[Rate]:
     first = _today() - timedelta(days=settings.reputation_days - 1)
     if after is not None:
         first = max(first, after + timedelta(days=1))
-    rows = ReputationDay.objects.using(using).filter(day__gte=first).order_by()
+    rows = ReputationDay._default_manager.using(using).filter(day__gte=first).order_by()
     summed = rows.values_list("category", "domain").annotate(
         Sum("mails"), Sum("bounced"), Sum("complained")
     )
@@ -178,7 +178,7 @@ def add(mails: Counter[Key], start: datetime, end: datetime, using: str) -> None
 
     Call it in the transaction that moves the counting mark, so that everything counts once.
     """
-    rows = ReputationDay.objects.using(using)
+    rows = ReputationDay._default_manager.using(using)
     for (day, category, domain), number in mails.items():
         row = rows.filter(day=day, category=category, domain=domain)
         if not row.update(mails=F("mails") + number):
@@ -218,7 +218,7 @@ def _reports(start: datetime, end: datetime, using: str) -> Iterator[tuple[str, 
 
 def forget_days(kept: timedelta, using: str) -> None:
     """Delete the days that are older than ``kept``."""
-    ReputationDay.objects.using(using).filter(day__lt=_today() - kept).delete()
+    ReputationDay._default_manager.using(using).filter(day__lt=_today() - kept).delete()
 
 
 def worst(found: Sequence[Rate]) -> str:

@@ -433,7 +433,8 @@ def test_a_checked_message_is_sent_as_django_would_send_it(
     try:
         check(message)
     except ValueError:
-        with pytest.raises((ValueError, TypeError)):
+        # IndexError: Python's own parser of a header such as Reply-To: "
+        with pytest.raises((ValueError, TypeError, IndexError)):
             corpus.wire(message)
     else:
         assert_same_on_the_wire(message, back)

@@ -35,6 +35,10 @@ _OF_KIND: dict[str, StrOrPromise] = {
     Kind.OUTAGE: _("Mend the transport. Its e-mails wait, and go by themselves afterwards."),
     Kind.UNKNOWN: _IN_DOUBT,
     Kind.WORKER_LOST: _IN_DOUBT,
+    Kind.POISON: _(
+        "Its worker died twice while sending it. Look at its content and at the worker's log "
+        "before you queue it again; it then goes alone."
+    ),
     Kind.MESSAGE: _(
         "The message cannot be built: the reply has the error. Correct the code of your site, then "
         "queue it again."
