@@ -12,7 +12,11 @@ def ids(report: dict[str, list[dict[str, str]]]) -> list[str]:
 
 
 def test_the_doctor_asks_workers_for_their_queues(open_site: OpenSite) -> None:
-    site = open_site("postgresql", ROUTES=[{"match": {"to": "*@gov.tr"}, "queue": "official"}])
+    site = open_site(
+        "postgresql",
+        HEALTH_NO_WORKER=600,
+        ROUTES=[{"match": {"to": "*@gov.tr"}, "queue": "official"}],
+    )
     site.env["SHOP_BROKER_OPTIONS"] = '{"socket_timeout": 5, "socket_connect_timeout": 5}'
     assert ids(site.command("doctor", code=1)) == ["no-worker"]
     worker = site.start_worker()

@@ -19,12 +19,12 @@ from tests.outside.packages import Packages
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare the option that adds what CI has no time for."""
-    parser.addoption("--all", action="store_true", help="every suite and every site, not only CI's")
+    """Declare the option that adds what takes long."""
+    parser.addoption("--all", action="store_true", help="every suite and every site")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what CI has no time for."""
+    """Leave out what takes long."""
     if not config.getoption("--all"):
         left_out = [item for item in items if item.get_closest_marker("not_in_ci")]
         config.hook.pytest_deselected(items=left_out)
