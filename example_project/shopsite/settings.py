@@ -183,3 +183,6 @@ if os.environ.get("SHOP_REPORT", "1") == "0":
     del CELERY_BEAT_SCHEDULE["daily-report"]
 if os.environ.get("SHOP_BEAT") == "database":
     CELERY_BEAT_SCHEDULE = {}
+else:
+    # django-celery-beat may be installed, but beat does not run from its tables.
+    SILENCED_SYSTEM_CHECKS = ["epica_mail.W081"]
