@@ -18,7 +18,8 @@ from django.core.signals import setting_changed
 from django.core.validators import validate_email
 
 from django_epica_mail import rules
-from django_epica_mail.rules import RetryPolicy, Rule
+from django_epica_mail.rules import routes as route_rules
+from django_epica_mail.rules.routes import RetryPolicy, Rule
 
 PERMITS = 25
 """The most mails that a worker process may hold: if it dies, each of them is in doubt."""
@@ -176,7 +177,7 @@ class Settings:
         default_factory=dict, repr=False, metadata={"check": check_transports}
     )
     """Real backends by alias, shaped like ``MAILERS``. For sites without ``MAILERS``."""
-    routes: tuple[Rule, ...] = field(default=(), metadata={"parse": rules.parse})
+    routes: tuple[Rule, ...] = field(default=(), metadata={"parse": route_rules.parse})
     """Rules that decide where mail goes. The first rule that matches a mail wins."""
     rates: Mapping[str, str] = field(default_factory=dict, metadata={"check": check_rates})
     """Limits on recipients per unit of time: for a transport (``"ses": "14/s"``), a domain
@@ -203,7 +204,7 @@ class Settings:
     """How often a mail is retried after its first attempt failed."""
     retry_delay: float = _setting(300, rules.check_seconds)
     """Seconds between two attempts at a mail."""
-    retry: RetryPolicy | None = field(default=None, metadata={"parse": rules.parse_retry})
+    retry: RetryPolicy | None = field(default=None, metadata={"parse": route_rules.parse_retry})
     """When a mail is tried again, instead of the two above: a list of delays in seconds, or a dict
     of ``max_retries``, ``delay``, ``factor`` and ``max_delay``."""
     give_up_after: float = _setting(72 * 3600, rules.check_duration)

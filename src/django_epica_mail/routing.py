@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from django.utils.timezone import is_naive
 
 from django_epica_mail import rules
-from django_epica_mail.rules import Facts, RetryPolicy, Rule
+from django_epica_mail.rules.routes import Facts, RetryPolicy, Rule, parse_retry
 
 QUEUE, QUEUE_PRIORITY = "emails", 9
 """Queue and priority of single mail."""
@@ -47,8 +47,8 @@ class Options:
     idempotency_key: str | None = None
     """A name for this mail. If two calls use the same key, only the first queues anything."""
     retry: Any = None
-    """When to try again, as ``rules.parse_retry`` takes it: a list of delays in seconds, or a dict
-    of ``max_retries``, ``delay``, ``factor`` and ``max_delay``."""
+    """When to try again, as ``rules.routes.parse_retry`` takes it: a list of delays in seconds, or
+    a dict of ``max_retries``, ``delay``, ``factor`` and ``max_delay``."""
     on_unknown: str | None = None
     """``resend``, ``hold`` or ``fail``: what to do if the mail may have been accepted."""
     keep_content: str | None = None
@@ -77,7 +77,7 @@ class Options:
             _check_expiry(self.expires_after, self.expires_at)
         if self.idempotency_key is not None:
             _check_key(self.idempotency_key)
-        rules.parse_retry(self.retry)
+        parse_retry(self.retry)
         if self.on_unknown is not None:
             rules.check_on_unknown("on_unknown", self.on_unknown)
         if self.keep_content is not None:
@@ -148,7 +148,7 @@ def decide(
     elif celery.get("priority") is not None:
         priority = rules.priority_number(celery["priority"])
     keep_content = options.keep_content or rule.keep_content or settings.keep_content
-    given = (rules.parse_retry(options.retry), rule.retry, settings.retry)
+    given = (parse_retry(options.retry), rule.retry, settings.retry)
     policies = [it for it in given if it is not None]
     return Route(
         queue=options.queue or rule.queue or celery.get("queue") or queue,

@@ -11,7 +11,8 @@ import pytest
 
 from django_epica_mail import conf
 from django_epica_mail.routing import Options, decide, parse_options
-from django_epica_mail.rules import ON_UNKNOWN, Facts
+from django_epica_mail.rules import ON_UNKNOWN
+from django_epica_mail.rules.routes import Facts
 
 AWARE = datetime(2027, 1, 2, tzinfo=timezone.utc)
 DEFAULTS = conf.Settings()

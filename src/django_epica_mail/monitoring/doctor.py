@@ -28,7 +28,7 @@ from django_epica_mail.models import DeliveryGate, EmailLog
 from django_epica_mail.models import checks as database_checks
 from django_epica_mail.monitoring import backlog, celery_findings, public_pages
 from django_epica_mail.monitoring.celery_findings import Finding
-from django_epica_mail.rules import Facts
+from django_epica_mail.rules.routes import Facts, Rule
 from django_epica_mail.tracking.bounces import mailbox
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection
@@ -92,7 +92,7 @@ def explain(address: str, *, category: str = "", bulk: bool = False) -> Explanat
     )
     of_celery = celery_config.site_route(bulk=bulk)
     route = routing.decide(routing.Options(), facts, conf.get(), of_celery)
-    rule = rules.Rule() if route.rule is None else conf.get().routes[route.rule]
+    rule = Rule() if route.rule is None else conf.get().routes[route.rule]
     return Explanation(
         rule="none" if route.rule is None else route.rule,
         match=dict(rule.match),

@@ -28,7 +28,7 @@ from django_epica_mail.messages import (
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
 from django_epica_mail.queueing import names
 from django_epica_mail.routing import Options
-from django_epica_mail.rules import Facts
+from django_epica_mail.rules.routes import Facts
 from django_epica_mail.tracking import links
 from django_epica_mail.transports import config as transports
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from django_epica_mail import rules
 from django_epica_mail.models import EmailLog
-from django_epica_mail.rules import PRIORITIES, Facts, Rule, priority_number
+from django_epica_mail.rules import PRIORITIES, priority_number
+from django_epica_mail.rules import routes as route_rules
+from django_epica_mail.rules.routes import Facts, Rule
 
 MAIL = Facts(
     category="order",
@@ -56,8 +58,8 @@ def test_every_accepted_priority_fits_the_row(priority: int | str) -> None:
 
 @pytest.mark.parametrize("pattern", ["*@Bücher.example", "*@xn--bcher-kva.example", "*@*.EXAMPLE"])
 def test_a_rule_matches_an_international_domain_in_either_spelling(pattern: str) -> None:
-    (rule,) = rules.parse([{"match": {"to": pattern}}])
-    assert rule.matches(rules.Facts(recipients=["a@xn--bcher-kva.example"]))
+    (rule,) = route_rules.parse([{"match": {"to": pattern}}])
+    assert rule.matches(Facts(recipients=["a@xn--bcher-kva.example"]))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_a_rule_matches_an_international_domain_in_either_spelling(pattern: str)
     ],
 )
 def test_a_rule_matches_mail_that_meets_all_conditions(match: Any) -> None:
-    (rule,) = rules.parse([{"match": match}])
+    (rule,) = route_rules.parse([{"match": match}])
     assert rule.matches(MAIL)
 
 
@@ -94,12 +96,12 @@ def test_a_rule_matches_mail_that_meets_all_conditions(match: Any) -> None:
     ],
 )
 def test_a_rule_does_not_match_mail_that_misses_a_condition(match: Any) -> None:
-    (rule,) = rules.parse([{"match": match}])
+    (rule,) = route_rules.parse([{"match": match}])
     assert not rule.matches(MAIL)
 
 
 def test_a_rule_sets_only_what_it_contains() -> None:
-    assert rules.parse([{}, {"priority": "high", "transport": "ses"}]) == (
+    assert route_rules.parse([{}, {"priority": "high", "transport": "ses"}]) == (
         Rule(),
         Rule(priority=6, transports=("ses",)),
     )
@@ -134,7 +136,7 @@ def test_a_rule_sets_only_what_it_contains() -> None:
 )
 def test_an_invalid_rule_is_refused_naming_place_and_reason(value: Any, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
-        rules.parse(value)
+        route_rules.parse(value)
 
 
 @given(
@@ -143,7 +145,7 @@ def test_an_invalid_rule_is_refused_naming_place_and_reason(value: Any, words: s
     most=st.floats(0, rules.MOST_SECONDS),
 )
 def test_growing_delays_grow_up_to_the_longest_and_fit_their_column(first, factor, most) -> None:
-    policy = rules.parse_retry({"delay": first, "factor": factor, "max_delay": most})
+    policy = route_rules.parse_retry({"delay": first, "factor": factor, "max_delay": most})
     assert policy is not None
     assert policy.delays is not None
     mail = EmailLog()
