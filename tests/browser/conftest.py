@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,19 @@ class Shop(Site):
             lambda: self.status_of(mail) == status,
             timeout=TIMEOUT,
             what=f"{mail} to be {status}",
-            details=lambda: f"It is {self.status_of(mail)}.",
+            details=lambda: (
+                f"It is {self.status_of(mail)}. Gates (scope, name, paused): {self.gates()}. "
+                f"The worker:\n{self.celery[0].log_tail()}"
+            ),
         )
+
+    def gates(self) -> list[tuple[Any, ...]]:
+        """Return scope, name and pause of each gate."""
+        return self.fetch("SELECT scope, name, paused FROM epica_mail_deliverygate")
+
+    def wait_for_gates(self) -> None:
+        """Wait until the worker reads the gates anew, which it does once a second."""
+        time.sleep(1.1)
 
     def deliver(self, *arguments: Any, **options: Any) -> str:
         """Queue a mail as ``inside.send`` does, and wait until it is sent."""

@@ -147,11 +147,13 @@ def test_a_queue_is_paused_and_resumed(shop: Shop, chrome: Chrome, language: str
     chrome.open("/admin/epica_mail/deliverygate/")
     chrome.press("button[value='pause queue emails']")
     chrome.picture(f"gates-{language}")
+    shop.wait_for_gates()
     mail = shop.call(inside.send, "a@example.com", "Bekle")
     chrome.open(page_of(mail))
     assert "“emails”" in chrome.one(".epica-notice").text
     chrome.open("/admin/epica_mail/deliverygate/")
     chrome.press("button[value='resume queue emails']")
+    shop.wait_for_gates()
     shop.call(inside.send, "a@example.com", "Rings again")
     shop.wait_until_it_is(mail, "sent")
 

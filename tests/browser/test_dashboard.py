@@ -50,11 +50,13 @@ def test_buttons_pause_and_resume_a_queue(shop: Shop, chrome: Chrome) -> None:
     chrome.press("button[value='pause queue emails']")
     assert chrome.driver.current_url.endswith(f"{DASHBOARD}?period=7d")
     assert chrome.all(".messagelist .success")
+    shop.wait_for_gates()
     mail = shop.call(inside.send, "held@example.com", "Bekliyor")
     chrome.open(DASHBOARD)
     assert chrome.all("#em-gates .em-badge.em-warn")
     chrome.press("button[value='resume queue emails']")
     assert not chrome.all("#em-gates .em-badge.em-warn")
+    shop.wait_for_gates()
     shop.sweep()
     shop.wait_until_it_is(mail, "sent")
 
