@@ -218,13 +218,19 @@ def send_again(ids: Iterable[UUID | str]) -> list[EmailLog]:
 
 
 def pause(
-    *, queue: str | None = None, transport: str | None = None, category: str | None = None
+    *,
+    queue: str | None = None,
+    transport: str | None = None,
+    category: str | None = None,
+    by: str = "",
+    note: str = "",
 ) -> None:
     """Stop claiming mail of one queue, for one transport, or bulk mail of one category.
 
     The mail waits; nothing is lost. Mail of a category is bulk mail if a bulk call queued it.
 
-    Raises ``ValueError`` for a transport that is not configured and that no mail waits for, and
+    ``by`` and ``note`` say who pauses it and why; the admin shows them beside the pause. Raises
+    ``ValueError`` for a transport that is not configured and that no mail waits for, and
     logs a warning for a queue that is not known: a mistyped name would hold nothing back.
     """
     if transport is not None and queue is category is None:
@@ -233,7 +239,7 @@ def pause(
             names.check_transport(transport)
     if queue is not None and transport is category is None and not names.is_known_queue(queue):
         logger.warning("%s. It is paused, should mail be queued in it.", names.unknown(queue))
-    gates.set_paused(True, queue=queue, transport=transport, category=category)
+    gates.set_paused(True, queue=queue, transport=transport, category=category, by=by, note=note)
 
 
 def resume(

@@ -3,6 +3,7 @@
 Each module registers the pages it is named after.
 """
 
-from django_epica_mail.admin import batches, dashboard, emails, events, gates, suppressions
+from django_epica_mail.admin import batches, emails, events, gates, suppressions
+from django_epica_mail.admin.dashboard import page
 
-__all__ = ["batches", "dashboard", "emails", "events", "gates", "suppressions"]
+__all__ = ["batches", "emails", "events", "gates", "page", "suppressions"]

@@ -26,6 +26,8 @@ _TRANSPORT = DeliveryGate.Scope.TRANSPORT
 _QUEUE = DeliveryGate.Scope.QUEUE
 _CATEGORY = DeliveryGate.Scope.CATEGORY
 _CHUNK = 500
+_BY, _NOTE = 150, 200
+"""The most characters of the columns `paused_by` and `note`."""
 
 _INDEPENDENT = 3
 _IN_A_ROW = 10
@@ -206,8 +208,19 @@ def trip(alias: str, failure: Failure, using: str, *, is_probe: bool = False) ->
     gates = DeliveryGate.objects.using(using).filter(pk=gate.pk)
     pause = clock.now(_pause(failure, gate.outages if is_probe else 0))
     if is_probe:
-        gates.update(outages=models.F("outages") + 1, open_until=pause, reason=failure.reply)
-    elif not gates.filter(outages=0).update(outages=1, open_until=pause, reason=failure.reply):
+        gates.update(
+            outages=models.F("outages") + 1,
+            open_until=pause,
+            reason=failure.reply,
+            probed_at=clock.now(),
+        )
+    elif not gates.filter(outages=0).update(
+        outages=1,
+        open_until=pause,
+        reason=failure.reply,
+        tripped_at=clock.now(),
+        probed_at=None,
+    ):
         gates.update(reason=failure.reply)
     signals.transport_tripped.send_robust(DeliveryGate, transport=alias, failure=failure)
 
@@ -227,7 +240,7 @@ def reset(alias: str, using: str) -> None:
     """Close a transport's breaker after a successful probe."""
     _kept.clear()
     gates = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, name=alias, outages__gt=0)
-    if gates.update(outages=0, open_until=None, reason=""):
+    if gates.update(outages=0, open_until=None, reason="", probed_at=clock.now()):
         signals.transport_recovered.send_robust(DeliveryGate, transport=alias)
 
 
@@ -238,24 +251,34 @@ def set_paused(
     transport: str | None = None,
     category: str | None = None,
     using: str | None = None,
-    reason: str = "",
+    by: str = "",
+    note: str = "",
 ) -> None:
     """Pause or resume a queue, a transport or bulk mail of a category; mail stays where it is.
 
-    ``reason`` is stored with the pause of a category. Raises ``ValueError`` unless exactly one of
-    them is named.
+    ``by`` and ``note`` say who pauses it and why; what exceeds their columns is cut off. Raises
+    ``ValueError`` unless exactly one of them is named.
     """
     _kept.clear()
     scope, name = _named(queue, transport, category)
     using = using or router.db_for_write(DeliveryGate)
     values: dict[str, object] = {"paused": paused}
-    if category is not None:
-        values["reason"] = reason
-        if not paused:
-            values["resumed_at"] = clock.now()
+    if paused:
+        values.update(paused_at=clock.now(), paused_by=by[:_BY], note=note[:_NOTE])
+    elif category is not None:
+        values["resumed_at"] = clock.now()
     DeliveryGate.objects.using(using).update_or_create(scope=scope, name=name, defaults=values)
     if transport is not None and not paused:
         return_probe(transport, using)  # who resumes it expects an attempt at once
+
+
+def restore_pause(scope: str, name: str, using: str) -> bool:
+    """Undo the last resume: pause again, since when and by whom it was; return whether it did."""
+    _kept.clear()
+    resumed = DeliveryGate.objects.using(using).filter(
+        scope=scope, name=name, paused=False, paused_at__isnull=False
+    )
+    return resumed.update(paused=True) == 1
 
 
 def _named(queue: str | None, transport: str | None, category: str | None) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from django_epica_mail import lifecycle
-from django_epica_mail.models.fields import CopyTextField
+from django_epica_mail.models.fields import CopyCharField, CopyTextField
 from django_epica_mail.models.lists import JSONList, is_count
 from django_epica_mail.models.row import Row
 from django_epica_mail.retry import Kind
@@ -29,9 +29,16 @@ class DeliveryGate(Row):
     scope = models.CharField(_("scope"), max_length=9, choices=Scope)
     name = models.CharField(_("name"), max_length=64)
     paused = models.BooleanField(_("paused"), default=False)
+    #: The last pause: since when, by whom, and why. They stay when it ends, for an undo.
+    paused_at = models.DateTimeField(_("paused at"), null=True, blank=True)
+    paused_by = CopyCharField(_("paused by"), max_length=150, blank=True, db_default="")
+    note = CopyCharField(_("note"), max_length=200, blank=True, db_default="")
     #: How many probes have failed in a row; above 0 the breaker is open or half-open.
     outages = models.PositiveIntegerField(_("outages in a row"), default=0)
     open_until = models.DateTimeField(_("breaker open until"), null=True, blank=True)
+    tripped_at = models.DateTimeField(_("out of order since"), null=True, blank=True)
+    #: When a probe last ended; it failed if there are outages.
+    probed_at = models.DateTimeField(_("last probe"), null=True, blank=True)
     reason = CopyTextField(_("reason"), blank=True)
     #: When a category was resumed: what was sent up to then does not pause it again.
     resumed_at = models.DateTimeField(_("resumed at"), null=True, blank=True)

@@ -156,7 +156,7 @@ def guard(using: str) -> list[str]:
 
 
 def _pause(category: str, words: str, using: str) -> None:
-    gates.set_paused(True, category=category, using=using, reason=words)
+    gates.set_paused(True, category=category, using=using, note=words)
     logger.error(
         "Bulk mail of the category %s is paused until a person resumes it: %s.", category, words
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -56,7 +57,9 @@ def test_buttons_pause_and_resume_a_queue(operator, smtp, queue_mail, deliver) -
 def test_a_transport_out_of_order_shows_why_and_until_when(operator, db) -> None:
     gates.trip("smtp", Failure(kind=Kind.OUTAGE, reply="Connection refused"), "default")
     text = text_in(html_of(operator, LIST))
-    assert "out of order One e-mail probes it at" in text
+    assert re.search(
+        r"out of order since [\d:]+: Connection refused · One e-mail probes it at", text
+    )
     assert "Connection refused" in text
     assert "Try now transport smtp" in text
     assert press(operator, "probe transport smtp").status_code == 302
@@ -123,3 +126,26 @@ def test_a_gate_of_an_unknown_scope_is_not_shown(operator) -> None:
     html = html_of(operator, LIST)
     assert "evil" not in html
     assert "Pause queue emails" in text_in(html)
+
+
+def test_a_pause_says_by_whom_and_why_and_can_be_undone(operator) -> None:
+    page = operator.get(url(LIST))
+    press(operator, "pause queue emails", note="Bounces are checked")
+    by = page.context["user"].get_username()
+    assert re.search(
+        rf"paused by {by} since [\d:]+: Bounces are checked", text_in(html_of(operator, LIST))
+    )
+    press(operator, "resume queue emails")
+    assert 'value="restore queue emails">Undo' in html_of(operator, LIST)
+    press(operator, "restore queue emails")
+    assert "Bounces are checked" in html_of(operator, LIST)
+    assert DeliveryGate.objects.get().paused
+
+
+def test_the_outcome_of_a_probe_is_shown(operator, db) -> None:
+    down = Failure(kind=Kind.OUTAGE, reply="Connection refused")
+    gates.trip("smtp", down, "default")
+    gates.trip("smtp", down, "default", is_probe=True)
+    assert re.search(r"The probe of [\d:]+ failed", text_in(html_of(operator, LIST)))
+    gates.reset("smtp", "default")
+    assert re.search(r"open The probe of [\d:]+ succeeded", text_in(html_of(operator, LIST)))

@@ -89,3 +89,17 @@ def test_delivery_times_are_summed_by_slot_and_by_queue() -> None:
     assert found.slots[-1].buckets == [1, 2, 1]
     assert found.times == {("emails", "smtp"): [2, 2], ("emails", "ses"): [0, 0, 1]}
     assert found.counts == {"sent": 5}
+
+
+def test_a_slot_knows_the_same_hour_and_weekday_a_week_before() -> None:
+    hour = NOW.replace(minute=0)
+    week = timedelta(days=7)
+    total(hour - week, 5)
+    total(hour, 3)
+    last = history.read(PERIODS["24h"], "default").slots[-1]
+    assert (last.counts["sent"], last.earlier.counts["sent"]) == (3, 5)
+    assert history.read(PERIODS["24h"], "default").slots[0].earlier is None, "not counted then"
+    total(hour - timedelta(days=8), 7)
+    total(hour - timedelta(days=9), 1)  # so that the whole of that day is counted
+    yesterday = history.read(PERIODS["30d"], "default").slots[-1]
+    assert (yesterday.counts["sent"], yesterday.earlier.counts["sent"]) == (0, 7)

@@ -266,7 +266,34 @@ class EndedFilter(Filter):
         return ended if until is None else ended.filter(finished_at__lt=until)
 
 
+class NowFilter(Filter):
+    """What waits or is in flight at this moment, as the numbers of the dashboard count it."""
+
+    title = _("now")
+    parameter_name = "now"
+
+    def offered(self, rows: EmailQuerySet) -> Iterator[tuple[str, Any]]:
+        yield "waiting", _("waiting")
+        yield "due", _("due")
+        yield "in_flight", _("in flight")
+        yield "sent", _("sent in the last minute")
+
+    def narrow(self, rows: EmailQuerySet, value: str) -> EmailQuerySet:
+        if value == "in_flight":
+            held = rows.filter(lease_until__gt=clock.now(-_LONGEST_LEASE))
+            return held.filter(status=Status.SENDING)
+        if value == "sent":
+            sent = rows.filter(failure_kind="", finished_at__gt=clock.now(-60))
+            return sent.filter(status=Status.SENT)
+        if value not in ("waiting", "due"):
+            return rows.none()
+        aliases = list(_hop(rows, "transport"))
+        waiting = rows.filter(transport__in=aliases, pending__in=LEVELS)
+        return waiting.filter(due_at__lte=clock.now()) if value == "due" else waiting
+
+
 FILTERS = (
+    NowFilter,
     StatusFilter,
     AfterwardsFilter,
     FailureFilter,

@@ -23,9 +23,11 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from django_epica_mail import conf
-from django_epica_mail.admin import charts
+from django_epica_mail.admin import times
 from django_epica_mail.admin.base import BaseAdmin, ReadOnly, may_operate
 from django_epica_mail.admin.changelist import links
+from django_epica_mail.admin.dashboard import charts
+from django_epica_mail.admin.dashboard.headline import headline
 from django_epica_mail.admin.gates import Scope, known_gates
 from django_epica_mail.broker import workers as celery_workers
 from django_epica_mail.models import EmailLog, EmailTotal
@@ -33,6 +35,7 @@ from django_epica_mail.monitoring import backlog, health, history, reputation, t
 from django_epica_mail.monitoring.health import spoken
 from django_epica_mail.monitoring.history import PERIODS, History
 from django_epica_mail.retry import Kind
+from django_epica_mail.transports import config as transport_config
 
 REFRESH_SECONDS = 15
 _Event = EmailTotal.Event
@@ -69,6 +72,8 @@ def _show(request: HttpRequest, site: admin.AdminSite) -> HttpResponse:
     past = history.read(period, using, queue=choice.queue, transport=choice.transport)
     flows = _flow_rows(using)
     gates = known_gates([(flow["queue"], flow["transport"]) for flow in flows], using)
+    measured = health.measure()
+    report = health.judge(measured, conf.get())
     asks = "workers" in request.GET
     context = {
         **site.each_context(request),
@@ -76,7 +81,10 @@ def _show(request: HttpRequest, site: admin.AdminSite) -> HttpResponse:
         "opts": EmailTotal._meta,
         "choice": choice,
         "periods": PERIODS,
-        "verdict": health.judge(health.measure(), conf.get()),
+        "verdict": report,
+        "headline": headline(report, gates, flows),
+        "is_send_mail_queued": transport_config.is_send_mail_queued(),
+        "is_fresh": measured.first_mail_age is None and not flows,
         "flows": flows,
         "gates": gates,
         "queues": [gate.name for gate in gates if gate.scope == Scope.QUEUE],
@@ -92,6 +100,7 @@ def _show(request: HttpRequest, site: admin.AdminSite) -> HttpResponse:
         "asks_workers": asks,
         "refresh": 0 if asks else REFRESH_SECONDS,
         "now": timezone.now(),
+        "zone": times.zone(),
     }
     return TemplateResponse(request, "admin/epica_mail/dashboard.html", context)
 
@@ -131,6 +140,7 @@ def _flow_rows(using: str) -> list[dict[str, Any]]:
         {
             "queue": key[0],
             "transport": key[1],
+            "query": urlencode({"queue": key[0], "transport": key[1]}),
             "backlog": waiting.get(key),
             "oldest": _age(waiting[key].oldest_due_age) if key in waiting else "",
             "rate": rates.get(key, 0),
@@ -141,9 +151,9 @@ def _flow_rows(using: str) -> list[dict[str, Any]]:
 
 def _draw_charts(past: History, *, is_by_day: bool) -> list[charts.Chart]:
     """Return a chart for each event, and one of the time that delivery took."""
-    short, long = ("j M", "DATE_FORMAT") if is_by_day else ("H:i", "DATETIME_FORMAT")
-    times = [(timezone.localtime(slot.start), slot) for slot in past.slots]
-    names = [(date_format(at, short), date_format(at, long), slot) for at, slot in times]
+    short, long = ("j M", times.DAY) if is_by_day else (times.CLOCK, times.MOMENT)
+    starts = [(timezone.localtime(slot.start), slot) for slot in past.slots]
+    names = [(date_format(at, short), date_format(at, long), slot) for at, slot in starts]
     counted = [
         charts.draw(
             event.value,
@@ -151,6 +161,7 @@ def _draw_charts(past: History, *, is_by_day: bool) -> list[charts.Chart]:
             _("e-mails"),
             [(near, far, slot.counts[event]) for near, far, slot in names],
             _grouped,
+            before=[it.earlier.counts[event] if it.earlier else None for it in past.slots],
         )
         for event in history.CHARTED
     ]
@@ -158,8 +169,12 @@ def _draw_charts(past: History, *, is_by_day: bool) -> list[charts.Chart]:
         (near, far, totals.quantile(_Event.SENT, slot.buckets, 0.95) or 0.0)
         for near, far, slot in names
     ]
+    before = [
+        totals.quantile(_Event.SENT, it.earlier.buckets, 0.95) if it.earlier else None
+        for it in past.slots
+    ]
     title, unit = _("From queueing to acceptance, 95 % within"), _("time")
-    return [*counted, charts.draw("took", title, unit, took, spoken, is_time=True)]
+    return [*counted, charts.draw("took", title, unit, took, spoken, before=before, is_time=True)]
 
 
 def _time_rows(past: History) -> list[dict[str, Any]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from html import unescape
 from typing import Any
 
 import pytest
 from django.test import Client
 from django.urls import reverse
-from django.utils import translation
+from django.utils import timezone, translation
 
 from devservers.smtp_faults import refuse
 from django_epica_mail import maintenance
@@ -58,7 +59,9 @@ def test_it_shows_whether_mail_flows_and_why_not(
     smtp.refuse_connections()
     deliver()
     text = shown(operator)
-    assert "Something keeps mail from flowing." in text
+    assert re.search(r"No mail flows: transport smtp: 1 waits since [\d:]+, ", text)
+    assert "See them" in text
+    assert "Try now" in text
     assert "This transport is out of order: smtp." in text
 
 
@@ -107,11 +110,14 @@ def test_a_failure_reason_links_to_the_mail_it_made_fail(
 
 @pytest.mark.parametrize("period", ["24h", "7d", "30d", "90d", "", "nonsense"])
 def test_period_and_filters_are_in_the_query_string(
-    smtp, queue_mail, deliver, operator, count, period
+    smtp, queue_mail, deliver, operator, count, travel, period
 ) -> None:
     queue_mail()
     deliver()
     count()
+    if period in ("7d", "30d", "90d"):  # whole days, of which today is none
+        assert "Sent 0 Failed" in shown(operator, period=period)
+        travel(hours=24)
     assert "Sent 1 Failed" in shown(operator, period=period)
     assert "Sent 1 Failed" in shown(operator, period=period, queue="emails", transport="smtp")
     assert "Sent 0 Failed" in shown(operator, period=period, queue="bulk_emails")
@@ -127,7 +133,8 @@ def test_each_chart_has_a_table_with_the_same_numbers(
     html = html_of(operator, PAGE)
     charts = re.findall(r"<figure.*?</figure>", html, re.DOTALL)
     assert len(charts) == 4
-    for chart in charts:
+    assert [chart.count("None in this period.") for chart in charts] == [0, 1, 1, 0]
+    for chart in (charts[0], charts[3]):
         told = re.findall(r"<title>(.*?): (.*?)</title>", chart)
         rows = re.findall(r'<tr><th scope="row">(.*?)</th><td[^>]*>(.*?)</td>', chart)
         assert told == rows
@@ -282,3 +289,25 @@ def test_the_number_of_queries_does_not_grow_with_the_mail(
     queue_mail()
     with django_assert_max_num_queries(37):
         operator.get(url(PAGE), {"period": "30d"})
+
+
+def test_every_number_of_a_lane_lists_the_mail_it_counts(smtp, queue_mail, operator) -> None:
+    queue_mail(subject="Due now")
+    queue_mail(subject="Later", send_at=timezone.now() + timedelta(hours=1))
+    html = html_of(operator, PAGE)
+    links = dict(re.findall(r'href="([^"]*now=(\w+)[^"]*)"', html)[::-1])
+    listed = {now: operator.get(unescape(link)).content.decode() for link, now in links.items()}
+    assert listed.keys() == {"waiting", "due", "in_flight", "sent"}
+    found = {now: ("Due now" in page, "Later" in page) for now, page in listed.items()}
+    assert found == {
+        "waiting": (True, True),
+        "due": (True, False),
+        "in_flight": (False, False),
+        "sent": (False, False),
+    }
+
+
+def test_a_fresh_install_is_told_what_to_check(operator) -> None:
+    html = html_of(operator, PAGE)
+    assert "No mail yet." in html
+    assert "<figure" not in html

@@ -28,8 +28,14 @@ class Bar:
     height: str
     slot_x: str
     slot_width: str
+    x2: str
+    """Where its mark ends."""
     label: str
     value: str
+    before: str
+    """The value a week before; empty if it is not known."""
+    before_y: str
+    """Where its mark is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +75,17 @@ def draw(
     points: Sequence[tuple[str, str, float]],
     say: Callable[[float], str],
     *,
+    before: Sequence[float | None] = (),
     is_time: bool = False,
 ) -> Chart:
     """Return a chart of points: each has a short label, a long label and a value.
 
-    ``say`` formats a value. If ``is_time``, values are in seconds, and the scale ends at a round
-    number of seconds, minutes or hours.
+    ``before`` has the value of each point a week before, or ``None``. ``say`` formats a
+    value. If ``is_time``, values are in seconds, and the scale ends at a round number of
+    seconds, minutes or hours.
     """
-    highest = max((value for _, _, value in points), default=0)
+    earlier = list(before) or [None] * len(points)
+    highest = max((*(value for _, _, value in points), *filter(None, earlier)), default=0)
     top = next((it for it in _TIMES if it >= highest), highest) if is_time else _ceiling(highest)
     step = (WIDTH - _LEFT - _RIGHT) / max(1, len(points))
     height = HEIGHT - _TOP - _BOTTOM
@@ -93,8 +102,11 @@ def draw(
                 height=_number(tall),
                 slot_x=_number(x),
                 slot_width=_number(step),
+                x2=_number(x + step * (1 - _GAP / 2)),
                 label=long,
                 value=say(value),
+                before="" if (was := earlier[index]) is None else say(was),
+                before_y="" if was is None else _number(_TOP + height * (1 - was / top)),
             )
         )
         if (len(points) - 1 - index) % every == 0:
@@ -103,7 +115,7 @@ def draw(
         Mark(_number(_TOP + height * (1 - share)), say(top * share) if share else "0")
         for share in (0, 0.5, 1)
     ]
-    return Chart(name, title, unit, bars, lines, labels, not any(value for _, _, value in points))
+    return Chart(name, title, unit, bars, lines, labels, not highest)
 
 
 def _ceiling(highest: float) -> float:

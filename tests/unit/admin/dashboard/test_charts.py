@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from django_epica_mail.admin import charts
-from django_epica_mail.admin.charts import draw
+from django_epica_mail.admin.dashboard import charts
+from django_epica_mail.admin.dashboard.charts import draw
 
 
 def chart(*values: float, is_time: bool = False) -> charts.Chart:
