@@ -79,6 +79,7 @@ def test_erasure_includes_results_and_the_admin_log(open_site: OpenSite) -> None
     planned = site.command("erase", ADDRESS, "--dry-run")
     assert site.call(rows_with_address) == before
     done = site.command("erase", ADDRESS, "--noinput")
+    assert (planned.pop("dry_run"), done.pop("dry_run")) == (True, False)
     assert done == planned
     assert {name: count for name, count in done.items() if count} == {
         "deleted": 1,
