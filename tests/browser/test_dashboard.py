@@ -47,15 +47,37 @@ def test_a_failure_reason_links_to_the_failed_mail(shop: Shop, chrome: Chrome, p
 
 def test_buttons_pause_and_resume_a_queue(shop: Shop, chrome: Chrome) -> None:
     chrome.open(f"{DASHBOARD}?period=7d")
-    chrome.press("button[value='pause queue emails']")
+    chrome.press("#em-gates button[value='pause queue emails']")
     assert chrome.driver.current_url.endswith(f"{DASHBOARD}?period=7d")
     assert chrome.all(".messagelist .success")
     shop.wait_for_gates()
     mail = shop.call(inside.send, "held@example.com", "Bekliyor")
     chrome.open(DASHBOARD)
     assert chrome.all("#em-gates .em-badge.em-warn")
-    chrome.press("button[value='resume queue emails']")
+    chrome.press("#em-gates button[value='resume queue emails']")
     assert not chrome.all("#em-gates .em-badge.em-warn")
+    shop.wait_for_gates()
+    shop.sweep()
+    shop.wait_until_it_is(mail, "sent")
+
+
+def test_the_headline_leads_to_the_mail_held_back_and_ends_the_pause(
+    shop: Shop, chrome: Chrome
+) -> None:
+    chrome.open(DASHBOARD)
+    chrome.one("#epica-note").send_keys("until the domain is verified")
+    chrome.press("#em-gates button[value='pause queue emails']")
+    shop.wait_for_gates()
+    mail = shop.call(inside.send, "cause@example.com", "Sebep")
+    chrome.open(DASHBOARD)
+    assert "until the domain is verified" in chrome.one(".em-causes").text
+    chrome.press(".em-causes a")
+    assert chrome.one(f"#result_list a[href*='{mail}']")
+    chrome.open(DASHBOARD)
+    chrome.press(".em-causes button[value='resume queue emails']")
+    chrome.press(".messagelist button[value='restore queue emails']")
+    assert "until the domain is verified" in chrome.one(".em-causes").text
+    chrome.press("#em-gates button[value='resume queue emails']")
     shop.wait_for_gates()
     shop.sweep()
     shop.wait_until_it_is(mail, "sent")
@@ -63,7 +85,7 @@ def test_buttons_pause_and_resume_a_queue(shop: Shop, chrome: Chrome) -> None:
 
 def test_it_refreshes_itself_and_keeps_the_focus(shop: Shop, english: Chrome, past: None) -> None:
     english.open(DASHBOARD)
-    button = english.one("button[value='pause queue emails']")
+    button = english.one("#em-gates button[value='pause queue emails']")
     english.driver.execute_script("arguments[0].focus()", button)
     english.driver.execute_script("document.querySelector('#em-sent-table').open = true")
     # Read in one step, because the page replaces the element.
