@@ -59,7 +59,7 @@ def check_configuration(
     if not transports.under_test():
         found += [*_check_backends(), *_check_default(), *_check_named(), *_check_loops()]
         found += [*_check_options(), *_check_rates(), *_check_ignored()]
-        found += _check_encrypted_logins()
+        found += [*_check_encrypted_logins(), *_check_in_process()]
     return [
         *found,
         *_check_links(),
@@ -355,6 +355,16 @@ def _check_scheme() -> Iterator[CheckMessage]:
             "that is not https (RFC 8058, section 3.1).",
             hint="Give the site's address with https.",
             id="epica_mail.W030",
+        )
+
+
+def _check_in_process() -> Iterator[CheckMessage]:
+    if conf.get().deliver_in_process and not settings.DEBUG:
+        yield Error(
+            "EPICA_MAIL['DELIVER_IN_PROCESS'] is set, but DEBUG is off: it has no effect, and mail "
+            "waits for a worker.",
+            hint="Set it to DEBUG, and run a Celery worker on the real site.",
+            id="epica_mail.E071",
         )
 
 

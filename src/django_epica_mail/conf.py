@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
-from django.core.validators import validate_email
 
 from django_epica_mail import rules
 from django_epica_mail.rules import routes as route_rules
@@ -54,44 +53,6 @@ def _optional(check: Check) -> Check:
             check(key, value)
 
     return check_unless_none
-
-
-def check_string(key: str, value: object) -> None:
-    if not isinstance(value, str) or not value:
-        raise rules.invalid(key, value, "must be a non-empty string")
-
-
-def check_strings(key: str, value: object) -> None:
-    if not rules.are_strings(value):
-        raise rules.invalid(key, value, "must be a list of strings")
-
-
-def check_site(key: str, value: object) -> None:
-    try:
-        parts = urlsplit(value if isinstance(value, str) else "")
-    except ValueError:  # a bracket without its partner
-        parts = urlsplit("")
-    is_site = parts.scheme in ("http", "https") and parts.hostname
-    if not is_site or parts.query or parts.fragment:
-        rule = "must be the address of a site, such as 'https://www.example.com'"
-        raise rules.invalid(key, value, rule)
-
-
-def check_addresses(key: str, value: object) -> None:
-    rule = "must be a non-empty list of e-mail addresses, or None"
-    if not rules.are_strings(value) or not value:
-        raise rules.invalid(key, value, rule)
-    for address in value:
-        try:
-            validate_email(address)
-        except ValidationError:
-            raise rules.invalid(key, value, rule) from None
-
-
-def check_patterns(key: str, value: object) -> None:
-    if not rules.are_strings(value) or not all(value):
-        rule = "must be a list of domains, addresses or patterns such as '*@example.com', or None"
-        raise rules.invalid(key, value, rule)
 
 
 def check_transports(key: str, value: object) -> None:
@@ -190,14 +151,14 @@ class Settings:
     on_unknown: str = _setting("resend", rules.check_on_unknown)
     """What to do with a mail that may have been accepted: resend it, hold it for a person, or
     fail it."""
-    evidence: str | None = _setting(None, _optional(check_string))
+    evidence: str | None = _setting(None, _optional(rules.check_string))
     """Dotted path of a function that is asked about mail of unknown outcome, before it is sent
     again: ``"accepted"``, ``"refused"`` or ``"unknown"``."""
     evidence_timeout: float = _setting(5, rules.check_duration)
     """Seconds that ``EVIDENCE`` may take; then its answer is ``"unknown"``."""
     evidence_wait: float = _setting(0, rules.check_seconds)
     """Seconds for which mail of unknown outcome waits for evidence, before its policy decides."""
-    classify: str | None = _setting(None, _optional(check_string))
+    classify: str | None = _setting(None, _optional(rules.check_string))
     """Dotted path of a function that classifies a transport's errors; where it returns ``None``,
     the package's own classification applies."""
     max_retries: int = _setting(3, rules.check_retries)
@@ -233,9 +194,9 @@ class Settings:
     """How many recipients one mail may have; ``None``: any number."""
     max_message_bytes: int | None = _setting(25 * 1024 * 1024, _optional(rules.check_count))
     """How many bytes a stored mail may have, attachments included; ``None``: any number."""
-    redirect_all_to: Sequence[str] | None = _setting(None, _optional(check_addresses))
+    redirect_all_to: Sequence[str] | None = _setting(None, _optional(rules.check_addresses))
     """Addresses that receive all mail of a staging site instead of its recipients."""
-    allowed_recipients: Sequence[str] | None = _setting(None, _optional(check_patterns))
+    allowed_recipients: Sequence[str] | None = _setting(None, _optional(rules.check_patterns))
     """The only domains, addresses or patterns (``*@example.com``) that mail is sent to."""
     keep_content: str = _setting("always", rules.check_keep_content)
     """How long body and attachments are kept: always (as long as the row), until_sent (until the
@@ -247,16 +208,16 @@ class Settings:
     encryption_required: bool = _setting(False, rules.check_flag)
     """Whether stored content that is not encrypted is refused, as somebody else's; set it once
     ``epica_mail reencrypt`` reports that all of it is encrypted."""
-    message_modules: Sequence[str] = _setting((), check_strings)
+    message_modules: Sequence[str] = _setting((), rules.check_strings)
     """Packages, besides installed apps, whose classes of messages a worker may import."""
     keep_content_days: int | None = _setting(None, _optional(rules.check_days))
     """Days after which the content of finished mail is deleted; the row is kept."""
-    base_url: str | None = _setting(None, _optional(check_site))
+    base_url: str | None = _setting(None, _optional(rules.check_site))
     """The site's own address, ``"https://www.example.com"``, for links in mail."""
     click_link_days: int | None = _setting(None, _optional(rules.check_days))
     """Days after which the tracked links of a mail lead nowhere, counted from when it was queued;
     ``None``: they never end."""
-    click_hosts: Sequence[str] | None = _setting(None, _optional(check_strings))
+    click_hosts: Sequence[str] | None = _setting(None, _optional(rules.check_strings))
     """The only hosts that tracked links lead to at once, as in ``ALLOWED_HOSTS``; before any other,
     a page names it and asks. ``None``: all hosts."""
     store_ip: bool = _setting(False, rules.check_flag)
@@ -266,7 +227,7 @@ class Settings:
     )
     """Titles of the categories that people choose among on the page to unsubscribe; a title may be
     a lazy translation. Without any, the page asks about the mail's own category alone."""
-    transactional: Sequence[str] = _setting((), check_strings)
+    transactional: Sequence[str] = _setting((), rules.check_strings)
     """Categories of mail that people cannot unsubscribe from; ``""`` is mail without a category."""
     suppression_keys: Sequence[str] = field(
         default=(), repr=False, metadata={"check": check_secrets}
@@ -319,6 +280,9 @@ class Settings:
     )
     """Templates that staff may preview, each with a sample context: a dict, or the dotted path of a
     function that returns one."""
+    deliver_in_process: bool = _setting(False, rules.check_flag)
+    """Whether the process that queued a mail delivers it at the commit, without a broker and a
+    worker: for development. It has no effect where ``DEBUG`` is off."""
     real_transports_in_tests: bool = _setting(False, rules.check_flag)
     """Whether Django's test runner may open real transports; otherwise all mail goes to locmem."""
 

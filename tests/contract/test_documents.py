@@ -81,7 +81,7 @@ def settings_in(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", [page for page in PAGES if settings_in(page)], ids=named)
 def test_the_settings_of_every_page_are_valid(page: Path) -> None:
     for block in settings_in(page):
-        names: dict[str, Any] = {"INSTALLED_APPS": []}
+        names: dict[str, Any] = {"INSTALLED_APPS": [], "DEBUG": False}
         exec(block, names)
         conf.parse(names["EPICA_MAIL"])
 

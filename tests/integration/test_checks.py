@@ -29,6 +29,13 @@ def found() -> list[CheckMessage]:
     ]
 
 
+@pytest.mark.parametrize("debug", [True, False])
+def test_delivery_in_the_process_is_for_development(smtp, epica_mail, settings, debug) -> None:
+    epica_mail(DELIVER_IN_PROCESS=True)
+    settings.DEBUG = debug
+    assert [it.id for it in found()] == ([] if debug else ["epica_mail.E071"])
+
+
 def only() -> CheckMessage:
     (message,) = found()
     return message

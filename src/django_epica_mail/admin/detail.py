@@ -33,6 +33,10 @@ from django_epica_mail.models import EmailAttachment, EmailLog
 
 _RECIPIENTS = 200
 """The page of an e-mail lists at most this many recipients."""
+_SHOWN_BYTES = 1024 * 1024
+"""The source of an e-mail is shown up to here; all of it is in the download."""
+_CLIPPED_BYTES = 102 * 1024
+"""Gmail hides what follows in an e-mail's HTML (observed; Google publishes no number)."""
 _REFRESH_SECONDS = 3
 """The page of an e-mail that has not ended renews itself this often."""
 
@@ -42,6 +46,7 @@ _FACTS = (
     *("attempts", "tries", "max_retries", "retry_delay", "retry_delays"),
     *("on_unknown", "keep_content", "idempotency_key", "worker", "reply"),
 )
+_PLAIN = "text/plain; charset=utf-8"
 
 
 def may_see_content(request: HttpRequest) -> bool:
@@ -106,12 +111,14 @@ class Detail(ReadOnlyPage):
         return sandboxed(html, images=request.GET.get("images") == "1", inline=inline)
 
     def raw_view(self, request: HttpRequest, pk: UUID) -> HttpResponseBase:
-        """Return an e-mail as a file that mail programs can open."""
+        """Return an e-mail as a file that mail programs can open, or its source with ``?show``."""
         mail = self._mail(request, pk)
         try:
             content = admin_content.as_sent(mail)
         except Exception as error:
             raise Http404("The e-mail cannot be read.") from error
+        if "show" in request.GET:
+            return _sealed(HttpResponse(content[:_SHOWN_BYTES], content_type=_PLAIN))
         return _download(content, f"{mail.pk}.eml")
 
     def attachment_view(self, request: HttpRequest, pk: UUID, attachment: UUID) -> HttpResponseBase:
@@ -152,6 +159,8 @@ class Detail(ReadOnlyPage):
         source = reverse("admin:epica_mail_emaillog_html", args=[mail.pk])
         return {
             "content": content,
+            "html_bytes": (size := len(content.html.encode(errors="replace"))),
+            "is_clipped": size > _CLIPPED_BYTES,
             "frame": frame(request, source) if content.html else None,
             "attachments": _attachments(mail).defer("content").order_by("pk"),
         }
@@ -201,6 +210,11 @@ def _download(content: bytes, filename: str) -> HttpResponseBase:
         filename=filename,
         content_type="application/octet-stream",
     )
+    return _sealed(response)
+
+
+def _sealed(response: HttpResponseBase) -> HttpResponseBase:
+    """Return a response that browsers neither interpret nor keep."""
     response["X-Content-Type-Options"] = "nosniff"
     response["Content-Security-Policy"] = "sandbox; default-src 'none'"
     response["Cache-Control"] = "no-store, private"

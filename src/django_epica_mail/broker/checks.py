@@ -15,7 +15,7 @@ from django.core import checks
 from django.core.checks import CheckMessage
 
 from django_epica_mail import schedule
-from django_epica_mail.broker import celery_config
+from django_epica_mail.broker import celery_config, doorbell
 from django_epica_mail.broker.celery_config import BULK_TASK, SINGLE_TASK
 
 _MAP_ROUTE: Any = MapRoute
@@ -31,6 +31,8 @@ def check_app() -> Iterator[CheckMessage]:
     """
     with ThreadPoolExecutor(1) as threads:
         app = threads.submit(app_or_default).result()
+    if doorbell.delivers_here(app):
+        return
     if app.main == "default" or not app.conf.broker_url:
         yield checks.Warning(
             "Threads of this process do not find the site's Celery app: their rings go nowhere, "

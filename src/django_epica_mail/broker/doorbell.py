@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.app import app_or_default
 from celery.exceptions import QueueNotFound
+from django.conf import settings
 from django.db import transaction
 
 from django_epica_mail import _compat, conf
@@ -90,7 +91,7 @@ def _ring_unless_covered(queue: str) -> None:
     if now - _bell.rung_at.get(queue, -1e9) < window:
         return  # before Celery's settings are asked, which costs more than all of this
     app = app_or_default()
-    if app.conf.task_always_eager:
+    if delivers_here(app):
         _deliver_here(app, queue)
         return
     with _bell.lock:
@@ -110,13 +111,22 @@ def ring(queue: str) -> bool:
     because it does not cover mail that this process commits next.
     """
     app = app_or_default()
-    if app.conf.task_always_eager:
+    if delivers_here(app):
         return _deliver_here(app, queue)
     return _publish(app, queue, rung_at=None)
 
 
+def delivers_here(app: Celery) -> bool:
+    """Return whether mail is delivered by the process that commits it, without broker and worker.
+
+    So it is where Celery's ``task_always_eager`` is set and, in development, where
+    ``EPICA_MAIL["DELIVER_IN_PROCESS"]`` is.
+    """
+    return bool(app.conf.task_always_eager) or (settings.DEBUG and conf.get().deliver_in_process)
+
+
 def _deliver_here(app: Celery, queue: str) -> bool:
-    """Deliver the mail of a queue in this process, as an eager site wants it; return ``True``.
+    """Deliver the mail of a queue in this process; return ``True``.
 
     What is rung for meanwhile is delivered afterwards, within ``RUN_SECONDS`` in all.
     """
@@ -155,7 +165,7 @@ def ring_for_batch(batch_id: str, *, queue: str | None = None) -> bool:
     ``queue`` is the one to ring for; by default, the one where the site routes bulk calls.
     """
     app = app_or_default()
-    if app.conf.task_always_eager:
+    if delivers_here(app):
         app.tasks[BULK_TASK].run(batch_id)
         return True
     return _publish(app, queue or site_queue(bulk=True), task=BULK_TASK, args=(batch_id,))

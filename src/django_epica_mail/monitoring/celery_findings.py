@@ -10,7 +10,7 @@ from celery.app import app_or_default
 from django.conf import settings
 
 from django_epica_mail import clock, conf, schedule
-from django_epica_mail.broker import celery_config, workers
+from django_epica_mail.broker import celery_config, doorbell, workers
 from django_epica_mail.delivery import rate_limits
 from django_epica_mail.models import DeliveryAttempt
 from django_epica_mail.monitoring import backlog, health
@@ -37,7 +37,7 @@ class Finding:
 def of_settings() -> Iterator[Finding]:
     """Find Celery's own settings that are unfit for mail."""
     app = app_or_default()
-    if app.conf.task_always_eager:
+    if doorbell.delivers_here(app):
         if not settings.DEBUG:
             yield Finding(
                 "warning",
@@ -112,7 +112,7 @@ def of_workers(using: str) -> Iterator[Finding]:
     for queue, tasks in periodic_queues().items():
         effect = f"beat's tasks do not run there ({', '.join(sorted(tasks))})"
         wanted[queue] = f"{wanted[queue]}, and {effect}" if queue in wanted else effect
-    if app_or_default().conf.task_always_eager:
+    if doorbell.delivers_here(app_or_default()):
         return
     if not _may_be_asked():
         yield from _judge_by_work(wanted)

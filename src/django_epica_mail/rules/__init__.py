@@ -7,7 +7,10 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TypeGuard
+from urllib.parse import urlsplit
 
+from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
 from django.utils.functional import Promise
 
 PRIORITIES = {"urgent": 9, "high": 6, "normal": 3, "low": 0}
@@ -107,6 +110,49 @@ def check_previews(key: str, value: object) -> None:
         if not isinstance(context, (Mapping, str)):
             rule = "must be a dict, or the dotted path of a function that returns one"
             raise invalid(f"{key}[{name!r}]", context, rule)
+
+
+def check_string(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless the value is a non-empty string."""
+    if not isinstance(value, str) or not value:
+        raise invalid(key, value, "must be a non-empty string")
+
+
+def check_strings(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless the value is a list of strings."""
+    if not are_strings(value):
+        raise invalid(key, value, "must be a list of strings")
+
+
+def check_site(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless the value is the URL of a site, without query and fragment."""
+    try:
+        parts = urlsplit(value if isinstance(value, str) else "")
+    except ValueError:  # a bracket without its partner
+        parts = urlsplit("")
+    is_site = parts.scheme in ("http", "https") and parts.hostname
+    if not is_site or parts.query or parts.fragment:
+        rule = "must be the address of a site, such as 'https://www.example.com'"
+        raise invalid(key, value, rule)
+
+
+def check_addresses(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless the value is a non-empty list of e-mail addresses."""
+    rule = "must be a non-empty list of e-mail addresses, or None"
+    if not are_strings(value) or not value:
+        raise invalid(key, value, rule)
+    for address in value:
+        try:
+            validate_email(address)
+        except ValidationError:
+            raise invalid(key, value, rule) from None
+
+
+def check_patterns(key: str, value: object) -> None:
+    """Raise ``ValueError`` unless the value is a list of domains, addresses or patterns."""
+    if not are_strings(value) or not all(value):
+        rule = "must be a list of domains, addresses or patterns such as '*@example.com', or None"
+        raise invalid(key, value, rule)
 
 
 def check_seconds(key: str, value: object) -> float:

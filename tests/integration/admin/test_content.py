@@ -88,6 +88,26 @@ def test_the_raw_message_is_the_one_that_was_sent(reader, smtp, letter, deliver)
     assert abs(dates[0] - dates[1]) < 60
 
 
+def test_the_source_is_shown_as_plain_text_in_a_sandbox(reader, letter) -> None:
+    link = url("emaillog_raw", letter.pk) + "?show"
+    assert link in html_of(reader, "emaillog_change", letter.pk)
+    got = reader.get(link)
+    assert got["Content-Type"] == "text/plain; charset=utf-8"
+    assert got["Content-Security-Policy"] == "sandbox; default-src 'none'"
+    assert got["X-Content-Type-Options"] == "nosniff"
+    assert b"X-Order: 4711" in got.content
+
+
+@pytest.mark.parametrize(("size", "is_clipped"), [(102 * 1024, False), (102 * 1024 + 1, True)])
+def test_the_size_of_the_html_is_compared_with_what_gmail_shows(reader, size, is_clipped) -> None:
+    message = EmailMultiAlternatives("S", "plain", None, ["a@example.com"])
+    message.attach_alternative("x" * size, "text/html")
+    mail = outbox.enqueue(message, transport="smtp")
+    page = html_of(reader, "emaillog_change", mail.pk)
+    assert "Size of the HTML: 102.0\xa0KB" in page
+    assert ("Gmail hides" in page) is is_clipped
+
+
 @pytest.mark.parametrize(
     "given",
     [

@@ -15,7 +15,7 @@ from kombu import Queue
 
 from devservers.process import free_port
 from devservers.redis import RedisServer
-from django_epica_mail import maintenance, signals
+from django_epica_mail import maintenance, signals, tasks
 from django_epica_mail.broker import doorbell
 from django_epica_mail.models import EmailLog
 
@@ -144,6 +144,39 @@ def test_an_eager_site_delivers_on_commit(smtp, bell, celery, queue_mail) -> Non
         assert smtp.accepted == []
     assert EmailLog.objects.get().status == "sent"
     assert len(smtp.accepted) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("debug", [True, False])
+def test_in_development_the_process_that_commits_may_deliver(
+    smtp, bell, celery, queue_mail, epica_mail, settings, debug
+) -> None:
+    celery(f"redis://127.0.0.1:{free_port()}/0")
+    epica_mail(DELIVER_IN_PROCESS=True)
+    settings.DEBUG = debug
+    with transaction.atomic():
+        queue_mail()
+        assert smtp.accepted == []
+    assert EmailLog.objects.get().status == ("sent" if debug else "queued")
+    assert len(smtp.accepted) == int(debug)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_in_development_a_bulk_call_needs_no_worker(
+    smtp, bell, celery, epica_mail, settings
+) -> None:
+    celery(f"redis://127.0.0.1:{free_port()}/0")
+    epica_mail(DELIVER_IN_PROCESS=True)
+    settings.DEBUG = True
+    with transaction.atomic():
+        tasks.send_bulk_emails_task.delay(
+            [
+                {"subject": "S", "message": "B", "from_email": None, "recipient_list": [address]}
+                for address in ("a@example.com", "b@example.com")
+            ]
+        )
+        assert smtp.accepted == []
+    assert sorted(it.recipients[0] for it in smtp.accepted) == ["a@example.com", "b@example.com"]
 
 
 @pytest.mark.django_db(transaction=True)

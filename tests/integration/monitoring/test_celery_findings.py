@@ -149,6 +149,12 @@ def test_eager_tasks_are_found_and_no_worker_is_required(celery_conf, settings) 
     assert "always-eager" not in ids()
 
 
+def test_a_site_that_delivers_in_process_needs_no_worker(settings, epica_mail) -> None:
+    epica_mail(DELIVER_IN_PROCESS=True)
+    settings.DEBUG = True
+    assert not {"broker", "no-worker", "socket-timeout"} & set(ids())
+
+
 def test_workers_without_remote_control_are_judged_by_what_they_did(
     smtp, celery_conf, monkeypatch, queue_mail, deliver, travel
 ) -> None:
