@@ -17,7 +17,7 @@ from django_epica_mail import lifecycle
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
 from django_epica_mail.retry import Kind
-from tests.integration.whole.workers import Dialogue, Worker
+from tests.integration.whole.workers import Dialogue, Worker, position_of
 
 LEGAL = {(source, move.target) for move in lifecycle.MOVES for source in move.sources}
 
@@ -84,6 +84,10 @@ class Model:
         self.extra_tries = Counter[UUID]()
         self.resent = Counter[UUID]()
         self.late = defaultdict[UUID, set[UUID]](set)
+        self.erased: set[tuple[UUID, int]] = set()
+        self.overtaken: set[UUID] = set()
+        """The claims during which the clock jumped, so that their leases may have ended early."""
+        self._granted: dict[UUID, Counter[UUID]] = {}
         self._noted: set[tuple[UUID, int]] = set()
         self._taken: set[tuple[UUID, int, int]] = set()
         self._handed: dict[Worker, dict[int, tuple[UUID, int, int]]] = {}
@@ -91,14 +95,18 @@ class Model:
     def note(self, noted: Iterable[tuple[UUID, str, str]], *, by: str = "") -> None:
         """Check changes of status; a ``person`` or a ``retry`` may requeue final mail.
 
-        An ``answer`` that comes after the lease ended may still confirm a mail, or show that it was
-        not accepted.
+        An ``answer`` that comes after the lease ended, and an ``event`` from the provider, may
+        still confirm a mail, or show that it or a recipient of it was not accepted.
         """
         for mail, old, new in noted:
             assert (old, new) in LEGAL
             assert old != Status.SENT
-            if by == "answer" and (old, new) == (Status.FAILED, Status.SENT):
+            if by in ("answer", "event") and (old, new) == (Status.FAILED, Status.SENT):
                 assert any(pk == mail for pk, _ in self.accepted)
+                continue
+            if by == "event" and (old, new) == (Status.FAILED, Status.QUEUED):
+                assert any(pk == mail for pk, _ in self.accepted)
+                self.extra_tries[mail] += 1
                 continue
             assert by in ("person", "retry") or old not in lifecycle.FINAL
             if by == "person":
@@ -109,7 +117,7 @@ class Model:
                 self.extra_tries[mail] += 1
             elif (old, new) == (Status.UNKNOWN, Status.RETRYING):
                 if (mail, Status.SENDING, Status.UNKNOWN) not in noted:
-                    assert by == "answer", "only an answer frees a mail that is held"
+                    assert by in ("answer", "event"), "only these free a mail that is held"
                     continue
                 self.permissions[mail] += 1
                 self.resent[mail] += 1
@@ -118,33 +126,50 @@ class Model:
         """Check that a mail may be sent now, given its lease, times and earlier attempts."""
         assert not connection.in_atomic_block
         assert worker.batch is not None
+        assert worker.batch.token is not None
+        assert dialogue.positions
+        granted = self._granted.setdefault(worker.batch.token, self.permissions.copy())
+        if worker.batch.token not in self.overtaken:
+            self._check_handed_over(worker, dialogue, begun_by)
+        keys = {p: (dialogue.mail, p, granted[dialogue.mail]) for p in dialogue.positions}
+        assert not self._taken.intersection(keys.values()), "sent again without permission"
+        self._taken.update(keys.values())
+        self._handed[worker] = keys
+
+    def _check_handed_over(self, worker: Worker, dialogue: Dialogue, begun_by: datetime) -> None:
+        assert worker.batch is not None
         log = EmailLog.objects.get(pk=dialogue.mail)
         assert (log.status, log.lease_token) == (Status.SENDING, worker.batch.token)
         assert log.lease_until is not None
         assert log.lease_until > begun_by, "the lease may end before the dialogue"
         assert log.due_at < worker.batch_sought_at
         assert log.expires_at is None or log.expires_at > worker.batch_sought_at
-        assert dialogue.positions
-        done = log.recipients.exclude(outcome="").values_list("position", flat=True)
-        assert not set(done) & set(dialogue.positions), "already has an outcome"
-        assert self._noted.isdisjoint((log.pk, position) for position in dialogue.positions)
-        keys = {p: (log.pk, p, self.permissions[log.pk]) for p in dialogue.positions}
-        assert not self._taken.intersection(keys.values()), "sent again without permission"
-        self._taken.update(keys.values())
-        self._handed[worker] = keys
+        done = log.recipients.exclude(outcome="").values_list("address", flat=True)
+        positions = {(log.pk, position) for position in dialogue.positions}
+        assert positions.isdisjoint((log.pk, position_of(it)) for it in done), "has an outcome"
+        assert positions.isdisjoint(self._noted)
+        assert positions.isdisjoint(self.erased), "sent to a person who was erased"
         worker.holds_until = log.lease_until
 
     def answer(
-        self, worker: Worker, taken: set[int], *, in_doubt: bool, late: bool = False
+        self,
+        worker: Worker,
+        taken: set[int],
+        *,
+        in_doubt: bool,
+        refused: Iterable[int] = (),
+        late: bool = False,
     ) -> None:
         """Record the accepted recipients; unless in doubt, the others may be attempted again.
+
+        Those ``refused`` may be in any case.
 
         ``late`` is a reply to a worker whose lease may have ended.
         """
         keys = self._handed.pop(worker)
         self.accepted |= {keys[position][:2] for position in taken}
-        if not in_doubt:
-            self._taken -= {key for position, key in keys.items() if position not in taken}
+        surely_not = set(refused) if in_doubt else keys.keys() - taken
+        self._taken -= {keys[position] for position in surely_not}
         if late and worker.batch is not None:
             for mail in worker.batch.mails:
                 self.late[mail.row.pk].add(worker.batch.token)
@@ -153,6 +178,8 @@ class Model:
         """Check that no mail is taken from a worker whose lease has not ended."""
         for worker, keys in self._handed.items():
             assert worker.batch is not None
+            if worker.batch.token in self.overtaken:
+                continue
             held = [mail.row.pk for mail in worker.batch.mails]
             (mail,) = {mail for mail, *_ in keys.values()}
             mine = held[held.index(mail) :]
@@ -166,8 +193,8 @@ class Model:
         attempts = DeliveryAttempt.objects.order_by("number")
         for mail, number in attempts.values_list("email_id", "number"):
             numbers[mail].append(number)
-        for row in EmailRecipient.objects.only("email_id", "position", "outcome"):
-            outcomes[row.email_id][row.position] = row.outcome
+        for row in EmailRecipient.objects.only("email_id", "address", "outcome"):
+            outcomes[row.email_id][position_of(row.address)] = row.outcome
         for log in EmailLog.objects.defer("envelope"):
             claimable = log.status in lifecycle.CLAIMABLE
             assert log.pending == (log.priority if claimable else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import uuid
 from collections import Counter
@@ -36,13 +37,17 @@ from django_epica_mail import clock, lifecycle, maintenance, outbox, retry
 from django_epica_mail.delivery import claim, db_retry, settle
 from django_epica_mail.delivery import worker as delivery_worker
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.models import EmailLog
+from django_epica_mail.models import EmailEvent, EmailLog, EmailRecipient
+from django_epica_mail.privacy.erase import erase
+from django_epica_mail.privacy.person import Person
 from django_epica_mail.retry import Failure, Kind, Result
+from django_epica_mail.tracking import events
 from django_epica_mail.transports import connection as transport_connection
 from tests.integration.whole import workers
 from tests.integration.whole.lifecycle_model import Model, changes, witness
-from tests.integration.whole.workers import Time, Worker
+from tests.integration.whole.workers import Time, Worker, address_of
 
+EXAMPLES = int(os.environ.get("EPICA_MACHINE_EXAMPLES", "40"))
 QUEUE, TRANSPORTS = "emails", ("ses", "smtp")
 BATCH_SIZE = 2
 SEND_TIMEOUT = 60
@@ -108,6 +113,7 @@ class Lifecycle(RuleBasedStateMachine):
         super().__init__()
         self.time, self.model = time, Model()
         self.workers: dict[int, Worker] = {}
+        self.numbers = itertools.count()
 
     # Users and operators
 
@@ -132,9 +138,44 @@ class Lifecycle(RuleBasedStateMachine):
     def requeue(self, mail: UUID, status: Status) -> None:
         self.model.note(changes())
         before = self._statuses(mail, status)
-        moved = [pk for pk in before if before[pk] in lifecycle.REQUEUE.sources]
+        readable = set(EmailLog.objects.exclude(envelope="").values_list("pk", flat=True))
+        moved = [pk for pk in before.keys() & readable if before[pk] in lifecycle.REQUEUE.sources]
         assert outbox.requeue(before) == len(moved)
         self.model.note(changes(), by="person")
+
+    @rule(mail=mails, which=st.integers(0, 2))
+    def erase(self, mail: UUID, which: int) -> None:
+        recipients = EmailRecipient.objects.filter(email=mail).order_by("position")
+        addresses = recipients.values_list("address", flat=True)[which : which + 1]
+        for address in addresses:
+            done = erase(Person(address))
+            self.model.note(changes(), by="person")
+            left = EmailRecipient.objects.filter(email=mail, address=address).exists()
+            assert left == (str(mail) in done["left"])
+            if not left:
+                self.model.erased.add((mail, workers.position_of(address)))
+
+    @rule(mail=mails, of_another=st.booleans())
+    def report_delivery(self, mail: UUID, of_another: bool) -> None:
+        """Let a provider report that a recipient whom the server accepted got the mail."""
+        accepted = sorted(self.model.accepted)
+        for pk, position in accepted if of_another else [it for it in accepted if it[0] == mail]:
+            found = EmailRecipient.objects.filter(email=pk, address__startswith=f"{position}@")
+            for address in found.values_list("address", flat=True):
+                self._report_delivery(pk, address)
+
+    def _report_delivery(self, mail: UUID, address: str) -> None:
+        present = self.time.present()
+        event = EmailEvent(
+            kind=EmailEvent.Kind.DELIVERED,
+            email_id=mail,
+            address=address,
+            key=str(next(self.numbers)),
+            at=present,
+            created_at=present,
+        )
+        assert events.record(event)
+        self.model.note(changes(), by="event")
 
     @rule(
         what=st.sampled_from([{"queue": QUEUE}, *({"transport": name} for name in TRANSPORTS)]),
@@ -167,11 +208,14 @@ class Lifecycle(RuleBasedStateMachine):
         if worker := self._worker_in_dialogue(which):
             self._answer(worker, Result(failure=Failure(kind=kind), seconds=0.1))
 
-    @rule(which=which, was_accepted=st.booleans())
-    def lose_the_reply(self, which: int, was_accepted: bool) -> None:
+    @rule(which=which, was_accepted=st.booleans(), refused=refusals)
+    def lose_the_reply(self, which: int, was_accepted: bool, refused: dict[int, Kind]) -> None:
         if worker := self._worker_in_dialogue(which):
-            lost = Result(failure=Failure(kind=Kind.UNKNOWN), seconds=0.1)
-            self._answer(worker, lost, was_accepted=was_accepted)
+            most = len(worker.positions) - 1  # without one the content would not have been sent
+            failures = {n: Failure(kind=kind) for n, kind in refused.items() if n < most}
+            lost = Failure(kind=Kind.UNKNOWN)
+            result = Result(failure=lost, refused=failures, seconds=0.1)
+            self._answer(worker, result, was_accepted=was_accepted)
 
     @rule(which=which, was_accepted=st.booleans())
     def kill(self, which: int, was_accepted: bool) -> None:
@@ -187,6 +231,13 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([3, 31, 61, 301, 3601]))
     def let_time_pass(self, seconds: float) -> None:
         self.time.sleep(seconds)
+
+    @rule(seconds=st.sampled_from([-130, -3, 130]))
+    def step_the_clock(self, seconds: float) -> None:
+        """Step the clock of the database, while the workers' monotonic one goes on."""
+        self.time.jump(seconds)
+        batches = [worker.batch for worker in self.workers.values()]
+        self.model.overtaken |= {it.token for it in batches if it is not None and it.token}
 
     @rule(which=which)
     def stall(self, which: int) -> None:
@@ -215,7 +266,7 @@ class Lifecycle(RuleBasedStateMachine):
         noted = changes()
         self.model.note(noted, by="retry")
         assert count == len(noted)
-        if clean_up and not self.workers:
+        if clean_up:
             self._clean_up()
 
     def _clean_up(self) -> None:
@@ -266,11 +317,10 @@ class Lifecycle(RuleBasedStateMachine):
     # Helpers
 
     def _enqueue(self, order: Order) -> list[UUID]:
-        to = [f"{position}@example.com" for position in range(order.recipients)]
         now = self.time.present()
         return [
             outbox.enqueue(
-                EmailMessage("Subject", "Body", None, to),
+                EmailMessage("Subject", "Body", None, self._addresses(order.recipients)),
                 priority=order.priority,
                 transport=order.transport,
                 on_unknown=order.on_unknown,
@@ -279,6 +329,10 @@ class Lifecycle(RuleBasedStateMachine):
             ).pk
             for _ in range(order.count)
         ]
+
+    def _addresses(self, count: int) -> list[str]:
+        number = next(self.numbers)
+        return [address_of(number, position) for position in range(count)]
 
     def _statuses(self, mail: UUID, status: Status) -> dict[UUID, str | None]:
         """Return the statuses of a mail and of the first mail with ``status``."""
@@ -302,8 +356,10 @@ class Lifecycle(RuleBasedStateMachine):
             taken = {p for n, p in enumerate(worker.positions) if n not in answer.refused}
         else:
             taken = set()
-        late = worker.holds_until <= self.time.present()
-        self.model.answer(worker, taken, in_doubt=in_doubt, late=late)
+        refused = [worker.positions[n] for n in answer.refused]
+        overtaken = worker.batch is not None and worker.batch.token in self.model.overtaken
+        late = overtaken or worker.holds_until <= self.time.present()
+        self.model.answer(worker, taken, in_doubt=in_doubt, refused=refused, late=late)
         self._go_on(worker, answer)
 
     def _go_on(self, worker: Worker, answer: Result | None = None) -> None:
@@ -373,7 +429,7 @@ def test_no_order_of_events_loses_or_duplicates_a_mail(
             run_state_machine_as_test(
                 start,
                 settings=hypothesis_settings(
-                    max_examples=40, stateful_step_count=40, deadline=None, print_blob=True
+                    max_examples=EXAMPLES, stateful_step_count=40, deadline=None, print_blob=True
                 ),
             )
     finally:

@@ -47,7 +47,11 @@ class Time:
 
     def reset(self) -> None:
         """Go back to the start."""
-        self._seconds = 0.0
+        self._seconds = self._jumped = 0.0
+
+    def jump(self, seconds: float) -> None:
+        """Step the database's clock on or back; ``monotonic`` does not notice."""
+        self._jumped += seconds
 
     def now(self, delay: timedelta | float = 0) -> Value:
         """Replace ``clock.now``."""
@@ -56,12 +60,15 @@ class Time:
         return _Moment(self.present(delay), output_field=DateTimeField())
 
     def present(self, delay: timedelta = timedelta()) -> datetime:
-        """Return a later time than any earlier call, as statements never run at the same time."""
+        """Return a later time than any earlier call, as statements never run at the same time.
+
+        Unless the clock has been stepped back in between.
+        """
         return self.at(self.monotonic()) + delay
 
     def at(self, seconds: float) -> datetime:
-        """Return the time at a value of ``monotonic``."""
-        return _BEGINNING + timedelta(seconds=seconds)
+        """Return the time at a value of ``monotonic`` since the last jump."""
+        return _BEGINNING + timedelta(seconds=seconds + self._jumped)
 
     def monotonic(self) -> float:
         """Replace ``time.monotonic``."""
@@ -79,7 +86,7 @@ class Dialogue:
 
     mail: UUID
     positions: tuple[int, ...]
-    """The recipients of this attempt, as positions among all recipients of the mail."""
+    """The recipients of this attempt, as positions among those for whom it was queued."""
 
 
 class Killed(BaseException):
@@ -160,6 +167,16 @@ class Worker(threading.Thread):
         return self._answer
 
 
+def address_of(mail: int, position: int) -> str:
+    """Return the address of a recipient, which no other mail has."""
+    return f"{position}@{mail}.example.com"
+
+
+def position_of(address: str) -> int:
+    """Return the position for which ``address_of`` made an address."""
+    return int(address.partition("@")[0])
+
+
 def _current() -> Worker:
     worker = threading.current_thread()
     assert isinstance(worker, Worker)
@@ -174,7 +191,7 @@ class _Connection:
     def send(self, message: EmailMessage) -> Result:
         """Hand a message to the test and wait for the reply."""
         mail = UUID(re.findall(r"<([0-9a-f-]{36})@", message.extra_headers["Message-ID"])[0])
-        positions = tuple(int(address.partition("@")[0]) for address in message.recipients())
+        positions = tuple(position_of(address) for address in message.recipients())
         answer = _current().stop(Dialogue(mail, positions))
         assert answer is not None
         return answer
