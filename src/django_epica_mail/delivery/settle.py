@@ -233,14 +233,14 @@ def _settle_one(outcome: Outcome, using: str) -> Outcome | None:
             return None
         outcome = late
     recipients = EmailRecipient.objects.using(using).filter(email=outcome.mail)
-    if outcome.mail.attempts and outcome.result is not None:
-        # Clear the refusals of an earlier attempt of unknown outcome; this one reports its own.
+    if outcome.mail.attempts and outcome.target is Status.SENT:
+        # Those refused for now in an earlier attempt of unknown outcome are accepted.
         recipients.filter(outcome="", code__isnull=False).update(code=None, reply="")
     for position, failure in outcome.decision.not_accepted.items():
         recipients.filter(position=position).update(code=failure.code or 0, reply=failure.reply)
     if outcome.decision.accepted:
         recipients.filter(position__in=outcome.decision.accepted).update(
-            outcome=EmailRecipient.Outcome.ACCEPTED
+            outcome=EmailRecipient.Outcome.ACCEPTED, code=None, reply=""
         )
     for position, failure in outcome.decision.refused.items():
         recipients.filter(position=position).update(

@@ -146,7 +146,8 @@ def _leave_out(person: Person, found: Found, using: str, done: Erased) -> bool:
         new = codec.without_recipients(old, person.is_named, place)
     except UnreadableEnvelope:
         return False
-    if not rows.filter(envelope=old).update(envelope=new):
+    # A late answer to the claim before counts the recipients as they were: it finds none.
+    if not rows.filter(envelope=old).update(envelope=new, lease_token=None):
         return False
     recipients = EmailRecipient.objects.using(using).filter(email=found.id)
     own = recipients.filter(person.rows()).order_by("-position")

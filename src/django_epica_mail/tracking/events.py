@@ -27,7 +27,7 @@ from django_epica_mail.models import (
     Suppression,
 )
 from django_epica_mail.replies import reply_text
-from django_epica_mail.retry import LOST
+from django_epica_mail.retry import ENDED_WORKER, LOST, PASSING
 
 Kind = EmailEvent.Kind
 
@@ -204,31 +204,49 @@ def confirm_delivered(ids: Collection[UUID], using: str) -> None:
     """
     if not ids:
         return
-    uncertain = DeliveryAttempt.objects.using(using).filter(
-        email=OuterRef("pk"), failure_kind__in=LOST
-    )
+    attempts = DeliveryAttempt.objects.using(using).filter(email=OuterRef("pk"))
     statuses = [*lifecycle.SUCCEED.sources - {Status.SENDING}, *lifecycle.CONFIRM.sources]
-    candidates = EmailLog.objects.using(using).filter(Exists(uncertain), status__in=statuses)
-    logs = list(candidates.filter(pk__in=ids).only("pk", "status", "keep_content", "queue"))
-    proven = _proven_sent([log.pk for log in logs], using) if logs else set()
+    candidates = EmailLog.objects.using(using).filter(
+        Exists(attempts.filter(failure_kind__in=LOST)), status__in=statuses
+    )
+    columns = ("pk", "status", "failure_kind", "keep_content", "queue")
+    found = candidates.filter(pk__in=ids).only(*columns)
+    logs: list[Any] = list(
+        found.annotate(ended_worker=Exists(attempts.filter(failure_kind__in=ENDED_WORKER)))
+    )
+    proven = _proven_recipients([log.pk for log in logs], using) if logs else {}
     for log in logs:
         if log.pk in proven:
-            succeed(log, using)
+            # A worker that died may have been told that a recipient was refused. If the mail goes
+            # on, the proof is for those alone whom it names.
+            goes_on = log.status != Status.FAILED or log.failure_kind in PASSING
+            succeed(log, using, proven[log.pk], covers_others=not (log.ended_worker and goes_on))
 
 
-def succeed(log: EmailLog, using: str) -> bool:
-    """Mark a mail as sent, or only its accepted recipients if others were refused for now.
+def succeed(
+    log: EmailLog, using: str, proven: Collection[int] = (), *, covers_others: bool = True
+) -> bool:
+    """Mark a mail as sent, or only some of its recipients if others are not proven.
 
-    Returns whether its status was changed.
+    ``proven`` are the positions of those who surely got it. With ``covers_others``, so did the
+    others but for those refused for now. Returns whether its status was changed.
     """
     move = lifecycle.SUCCEED if log.status == Status.UNKNOWN else lifecycle.CONFIRM
     rows = EmailLog.objects.using(using)
     with transaction.atomic(using=using):
-        outstanding = EmailRecipient.objects.using(using).filter(email=log, outcome="")
-        if outstanding.filter(code__isnull=False).exists():
-            outstanding.filter(code=None).update(outcome=EmailRecipient.Outcome.ACCEPTED)
+        recipients = EmailRecipient.objects.using(using).filter(email=log)
+        codes = dict(recipients.filter(outcome="").values_list("position", "code"))
+        left = {p: it for p, it in codes.items() if p not in proven}
+        if covers_others:
+            left = {p: code for p, code in left.items() if code is not None}
+        if left:
+            recipients.filter(position__in=codes.keys() - left.keys()).update(
+                outcome=EmailRecipient.Outcome.ACCEPTED, code=None, reply=""
+            )
             if log.status in lifecycle.CLAIMABLE:
                 return False  # the others are retried as planned
+            if log.status == Status.UNKNOWN and None in left.values():
+                return False  # the others may have it as well
             move = lifecycle.RESEND if log.status == Status.UNKNOWN else lifecycle.REQUEUE
             still = rows.filter(status=log.status)
             if not still.move(move, [log.pk], due_at=clock.now(), finished_at=None):
@@ -247,6 +265,7 @@ def succeed(log: EmailLog, using: str) -> bool:
         )
         if not moved:
             return False
+        recipients.filter(outcome="", code__isnull=False).update(code=None, reply="")
         if log.forgets_content(move.target):
             rows.forget_content([log.pk])
         result_backend.expect([log.pk], using)
@@ -259,19 +278,29 @@ def announce(email_id: UUID, move: lifecycle.Move) -> None:
     signals.email_moved.send_robust(EmailLog, email_id=email_id, move=move, failure=None)
 
 
-def _proven_sent(ids: Sequence[UUID], using: str) -> set[UUID]:
-    """Return the ids of e-mails proven sent to a recipient whose outcome is unknown."""
-    unknown = defaultdict(set)
+def _proven_recipients(ids: Sequence[UUID], using: str) -> dict[UUID, set[int]]:
+    """Return, for each e-mail proven sent, the positions of the recipients who surely got it.
+
+    An event without an address is taken for one of each recipient. Only recipients whose outcome is
+    unknown count.
+    """
+    unknown = defaultdict[UUID, dict[int, str]](dict)
     recipients = EmailRecipient.objects.using(using).filter(email_id__in=ids, outcome="")
-    for email_id, address in recipients.values_list("email_id", "address"):
-        unknown[email_id].add(canonical(address))
+    for email_id, position, address in recipients.values_list("email_id", "position", "address"):
+        unknown[email_id][position] = canonical(address)
     events = EmailEvent.objects.using(using).filter(email_id__in=ids)
     seen = events.exclude(kind__in=_NO_PROOF_OF_SENDING).exclude(reason=UNAUTHENTICATED)
-    return {
-        email_id
-        for email_id, address in seen.values_list("email_id", "address")
-        if email_id is not None and (not address or address in unknown[email_id])
-    }
+    named = defaultdict[UUID, set[str]](set)
+    for email_id, address in seen.values_list("email_id", "address"):
+        if email_id is not None:
+            named[email_id].add(address)
+    proven = {}
+    for email_id, addresses in named.items():
+        are_all = "" in addresses
+        positions = {p for p, it in unknown[email_id].items() if are_all or it in addresses}
+        if positions or are_all:
+            proven[email_id] = positions
+    return proven
 
 
 def _follow_up(email_id: UUID | None, provider_id: str, using: str) -> None:

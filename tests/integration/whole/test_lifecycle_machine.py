@@ -174,8 +174,9 @@ class Lifecycle(RuleBasedStateMachine):
             at=present,
             created_at=present,
         )
+        self.model.reported.add(mail)
         assert events.record(event)
-        self.model.note(changes(), by="event")
+        self.model.note(changes())
 
     @rule(
         what=st.sampled_from([{"queue": QUEUE}, *({"transport": name} for name in TRANSPORTS)]),

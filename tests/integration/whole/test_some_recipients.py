@@ -1,0 +1,174 @@
+"""What is known of some recipients of a mail, when and from whom, decides about these alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from devservers.smtp_faults import drop, refuse
+from django_epica_mail import clock, maintenance
+from django_epica_mail.delivery import claim
+from django_epica_mail.delivery.claim import Batch
+from django_epica_mail.delivery.outcome import Attempt, Envelope, judge
+from django_epica_mail.delivery.settle import Settler
+from django_epica_mail.models import EmailEvent, EmailLog
+from django_epica_mail.privacy.erase import erase
+from django_epica_mail.privacy.person import Person
+from django_epica_mail.retry import Failure, Kind, Result
+from django_epica_mail.tracking import events
+
+A, B, C = "a@example.com", "b@example.com", "c@example.com"
+
+
+def report_delivery(log: EmailLog, address: str) -> None:
+    event = EmailEvent(
+        email_id=log.pk,
+        key=address,
+        kind=EmailEvent.Kind.DELIVERED,
+        at=timezone.now(),
+        created_at=clock.now(),
+        source="provider",
+        address=address,
+    )
+    assert events.record(event)
+
+
+def lose_the_worker(travel: Any) -> Batch:
+    """Claim the mail, and take it back after the lease has ended."""
+    batch = claim.claim("emails")
+    assert batch is not None
+    travel(minutes=5)
+    assert maintenance.rescue() == 1
+    return batch
+
+
+def settle(batch: Batch, result: Result, recipients: int) -> None:
+    """Settle the one mail of a batch with the result of an attempt."""
+    (mail,) = batch.mails
+    tried = list(range(recipients))
+    settler = Settler(batch.using)
+    settler.add(judge(Attempt(mail, None, Envelope(tried, tried), False, {}), result))  # type: ignore[arg-type]
+    settler.flush()
+
+
+def outcomes(log: EmailLog) -> tuple[str, list[str]]:
+    """Return the status of a mail and the outcomes of its recipients."""
+    log.refresh_from_db()
+    recipients = log.recipients.order_by("position").values_list("outcome", flat=True)
+    return log.status, list(recipients)
+
+
+def sent_to(smtp: Any) -> list[tuple[str, ...]]:
+    return [message.recipients for message in smtp.accepted]
+
+
+def test_proof_for_one_recipient_does_not_lose_whom_a_dead_worker_knew_refused(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    """The server refused b for now; the worker that knew it died; a got the mail."""
+    log = queue_mail(A, B, on_unknown="resend")
+    lose_the_worker(travel)
+    report_delivery(log, A)
+    assert outcomes(log) == ("retrying", ["accepted", ""])
+    deliver()
+    assert sent_to(smtp) == [(B,)]
+    assert outcomes(log) == ("sent", ["accepted", ""])
+
+
+def test_held_mail_of_a_dead_worker_is_sent_once_each_recipient_is_known_to_have_it(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    log = queue_mail(A, B, on_unknown="hold")
+    lose_the_worker(travel)
+    report_delivery(log, A)
+    assert outcomes(log) == ("unknown", ["accepted", ""])
+    report_delivery(log, B)
+    assert outcomes(log)[0] == "sent"
+    deliver()
+    assert sent_to(smtp) == []
+
+
+def test_a_report_of_nobody_in_particular_counts_for_all(smtp, queue_mail, travel) -> None:
+    log = queue_mail(A, B, on_unknown="hold")
+    lose_the_worker(travel)
+    report_delivery(log, "")
+    assert outcomes(log)[0] == "sent"
+
+
+def test_failed_mail_of_a_dead_worker_is_confirmed_as_a_whole(smtp, queue_mail, travel) -> None:
+    """Nobody would try the others again, and they most likely have it too."""
+    log = queue_mail(A, B, on_unknown="fail")
+    lose_the_worker(travel)
+    report_delivery(log, A)
+    assert outcomes(log)[0] == "sent"
+
+
+def test_failed_mail_that_may_go_on_is_queued_for_whom_a_dead_worker_knew_refused(
+    smtp, queue_mail, deliver, travel, epica_mail
+) -> None:
+    epica_mail(MAX_RETRIES=1)
+    log = queue_mail(A, B, on_unknown="resend")
+    lose_the_worker(travel)
+    smtp.inject(refuse("rcpt", 450, times=2))
+    deliver()
+    assert outcomes(log) == ("failed", ["", ""])
+    report_delivery(log, A)
+    assert outcomes(log) == ("queued", ["accepted", ""])
+    deliver()
+    assert sent_to(smtp) == [(B,)]
+
+
+def test_a_refusal_is_remembered_when_the_next_attempt_fails_for_all(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    """a taken, b refused for now, the content's reply lost; then all are refused; a got it."""
+    log = queue_mail(A, B, on_unknown="resend")
+    smtp.inject(refuse("rcpt", 450, times=1, recipient=lambda it: it.startswith("b")))
+    smtp.inject(drop("content", accepted=True, times=1))
+    deliver()
+    travel(minutes=6)
+    smtp.inject(refuse("mail", 451, times=1))
+    deliver()
+    assert outcomes(log) == ("retrying", ["", ""])
+    report_delivery(log, A)
+    assert outcomes(log) == ("retrying", ["accepted", ""])
+    travel(hours=1)
+    deliver()
+    assert sent_to(smtp) == [(A,), (B,)]
+    assert outcomes(log)[0] == "sent"
+    assert not log.recipients.exclude(code=None).exists(), "sent, so not refused any more"
+
+
+def test_proof_for_whom_an_earlier_attempt_refused_is_for_that_recipient(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    """b refused for now and the reply lost; the next worker dies; b got the mail, not a."""
+    log = queue_mail(A, B, on_unknown="resend")
+    smtp.inject(refuse("rcpt", 450, times=1, recipient=lambda it: it.startswith("b")))
+    smtp.inject(drop("content", accepted=False, times=1))
+    deliver()
+    travel(minutes=6)
+    lose_the_worker(travel)
+    report_delivery(log, B)
+    assert outcomes(log) == ("retrying", ["", "accepted"])
+    travel(hours=1)
+    deliver()
+    assert sent_to(smtp) == [(A,)]
+
+
+@pytest.mark.parametrize("on_unknown", ["hold", "resend"])
+def test_a_late_answer_is_not_written_to_recipients_who_moved_up(
+    smtp, queue_mail, deliver, travel, on_unknown
+) -> None:
+    """a is erased while the mail is unknown; the worker's answer counts the recipients with a."""
+    log = queue_mail(A, B, C, on_unknown=on_unknown)
+    batch = lose_the_worker(travel)
+    assert erase(Person(A))["recipients"] == 1
+    no = Failure(kind=Kind.PERMANENT, code=550)
+    later = Failure(kind=Kind.TRANSIENT, code=450)
+    settle(batch, Result(refused={1: no, 2: later}, seconds=0.1), recipients=3)
+    status, recipients = outcomes(log)
+    assert recipients == ["", ""]
+    assert status == {"hold": "unknown", "resend": "retrying"}[on_unknown]
