@@ -15,7 +15,7 @@ from django.db import connection
 
 from django_epica_mail import lifecycle
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
+from django_epica_mail.models import DeliveryAttempt, EmailAttachment, EmailLog, EmailRecipient
 from django_epica_mail.retry import ENDED_WORKER, Kind
 from tests.integration.whole.workers import Dialogue, Worker, position_of
 
@@ -84,6 +84,8 @@ class Model:
         self.extra_tries = Counter[UUID]()
         self.resent = Counter[UUID]()
         self.late = defaultdict[UUID, set[UUID]](set)
+        self.with_file: set[UUID] = set()
+        """The mails that share an attachment with others."""
         self.erased: set[tuple[UUID, int]] = set()
         self.reported: set[UUID] = set()
         """The mails of which a provider reported that a recipient got them."""
@@ -134,6 +136,7 @@ class Model:
         assert worker.batch is not None
         assert worker.batch.token is not None
         assert dialogue.positions
+        assert dialogue.has_file == (dialogue.mail in self.with_file)
         granted = self._granted.setdefault(worker.batch.token, self.permissions.copy())
         if worker.batch.token not in self.overtaken:
             self._check_handed_over(worker, dialogue, begun_by)
@@ -214,6 +217,14 @@ class Model:
             assert log.tries <= allowed + 1 + late
             assert self.resent[log.pk] <= allowed
             self._check_outcomes(log, outcomes[log.pk])
+
+    def check_content(self) -> None:
+        """Check that attachments exist as long as a mail has its content, and no longer."""
+        links = EmailLog.attachments.through._default_manager
+        attached = set(links.values_list("emaillog_id", flat=True))
+        whole = set(EmailLog.objects.exclude(envelope="").values_list("pk", flat=True))
+        assert attached == whole & self.with_file
+        assert not EmailAttachment.objects.filter(emails__isnull=True).exists()
 
     def _check_outcomes(self, log: EmailLog, outcomes: dict[int, str]) -> None:
         noted = {position for position, outcome in outcomes.items() if outcome == "accepted"}

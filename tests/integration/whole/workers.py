@@ -87,6 +87,8 @@ class Dialogue:
     mail: UUID
     positions: tuple[int, ...]
     """The recipients of this attempt, as positions among those for whom it was queued."""
+    has_file: bool
+    """Whether the message has an attachment."""
 
 
 class Killed(BaseException):
@@ -192,7 +194,7 @@ class _Connection:
         """Hand a message to the test and wait for the reply."""
         mail = UUID(re.findall(r"<([0-9a-f-]{36})@", message.extra_headers["Message-ID"])[0])
         positions = tuple(position_of(address) for address in message.recipients())
-        answer = _current().stop(Dialogue(mail, positions))
+        answer = _current().stop(Dialogue(mail, positions, bool(message.attachments)))
         assert answer is not None
         return answer
 
