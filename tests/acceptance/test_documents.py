@@ -30,7 +30,7 @@ def run_page(page: str) -> int:
 def test_every_call_in_the_guide_to_sending_works(open_site) -> None:
     site = open_site("postgresql")
     site.start_workers(2)
-    assert site.call(run_page, "sending.md") == 12
+    assert site.call(run_page, "sending.md") == 13
     ends = {"sent": 1113, "cancelled": 1, "queued": 100}  # of which 100 wait for an hour
     wait_until(lambda: site.statuses() == ends, timeout=60, what="mail")
     assert set(site.arrivals().values()) == {1}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 
 from django_epica_mail import conf, lifecycle
 from django_epica_mail.conf import Settings
@@ -98,26 +99,48 @@ def outline(page: str) -> dict[str, list[str]]:
     text = (ROOT / page).read_text("utf-8")
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    code = [
-        "" if kind == "text" else re.sub(r"  # .*$", "", block, flags=re.MULTILINE)
-        for kind, block in blocks
-    ]
+    code = [re.sub(r"  # .*$", "", block, flags=re.MULTILINE) for _, block in blocks]
     tables = re.findall(r"^\|.*\|$", prose, re.MULTILINE)
-    answers = {"evet": "yes", "hayır": "no"}
     own = ("README", "docs/images/")  # each language has its own
     cells = [[cell.strip() for cell in line.strip("|").split("|")[1:]] for line in tables]
     return {
         "headings": re.findall(r"^#+(?= )", prose, re.MULTILINE),
         "code": code,
-        "diagrams": [
-            str(re.findall(r"\w+\.py", block)) for kind, block in blocks if kind == "text"
-        ],
         "commands": re.findall(r"^    (\S.*)$", prose, re.MULTILINE),
-        "cells": [answers.get(cell, cell) for row in cells for cell in row],
+        "cells": [cell for row in cells for cell in row],
         "links": [it for it in re.findall(r"\]\(([^)]+)\)", prose) if not it.startswith(own)],
     }
 
 
-@pytest.mark.parametrize("part", ["headings", "code", "diagrams", "commands", "cells", "links"])
+@pytest.mark.parametrize("part", ["headings", "code", "commands", "cells", "links"])
 def test_the_turkish_readme_matches_the_english_one(part: str) -> None:
     assert outline("README.tr.md")[part] == outline("README.md")[part]
+
+
+def test_the_readme_says_what_the_wheel_says() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    [[pythons, djangos]] = re.findall(r"^Python (.*?) · Django (.*?) ·", readme, re.MULTILINE)
+    versions = {
+        name: [
+            found.rpartition(" ")[2] for found in project["classifiers"] if re.search(kind, found)
+        ]
+        for name, kind in (("Python", r":: Python :: 3\.\d+$"), ("Django", r":: Django :: \d"))
+    }
+    assert pythons.split(" to ") == [versions["Python"][0], versions["Python"][-1]]
+    assert djangos.split(", ") == versions["Django"]
+    assert project["description"] in " ".join(readme.split())
+
+
+def test_the_readme_lists_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    table = re.findall(
+        r"^\| .* \| (`.*`) \|$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert set(re.findall(r"`(\w+)`", " ".join(table))) == set(project["optional-dependencies"])
+
+
+def test_the_readme_is_short() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert len(readme.splitlines()) <= 140
+    assert len(re.findall(r"(?<!!)\[[^]]*\]\(", readme)) <= 10

@@ -1,4 +1,4 @@
-"""Test every cell of the comparison in the README against the installed packages.
+"""Test every cell of the comparison in the docs against the installed packages.
 
 Each row has a function that answers its question for one package; the cells must be the answers.
 """
@@ -230,17 +230,17 @@ def templates_in_database(package: Package) -> bool:
 
 
 ROWS: dict[str, Callable[[Package], bool]] = {
-    "a rollback takes the mail with it": rollback,
-    "the request neither fails nor waits while the broker is down": broker_down,
-    "two senders do not send a mail twice": two_senders,
-    "no row is locked while the server is spoken to": no_lock,
-    "text in braces arrives as it was": braces,
-    "an inline image arrives as it was": inline_image,
-    "attributes such as anymail's `tags` arrive": attributes,
-    "nothing is read from a pickle": no_pickle,
-    "mail can be searched for by its subject": searchable,
+    "a rollback removes the mail": rollback,
+    "a request neither fails nor waits while the broker is down": broker_down,
+    "two workers never send the same mail": two_senders,
+    "no row is locked during the SMTP dialogue": no_lock,
+    "`{{ }}` in bodies is left untouched": braces,
+    "inline images are left untouched": inline_image,
+    "attributes such as anymail's `tags` reach the transport": attributes,
+    "stores no pickles": no_pickle,
+    "the admin searches by subject": searchable,
     "works without Celery": without_celery,
-    "templates are kept in the database": templates_in_database,
+    "keeps templates in the database": templates_in_database,
 }
 
 
@@ -268,11 +268,10 @@ def publish(*arguments: Any) -> None:
 
 
 def table() -> dict[tuple[str, str], str]:
-    """Return the README's cells by row and package."""
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = [line for line in page.splitlines() if line.startswith("|")]
-    start = next(n for n, line in enumerate(lines) if "django-yubin" in line)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:]]
+    """Return the cells of the page's first table by row and package."""
+    page = (ROOT / "docs" / "explanation" / "why.md").read_text(encoding="utf-8")
+    first = page[page.index("\n|") :].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in first.split("\n")[1:]]
     heads = [re.match(r"[\w-]+", head)[0] for head in rows[0][1:]]  # type: ignore[index]
     return {
         (row[0], head): cell for row in rows[2:] for head, cell in zip(heads, row[1:], strict=True)
