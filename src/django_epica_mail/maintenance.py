@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import product
 from typing import Any
 
-from django.db import router, transaction
+from django.db import Error, connections, router, transaction
 from django.db.models import Q
 from django.utils import timezone
 
@@ -37,6 +38,8 @@ from django_epica_mail.retry import ENDED_WORKER, PASSING, Decision, Failure, Ki
 from django_epica_mail.rules import LEVELS
 from django_epica_mail.tracking import evidence
 
+logger = logging.getLogger(__name__)
+
 _CHUNK = 500
 _CLAIMS_PER_SWEEP = 1000
 _BATCHES_PER_SWEEP = 100
@@ -53,37 +56,91 @@ _POISON = Failure(
 _OVERDUE = Failure(kind=Kind.OVERDUE, reply="The transport was out of order for too long.")
 
 
+class _Errors:
+    """Lets one part of some work fail without the others: collects errors, and raises the first.
+
+    An error is raised at once where the others would only wait for the same database in vain, and
+    inside an open transaction, which it has ended.
+    """
+
+    def __init__(self, using: str) -> None:
+        self._using = using
+        self._first: Exception | None = None
+
+    def __enter__(self) -> None:
+        """Begin one part."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        database = connections[self._using]
+        if isinstance(error, Error) and (
+            database.in_atomic_block or database.connection is None or not database.is_usable()
+        ):
+            return False
+        logger.error("A part of the sweep failed (%s); the others go on.", type(error).__name__)
+        self._first = self._first or error
+        return True
+
+    def raise_first(self) -> None:
+        """Raise the first error, if any."""
+        if self._first is not None:
+            raise self._first
+
+
 def dispatch() -> dict[str, int]:
     """Run the sweep: rescue, give up overdue mail, reroute, and ring for each queue with due mail.
 
     Returns how many e-mails were ``rescued``, ``overdue`` and ``rerouted`` to another transport,
-    and how many times it has ``rung``.
+    and how many times it has ``rung``. A part that fails keeps none of the others from running; the
+    first error is raised at the end.
     """
     using = router.db_for_write(EmailLog)
-    done = {"rescued": rescue(), "overdue": give_up_overdue(), "rerouted": 0, "rung": 0}
-    for transport in gates.Gates(using).out_of_order():
-        done["rerouted"] += gates.reroute(transport, using)
-    for batch in _unfinished_batches(using):
-        done["rung"] += doorbell.ring_for_batch(str(batch))
-    mirror_results()
-    for queue in queues(using):
-        if has_claimable(queue, using):
-            done["rung"] += doorbell.ring(queue)
-        DeliveryGate.objects.using(using).update_or_create(
-            scope=DeliveryGate.Scope.QUEUE, name=queue, defaults={"last_sweep_at": clock.now()}
-        )
-    evidence.resolve()  # after the rings: a site's function may take its time
-    totals.count()  # last, because no e-mail waits for it
-    reputation.guard(using)
+    errors = _Errors(using)
+    done = {"rescued": 0, "overdue": 0, "rerouted": 0, "rung": 0}
+    with errors:
+        done["rescued"] = rescue()
+    with errors:
+        done["overdue"] = give_up_overdue()
+    with errors:
+        for transport in gates.Gates(using).out_of_order():
+            done["rerouted"] += gates.reroute(transport, using)
+    with errors:
+        for batch in _unfinished_batches(using):
+            done["rung"] += doorbell.ring_for_batch(str(batch))
+    with errors:
+        mirror_results()
+    with errors:
+        for queue in queues(using):
+            if has_claimable(queue, using):
+                done["rung"] += doorbell.ring(queue)
+            DeliveryGate.objects.using(using).update_or_create(
+                scope=DeliveryGate.Scope.QUEUE, name=queue, defaults={"last_sweep_at": clock.now()}
+            )
+    with errors:
+        evidence.resolve()  # after the rings: a site's function may take its time
+    with errors:
+        totals.count()  # last, because no e-mail waits for it
+    with errors:
+        reputation.guard(using)
+    errors.raise_first()
     return done
 
 
 def rescue() -> int:
-    """Take back e-mails whose worker's lease has expired; return how many."""
+    """Take back e-mails whose worker's lease has expired; return how many.
+
+    A claim that cannot be decided about keeps none of the others; its error is raised at the end.
+    """
     using = router.db_for_write(EmailLog)
     expired = EmailLog.objects.using(using).filter(lease_until__lte=clock.now())
     tokens = expired.order_by().values_list("lease_token", flat=True).distinct()
-    return sum(_rescue(token, using) for token in list(tokens[:_CLAIMS_PER_SWEEP]) if token)
+    errors, count = _Errors(using), 0
+    for token in list(tokens[:_CLAIMS_PER_SWEEP]):
+        with errors:
+            count += _rescue(token, using) if token else 0
+    errors.raise_first()
+    return count
 
 
 def give_up_overdue() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from celery import states
 from celery.app import app_or_default
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
+from django.db import transaction
 
 from django_epica_mail import _compat, conf, lifecycle
 from django_epica_mail.broker.celery_config import SINGLE_TASK
@@ -60,7 +62,7 @@ def mirror(ids: Iterable[UUID], using: str) -> int:
     wanted = list(ids)
     if not wanted or time.monotonic() < _mirror.silent_until:
         return 0
-    done = []
+    stored = set()
     for log in EmailLog.objects.using(using).filter(pk__in=wanted).only(*_SHOWN):
         state, value = outcome(log)
         if state in (states.PENDING, states.STARTED):
@@ -68,9 +70,20 @@ def mirror(ids: Iterable[UUID], using: str) -> int:
         if not store(str(log.pk), state, value, SINGLE_TASK, worker=log.worker, queue=log.queue):
             break
         if log.status in lifecycle.FINAL or log.status == Status.UNKNOWN:
-            done.append(log.pk)
-    PendingResult.objects.using(using).filter(email_id__in=done).delete()
-    return len(done)
+            stored.add((log.pk, log.status, log.finished_at))
+    if stored:
+        _forget(stored, using)
+    return len(stored)
+
+
+def _forget(stored: set[tuple[UUID, str, datetime | None]], using: str) -> None:
+    """Take mails off the list of pending results unless somebody has queued them again since."""
+    with transaction.atomic(using=using):
+        rows = EmailLog.objects.using(using).filter(pk__in=[pk for pk, *_ in stored])
+        still = stored.intersection(
+            rows.skipping_locked().values_list("pk", "status", "finished_at")
+        )
+        PendingResult.objects.using(using).filter(email_id__in=[pk for pk, *_ in still]).delete()
 
 
 def store(

@@ -32,6 +32,9 @@ _NAMED = 3
 
 _ADDRESSED_HEADERS = frozenset({"to", "cc", "bcc"})
 
+_PASSING = (MissingKey, MemoryError)
+"""Errors of the site or of this worker, not of the message: another may have key and memory."""
+
 _BARRED = Failure(
     kind=Kind.PERMANENT,
     reply="Not sent: EPICA_MAIL['ALLOWED_RECIPIENTS'] does not allow this address.",
@@ -279,8 +282,7 @@ def _failure_of(error: Exception) -> Failure:
     """Return the failure that an error while preparing an e-mail means."""
     if isinstance(error, _ReceiverFailed):
         return Failure(kind=Kind.TRANSIENT, reply=replies.reply_text(str(error)))
-    # A missing key may still be added to the settings of the site, or of this worker.
-    kind = Kind.TRANSIENT if isinstance(error, MissingKey) else Kind.MESSAGE
+    kind = Kind.TRANSIENT if isinstance(error, _PASSING) else Kind.MESSAGE
     return Failure(kind=kind, reply=replies.reply_text(f"{type(error).__name__}: {error}"))
 
 

@@ -224,9 +224,7 @@ def _settle_one(outcome: Outcome, using: str) -> Outcome | None:
     else:
         mine = rows.filter(pk__in=ids, lease_token=token)
         row = mine.values_list("status", "attempts", "failure_kind").first()
-        failure = outcome.decision.failure
-        written = (outcome.target, outcome.mail.attempts + 1, failure.kind if failure else "")
-        if row == written:
+        if row == _written(outcome):
             return outcome  # already written by this claim, in a commit whose reply was lost
         late = _settle_late(outcome, row[0], token, using) if row and outcome.result else None
         if late is None:
@@ -251,6 +249,15 @@ def _settle_one(outcome: Outcome, using: str) -> Outcome | None:
             outcome=EmailRecipient.Outcome.SUPPRESSED, reply=reason
         )
     return outcome
+
+
+def _written(outcome: Outcome) -> tuple[str, int, str]:
+    """Return status, attempts and failure of a row to which an outcome has been written."""
+    failure, attempts = outcome.decision.failure, outcome.mail.attempts
+    if outcome.decision.moves == (lifecycle.RELEASE,):
+        return outcome.target, attempts, outcome.mail.failure_kind
+    made = int(outcome.result is not None)
+    return outcome.target, attempts + made, failure.kind if failure else ""
 
 
 def _values(outcome: Outcome) -> dict[str, object]:

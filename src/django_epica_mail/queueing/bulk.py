@@ -201,6 +201,8 @@ def _insert(batch: EmailBatch, chunk: Sequence[Any], start: int, using: str) -> 
             drafts.append(
                 draft.draft(message, options, of_celery=of_celery, bulk=True, batch=batch)
             )
+        except MemoryError:
+            raise  # no fault of the entry: the sweep rings again, for a worker that has more
         except Exception as error:  # noqa: BLE001 - a bad entry or template must not stop others
             reason = reply_text(f"{type(error).__name__}: {error}") if _keeps(entry) else ""
             sealed = (

@@ -141,9 +141,15 @@ def _claim_keys(drafts: Sequence[Draft], using: str) -> dict[UUID, EmailLog]:
     rows = EmailLog.objects.using(using)
     known = rows.in_bulk(keyed, field_name="idempotency_key")
     if len(known) < len(keyed):
-        new = [log for key, log in keyed.items() if key not in known]
+        # In one order: of two calls with the same keys, one waits for the other.
+        new = [keyed[key] for key in sorted(keyed.keys() - known.keys())]
         sql.insert_rows(new, using, ignore_conflicts=True)
         known = rows.in_bulk(keyed, field_name="idempotency_key")
+        if unseen := keyed.keys() - known.keys():
+            # Committed since this transaction began. Under REPEATABLE READ, the default of MySQL's
+            # server, only a locking read finds them.
+            locked = rows.select_for_update()
+            known.update(locked.in_bulk(unseen, field_name="idempotency_key"))
     earlier = {}
     for draft in drafts:
         key = draft.log.idempotency_key
