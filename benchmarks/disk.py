@@ -28,7 +28,7 @@ KINDS = {
     "text of 1 kB": (1_000, 0, "always"),
     "text of 1 kB and HTML of 10 kB": (1_000, 10_000, "always"),
     "text of 2 kB and HTML of 40 kB": (2_000, 40_000, "always"),
-    "any, its content forgotten (`until_sent`)": (1_000, 10_000, "until_sent"),
+    "the same as the second, deleted after sending (`until_sent`)": (1_000, 10_000, "until_sent"),
 }
 WORDS = [
     "".join(random.Random(n).choices("abcdefghijklmnopqrstuvwxyz", k=3 + n % 7))

@@ -10,7 +10,7 @@ from tests.browser.chrome import PHONE, TIMEOUT, Chrome
 from tests.browser.conftest import Shop
 
 DASHBOARD = "/admin/epica_mail/emailtotal/"
-FLOWS = {"en": "Mail flows.", "tr": "E-postalar gidiyor."}
+FLOWS = {"en": "Mail flows.", "tr": "E-posta akışı normal."}
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ class OrderTests(TestCase):
     def test_the_confirmation_is_in_the_customers_language(self) -> None:
         form = {self.field(self.tea): "1"}
         self.client.post(reverse("order"), form, headers={"accept-language": "tr"})
-        expected = f"{Order.objects.get()} numaralı siparişiniz"  # noqa: RUF001
+        expected = f"Siparişiniz: {Order.objects.get()}"
         assert_email_queued(1, subject=expected)
 
     def test_an_order_beyond_the_stock_is_rolled_back(self) -> None:

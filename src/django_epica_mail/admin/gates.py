@@ -53,7 +53,7 @@ class Gate:
     @property
     def label(self) -> str:
         """The scope and the name, as in ``queue emails``."""
-        return f"{self.kind} {self.name}"
+        return Scope(self.scope).named(self.name)
 
     @property
     def is_paused(self) -> bool:

@@ -418,7 +418,7 @@ class EmailAttachment(Row):
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     digest = models.CharField("SHA-256", max_length=64)
     filename = CopyTextField(_("file name"), blank=True)
-    mimetype = CopyCharField(_("type"), max_length=255)
+    mimetype = CopyCharField(pgettext_lazy("attachment", "type"), max_length=255)
     size = models.PositiveBigIntegerField(_("bytes"))
     #: As stored, encrypted if the site has keys; ``data`` is the original.
     content = models.BinaryField()

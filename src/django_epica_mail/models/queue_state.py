@@ -14,6 +14,13 @@ from django_epica_mail.models.lists import JSONList, is_count
 from django_epica_mail.models.row import Row
 from django_epica_mail.retry import Kind
 
+# One string each, so that a translation decides the order of kind and name.
+_NAMED = {
+    "queue": _("queue %(name)s"),
+    "transport": _("transport %(name)s"),
+    "category": _("category %(name)s"),
+}
+
 
 class DeliveryGate(Row):
     """A pause or an open breaker that holds mail back for all workers."""
@@ -26,8 +33,12 @@ class DeliveryGate(Row):
         CATEGORY = "category", _("category")
         """Its bulk mail alone."""
 
+        def named(self, name: str) -> str:
+            """Return what people call one gate, as in ``queue emails``."""
+            return str(_NAMED[self.value]) % {"name": name}
+
     scope = models.CharField(_("scope"), max_length=9, choices=Scope)
-    name = models.CharField(_("name"), max_length=64)
+    name = models.CharField(pgettext_lazy("gate", "name"), max_length=64)
     paused = models.BooleanField(_("paused"), default=False)
     #: The last pause: since when, by whom, and why. They stay when it ends, for an undo.
     paused_at = models.DateTimeField(_("paused at"), null=True, blank=True)
@@ -52,7 +63,7 @@ class DeliveryGate(Row):
         ]
 
     def __str__(self) -> str:
-        return f"{self.get_scope_display()} {self.name}"
+        return self.Scope(self.scope).named(self.name)
 
 
 class EmailTotal(Row):

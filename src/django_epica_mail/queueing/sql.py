@@ -239,7 +239,7 @@ class _Column(NamedTuple):
 
 @lru_cache
 def _columns(model: type[Model], using: str) -> list[_Column]:
-    """Return the columns of a model but for automatic keys."""
+    """Return the columns of a model except automatic keys."""
     return [
         _Column(it.attname, it, _needs_nothing(it, connections[using]))
         for it in model._meta.concrete_fields

@@ -229,7 +229,7 @@ def succeed(
     """Mark a mail as sent, or only some of its recipients if others are not proven.
 
     ``proven`` are the positions of those who surely got it. With ``covers_others``, so did the
-    others but for those refused for now. Returns whether its status was changed.
+    others except those refused for now. Returns whether its status was changed.
     """
     move = lifecycle.SUCCEED if log.status == Status.UNKNOWN else lifecycle.CONFIRM
     rows = EmailLog.objects.using(using)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from redis.exceptions import NoPermissionError
 
 from devservers.process import free_port, wait_until
 from devservers.redis import RedisServer, find_redis_binary
@@ -210,3 +212,29 @@ def test_no_message_holds_the_password_of_broker_or_store(use, epica_mail) -> No
         problem = rate_limits.problem()
         assert problem is not None
         assert "secret" not in problem
+
+
+def test_the_acl_in_the_production_guide_lets_web_ring_and_workers_run(start: Servers) -> None:
+    page = Path(__file__).parents[3] / "docs" / "how-to" / "production.md"
+    users = re.findall(r"^user ((?:web|worker) .*)$", page.read_text("utf-8"), re.MULTILINE)
+    server = start()
+    with server.client() as client:
+        for user in users:
+            client.execute_command("ACL", "SETUSER", *user.split())
+    web, worker = (
+        Celery(
+            "acl-tests",
+            broker=f"redis://{user}:{user.upper()}-PASSWORD@127.0.0.1:{server.port}/0",
+            set_as_current=False,
+        )
+        for user in ("web", "worker")
+    )
+    web.send_task("ring", queue="emails", ignore_result=True)
+    with web.connection_for_read() as connection, pytest.raises(NoPermissionError):
+        connection.SimpleQueue("emails").get(timeout=1)
+    with worker.connection_for_read() as connection:
+        # What a worker does when it starts: it listens to the events of the others.
+        worker.events.Receiver(connection).queue.bind(connection.default_channel).declare()
+        message = connection.SimpleQueue("emails").get(timeout=5)
+        assert message.headers["task"] == "ring"
+        message.ack()
