@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from io import StringIO
 
 _SIGNS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -13,23 +14,43 @@ _SKIPPED = " \t\r\n\v\f\0\u00a0\u00ad\u180e\u200b\u200c\u200d\u200e\u200f\u2028\
 """What a spreadsheet program may ignore before the sign: white space, NBSP, zero-width, BOM."""
 
 
+_SEPARATORS = re.compile(r"([;\t\r\n]+)")
+"""Where a spreadsheet program begins a cell, quoted or not, if its language separates by them."""
+
+
 def is_formula(text: str) -> bool:
     """Return whether a spreadsheet program might evaluate a cell with this text."""
     return text[:1] in ("\t", "\r", "\n") or text.lstrip(_SKIPPED).startswith(_SIGNS)
 
 
 def escape(text: str) -> str:
-    """Return the text of a cell, behind an apostrophe if it looks like a formula.
+    """Return the text of a cell, with an apostrophe before what looks like a formula.
 
-    Text that starts with an apostrophe before a formula gets another one, so that ``unescape``
+    That may stand at its beginning, or behind a semicolon, tab or line break, by which the program
+    may split it. What has an apostrophe before a formula gets another one, so that ``unescape``
     returns it unchanged.
     """
-    return f"'{text}" if is_formula(text.lstrip("'")) else text
+    return _behind_separators(_escaped, _escaped(text))
 
 
 def unescape(text: str) -> str:
     """Return the text that ``escape`` was given."""
+    return _unescaped(_behind_separators(_unescaped, text))
+
+
+def _escaped(text: str) -> str:
+    return f"'{text}" if is_formula(text.lstrip("'")) else text
+
+
+def _unescaped(text: str) -> str:
     return text[1:] if text[:1] == "'" and is_formula(text.lstrip("'")) else text
+
+
+def _behind_separators(change: Callable[[str], str], text: str) -> str:
+    """Return text with each part behind a separator changed; the first part stays."""
+    first, *rest = _SEPARATORS.split(text)
+    parts = (part if at % 2 == 0 else change(part) for at, part in enumerate(rest))
+    return "".join([first, *parts])
 
 
 def line(cells: Iterable[str], *, quotes_all: bool = False) -> str:

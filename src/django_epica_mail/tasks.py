@@ -37,6 +37,7 @@ from django_epica_mail.tracking.bounces import mailbox
 from django_epica_mail.transports import connection as transport_connection
 
 _OPTIONS: dict[str, Any] = {"acks_late": False, "ignore_result": True, "max_retries": 0}
+_DELIVERY: dict[str, Any] = {**_OPTIONS, "Request": broker_trust.DeliveryRequest}
 _REST = timedelta(minutes=1)
 """For how long ``retry_failed_emails`` leaves mail alone that has failed."""
 
@@ -179,7 +180,7 @@ def send_bulk_emails_task(self: Any, emails: Sequence[Mapping[str, Any]] | str) 
     return report
 
 
-@shared_task(name="django_epica_mail.tasks.send_email_task", **_OPTIONS)
+@shared_task(name="django_epica_mail.tasks.send_email_task", **_DELIVERY)
 def send_email_task(email_id: str) -> int:
     """Deliver one mail now, if it may be claimed; return how many mails were settled.
 
@@ -189,7 +190,7 @@ def send_email_task(email_id: str) -> int:
     return worker.deliver_one(email_id)
 
 
-@shared_task(name="django_epica_mail.tasks.deliver_emails", **_OPTIONS)
+@shared_task(name="django_epica_mail.tasks.deliver_emails", **_DELIVERY)
 def deliver_emails(queue: str, rung_at: float | None = None) -> int:
     """Send the due mail of ``queue``; return how many mails were settled.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from django_epica_mail.spreadsheets import escape, is_formula, line, unescape
         "+1",
         "-1",
         "@SUM(A1)",
-        "\t=1",
+        "\tx",
         "\rx",
         "\nx",
         "  =1",
@@ -51,3 +53,27 @@ def test_a_cell_is_safe_and_comes_back_the_same(text: str) -> None:
 def test_a_line_is_csv() -> None:
     assert line(["a", 'b"c', "d,e"]) == 'a,"b""c","d,e"\r\n'
     assert line(["a", "1"], quotes_all=True) == '"a","1"\r\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("x;=1+1;", "x;'=1+1;"),
+        ("x\t@SUM(A1)", "x\t'@SUM(A1)"),
+        ("x\r\n\u00a0-1", "x\r\n'\u00a0-1"),
+        ("x;'=1", "x;''=1"),
+        ("=1;+1", "'=1;'+1"),
+        ("x; y, -z = 1", "x; y, -z = 1"),
+    ],
+)
+def test_no_cell_begins_a_formula_where_another_language_splits_it(text: str, escaped: str) -> None:
+    assert escape(text) == escaped
+    assert unescape(escaped) == text
+
+
+@given(st.text(alphabet="'=;\t\n a\u00a0", max_size=8))
+def test_no_part_of_a_cell_is_a_formula(text: str) -> None:
+    escaped = escape(text)
+    parts = re.split(r"[;\t\r\n]", escaped)
+    assert not any(map(is_formula, parts))
+    assert unescape(escaped) == text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, wraps
+from functools import cached_property, reduce, wraps
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +12,7 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Page, Paginator
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import URLPattern
@@ -23,6 +24,8 @@ WINDOW = 50_000
 """Conditions that no index serves apply to this many of the newest e-mails."""
 MOST = 10_000
 """A list counts and pages through at most this many rows."""
+_WORDS = 20
+"""A search looks for this many words: a database refuses a thousand, or takes long."""
 
 
 def may_operate(request: HttpRequest) -> bool:
@@ -139,6 +142,11 @@ class ReadOnlyPage(ReadOnly, BaseAdmin):
             **(extra_context or {}),
         }
         return TemplateResponse(request, self.page_template, context)
+
+
+def of_words(term: str) -> Q:
+    """Return the condition that a subject has the words of a search term, of which it has one."""
+    return reduce(Q.__and__, (Q(subject__icontains=word) for word in term.split()[:_WORDS]))
 
 
 def recent(rows: EmailQuerySet) -> EmailQuerySet:

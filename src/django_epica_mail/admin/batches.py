@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from functools import reduce
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -21,7 +20,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail import spreadsheets
-from django_epica_mail.admin.base import MOST, BoundedPaginator, ReadOnlyPage, recent
+from django_epica_mail.admin.base import MOST, BoundedPaginator, ReadOnlyPage, of_words, recent
 from django_epica_mail.admin.detail import may_see_content
 from django_epica_mail.admin.export import cell
 from django_epica_mail.exceptions import MissingKey
@@ -86,8 +85,7 @@ class EmailBatchAdmin(ReadOnlyPage):
             return queryset.filter(Q(pk=pk) | Q(pk__in=mails.filter(pk=pk).values("batch"))), False
         if not _may_see_subjects(request):
             return queryset.none(), False
-        words = (Q(subject__icontains=word) for word in term.split())
-        found = recent(mails).filter(reduce(Q.__and__, words))
+        found = recent(mails).filter(of_words(term))
         return queryset.filter(pk__in=found.values("batch")), False
 
     @admin.display(description=_("batch"))

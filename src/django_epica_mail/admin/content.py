@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.policy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from email.message import EmailMessage as MIMEMessage
 from email.parser import BytesParser
@@ -168,7 +169,7 @@ def _decoded(content: Any) -> str:
 def _decoded_header(value: Any) -> str:
     try:
         return str(make_header(decode_header(str(value))))
-    except (LookupError, UnicodeError):  # a charset unknown to Python
+    except (HeaderParseError, LookupError, UnicodeError):  # bad Base64, or an unknown charset
         return str(value)
 
 

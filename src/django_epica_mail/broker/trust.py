@@ -1,4 +1,4 @@
-"""Decides whether a bulk call may carry entries: not if they came through the broker."""
+"""Decides what a message may say: no entries of a bulk call, and no time limit of a delivery."""
 
 from __future__ import annotations
 
@@ -9,12 +9,31 @@ from typing import Any
 
 from celery import Task, current_app
 from celery.signals import task_prerun
+from celery.worker.request import Request
 
 from django_epica_mail import conf
 from django_epica_mail.broker.celery_config import BULK_TASK
 
 _CHAIN = "epica_mail_chain"
 """The attribute of a request that keeps its chain as it came."""
+
+
+class DeliveryRequest(Request):  # type: ignore[misc] # untyped
+    """The message of a delivery, as a worker takes it: no time limit but ours interrupts a mail.
+
+    Whoever can write to the broker could otherwise have a worker killed twice while it sends a
+    mail, which then fails. The site's own limits are meant for its own tasks.
+    """
+
+    @property
+    def time_limits(self) -> tuple[int, int]:
+        """The seconds after which the task is killed, and after which it is interrupted."""
+        seconds = conf.get().task_seconds
+        return seconds, seconds
+
+    @time_limits.setter
+    def time_limits(self, told: object) -> None:
+        """Ignore what the message says."""
 
 
 def check(task: Any) -> bool:

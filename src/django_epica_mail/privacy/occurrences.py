@@ -7,10 +7,12 @@ Only the surroundings of each at sign are read.
 
 from __future__ import annotations
 
+import codecs
 import html
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from itertools import chain
 from typing import NamedTuple
@@ -47,8 +49,11 @@ _DEPTH = 3
 """How many encodings within each other are read."""
 _FEWEST = 3
 """How many characters must be left of an address that the end of a column cut off."""
-_JOINERS = "._+-'"
-"""What can stand between a letter and the beginning of another local part."""
+_LEFT = re.compile(r"[\w._+\-']*")
+"""What can stand between a letter and the beginning of another local part, read backwards."""
+_RIGHT = re.compile(r"(?:[.-]\w[\w-]*)*")
+_QUADRATIC = frozenset({"punycode", "idna"})
+"""Codecs of Python that take quadratic time, and are the charsets of no mail."""
 
 
 class Hit(NamedTuple):
@@ -114,12 +119,14 @@ class Needle:
 
     def _hits(self, reading: _Reading) -> Iterator[Hit]:
         for match in self._pattern.finditer(reading.text):
-            before, after = reading.text[: match.start()], reading.text[match.end() :]
+            # Only the surroundings, or the time would grow with the square of the hits.
+            before = reading.text[max(match.start() - self._reach, 0) : match.start()]
+            after = reading.text[match.end() : match.end() + self._reach]
             if _is_letter(before[-1:]) or _is_letter(after[:1]):
                 continue  # of another address
-            left = re.search(rf"[\w{re.escape(_JOINERS)}]*\Z", before)
-            right = re.match(r"(?:[.-]\w[\w-]*)*", after)
-            prefix = (left[0] if left else "").lstrip(".+-'")
+            left = _LEFT.match(before[::-1])
+            right = _RIGHT.match(after)
+            prefix = (left[0][::-1] if left else "").lstrip(".+-'")
             suffix = right[0] if right else ""
             if prefix.strip("_") == "" and after.startswith(prefix):
                 prefix = ""  # emphasis, as in _ann@example.com_
@@ -239,10 +246,28 @@ def _from_escape(written: str) -> str:
 
 
 def _from_header(written: str) -> str:
+    """Return what encoded words stand for; if one of them cannot be read, it stays as it is."""
     try:
-        return str(make_header(decode_header(written)))
-    except (ValueError, LookupError):  # bad Base64 or an unknown charset
-        return written
+        return _decoded_words(written)
+    except (HeaderParseError, ValueError, LookupError):
+        return _WORD.sub(_word_or_itself, written)
+
+
+def _word_or_itself(word: re.Match[str]) -> str:
+    try:
+        return _decoded_words(word[0])
+    except (HeaderParseError, ValueError, LookupError):  # bad Base64, or an unknown charset
+        return word[0]
+
+
+def _decoded_words(written: str) -> str:
+    words = decode_header(written)
+    if any(charset and codecs.lookup(charset).name in _QUADRATIC for _, charset in words):
+        raise LookupError("This is the charset of no mail.")
+    return str(make_header(words))
+
+
+_WORD = re.compile(r"=\?[^?\s]+\?[BbQq]\?[^?\s]*\?=")
 
 
 _DECODERS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (

@@ -197,3 +197,8 @@ def test_lists_that_somebody_has_damaged_are_no_error(superuser, rows, damaged) 
         assert superuser.get(url(f"{model}_change", rows[model].pk)).status_code == 200
         html_of(superuser, f"{model}_changelist")
     html_of(superuser, "emailtotal_changelist")
+
+
+@pytest.mark.parametrize("name", ["emaillog_changelist", "emailbatch_changelist"])
+def test_a_search_for_thousands_of_words_is_no_error(superuser, name) -> None:
+    html_of(superuser, name, q=" ".join(f"w{number}" for number in range(1500)))

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery, current_app
 from celery.app.task import Context
 from celery.app.trace import build_tracer
-from kombu import Connection
+from celery.worker.request import create_request_cls
+from kombu import Connection, Message
+from kombu.utils.imports import symbol_by_name
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
 from devservers.redis import RedisServer
-from django_epica_mail import tasks
+from django_epica_mail import conf, tasks
 from django_epica_mail.models import EmailBatch, EmailLog
 from django_epica_mail.queueing import bulk
 
@@ -170,3 +173,24 @@ def test_the_documented_users_of_redis_can_ring_and_work_and_the_web_can_do_no_m
     ):  # fmt: skip
         with pytest.raises(NoPermissionError):
             attacker.execute_command(*command.split())
+
+
+@pytest.mark.parametrize("limits", [[0.1, None], [None, 0.1], "soon", [1, 2, 3], None])
+@pytest.mark.parametrize("name", ["deliver_emails", "send_email_task"])
+def test_no_time_limit_of_a_message_interrupts_a_mail(name, limits) -> None:
+    task = getattr(tasks, name)
+    seen: list[Any] = []
+
+    class Pool:
+        def apply_async(self, *_args: object, **options: Any) -> None:
+            seen.append((options["timeout"], options["soft_timeout"]))
+
+    headers = {"id": "a-task", "task": task.name, "timelimit": limits}
+    made = create_request_cls(symbol_by_name(task.Request), task, Pool(), "host", None)
+    request = made(
+        Message(body="", headers=headers), app=current_app, headers=headers, body=((), {}, {}),
+        decoded=True,
+    )  # fmt: skip
+    request.execute_using_pool(Pool())
+    seconds = conf.get().task_seconds
+    assert seen == [(seconds, seconds)]

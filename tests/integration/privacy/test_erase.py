@@ -437,3 +437,11 @@ def test_a_recipient_that_somebody_added_to_a_mail_does_not_delete_it(
     assert (done["deleted"], done["forgotten"]) == (0, 0)
     assert done["remains"] == [f"epica_mail.EmailRecipient.address {added.pk}"]
     assert victims.message().body
+
+
+def test_text_that_looks_like_a_header_word_stops_nobody(smtp) -> None:
+    queue("bob@example.com", body="A visitor wrote: =?utf-8?b?abcde?=")
+    queue(ADDRESS)
+    call_command("epica_mail", "export", ADDRESS, stdout=StringIO())
+    assert erase()["deleted"] == 1
+    assert holding() == []

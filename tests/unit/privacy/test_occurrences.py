@@ -7,6 +7,7 @@ import html
 import itertools
 import json
 import quopri
+import time
 from urllib.parse import quote
 
 import pytest
@@ -144,3 +145,28 @@ def test_a_long_text_without_the_address_is_searched_in_passing() -> None:
 @given(st.text())
 def test_folding_is_idempotent(text: str) -> None:
     assert fold(fold(text)) == fold(text)
+
+
+@pytest.mark.parametrize(
+    "bad", ["=?utf-8?b?abcde?=", "=?nothing?q?a?=", "=?punycode?q?a-b?=", "=?utf-8?q?=FF?="]
+)
+def test_a_word_that_cannot_be_read_hides_no_other(bad) -> None:
+    assert ANN.find(bad) == []
+    text = f"{bad} =?utf-8?q?ann=40example.com?= {bad}"
+    assert "ann=40example" not in replace(text, ANN.find(text))
+    assert ANN.find(f"{bad} ann@example.com")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=?punycode?q?" + "a" * 200_000 + "-" + "a" * 200_000 + "?=",
+        "=?utf-8?q?" + "a" * 100_000 + "<ann@example.com?=",
+        "=?utf-8?q?" + "ann@example.com," * 10_000 + "?=",
+    ],
+    ids=["quadratic charset", "long local part", "many within one word"],
+)
+def test_a_long_word_is_read_in_linear_time(text) -> None:
+    started = time.process_time()
+    ANN.find(text)
+    assert time.process_time() - started < 10  # seconds; before, up to minutes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import MAXYEAR, MINYEAR, datetime, timezone
 from typing import Any
 from urllib.parse import urlencode
 
@@ -79,8 +79,10 @@ def _moment(moment: datetime | None) -> str:
 
 
 def _parsed(text: str) -> datetime:
-    """Return a moment with its time zone; raise ``ValueError`` without one."""
+    """Return a moment with its time zone; raise ``ValueError`` for what is none."""
     moment = datetime.fromisoformat(text.removesuffix("Z") + "+00:00" * text.endswith("Z"))
     if moment.tzinfo is None:
         raise ValueError("A moment needs a time zone.")
+    if not MINYEAR < moment.year < MAXYEAR:
+        raise ValueError("No page can show the edges of the calendar in every time zone.")
     return moment.astimezone(timezone.utc)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -15,7 +14,7 @@ from django.db import connections
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
-from django_epica_mail.admin.base import recent
+from django_epica_mail.admin.base import of_words, recent
 from django_epica_mail.messages.addresses import canonical, is_complete
 from django_epica_mail.models import (
     DeliveryAttempt,
@@ -139,8 +138,7 @@ def _by_domain(rows: EmailQuerySet, term: str) -> EmailQuerySet:
 
 def _by_words(rows: EmailQuerySet, term: str) -> EmailQuerySet:
     """Return e-mails by words of the subject, and by the beginning of an address if it is one."""
-    conditions = (Q(subject__icontains=word) for word in term.split())
-    found = recent(rows).filter(reduce(Q.__and__, conditions))
+    found = recent(rows).filter(of_words(term))
     if not _is_word(term) or "@" in term:
         return found
     beginning = _starts_with(canonical(term), rows.db)

@@ -8,6 +8,7 @@ boundary of every enclosing part, and recurses into what is nested.
 from __future__ import annotations
 
 import binascii
+import contextlib
 import quopri
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -372,9 +373,11 @@ def _part(raw: bytes) -> _Part:
     fields = _fields(head[:_MAX_HEAD_BYTES].decode("utf-8", "replace"))
     declared: Message[str, str] = Message()
     declared["Content-Type"] = (fields.get("content-type") or ["text/plain"])[0]
-    kind = declared.get_content_type()
-    boundary = declared.get_boundary("") if kind.startswith("multipart/") else ""
-    return _Part(fields, body, kind, (boundary or "")[:200])
+    kind, boundary = declared.get_content_type(), ""
+    if kind.startswith("multipart/"):
+        with contextlib.suppress(ValueError, TypeError):  # by Python, for odd forms of RFC 2231
+            boundary = declared.get_boundary("") or ""
+    return _Part(fields, body, kind, boundary[:200])
 
 
 def _fields(text: str) -> dict[str, list[str]]:

@@ -32,7 +32,12 @@ def test_any_text_is_an_interval_or_none(text) -> None:
     assert links.bounds(text) is None or text.count("/") == 1
 
 
-@pytest.mark.parametrize("text", ["", "/", "../..", "2026-01-01/..", "x/..", "2026-01-01T00:00:00"])
+EDGES = ["0001-01-01T00:00:00Z/..", "../9999-12-31T23:59:59Z"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "/", "../..", "2026-01-01/..", "x/..", "2026-01-01T00:00:00", *EDGES]
+)
 def test_what_is_no_interval_has_no_bounds(text) -> None:
     assert links.bounds(text) is None
 
@@ -75,3 +80,10 @@ def test_a_reason_leads_to_exactly_its_mails_by_kind_code_and_end(listed) -> Non
 def test_moments_are_written_in_utc() -> None:
     moment = datetime(2026, 1, 1, 12, tzinfo=timezone(timedelta(hours=3)))
     assert links.interval(moment) == "2026-01-01T09:00:00Z/.."
+
+
+@pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "America/New_York"])
+@pytest.mark.parametrize("text", EDGES)
+def test_the_edges_of_the_calendar_are_no_error(listed, settings, text, zone) -> None:
+    settings.TIME_ZONE = zone
+    assert listed(ended=text) == []

@@ -255,6 +255,8 @@ HOSTILE = {
     "qmail": "From: mailer-daemon@x\n\nHi. This is \n" + "<a@b.c>:\n550 x\n\n" * 60_000,
     "digits": "From: mailer-daemon@x\n\n" + "5.5" * 300_000,
     "message ids": "In-Reply-To: " + "<a" * 400_000 + "\nAuto-Submitted: auto-replied\n\n",
+    "a boundary of no charset": "Content-Type: multipart/mixed; boundary*=a\0b''%61\n\nx",
+    "a boundary without a number": "Content-Type: multipart/mixed; boundary*0=x; boundary*=2\n\nx",
     "base64": "Content-Transfer-Encoding: base64\n\n" + "=" * MIB,
     "quoted": "Content-Transfer-Encoding: quoted-printable\n\n" + "=\n" * (MIB // 2),
 }
