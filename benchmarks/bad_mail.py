@@ -68,7 +68,7 @@ def _run(port: int, fault: tuple[Stage, Action] | None, rate: float) -> list[flo
 
     EmailLog.objects.all().delete()
     DeliveryGate.objects.all().delete()
-    with _worker(), SMTPServer(port=port) as smtp:
+    with delivering(), SMTPServer(port=port) as smtp:
         if fault is not None:
             stage, action = fault
             smtp.inject(Rule(stage, action, _is_bad))
@@ -91,7 +91,7 @@ def _is_bad(session: Session) -> bool:
 
 
 @contextmanager
-def _worker() -> Iterator[None]:
+def delivering() -> Iterator[None]:
     """Deliver in a process of its own, which is forked before any thread is started."""
     from django.db import connections
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,6 +19,7 @@ __all__ = [
     "Action",
     "Behaviour",
     "Delay",
+    "DomainLimit",
     "Drop",
     "Hang",
     "Hold",
@@ -104,6 +106,35 @@ class Hold:
     def release(self) -> None:
         """Release all waiting clients; from now on no client is held."""
         self._released.set()
+
+
+class DomainLimit:
+    """A behaviour that takes ``most`` recipients of a domain in any second, and refuses the rest.
+
+    ``taken`` and ``refused`` are the monotonic seconds at which it did.
+    """
+
+    def __init__(
+        self, domain: str, most: int, text: str = "4.7.1 Rate limited: too many messages"
+    ) -> None:
+        self._ending = f"@{domain}"
+        self._most = most
+        self._reply = Reply(451, text)
+        self._lock = threading.Lock()
+        self.taken: list[float] = []
+        self.refused: list[float] = []
+
+    def __call__(self, stage: Stage, session: Session) -> Action | None:
+        """Return the refusal if the second is full."""
+        if stage != "rcpt" or not session.recipient.endswith(self._ending):
+            return None
+        with self._lock:
+            now = time.monotonic()
+            if sum(now - it < 1.0 for it in self.taken[-self._most :]) >= self._most:
+                self.refused.append(now)
+                return self._reply
+            self.taken.append(now)
+            return None
 
 
 def refuse(

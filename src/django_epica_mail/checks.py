@@ -19,7 +19,7 @@ from django.utils.module_loading import import_string
 
 from django_epica_mail import conf, routing
 from django_epica_mail.broker import checks as celery_checks
-from django_epica_mail.delivery import rate_limits
+from django_epica_mail.delivery.limits import rate_limits
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.messages import encryption
 from django_epica_mail.models import checks as database_checks

@@ -143,6 +143,8 @@ class Settings:
     rates: Mapping[str, str] = field(default_factory=dict, metadata={"check": check_rates})
     """Limits on recipients per unit of time: for a transport (``"ses": "14/s"``), a domain
     (``"@gmail.com": "5/s"``) or all mail (``"*"``)."""
+    find_rates: bool = _setting(True, rules.check_flag)
+    """Whether mail to a domain slows down by itself when its server complains of the rate."""
     rates_storage: str | None = field(default=None, repr=False, metadata={"parse": parse_storage})
     """Where rates are counted, as a URI of the ``limits`` library; by default Celery's Redis. A
     password stands beside it, ``{"URI": ..., "PASSWORD": ...}``, which Django's reports hide."""
@@ -232,8 +234,7 @@ class Settings:
     suppression_keys: Sequence[str] = field(
         default=(), repr=False, metadata={"check": check_secrets}
     )
-    """Keys for the digests of the suppression list, newest first; by default ``SECRET_KEY`` and
-    its fallbacks."""
+    """Keys for the suppression list's digests, newest first; by default Django's secret keys."""
     keep_days: int = _setting(30, rules.check_days)
     """Days after which the clean-up deletes finished mail."""
     cleanup_min_days: int = _setting(1, rules.check_days_or_zero)

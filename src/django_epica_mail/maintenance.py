@@ -17,7 +17,8 @@ from django_epica_mail import clock, conf, lifecycle, retry
 from django_epica_mail._compat import batched
 from django_epica_mail.broker import doorbell, result_backend
 from django_epica_mail.delivery import gates
-from django_epica_mail.delivery.claim import has_claimable
+from django_epica_mail.delivery.limits import slowed_domains
+from django_epica_mail.delivery.limits.waiting import has_claimable
 from django_epica_mail.delivery.outcome import Outcome, policy_of
 from django_epica_mail.delivery.prepare import recipient_outcomes
 from django_epica_mail.delivery.settle import announce, announce_moves, settle
@@ -271,6 +272,7 @@ def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda 
     _delete_batches(age, using)
     _delete_events(age, using)
     totals.forget_hours(using)
+    slowed_domains.clean(using)
     return count
 
 

@@ -21,10 +21,17 @@ from django_epica_mail._compat import batched
 from django_epica_mail.broker import doorbell, result_backend
 from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.delivery.settle import announce, announce_moves
 from django_epica_mail.exceptions import UnreadableEnvelope
-from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
+from django_epica_mail.models import (
+    EmailAttachment,
+    EmailBatch,
+    EmailLog,
+    EmailRecipient,
+    SlowedDomain,
+)
 from django_epica_mail.queueing import names
 from django_epica_mail.queueing.draft import Draft, draft
 from django_epica_mail.queueing.enqueue import enqueue_one, enqueue_pairs, insert_drafts
@@ -243,13 +250,24 @@ def pause(
 
 
 def resume(
-    *, queue: str | None = None, transport: str | None = None, category: str | None = None
+    *,
+    queue: str | None = None,
+    transport: str | None = None,
+    category: str | None = None,
+    domain: str | None = None,
 ) -> None:
     """Claim mail of a paused queue, for a paused transport, or of a paused category, again.
 
-    Workers start with the next ring, at the latest that of the next sweep.
+    Or at full speed to a recipients' domain that is slowed down, until its server complains anew.
+    Workers start with the next ring, at the latest that of the next sweep. Raises ``ValueError``
+    unless exactly one is named.
     """
-    gates.set_paused(False, queue=queue, transport=transport, category=category)
+    if domain is not None and queue is transport is category is None:
+        slowed_domains.set_free(domain, router.db_for_write(SlowedDomain))
+    elif domain is not None:
+        raise ValueError("Name a domain, a queue, a transport or a category, and only one of them.")
+    else:
+        gates.set_paused(False, queue=queue, transport=transport, category=category)
 
 
 def move(transport: str, *, to: str) -> int:

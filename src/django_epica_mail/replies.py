@@ -25,10 +25,18 @@ _ESCAPE_SEQUENCE = re.compile(
 )
 
 _THROTTLED = re.compile(
-    r"\brate\b|too many|too much|throttl|slow down"
+    r"\brate\b|too many|too much|throttl|slow down|unexpected volume"
     r"|\b(?:daily|hourly|sending|outgoing|message) (?:(?!size)\w+ )?(?:quota|limit)\b",
     re.IGNORECASE,
 )
+
+_QUOTA = re.compile(r"quota|\b(?:daily|hourly|sending|outgoing)\b", re.IGNORECASE)
+"""Words for what an account may send in all, whatever the recipients' domains."""
+
+_DOMAIN_CODES = (421, 450, 451)
+_DOMAIN_DETAIL = "7."
+"""How servers answer a recipient or a content when they get mail too fast for one domain, such as
+Gmail's 421 4.7.28, Yahoo's 421 4.7.0 [TSS04] and Outlook's 451 4.7.650."""
 
 _ENHANCED = re.compile(r"[45]\.(\d{1,3}\.\d{1,3})\b")
 
@@ -97,9 +105,15 @@ def classify_reply(code: int, words: bytes | str) -> Failure:
     is_full_mailbox = enhanced is not None and enhanced[1] == "2.2"
     if 400 <= code < 500 and _THROTTLED.search(text) and not is_full_mailbox:
         kind = Kind.THROTTLED
-        is_of_recipient = enhanced is not None and enhanced[1][:2] in ("1.", "2.")
-        scope = Scope.RECIPIENT if is_of_recipient else Scope.SERVER
+        scope = _throttled_scope(code, enhanced[1] if enhanced else "", text)
     return Failure(kind=kind, code=code if code > 0 else None, reply=text, scope=scope)
+
+
+def _throttled_scope(code: int, enhanced: str, text: str) -> Scope:
+    if enhanced[:2] in ("1.", "2."):
+        return Scope.RECIPIENT
+    is_of_domain = code in _DOMAIN_CODES and enhanced.startswith(_DOMAIN_DETAIL)
+    return Scope.DOMAIN if is_of_domain and not _QUOTA.search(text) else Scope.SERVER
 
 
 def _fault(code: int, enhanced: str) -> tuple[Kind, Scope]:
@@ -176,6 +190,9 @@ def classify(error: Exception, stage: Stage) -> Failure:
     if isinstance(error, smtplib.SMTPResponseException) and _is_verdict(error.smtp_code, stage):
         failure = classify_reply(error.smtp_code, error.smtp_error)
         in_session = stage is not Stage.CONNECT or failure.kind is Kind.THROTTLED
+        is_early = stage is Stage.CONNECT or isinstance(error, smtplib.SMTPSenderRefused)
+        if is_early and failure.scope is Scope.DOMAIN:
+            failure = replace(failure, scope=Scope.SERVER)  # before any recipient was named
         if in_session:
             return failure
         is_login = isinstance(error, smtplib.SMTPAuthenticationError)

@@ -56,7 +56,9 @@ class Scope(enum.Enum):
     MAIL = "mail"
     SENDER = "sender"
     RECIPIENT = "recipient"
-    """One recipient, or the recipient's domain."""
+    """One recipient."""
+    DOMAIN = "domain"
+    """The recipients' domain, unless mails to several domains get the same reply."""
     CREDENTIALS = "credentials"
     SERVER = "server"
     """Perhaps. A reply about one mail proves it only if independent mails get it too."""
@@ -103,7 +105,13 @@ class Failure:
     def may_be_outage(self) -> bool:
         """Whether the same answer to independent mails means that the transport is out of order."""
         kinds = (Kind.TRANSIENT, Kind.UNKNOWN, Kind.THROTTLED)
-        return self.scope is Scope.SERVER and self.kind in kinds
+        return self.scope in (Scope.SERVER, Scope.DOMAIN) and self.kind in kinds
+
+    @property
+    def slows_domain(self) -> bool:
+        """Whether the server takes less mail for the recipients' domain than it is given."""
+        is_throttled = self.kind is Kind.THROTTLED and not self.is_confirmed
+        return is_throttled and self.scope is Scope.DOMAIN
 
     @property
     def pause_growth(self) -> float:

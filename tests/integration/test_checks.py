@@ -15,7 +15,7 @@ from django.db.models import Model
 
 import tests.settings
 from django_epica_mail import checks
-from django_epica_mail.delivery import rate_limits
+from django_epica_mail.delivery.limits import rate_limits
 
 SMTP = {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": {"host": "127.0.0.1"}}
 

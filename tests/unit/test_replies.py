@@ -160,7 +160,13 @@ def test_a_refused_login_concerns_the_credentials() -> None:
         (421, "4.2.1 Mailbox disabled", Kind.TRANSIENT, Scope.RECIPIENT),
         (421, "4.7.0 This message has suspicious content", Kind.TRANSIENT, Scope.MAIL),
         (421, "4.6.0 Bad media", Kind.TRANSIENT, Scope.MAIL),
-        (421, "4.7.28 Unusual rate of mail", Kind.THROTTLED, Scope.SERVER),
+        (421, "4.7.28 Unusual rate of mail", Kind.THROTTLED, Scope.DOMAIN),
+        (421, "4.7.0 [TSS04] Deferred due to unexpected volume", Kind.THROTTLED, Scope.DOMAIN),
+        (451, "4.7.650 Temporarily rate limited", Kind.THROTTLED, Scope.DOMAIN),
+        (450, "4.7.1 Too many messages, slow down", Kind.THROTTLED, Scope.DOMAIN),
+        (454, "4.7.0 Throttling failure: maximum rate", Kind.THROTTLED, Scope.SERVER),
+        (450, "4.7.0 Daily sending rate exceeded", Kind.THROTTLED, Scope.SERVER),
+        (450, "Too many messages, slow down", Kind.THROTTLED, Scope.SERVER),
         (450, "4.2.1 He is receiving mail at a rate", Kind.THROTTLED, Scope.RECIPIENT),
         (454, "daily message quota exceeded", Kind.THROTTLED, Scope.SERVER),
         (452, "4.5.3 Hourly sending limit reached", Kind.THROTTLED, Scope.SERVER),
@@ -251,3 +257,18 @@ def test_doubt_remains_only_if_content_may_have_been_taken(error: Exception, sta
 )
 def test_the_enhanced_code_stands_at_the_start_of_a_reply(code, text, found) -> None:
     assert replies.enhanced_code(code, text) == found
+
+
+@pytest.mark.parametrize(
+    ("error", "stage", "scope"),
+    [
+        (smtplib.SMTPConnectError, Stage.CONNECT, Scope.SERVER),
+        (smtplib.SMTPSenderRefused, Stage.ENVELOPE, Scope.SERVER),
+        (smtplib.SMTPDataError, Stage.ENVELOPE, Scope.DOMAIN),
+        (smtplib.SMTPDataError, Stage.ANSWERED, Scope.DOMAIN),
+    ],
+)
+def test_only_replies_after_a_recipient_was_named_speak_of_a_domain(error, stage, scope) -> None:
+    sender = ("a@example.com",) if error is smtplib.SMTPSenderRefused else ()
+    failure = replies.classify(error(421, b"4.7.28 Unusual rate of mail", *sender), stage)
+    assert (failure.kind, failure.scope) == (Kind.THROTTLED, scope)

@@ -26,7 +26,8 @@ from django_epica_mail.admin import times
 from django_epica_mail.admin.base import BaseAdmin, ReadOnly, may_operate
 from django_epica_mail.broker import celery_config
 from django_epica_mail.delivery import gates
-from django_epica_mail.models import DeliveryGate
+from django_epica_mail.delivery.limits.slowed_domains import SlowedDomains
+from django_epica_mail.models import DeliveryGate, SlowedDomain
 from django_epica_mail.monitoring import backlog, history
 from django_epica_mail.transports import config as transports
 
@@ -189,6 +190,7 @@ class DeliveryGateAdmin(ReadOnly, BaseAdmin):
             "opts": self.opts,
             "title": str(self.opts.verbose_name_plural).capitalize(),
             "gates": _known_gates(),
+            "slowed": SlowedDomains(router.db_for_write(SlowedDomain)).found,
             "may_operate": may_operate(request),
             "zone": times.zone(),
             **(extra_context or {}),
@@ -202,6 +204,7 @@ class DeliveryGateAdmin(ReadOnly, BaseAdmin):
         ``do`` is ``pause``, ``resume``, ``restore`` or ``probe``, then a scope and a name,
         separated by spaces; ``note`` says why it is paused. The message has a button that undoes
         a pause or a resume; it belongs to the form ``epica-operate`` of the page that it is on.
+        The scope of a slowed domain is ``domain``.
         """
         may_look = self.has_view_permission(request) or request.user.has_perm(
             "epica_mail.view_emaillog"
@@ -210,6 +213,8 @@ class DeliveryGateAdmin(ReadOnly, BaseAdmin):
             raise PermissionDenied
         verb, _space, target = request.POST.get("do", "").partition(" ")
         scope, _space, name = target.partition(" ")
+        if (verb, scope) == ("resume", "domain"):
+            return self._set_free(request, name)
         gate = next((it for it in _known_gates() if (it.scope, it.name) == (scope, name)), None)
         if gate is None:
             raise Http404(f"There is no {target}.")
@@ -221,6 +226,18 @@ class DeliveryGateAdmin(ReadOnly, BaseAdmin):
         if (inverse := _UNDONE_BY.get(verb)) is not None:
             shown = format_html(_UNDO, said, f"{inverse} {scope} {name}", _("Undo"))
         self.message_user(request, shown, messages.SUCCESS)
+        return HttpResponseRedirect(_next(request))
+
+    def _set_free(self, request: HttpRequest, domain: str) -> HttpResponse:
+        """Send to a slowed domain at full speed again; raise ``Http404`` if it is not slowed."""
+        rows = SlowedDomain.objects.using(router.db_for_write(SlowedDomain)).filter(domain=domain)
+        if not (found := list(rows)):
+            raise Http404(f"{domain} is not slowed down.")
+        said = _("Mail to %(domain)s goes at full speed again.") % {"domain": domain}
+        for row in found:
+            self.log_change(request, row, said)
+        outbox.resume(domain=domain)
+        self.message_user(request, said, messages.SUCCESS)
         return HttpResponseRedirect(_next(request))
 
 

@@ -104,16 +104,17 @@ def _ring_unless_covered(queue: str) -> None:
                 del _bell.rung_at[queue]
 
 
-def ring(queue: str) -> bool:
+def ring(queue: str, *, after: float | None = None) -> bool:
     """Ring for mail that is committed and due; return whether the broker accepted the ring.
 
-    For workers that call for help, and for the sweep. Asks for no second look and stamps no window,
-    because it does not cover mail that this process commits next.
+    ``after`` is the seconds until a worker hears it; an eager site, which has none, does not ring
+    then. For workers that call for help, and for the sweep. Asks for no second look and stamps no
+    window, because it does not cover mail that this process commits next.
     """
     app = app_or_default()
     if delivers_here(app):
-        return _deliver_here(app, queue)
-    return _publish(app, queue, rung_at=None)
+        return after is None and _deliver_here(app, queue)
+    return _publish(app, queue, rung_at=None, after=after)
 
 
 def delivers_here(app: Celery) -> bool:
@@ -196,6 +197,7 @@ def _publish(
     queue: str,
     *,
     rung_at: float | None = None,
+    after: float | None = None,
     task: str = TASK,
     args: tuple[str, ...] | None = None,
 ) -> bool:
@@ -216,6 +218,7 @@ def _publish(
             add_to_parent=False,
             args=args or (queue,),
             kwargs={} if rung_at is None else {"rung_at": rung_at},
+            countdown=after,
             queue=queue,
             producer=producer,
             retry=True,

@@ -18,7 +18,7 @@ _CHAIN = "epica_mail_chain"
 """The attribute of a request that keeps its chain as it came."""
 
 
-class DeliveryRequest(Request):  # type: ignore[misc] # untyped
+class DeliveryRequest(Request):
     """The message of a delivery, as a worker takes it: no time limit but ours interrupts a mail.
 
     Whoever can write to the broker could otherwise have a worker killed twice while it sends a

@@ -7,24 +7,26 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from itertools import count
-from typing import Any
 
 from django.db import router
 
 from django_epica_mail import conf
-from django_epica_mail.delivery import gates, rate_limits
+from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.batch import Batch, batch_of
 from django_epica_mail.delivery.db_retry import retry_on_database_errors
-from django_epica_mail.models import EmailLog, EmailRecipient
+from django_epica_mail.delivery.limits import rate_limits, slowed_domains, waiting
+from django_epica_mail.delivery.limits.slowed_domains import Slowed, SlowedDomains
+from django_epica_mail.models import EmailLog
 from django_epica_mail.queueing import dequeue
 from django_epica_mail.queueing.dequeue import (
     Accepted,
+    HeldBack,
     Lane,
     Lease,
-    ScanStarts,
     due,
     due_levels,
     has_due,
@@ -36,57 +38,40 @@ PATIENCE = 2.0
 """Seconds for which a claim is retried after it lost its rows, a deadlock or a serialization
 failure."""
 
-
-@dataclass(frozen=True, slots=True)
-class ClaimedMail:
-    """One e-mail that a worker holds, with what was true by the database's clock at the claim."""
-
-    row: EmailLog
-    too_old: bool
-    """Whether it has waited as long as it may (``give_up_at``)."""
-    is_expired: bool
-    """Whether it is no longer worth sending (``expires_at``)."""
+_FULL_LOOK_SECONDS = 2.0
+_MARGIN = timedelta(seconds=2)
+"""How much older than the last claimed e-mail one may be that was committed after it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """E-mails of one queue and transport that one worker holds, in claim order.
+class ScanStarts:
+    """Where the claims of one task begin to look, for each transport and priority.
 
-    All of them may be begun at once, so a worker that dies leaves each of them in doubt.
+    A claimed e-mail leaves a dead index entry, which stays as long as any open transaction might
+    read it. A claim from the beginning would walk over the entries of all mail before it. So most
+    claims begin near the last one; now and then, and before a queue counts as empty, a claim looks
+    at everything.
     """
 
-    transport: str
-    """The alias of their transport."""
-    mails: list[ClaimedMail]
-    """The e-mails in the order they are begun: by priority, ``due_at``, then id."""
-    using: str
-    """The alias of the database that holds the rows."""
-    claimed_at: float
-    """When the claim began, in monotonic seconds of this process."""
-    is_probe: bool = False
-    """Whether the one e-mail finds out if the transport works again."""
-    is_limited: bool = False
-    """Whether a rate limit may have made the claim smaller."""
-    has_suppressions: bool = False
-    """Whether the suppression list has any entry."""
-    has_attachments: bool = False
-    """Whether any of the e-mails has attachments."""
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, int], datetime] = {}
+        self._looked_at_all = -_FULL_LOOK_SECONDS
 
-    @property
-    def token(self) -> uuid.UUID | None:
-        """What marks the rows as held by this claim."""
-        return self.mails[0].row.lease_token
+    def bounds(self) -> Mapping[tuple[str, int], datetime]:
+        """Return the ``due_at`` to begin at, by transport and priority; empty for a full look."""
+        now = time.monotonic()
+        if now - self._looked_at_all >= _FULL_LOOK_SECONDS:
+            self._looked_at_all = now
+            self._last.clear()
+        return self._last
 
-    @property
-    def begin_until(self) -> float:
-        """The monotonic second until which its e-mails are begun, and then released."""
-        return self.claimed_at + conf.BEGIN_SECONDS
+    def forget(self) -> None:
+        """Make the next claim look at everything."""
+        self._looked_at_all = -_FULL_LOOK_SECONDS
 
-    @property
-    def outlasts_until(self) -> float:
-        """The monotonic second until which the lease outlasts an e-mail begun then."""
-        settings = conf.get()
-        return self.claimed_at + settings.lease_seconds - settings.send_timeout
+    def note(self, rows: Iterable[EmailLog]) -> None:
+        """Remember how far a claim came."""
+        for row in rows:
+            self._last[row.transport, row.priority] = row.due_at - _MARGIN
 
 
 def database() -> str:
@@ -130,7 +115,7 @@ class Claiming:
     def __call__(self) -> Batch | None:
         """Claim; return ``None`` if there is nothing to claim."""
         if self._began is not None and (rows := dequeue.taken_by(self._token, self._using)):
-            return _batch(rows, self._using, self._began)
+            return batch_of(rows, self._using, self._began)
         self._began = time.monotonic()
         return self._search.find()
 
@@ -141,7 +126,9 @@ class Claiming:
 
         Returns the ids that were recorded and what was claimed.
         """
-        if self._began is not None or not (lanes := self._search.lanes_together()):
+        if self._began is not None or self._search.has_turn:
+            return None
+        if not (lanes := self._search.lanes_together()):
             return None
         self._began = time.monotonic()
         return self._search.settle_and_claim(accepted, lanes)
@@ -158,7 +145,7 @@ def claim_one(email_id: uuid.UUID | str) -> Batch | None:
     is_open = state.queue_is_open(mail.queue) and not state.needs_probe(mail.transport)
     if not is_open or mail.transport not in state.open_transports(transports.aliases()):
         return None
-    held = state.held_categories()
+    held = HeldBack(state.held_categories())  # a slowed domain does not hold up one mail
     wanted = due(mail.queue, mail.transport, mail.pending, using, held).filter(pk=email_id)
     claimed_at, lease, tries = time.monotonic(), _lease(uuid.uuid4()), count()
 
@@ -168,7 +155,7 @@ def claim_one(email_id: uuid.UUID | str) -> Batch | None:
         return taken or dequeue.take_from(wanted, 1, lease)
 
     won = retry_on_database_errors(take, until=claimed_at + PATIENCE, using=using)
-    return _batch(won, using, claimed_at) if won else None
+    return batch_of(won, using, claimed_at) if won else None
 
 
 class _Search:
@@ -191,8 +178,30 @@ class _Search:
     def _state(self) -> gates.Gates:
         return gates.current(self._using)
 
+    @cached_property
+    def _slowed(self) -> SlowedDomains:
+        return slowed_domains.current(self._using)
+
+    @cached_property
+    def _held(self) -> HeldBack:
+        return waiting.held_back(self._state, self._slowed)
+
+    @property
+    def has_turn(self) -> bool:
+        """Whether a slowed domain may get mail now."""
+        return bool(self._slowed.found and self._with_turn())
+
+    def _with_turn(self) -> list[Slowed]:
+        aliases = [it for it in self._aliases() if not self._state.needs_probe(it)]
+        return self._slowed.with_turn(self._queue, aliases)
+
     def find(self) -> Batch | None:
-        """Claim the most urgent due mail; return ``None`` if there is none."""
+        """Claim due mail of a slowed domain whose turn it is, or else the most urgent due mail.
+
+        Returns ``None`` if there is none.
+        """
+        if self._slowed.found and (batch := self._find_slowed()) is not None:
+            return batch
         if (lanes := self.lanes_together()) is not None:
             return self._claim(lanes, self._limit)
         return self._find_by_heads()
@@ -220,12 +229,12 @@ class _Search:
             self._limit,
             _lease(self._token),
             bounds=bounds,
-            held_back=self._state.held_categories(),
+            held_back=self._held,
             using=self._using,
         )
         if rows:
             self._starts.note(rows)
-            return settled, _batch(rows, self._using, claimed_at)
+            return settled, batch_of(rows, self._using, claimed_at)
         self._starts.forget()
         # What is not settled yet could be claimed again; the next search looks at everything.
         looks_again = bounds and len(settled) == len(accepted)
@@ -239,6 +248,23 @@ class _Search:
         random.shuffle(aliases)  # so that no transport is always last among equally urgent mail
         return [alias for alias in aliases if self._only in (None, alias)]
 
+    def _find_slowed(self) -> Batch | None:
+        for slowed in self._with_turn():
+            alias, domain = slowed.key
+            allowed = rate_limits.allowance(alias)
+            most = self._limit if allowed is None else min(self._limit, allowed)
+            rows = waiting.due_to(domain, self._queue, alias, self._using, self._state)
+            if rows is None:
+                self._slowed.note_empty(self._queue, slowed)
+            elif most and (number := slowed_domains.reserve(slowed, most, self._using)):
+                claimed_at = time.monotonic()
+                if taken := dequeue.take_from(rows, number, _lease(self._token)):
+                    limited = allowed is not None
+                    return batch_of(
+                        taken, self._using, claimed_at, is_limited=limited, is_slowed=True
+                    )
+        return None
+
     def _find_by_heads(self) -> Batch | None:
         queue, using = self._queue, self._using
         limits = {alias: rate_limits.allowance(alias) for alias in self._aliases()}
@@ -249,7 +275,7 @@ class _Search:
             alias = max(heads, key=heads.__getitem__)
             lane, allowed = (alias, heads[alias]), limits[alias]
             if allowed is not None and allowed < (
-                cost := _head_cost(queue, *lane, using, self._state.held_categories())
+                cost := waiting.head_cost(queue, *lane, using, self._held)
             ):
                 # The head reserves the budget: nothing less urgent may use it up before.
                 if not rate_limits.all_mail_allows(cost):
@@ -271,9 +297,9 @@ class _Search:
 
     def _claim_probe(self, lane: Lane) -> Batch | None:
         alias = lane[0]
-        held = self._state.held_categories()
         if not (
-            has_due(self._queue, *lane, self._using, held) and gates.take_probe(alias, self._using)
+            has_due(self._queue, *lane, self._using, self._held)
+            and gates.take_probe(alias, self._using)
         ):
             return None
         batch = self._claim([lane], 1, is_probe=True)
@@ -298,7 +324,7 @@ class _Search:
             lanes,
             limit if allowed is None else min(limit, allowed),
             _lease(self._token),
-            held_back=self._state.held_categories(),
+            held_back=self._held,
             using=self._using,
         )
         rows = take(bounds=bounds)
@@ -308,42 +334,9 @@ class _Search:
         if not rows:
             return None
         self._starts.note(rows)
-        return _batch(
+        return batch_of(
             rows, self._using, claimed_at, is_probe=is_probe, is_limited=allowed is not None
         )
-
-
-def has_claimable(queue: str, using: str) -> bool:
-    """Return whether a worker would find mail to claim in a queue now."""
-    state = gates.Gates(using)
-    held = state.held_categories()
-    return state.queue_is_open(queue) and any(
-        has_due(queue, alias, level, using, held)
-        for alias in state.open_transports(transports.aliases())
-        for level in due_levels(queue, alias, using)
-    )
-
-
-def pause_for_budget(queue: str) -> float | None:
-    """Return the seconds until a rate limit allows due mail of a queue; ``None`` if none waits.
-
-    0 if the limit allows it now: the budget has grown since the queue was last looked at.
-    """
-    if not rate_limits.is_limited():
-        return None
-    using = database()
-    state = gates.Gates(using)
-    if not state.queue_is_open(queue):
-        return None
-    pauses, held = [], state.held_categories()
-    for alias in state.open_transports(transports.aliases()):
-        levels = due_levels(queue, alias, using)
-        costs = (_head_cost(queue, alias, lv, using, held) for lv in levels)
-        cost = next(filter(None, costs), 0)
-        allowed = rate_limits.allowance(alias)
-        if allowed is not None and cost:
-            pauses.append(rate_limits.seconds_until(alias, cost) if allowed < cost else 0.0)
-    return min(pauses, default=None)
 
 
 def worker_name() -> str:
@@ -353,35 +346,3 @@ def worker_name() -> str:
 
 def _lease(token: uuid.UUID) -> Lease:
     return Lease(token, conf.get().lease_seconds, worker_name())
-
-
-def _head_cost(queue: str, alias: str, level: int, using: str, held: Sequence[str]) -> int:
-    """Return how many recipients the first due mail of a priority takes from the rate limits.
-
-    0 if no mail of that priority is due.
-    """
-    head = due(queue, alias, level, using, held).values_list("pk", flat=True).first()
-    if head is None:
-        return 0
-    left = EmailRecipient.objects.using(using).filter(email_id=head, outcome="").count()
-    return rate_limits.bounded(alias, max(1, left))
-
-
-def _batch(
-    rows: Sequence[Any],
-    using: str,
-    claimed_at: float,
-    *,
-    is_probe: bool = False,
-    is_limited: bool = False,
-) -> Batch:
-    return Batch(
-        transport=rows[0].transport,
-        mails=[ClaimedMail(row, bool(row.too_old), bool(row.is_expired)) for row in rows],
-        using=using,
-        claimed_at=claimed_at,
-        is_probe=is_probe,
-        is_limited=is_limited,
-        has_suppressions=any(row.has_suppressions for row in rows),
-        has_attachments=any(row.has_attachments for row in rows),
-    )

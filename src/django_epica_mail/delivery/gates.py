@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from django.core.mail import EmailMessage
 from django.db import connections, models, router
@@ -18,7 +19,7 @@ from django.db import connections, models, router
 from django_epica_mail import clock, conf, lifecycle, signals
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryGate, EmailLog
-from django_epica_mail.retry import Failure, Result
+from django_epica_mail.retry import Failure, Result, Scope
 from django_epica_mail.rules import LEVELS
 from django_epica_mail.transports import config as transports
 
@@ -133,7 +134,7 @@ class Evidence:
 
     One mail proves nothing, for the fault may be its own. It takes ``_INDEPENDENT`` mails of
     different senders to different recipients, or ``_IN_A_ROW`` to different recipients, with no
-    success between them.
+    success between them; if the fault may be that of a domain, to different domains.
     """
 
     def __init__(self) -> None:
@@ -146,15 +147,24 @@ class Evidence:
         with self._lock:
             if failure is None:
                 self._failed.pop(alias, None)
-            elif failure.may_be_outage and (self._is_enough(alias, message) or is_probe):
+            elif failure.may_be_outage and self._is_enough(
+                alias, message, failure, is_probe=is_probe
+            ):
                 return replace(result, failure=failure.confirmed())
         return result
 
-    def _is_enough(self, alias: str, message: EmailMessage) -> bool:
+    def _is_enough(
+        self, alias: str, message: EmailMessage, failure: Failure, *, is_probe: bool
+    ) -> bool:
+        is_of_domain = failure.scope is Scope.DOMAIN and conf.get().find_rates
+        if is_probe and not is_of_domain:
+            return True
         now = time.monotonic()
         fresh = [it for it in self._failed.get(alias, ()) if now - it[0] < _EVIDENCE_SECONDS]
         sender = canonical(message.from_email)
         to = frozenset(canonical(it) for it in message.recipients())
+        if is_of_domain:
+            to = frozenset(it.rpartition("@")[2] for it in to)
         self._failed[alias] = fresh = [*fresh, (now, sender, to)][-_IN_A_ROW:]
         in_a_row, independent = set[str](), set[str]()
         known: set[str] = set()
@@ -223,6 +233,20 @@ def trip(alias: str, failure: Failure, using: str, *, is_probe: bool = False) ->
     ):
         gates.update(reason=failure.reply)
     signals.transport_tripped.send_robust(DeliveryGate, transport=alias, failure=failure)
+
+
+def change_after(
+    alias: str, result: Result | None, using: str, *, is_probe: bool
+) -> Callable[[], object] | None:
+    """Return what changes a transport's breaker after an attempt; ``None`` if nothing does.
+
+    ``result`` is ``None`` if the transport was not asked.
+    """
+    if result is None:
+        return partial(return_probe, alias, using) if is_probe else None
+    if result.failure is not None and result.failure.stops_transport:
+        return partial(trip, alias, result.failure, using, is_probe=is_probe)
+    return partial(reset, alias, using) if is_probe else None
 
 
 def _pause(failure: Failure, outages: int) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from django.core.mail import EmailMessage
 
 from django_epica_mail import conf, lifecycle, retry
-from django_epica_mail.delivery.claim import ClaimedMail
+from django_epica_mail.delivery.batch import ClaimedMail
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Decision, Failure, Policy, Result
 

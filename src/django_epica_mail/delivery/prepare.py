@@ -13,8 +13,8 @@ from uuid import UUID
 from django.core.mail import EmailMessage
 
 from django_epica_mail import conf, lifecycle, replies, rules, signals, suppression
-from django_epica_mail.delivery import rate_limits
-from django_epica_mail.delivery.claim import Batch, ClaimedMail
+from django_epica_mail.delivery.batch import Batch, ClaimedMail
+from django_epica_mail.delivery.limits import rate_limits, slowed_domains
 from django_epica_mail.delivery.outcome import Attempt, Envelope, Outcome, judge
 from django_epica_mail.exceptions import MissingKey, Veto
 from django_epica_mail.messages import RawMessage
@@ -47,6 +47,8 @@ def prepare(mail: ClaimedMail, loader: MessageLoader) -> Attempt | Outcome:
         return Outcome(mail.row, None, Decision(moves=(lifecycle.EXPIRE,)))
     if loader.is_suppressed(mail.row):
         return _suppressed(mail, loader)
+    if loader.is_slowed(mail.row):
+        return Outcome(mail.row, None, Decision(moves=(lifecycle.RELEASE,)))
     try:
         attempt = _build(mail, loader)
     except Veto as veto:
@@ -82,7 +84,7 @@ class MessageLoader:
 
     def __init__(self, batch: Batch) -> None:
         rows = [mail.row for mail in batch.mails]
-        self._using = batch.using
+        self._using, self._claimed_at = batch.using, batch.claimed_at
         self._attachments = self._find_attachments(rows) if batch.has_attachments else {}
         self._outcomes = recipient_outcomes(rows, batch.using)
         self._held_back: dict[UUID, dict[int, str]] = {}
@@ -142,6 +144,12 @@ class MessageLoader:
     def is_suppressed(self, mail: EmailLog) -> bool:
         """Return whether every outstanding recipient is on the suppression list."""
         return bool(self.held_back(mail)) and not self._left[mail.pk]
+
+    def is_slowed(self, mail: EmailLog) -> bool:
+        """Return whether the server has complained about the e-mail's domain since the claim."""
+        return slowed_domains.is_slowed_since(
+            mail.transport, mail.domain, self._claimed_at, self._using
+        )
 
     def was_accepted(self, mail: EmailLog) -> bool:
         """Return whether an earlier attempt was accepted for some of the recipients."""

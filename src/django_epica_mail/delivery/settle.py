@@ -13,7 +13,8 @@ from django.db import Error, transaction
 from django.db.models import F
 
 from django_epica_mail import clock, conf, lifecycle, retry, signals
-from django_epica_mail.delivery.claim import PATIENCE, Batch, Claiming
+from django_epica_mail.delivery.batch import Batch
+from django_epica_mail.delivery.claim import PATIENCE, Claiming
 from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_errors
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.lifecycle import Status

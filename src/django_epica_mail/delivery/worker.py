@@ -9,8 +9,7 @@ import logging
 import mmap
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from uuid import UUID
 
 from django.db import DatabaseError, Error, connections
@@ -18,13 +17,14 @@ from django.db import DatabaseError, Error, connections
 from django_epica_mail import conf
 from django_epica_mail.broker import doorbell, result_backend
 from django_epica_mail.delivery import claim, gates
-from django_epica_mail.delivery.claim import Batch, ClaimedMail
+from django_epica_mail.delivery.batch import Batch, ClaimedMail
+from django_epica_mail.delivery.claim import ScanStarts
 from django_epica_mail.delivery.db_retry import retry_on_database_errors
+from django_epica_mail.delivery.limits import slowed_domains, waiting
 from django_epica_mail.delivery.outcome import Attempt, Outcome, judge
 from django_epica_mail.delivery.prepare import MessageLoader, prepare, unreadable
 from django_epica_mail.delivery.sender import Sender
 from django_epica_mail.delivery.settle import Settler
-from django_epica_mail.queueing.dequeue import ScanStarts
 from django_epica_mail.retry import Result
 
 logger = logging.getLogger(__name__)
@@ -115,8 +115,11 @@ def deliver(queue: str, *, rung_at: float | None = None) -> int:
                 time.sleep(max(0.0, started + conf.get().ring_window - time.monotonic()))
                 look_again = False
             else:
-                return settled
-    doorbell.ring(queue)  # the next task takes what is left, so that no queue starves another
+                break
+        else:
+            doorbell.ring(queue)  # the next task takes what is left: no queue starves another
+        if search.has_paced:  # so that each turn rings for the next, and no other task does
+            waiting.ring_for_turn(queue)
     return settled
 
 
@@ -128,7 +131,7 @@ def deliver_one(email_id: UUID | str) -> int:
 
 def _pause_for_rate_limit(queue: str) -> float | None:
     """Return the seconds to wait for a rate limit; ``None`` if the worker should not wait."""
-    pause = claim.pause_for_budget(queue)
+    pause = waiting.pause_for_budget(queue)
     return pause if pause is not None and pause <= _LONGEST_PAUSE else None
 
 
@@ -143,6 +146,8 @@ class _Search:
         self._called_for_help = False
         self._found: Batch | None = None
         self._is_empty = False
+        self.has_paced = False
+        """Whether the task had a turn of a slowed domain, or slowed one down."""
 
     def __enter__(self) -> _Search:
         return self
@@ -183,7 +188,7 @@ class _Search:
         ``only`` restricts it to a transport. After a small batch it waits a moment first, so that
         the next one holds more mails: each claim costs a commit, however many mails it holds.
         """
-        if len(batch.mails) < conf.get().batch_size and only is None:
+        if len(batch.mails) < conf.get().batch_size and only is None and not batch.is_slowed:
             settler.flush()
             time.sleep(self._linger)
             self._linger = min(self._linger * 1.5, _LONGEST_LINGER)
@@ -201,6 +206,7 @@ class _Search:
         self._found = batch
 
     def _heed(self, batch: Batch | None) -> None:
+        self.has_paced |= batch is not None and batch.is_slowed
         if batch is not None and len(batch.mails) >= conf.get().batch_size:
             self._linger = _LINGER
             if not self._called_for_help:
@@ -370,20 +376,20 @@ class _Run:
         for outcome in outcomes:
             self._settler.add(outcome)
         for outcome in outcomes:
-            self._report(outcome.result)
+            self._report(outcome)
 
-    def _report(self, result: Result | None) -> None:
-        """Report the result of an attempt to the transport's breaker."""
-        is_probe, alias, using = self._batch.is_probe, self._transport, self._using
-        report: Callable[[], object] | None = None
-        if result is None or result.seconds is None:  # the transport was not asked
-            if is_probe:
-                report = partial(gates.return_probe, alias, using)
-        elif result.failure is not None and result.failure.stops_transport:
-            self._transport_works = False
-            report = partial(gates.trip, alias, result.failure, using, is_probe=is_probe)
-        elif is_probe:
-            report = partial(gates.reset, alias, using)
-        if report is not None:
-            until = time.monotonic() + conf.get().settle_patience
-            retry_on_database_errors(report, until=until, using=using)
+    def _report(self, outcome: Outcome) -> None:
+        """Report the result of an attempt to the transport's breaker, and a domain's complaint."""
+        result, alias, using = outcome.result, self._transport, self._using
+        was_asked = result is not None and result.seconds is not None
+        if was_asked and result is not None and result.failure is not None:
+            self._transport_works &= not result.failure.stops_transport
+        asked = result if was_asked else None
+        change = gates.change_after(alias, asked, using, is_probe=self._batch.is_probe)
+        slowed = slowed_domains.change_after(outcome.mail, asked, self._batch.claimed_at, using)
+        if slowed is not None and self._search is not None:
+            self._search.has_paced = True
+        until = time.monotonic() + conf.get().settle_patience
+        for report in (change, slowed):
+            if report is not None:
+                retry_on_database_errors(report, until=until, using=using)

@@ -81,3 +81,5 @@ def add_actions(parser: ArgumentParser) -> None:
         target.add_argument("--queue")
         target.add_argument("--transport")
         target.add_argument("--category", help="its bulk mail")
+        if name == "resume":
+            target.add_argument("--domain", help="of recipients: no longer slowed down")

@@ -114,6 +114,11 @@ def status_lines(report: StatusReport) -> Iterator[str]:
         yield f"set apart, because each ended its worker twice: {report.set_apart}"
     for gate, reason in report.held_back.items():
         yield clean(f"held back: {gate}, {reason}")
+    for slowed in report.slowed_domains:
+        yield clean(
+            "slowed down: {domain} to {per_minute:g} mails a minute by {transport} since "
+            "{since:%Y-%m-%d %H:%M} UTC, {reply}".format(**slowed)
+        )
     for rate in report.reputation:
         if rate.level != "well":
             yield clean(f"reputation, {rate.level}: {rate.words}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import unicodedata
+from collections.abc import Iterable
 from email.headerregistry import AddressHeader
 from email.utils import getaddresses
 
@@ -16,6 +17,8 @@ from django_epica_mail import rules
 LENGTH = 320
 """The characters of a canonical address at most: what the columns hold. RFC 5321, section
 4.5.3.1.3, allows 254."""
+
+_LONGEST_DOMAIN = 255
 
 _ATOM = r"[A-Za-z0-9_+-]+"
 _LABEL = r"[A-Za-z0-9-]{1,63}"
@@ -69,6 +72,16 @@ def masked(address: str) -> str:
     local, _, domain = address.rpartition("@")
     first, dot, last = domain.rpartition(".")
     return f"{local[:1]}…@{first[:1]}…{dot}{last}" if local and dot else f"{address[:1]}…"
+
+
+def common_domain(addresses: Iterable[str]) -> str:
+    """Return the one domain of canonical addresses; an empty string if there are several, or none.
+
+    Also if it is longer than a domain may be (RFC 1035, section 2.3.4), and so is none.
+    """
+    domains = {address.rpartition("@")[2] for address in addresses}
+    domain = domains.pop() if len(domains) == 1 else ""
+    return domain if len(domain) <= _LONGEST_DOMAIN else ""
 
 
 def is_complete(address: str) -> bool:

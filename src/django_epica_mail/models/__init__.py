@@ -17,6 +17,7 @@ from django_epica_mail.models.queue_state import (
     DeliveryGate,
     EmailTotal,
     ReputationDay,
+    SlowedDomain,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "EmailTotal",
     "PendingResult",
     "ReputationDay",
+    "SlowedDomain",
     "Suppression",
     "uuid7",  # where migration 0001 finds it
 ]

@@ -18,6 +18,7 @@ from django_epica_mail.clock import uuid7
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import codec, encryption
 from django_epica_mail.models.fields import CopyCharField, CopyTextField
+from django_epica_mail.models.indexes import WaitingIndex
 from django_epica_mail.models.lists import JSONList, is_name, is_refusal
 from django_epica_mail.models.row import Row
 from django_epica_mail.retry import PASSING, Kind
@@ -222,6 +223,10 @@ class EmailLog(Row):
     subject = CopyTextField(_("subject"), blank=True)
     from_email = CopyTextField(pgettext_lazy("sender", "from"))
     message_id = CopyCharField(_("Message-ID"), max_length=255)
+    #: The one domain of the recipients, by which mail is slowed down; empty if there are several.
+    domain = models.CharField(
+        _("recipients' domain"), max_length=255, blank=True, default="", db_default=""
+    )
     #: The message as stored by ``messages.dump``. Text, not JSON, because jsonb refuses NUL.
     envelope = models.TextField(editable=False)
     attachments: models.ManyToManyField[EmailAttachment, models.Model] = models.ManyToManyField(
@@ -284,6 +289,10 @@ class EmailLog(Row):
             models.Index(fields=["transport", "pending", "give_up_at"], name="epica_mail_give_up"),
             models.Index(fields=["failure_kind", "finished_at"], name="epica_mail_finished"),
             models.Index(fields=["message_id"], name="epica_mail_message_id"),
+            WaitingIndex(
+                fields=["domain", "queue", "transport", "pending", "due_at"],
+                name="epica_mail_domain",
+            ),
             # None on status: moves filter by id and status, and a database whose statistics are
             # older than a backlog would prefer such an index to the primary key.
         ]

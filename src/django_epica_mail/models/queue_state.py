@@ -66,6 +66,41 @@ class DeliveryGate(Row):
         return self.Scope(self.scope).named(self.name)
 
 
+class SlowedDomain(Row):
+    """A domain whose mail a transport sends more slowly, because the server complained.
+
+    Written only by ``delivery.limits.slowed_domains``, which explains the columns.
+    """
+
+    transport = models.CharField(_("transport"), max_length=64)
+    domain = models.CharField(_("domain"), max_length=255)
+    #: The mails per second at which the server complained last.
+    ceiling = models.FloatField(_("mails per second at the last complaint"))
+    #: How many complaints have lowered the rate, and how often turns were reserved: whoever changes
+    #: the row compares and sets one of them, so that one of several wins. Not the times, of which
+    #: SQLite stores fewer digits than Django compares.
+    complaints = models.PositiveIntegerField(_("complaints"), default=1)
+    turns = models.PositiveBigIntegerField(_("turns"), default=0)
+    changed_at = models.DateTimeField(_("last complaint"))
+    since = models.DateTimeField(_("slowed down since"))
+    #: When the next mail may be claimed.
+    next_at = models.DateTimeField(_("next e-mail"))
+    reply = CopyTextField(_("server's reply"), blank=True)
+
+    class Meta:
+        verbose_name = _("slowed domain")
+        verbose_name_plural = _("slowed domains")
+        default_permissions = ()
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["transport", "domain"], name="epica_mail_one_slowed_domain"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.transport} {self.domain}"
+
+
 class EmailTotal(Row):
     """How often an event happened in one hour, or in total; written only by ``totals``.
 

@@ -7,7 +7,7 @@ finished e-mails.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from django_epica_mail import clock, lifecycle
 from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.limits.slowed_domains import SlowedDomains
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryGate, EmailBatch, EmailLog, EmailQuerySet
 from django_epica_mail.monitoring.reputation import Rate, rates
@@ -92,6 +93,8 @@ class StatusReport:
     """Seconds since the last sweep."""
     held_back: dict[str, str]
     """The closed gates, as in ``queue emails``, with the reason."""
+    slowed_domains: list[dict[str, Any]]
+    """The recipients' domains that get mail more slowly: transport, rate, since when, and reply."""
     reputation: list[Rate]
     """Bounce and complaint rates by category and sender's domain, the worst first."""
 
@@ -126,6 +129,7 @@ def status() -> StatusReport:
         last_sweep=sweep,
         last_sweep_age=age(sweep, now),
         held_back=gates.Gates(using).reasons(),
+        slowed_domains=[it.as_dict() for it in SlowedDomains(using).found],
         reputation=rates(using),
     )
 
@@ -156,7 +160,7 @@ def due_ages(using: str, moment: datetime) -> dict[tuple[str, str], float]:
 
     Ignores mail of paused categories.
     """
-    held = gates.Gates(using).held_categories()
+    held = dequeue.HeldBack(gates.Gates(using).held_categories())
     found = {
         (queue, alias): age(_oldest(_due(queue, alias, levels, using, held)), moment)
         for (queue, alias), levels in _by_queue_and_transport(using)
@@ -216,7 +220,11 @@ def _by_queue_and_transport(using: str) -> Iterator[tuple[tuple[str, str], list[
 
 
 def _due(
-    queue: str, alias: str, levels: Iterable[int], using: str, held: Sequence[str] = ()
+    queue: str,
+    alias: str,
+    levels: Iterable[int],
+    using: str,
+    held: dequeue.HeldBack = dequeue.NOTHING,
 ) -> list[EmailQuerySet]:
     return [dequeue.due(queue, alias, level, using, held) for level in levels]
 

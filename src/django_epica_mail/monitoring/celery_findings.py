@@ -11,7 +11,7 @@ from django.conf import settings
 
 from django_epica_mail import clock, conf, schedule
 from django_epica_mail.broker import celery_config, doorbell, workers
-from django_epica_mail.delivery import rate_limits
+from django_epica_mail.delivery.limits import rate_limits
 from django_epica_mail.models import DeliveryAttempt
 from django_epica_mail.monitoring import backlog, health
 from django_epica_mail.queueing import names

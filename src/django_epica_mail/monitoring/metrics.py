@@ -15,6 +15,7 @@ from django.db import router
 
 from django_epica_mail import conf
 from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.limits.slowed_domains import SlowedDomains
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.models import EmailLog, EmailTotal
 from django_epica_mail.monitoring import backlog, health, totals
@@ -75,6 +76,7 @@ class Collector:
         pairs |= {(it.queue, it.transport) for it in waiting}
         yield from _queue_metrics(waiting, pairs)
         yield from _gate_metrics(gates.Gates(using))
+        yield _domain_rates(SlowedDomains(using))
         yield from _health_metrics(measured)
         yield from _reputation_metrics(measured.rates)
         for event, (name, text, kinds) in _COUNTERS.items():
@@ -148,6 +150,17 @@ def _gate_metrics(state: gates.Gates) -> Iterator[Metric]:
     for gate in state.paused():
         paused.add_metric(gate.split(" ", 1), 1)
     yield paused
+
+
+def _domain_rates(slowed: SlowedDomains) -> Metric:
+    family = _gauge(
+        "slowed_domain_per_second",
+        "Mails per second to a recipients' domain that is slowed down.",
+        ["transport", "domain"],
+    )
+    for it in slowed.found:
+        family.add_metric(it.key, it.per_second)
+    return family
 
 
 def _health_metrics(measured: health.Measurements) -> Iterator[Metric]:

@@ -6,10 +6,9 @@ transaction.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -35,6 +34,18 @@ class Lease(NamedTuple):
     worker: str
 
 
+class HeldBack(NamedTuple):
+    """What may not be claimed, although it is due."""
+
+    categories: Sequence[str] = ()
+    """Categories whose bulk mail waits."""
+    domains: Sequence[tuple[str, str]] = ()
+    """Pairs of a transport and a recipients' domain whose mail waits."""
+
+
+NOTHING = HeldBack()
+
+
 class Accepted(NamedTuple):
     """The first attempt at an e-mail, accepted for every recipient."""
 
@@ -51,43 +62,8 @@ class Accepted(NamedTuple):
     provider_id: str
 
 
-_FULL_LOOK_SECONDS = 2.0
-_MARGIN = timedelta(seconds=2)
-"""How much older than the last claimed e-mail one may be that was committed after it."""
-
 _TRIES = 5
 """How often rows are read again on a database without row locks, where others may be faster."""
-
-
-class ScanStarts:
-    """Where the claims of one task begin to look, for each transport and priority.
-
-    A claimed e-mail leaves a dead index entry, which stays as long as any open transaction might
-    read it. A claim from the beginning would walk over the entries of all mail before it. So most
-    claims begin near the last one; now and then, and before a queue counts as empty, a claim looks
-    at everything.
-    """
-
-    def __init__(self) -> None:
-        self._last: dict[tuple[str, int], datetime] = {}
-        self._looked_at_all = -_FULL_LOOK_SECONDS
-
-    def bounds(self) -> Mapping[tuple[str, int], datetime]:
-        """Return the ``due_at`` to begin at, by transport and priority; empty for a full look."""
-        now = time.monotonic()
-        if now - self._looked_at_all >= _FULL_LOOK_SECONDS:
-            self._looked_at_all = now
-            self._last.clear()
-        return self._last
-
-    def forget(self) -> None:
-        """Make the next claim look at everything."""
-        self._looked_at_all = -_FULL_LOOK_SECONDS
-
-    def note(self, rows: Iterable[EmailLog]) -> None:
-        """Remember how far a claim came."""
-        for row in rows:
-            self._last[row.transport, row.priority] = row.due_at - _MARGIN
 
 
 def lanes_together(using: str) -> bool:
@@ -103,14 +79,14 @@ def take(
     *,
     using: str,
     bounds: Mapping[Lane, datetime] | None = None,
-    held_back: Sequence[str] = (),
+    held_back: HeldBack = NOTHING,
 ) -> list[EmailLog]:
     """Claim up to ``limit`` due e-mails of the first lanes that hold any, and return their rows.
 
     The rows have one transport, are in claim order, and tell in ``too_old``, ``is_expired``,
     ``has_suppressions`` and ``has_attachments`` what was true at the claim. ``bounds`` is the
-    ``due_at`` to begin at, by lane. Rows that other workers are claiming are skipped, and bulk mail
-    of the categories ``held_back``.
+    ``due_at`` to begin at, by lane. Rows that other workers are claiming are skipped, and those
+    ``held_back``.
     """
     bounds = bounds or {}
     if lanes_together(using):
@@ -135,7 +111,7 @@ def settle_and_take(
     *,
     using: str,
     bounds: Mapping[Lane, datetime] | None = None,
-    held_back: Sequence[str] = (),
+    held_back: HeldBack = NOTHING,
 ) -> tuple[set[uuid.UUID], list[EmailLog]]:
     """Record e-mails as sent, and claim the next as ``take`` does, in one statement.
 
@@ -202,20 +178,23 @@ def queues(using: str) -> Iterator[str]:
         yield name
 
 
-def due_levels(queue: str, transport: str, using: str) -> Iterator[int]:
+def due_levels(queue: str, transport: str, using: str, domain: str | None = None) -> Iterator[int]:
     """Yield the priorities at which a queue holds mail for a transport, most urgent first.
 
-    One look-up at the end of an index per priority, however many rows there are.
+    ``domain`` restricts it to mail to one domain. One look-up at the end of an index per priority,
+    however many rows there are.
     """
     level = LEVELS.stop
     waiting = EmailLog.objects.using(using).filter(queue=queue, transport=transport)
+    if domain is not None:
+        waiting = waiting.filter(domain=domain)
     # Not "IS NOT NULL" for the first: MariaDB would read every row.
     while (level := waiting.filter(pending__lt=level).aggregate(m=Max("pending"))["m"]) is not None:
         yield level
 
 
 def due(
-    queue: str, transport: str, level: int, using: str, held_back: Sequence[str] = ()
+    queue: str, transport: str, level: int, using: str, held_back: HeldBack = NOTHING
 ) -> EmailQuerySet:
     """Return the e-mails of one priority that may be claimed now, in claim order."""
     rows = (
@@ -225,11 +204,15 @@ def due(
         .filter(status__in=lifecycle.CLAIMABLE)
         .order_by("due_at", "id")
     )
-    return rows.exclude(batch__isnull=False, category__in=held_back) if held_back else rows
+    if held_back.categories:
+        rows = rows.exclude(batch__isnull=False, category__in=held_back.categories)
+    if domains := [domain for alias, domain in held_back.domains if alias == transport]:
+        rows = rows.exclude(domain__in=domains)
+    return rows
 
 
 def has_due(
-    queue: str, transport: str, level: int, using: str, held_back: Sequence[str] = ()
+    queue: str, transport: str, level: int, using: str, held_back: HeldBack = NOTHING
 ) -> bool:
     """Return whether an e-mail of one priority may be claimed now."""
     # Not exists(), which drops the order: PostgreSQL would then scan all rows for one.
@@ -341,8 +324,16 @@ LEFT JOIN claimed ON true
 _LANE = "(%s, CAST(%s AS text), CAST(%s AS text), %s::smallint, %s::timestamptz)"
 
 
+_NOT_HELD = {
+    "categories": "AND NOT (batch_id IS NOT NULL AND category = ANY (%s))",
+    "domains": "AND NOT (domain || ' ' || transport = ANY (%s))",
+}
+
+
 @lru_cache(maxsize=256)
-def _take_statement(accepted: int, lanes: int, now: str, lease_until: str, held: int) -> str:
+def _take_statement(
+    accepted: int, lanes: int, now: str, lease_until: str, held: tuple[str, ...]
+) -> str:
     settle = _SETTLE if accepted else ""
     select = _SELECT_BOTH if accepted else _SELECT_CLAIMED
     return (_TAKE.replace("{settle}", settle) + select).format(
@@ -356,7 +347,7 @@ def _take_statement(accepted: int, lanes: int, now: str, lease_until: str, held:
         links=EmailLog.attachments.through._meta.db_table,
         suppressions=suppression.TABLE,
         claimable=_quoted(lifecycle.CLAIMABLE),
-        not_held="AND NOT (batch_id IS NOT NULL AND category = ANY (%s))" if held else "",
+        not_held=" ".join(_NOT_HELD[name] for name in held),
         not_settled="AND id NOT IN (SELECT email_id FROM accepted)" if accepted else "",
         not_claimable=_quoted(set(lifecycle.Status) - lifecycle.CLAIMABLE),
         sending=lifecycle.CLAIM.target,
@@ -381,13 +372,16 @@ def _take_at_once(
     lease: Lease,
     using: str,
     accepted: Sequence[Accepted] = (),
-    held_back: Sequence[str] = (),
+    held_back: HeldBack = NOTHING,
 ) -> list[Any]:
     now_sql, now = compile_expression(clock.now(), EmailLog, using)
     until_sql, until = compile_expression(clock.now(lease.seconds), EmailLog, using)
-    held = [list(held_back)] if held_back else []
-    statement = _take_statement(len(accepted), len(lanes) // 5, now_sql, until_sql, len(held))
-    params = [*lanes, *now, *held, limit, limit, lease.token, *until, lease.worker, *now, *now]
+    domains = [f"{domain} {alias}" for alias, domain in held_back.domains]
+    held = {"categories": list(held_back.categories), "domains": domains}
+    held = {name: values for name, values in held.items() if values}
+    statement = _take_statement(len(accepted), len(lanes) // 5, now_sql, until_sql, tuple(held))
+    params = [*lanes, *now, *held.values(), limit, limit, lease.token, *until]
+    params += [lease.worker, *now, *now]
     if accepted:
         params = [*(value for it in accepted for value in it), *now, *now, *params]
     return list(EmailLog.objects.using(using).raw(statement, params))

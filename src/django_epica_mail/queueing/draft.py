@@ -84,6 +84,7 @@ def _draft(
     # EmailLog gets its id on creation; the other rows refer to it.
     log = EmailLog.of(batch_id=batch.pk if batch else None)
     recipients = list(_recipients(message, log))
+    log.domain = addresses.common_domain(it.address for it in recipients)
     facts = Facts(
         category=options.category or "",
         recipients=[recipient.address for recipient in recipients],

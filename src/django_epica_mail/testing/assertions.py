@@ -13,7 +13,7 @@ from django.core.mail import EmailMessage
 from django.db import router
 
 from django_epica_mail import lifecycle, rules
-from django_epica_mail.delivery.claim import Batch, ClaimedMail
+from django_epica_mail.delivery.batch import Batch, ClaimedMail
 from django_epica_mail.delivery.prepare import MessageLoader
 from django_epica_mail.models import EmailLog
 

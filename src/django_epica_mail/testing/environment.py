@@ -24,7 +24,8 @@ from django.utils import timezone
 
 from django_epica_mail import clock
 from django_epica_mail.broker import doorbell, result_backend
-from django_epica_mail.delivery import rate_limits, worker
+from django_epica_mail.delivery import worker
+from django_epica_mail.delivery.limits import rate_limits
 from django_epica_mail.queueing import bulk
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from django.utils import timezone
 
 from django_epica_mail import outbox
 from django_epica_mail.delivery import gates
-from django_epica_mail.models import DeliveryGate, EmailTotal
-from django_epica_mail.retry import Failure, Kind
+from django_epica_mail.delivery.limits import slowed_domains
+from django_epica_mail.models import DeliveryGate, EmailTotal, SlowedDomain
+from django_epica_mail.retry import Failure, Kind, Scope
 from tests.integration.admin.pages import client_of, html_of, text_in, url
 
 LIST, OPERATE = "deliverygate_changelist", "deliverygate_operate"
@@ -126,6 +128,36 @@ def test_a_gate_of_an_unknown_scope_is_not_shown(operator) -> None:
     html = html_of(operator, LIST)
     assert "evil" not in html
     assert "Pause queue emails" in text_in(html)
+
+
+def slow_down(domain: str) -> None:
+    failure = Failure(kind=Kind.THROTTLED, scope=Scope.DOMAIN, reply="4.7.28 <b>too</b> fast")
+    slowed_domains.complain("smtp", domain, failure, time.monotonic() - 9, "default")
+
+
+def test_a_slowed_domain_is_shown_and_a_button_sets_it_free(operator, db) -> None:
+    assert "Slowed domains" not in text_in(html_of(operator, LIST))
+    slow_down("gmail.example")
+    slow_down("other.example")
+    page = html_of(operator, LIST)
+    assert "Full speed gmail.example" in text_in(page)
+    assert "&lt;b&gt;too&lt;/b&gt; fast" in page
+    assert press(operator, "resume domain gmail.example")["Location"] == url(LIST)
+    assert [it.domain for it in SlowedDomain.objects.all()] == ["other.example"]
+    entry = LogEntry.objects.get()
+    assert entry.change_message == "Mail to gmail.example goes at full speed again."
+    assert entry.object_repr == "smtp gmail.example"
+    assert press(operator, "resume domain gmail.example").status_code == 404
+    assert press(operator, "pause domain other.example").status_code == 404
+
+
+def test_who_may_only_look_has_no_button_for_a_slowed_domain(site, db) -> None:
+    slow_down("gmail.example")
+    reader = client_of("view_deliverygate")
+    assert "gmail.example" in html_of(reader, LIST)
+    assert "Full speed" not in html_of(reader, LIST)
+    assert reader.post(url(OPERATE), {"do": "resume domain gmail.example"}).status_code == 403
+    assert SlowedDomain.objects.exists()
 
 
 def test_a_pause_says_by_whom_and_why_and_can_be_undone(operator) -> None:

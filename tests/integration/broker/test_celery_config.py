@@ -14,7 +14,7 @@ from kombu import Queue
 from django_epica_mail import conf, outbox
 from django_epica_mail.broker import celery_config
 from django_epica_mail.broker.celery_config import BULK_TASK, SINGLE_TASK
-from django_epica_mail.delivery import rate_limits
+from django_epica_mail.delivery.limits import rate_limits
 from django_epica_mail.models import EmailLog
 from django_epica_mail.tasks import send_bulk_emails_task, send_email_task
 

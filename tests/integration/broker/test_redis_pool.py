@@ -24,7 +24,7 @@ from redis.exceptions import NoPermissionError
 from devservers.process import free_port, wait_until
 from devservers.redis import RedisServer, find_redis_binary
 from django_epica_mail.broker import celery_config, redis_pool
-from django_epica_mail.delivery import rate_limits
+from django_epica_mail.delivery.limits import rate_limits
 from django_epica_mail.monitoring import celery_findings
 
 Servers = Callable[..., RedisServer]

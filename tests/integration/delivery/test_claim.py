@@ -139,6 +139,6 @@ def test_a_spent_budget_claims_nothing_that_became_due_meanwhile(
     """The head was looked for before the mail came, so that nothing was known to be refused."""
     queue_mail()
     monkeypatch.setattr(claims.rate_limits, "allowance", lambda alias: 0)
-    monkeypatch.setattr(claims, "_head_cost", lambda *lane: 0)
+    monkeypatch.setattr(claims.waiting, "head_cost", lambda *lane: 0)
     assert claims.claim("emails") is None
     assert EmailLog.objects.get().status == "queued"

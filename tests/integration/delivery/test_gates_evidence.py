@@ -108,3 +108,31 @@ def test_a_server_that_refuses_everyone_is_out_of_order_and_recovers(smtp, deliv
         deliver()
     assert EmailLog.objects.filter(status="sent").count() == 20
     assert gates.Gates("default").out_of_order() == []
+
+
+OF_DOMAIN = Result(failure=Failure(kind=Kind.THROTTLED, scope=Scope.DOMAIN))
+
+
+def weigh_domain(evidence: gates.Evidence, sender: str, to: str, *, is_probe: bool = False) -> bool:
+    mail = EmailMessage("S", "B", f"{sender}@example.com", [to])
+    weighed = evidence.weigh("smtp", mail, OF_DOMAIN, is_probe=is_probe)
+    return weighed.failure is not None and weighed.failure.stops_transport
+
+
+def test_complaints_of_one_domain_are_never_evidence_against_a_transport() -> None:
+    evidence = gates.Evidence()
+    assert not any(weigh_domain(evidence, f"s{n}", f"r{n}@one.example") for n in range(50))
+    assert not weigh_domain(evidence, "s", "r@one.example", is_probe=True)
+
+
+def test_complaints_of_independent_domains_are() -> None:
+    evidence = gates.Evidence()
+    found = [weigh_domain(evidence, f"s{n}", f"r@d{n}.example") for n in range(3)]
+    assert found == [False, False, True]
+
+
+def test_without_rates_of_their_own_domains_count_as_any_recipients(epica_mail) -> None:
+    epica_mail(FIND_RATES=False)
+    evidence = gates.Evidence()
+    found = [weigh_domain(evidence, f"s{n}", f"r{n}@one.example") for n in range(3)]
+    assert found == [False, False, True]

@@ -12,7 +12,7 @@ from django_epica_mail import conf, lifecycle, maintenance
 from django_epica_mail.delivery import claim as claims
 from django_epica_mail.delivery import db_retry
 from django_epica_mail.delivery import settle as settling
-from django_epica_mail.delivery.claim import Batch
+from django_epica_mail.delivery.batch import Batch
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.delivery.settle import Settler, settle
 from django_epica_mail.models import DeliveryAttempt, EmailLog

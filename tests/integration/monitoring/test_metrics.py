@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from devservers.smtp_faults import refuse
 from django_epica_mail import maintenance, outbox
 from django_epica_mail.delivery import claim
+from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.monitoring import metrics, totals
+from django_epica_mail.retry import Failure, Kind, Scope
 
 TOKEN = "a-token-of-the-tests"
 LABELS = {"queue": "emails", "transport": "smtp"}
@@ -178,6 +181,18 @@ def test_a_site_can_use_its_own_registry(smtp, queue_mail) -> None:
     assert registry.get_sample_value("epica_mail_waiting", LABELS) == 1
 
 
+def slow_down() -> None:
+    failure = Failure(kind=Kind.THROTTLED, scope=Scope.DOMAIN, reply="4.7.28 too fast")
+    slowed_domains.complain("smtp", "gmail.example", failure, time.monotonic() - 9, "default")
+
+
+def test_a_slowed_domain_has_a_rate(db) -> None:
+    sample = b'epica_mail_slowed_domain_per_second{domain="gmail.example",transport="smtp"} 8.'
+    assert sample not in scrape().content
+    slow_down()
+    assert sample in scrape().content
+
+
 def test_the_reference_lists_each_metric_with_type_and_labels(
     smtp, queue_mail, deliver, count
 ) -> None:
@@ -186,6 +201,7 @@ def test_the_reference_lists_each_metric_with_type_and_labels(
     count()
     maintenance.dispatch()
     outbox.pause(queue="a queue")
+    slow_down()
     exposed = {}
     for family in metrics.Collector().collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -203,9 +219,9 @@ def test_the_cost_of_a_scrape_does_not_depend_on_the_backlog(
     deliver()
     count()
     queue_mail()
-    with django_assert_num_queries(28):
+    with django_assert_num_queries(29):
         scrape()
     for _ in range(20):
         queue_mail()
-    with django_assert_num_queries(28):
+    with django_assert_num_queries(29):
         scrape()

@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from django_epica_mail import clock, conf, maintenance, outbox, signals
 from django_epica_mail.delivery import claim, gates, worker
+from django_epica_mail.delivery.limits import waiting
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryGate, EmailEvent, EmailLog, ReputationDay
 from django_epica_mail.monitoring import backlog, health, reputation, totals
@@ -253,7 +254,7 @@ def test_a_paused_category_is_nobodys_work(bulk, rings) -> None:
     assert maintenance.dispatch()["rung"] == 0
     assert claim.claim("bulk_emails") is None
     assert claim.claim_one(log.pk) is None
-    assert not claim.has_claimable("bulk_emails", "default")
+    assert not waiting.has_claimable("bulk_emails", "default")
     assert all(check.is_well for check in health.examine().checks)
 
 

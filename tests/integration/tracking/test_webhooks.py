@@ -21,7 +21,7 @@ from django.utils import timezone
 from django_epica_mail import checks, lifecycle, maintenance, outbox, retry, signals, suppression
 from django_epica_mail.delivery import claim, outcome
 from django_epica_mail.delivery import settle as settling
-from django_epica_mail.delivery.claim import Batch
+from django_epica_mail.delivery.batch import Batch
 from django_epica_mail.models import EmailEvent, EmailLog, Suppression
 from django_epica_mail.retry import Failure, Kind, Result
 from django_epica_mail.tracking import events, webhooks

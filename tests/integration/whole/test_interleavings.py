@@ -24,7 +24,7 @@ from django_epica_mail.broker import doorbell
 from django_epica_mail.broker.publisher import Busy
 from django_epica_mail.delivery import claim, gates, worker
 from django_epica_mail.delivery import settle as settling
-from django_epica_mail.delivery.claim import Batch
+from django_epica_mail.delivery.batch import Batch
 from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_errors
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.delivery.settle import Settler, settle

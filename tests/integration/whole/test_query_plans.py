@@ -26,6 +26,7 @@ from django_epica_mail.admin.base import BoundedPaginator
 from django_epica_mail.admin.changelist import filters
 from django_epica_mail.admin.changelist.search import search
 from django_epica_mail.delivery import claim, gates, settle
+from django_epica_mail.delivery.limits.waiting import has_claimable
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.delivery.prepare import MessageLoader
 from django_epica_mail.lifecycle import Status
@@ -229,7 +230,7 @@ def test_the_sweep_finds_the_queues(examined) -> None:
 
 def test_the_sweep_finds_what_is_due(examined) -> None:
     assert list(dequeue.due_levels("emails", "smtp", "default")) == [9, 5]
-    assert claim.has_claimable("emails", "default")
+    assert has_claimable("emails", "default")
 
 
 def test_the_sweep_rescues(examined) -> None:

@@ -10,7 +10,7 @@ from django.utils import timezone
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import clock, maintenance
 from django_epica_mail.delivery import claim
-from django_epica_mail.delivery.claim import Batch
+from django_epica_mail.delivery.batch import Batch
 from django_epica_mail.delivery.outcome import Attempt, Envelope, judge
 from django_epica_mail.delivery.settle import Settler
 from django_epica_mail.models import EmailEvent, EmailLog

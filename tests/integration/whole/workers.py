@@ -23,7 +23,7 @@ from django.db.models import DateTimeField, Value
 
 from django_epica_mail.delivery import claim as claims
 from django_epica_mail.delivery import worker as delivery_worker
-from django_epica_mail.delivery.claim import Batch
+from django_epica_mail.delivery.batch import Batch
 from django_epica_mail.retry import Result
 
 _BEGINNING = datetime(2030, 1, 1, tzinfo=timezone.utc)

@@ -8,7 +8,7 @@ import pytest
 from django.core.mail import EmailMessage
 
 from django_epica_mail import lifecycle
-from django_epica_mail.delivery.claim import ClaimedMail
+from django_epica_mail.delivery.batch import ClaimedMail
 from django_epica_mail.delivery.outcome import Attempt, Envelope, Outcome, judge, policy_of
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Decision, Failure, Kind, Policy, Result

@@ -104,3 +104,18 @@ def test_no_text_keeps_a_parser_busy_or_exhausts_it(text: str) -> None:
     started = time.process_time()
     assert len(addresses.canonical(text)) <= addresses.LENGTH
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("given", "domain"),
+    [
+        ([], ""),
+        (["a@x.example"], "x.example"),
+        (["a@x.example", "b@x.example"], "x.example"),
+        (["a@x.example", "b@y.example"], ""),
+        (["root"], "root"),
+        ([f"a@{'x' * 256}"], ""),
+    ],
+)
+def test_recipients_have_one_domain_or_none(given, domain) -> None:
+    assert addresses.common_domain(given) == domain

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from django.contrib.admin.models import LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.utils import timezone
-from django.utils.formats import localize
+from django.utils.formats import localize, number_format
 from django.utils.translation import gettext as _
 
 from django_epica_mail import clock, conf, lifecycle
 from django_epica_mail.admin import operations
 from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.limits.slowed_domains import SlowedDomains
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog
 from django_epica_mail.transports import config as transports
@@ -97,6 +98,14 @@ def _held_back(mail: EmailLog) -> Iterator[StrOrPromise]:
         yield _("The queue “%(name)s” is paused.") % {"name": mail.queue}
     if mail.batch_id is not None and mail.category in state.held_categories():
         yield _("Bulk mail of the category “%(name)s” is paused.") % {"name": mail.category}
+    for it in SlowedDomains(mail._state.db or "default").found:
+        if it.key == (mail.transport, mail.domain):
+            text = _("Mail to “%(domain)s” is slowed down to %(rate)s a minute: %(reply)s")
+            yield text % {
+                "domain": mail.domain,
+                "rate": number_format(it.per_minute),
+                "reply": it.row.reply,
+            }
     if mail.transport not in transports.aliases():
         yield _("There is no transport “%(name)s” in the settings.") % {"name": mail.transport}
     elif not state.open_transports([mail.transport]):

@@ -21,10 +21,11 @@ from django.db import DatabaseError, router
 from django_epica_mail import conf, lifecycle, maintenance, outbox, suppression
 from django_epica_mail._compat import batched
 from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.exceptions import MailboxError, MissingExtra
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.management import arguments, importers, output
-from django_epica_mail.models import EmailLog, Suppression
+from django_epica_mail.models import EmailLog, SlowedDomain, Suppression
 from django_epica_mail.models import checks as database_checks
 from django_epica_mail.monitoring import backlog, celery_findings, doctor
 from django_epica_mail.monitoring.dns import sender_records
@@ -292,7 +293,12 @@ class Command(BaseCommand):
         return _paused(options, True), True
 
     def resume(self, options: dict[str, Any]) -> tuple[Any, bool]:
-        """Resume a queue, a transport or bulk mail of a category."""
+        """Resume a queue, a transport or bulk mail of a category; set a slowed domain free."""
+        if (domain := options["domain"]) is not None:
+            count = slowed_domains.set_free(domain, router.db_for_write(SlowedDomain))
+            if not count:
+                raise CommandError(f"{domain!r} is not slowed down.")
+            return {"domain": domain, "slowed": False}, True
         [(_, name)] = _target(options).items()
         if not gates.is_held(**_target(options)):
             raise CommandError(f"{name!r} is not paused.")

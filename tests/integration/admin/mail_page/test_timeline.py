@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -11,9 +12,10 @@ from devservers.smtp_faults import refuse
 from django_epica_mail import outbox
 from django_epica_mail.admin.mail_page.timeline import timeline, waiting_for
 from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailEvent, EmailLog
-from django_epica_mail.retry import Failure, Kind
+from django_epica_mail.retry import Failure, Kind, Scope
 from tests.integration.admin.pages import html_of, url
 
 
@@ -131,6 +133,17 @@ def test_an_unfinished_mail_shows_what_it_waits_for(viewer, queue_mail, prepare,
     mail = queue_mail()
     prepare(mail)
     assert words in html_of(viewer, "emaillog_change", mail.pk)
+
+
+def test_mail_to_a_slowed_domain_says_so(viewer, queue_mail) -> None:
+    log = queue_mail("to@slow.example")
+    other = queue_mail("to@fast.example")
+    failure = Failure(kind=Kind.THROTTLED, scope=Scope.DOMAIN, reply="4.7.28 too fast")
+    slowed_domains.complain("smtp", "slow.example", failure, time.monotonic() - 9, "default")
+    words = str(waiting_for(log)[0])
+    assert words.startswith("Mail to “slow.example” is slowed down to 48")
+    assert words.endswith("a minute: 4.7.28 too fast")
+    assert waiting_for(other) == ["It is due and waits for a worker."]
 
 
 def test_a_sent_mail_waits_for_nothing(viewer, smtp, queue_mail, deliver) -> None:

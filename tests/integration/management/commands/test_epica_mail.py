@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from datetime import timedelta
 from functools import partial
 from io import StringIO
@@ -18,7 +19,9 @@ from django.utils import timezone
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import maintenance
 from django_epica_mail.delivery import claim, gates
+from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.models import DeliveryGate, EmailBatch, EmailLog, Suppression
+from django_epica_mail.retry import Failure, Kind, Scope
 from django_epica_mail.tracking.bounces import verp
 from tests.databases import no_migrations
 from tests.returned import returned
@@ -72,6 +75,7 @@ def test_an_empty_queue_has_a_status_too() -> None:
         "last_sweep": None,
         "last_sweep_age": None,
         "held_back": {},
+        "slowed_domains": [],
         "reputation": [],
     }
     assert "There is no mail." in run("status")
@@ -435,3 +439,28 @@ def test_no_command_passes_escapes_on_to_a_terminal(
     text = written.getvalue()
     assert text
     assert [it for it in text if not it.isprintable() and it not in "\r\n"] == []
+
+
+def test_status_tells_which_domain_is_slowed_and_resume_sets_it_free(db) -> None:
+    failure = Failure(kind=Kind.THROTTLED, scope=Scope.DOMAIN, reply="4.7.28 too \x1b[31mfast")
+    before = time.monotonic() - 9
+    slowed_domains.complain("smtp", "gmail.example", failure, before, "default")
+    (found,) = json.loads(run("status", "--json"))["slowed_domains"]
+    assert (found["transport"], found["domain"]) == ("smtp", "gmail.example")
+    assert found["per_minute"] == pytest.approx(480, rel=0.02)
+    assert found["since"]
+    line = next(it for it in run("status").splitlines() if it.startswith("slowed down"))
+    assert "gmail.example to 48" in line
+    assert "\x1b" not in line
+    assert json.loads(run("resume", "--domain", "GMAIL.example", "--json")) == {
+        "domain": "GMAIL.example",
+        "slowed": False,
+    }
+    assert json.loads(run("status", "--json"))["slowed_domains"] == []
+    with pytest.raises(CommandError, match="not slowed down"):
+        run("resume", "--domain", "gmail.example")
+
+
+def test_a_domain_is_slowed_by_servers_and_never_paused() -> None:
+    with pytest.raises(CommandError):
+        run("pause", "--domain", "gmail.example")

@@ -11,7 +11,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.models import F
 
 from django_epica_mail import conf
-from django_epica_mail.delivery import claim, rate_limits
+from django_epica_mail.delivery import claim
+from django_epica_mail.delivery.limits import rate_limits
 from django_epica_mail.models import EmailLog
 
 

@@ -1,0 +1,1 @@
+"""How fast mail may go: what the site sets, and what servers show."""
