@@ -232,8 +232,11 @@ def _settle_one(outcome: Outcome, using: str) -> Outcome | None:
             return None
         outcome = late
     recipients = EmailRecipient.objects.using(using).filter(email=outcome.mail)
-    if outcome.mail.attempts and outcome.target is Status.SENT:
-        # Those refused for now in an earlier attempt of unknown outcome are accepted.
+    failure = outcome.decision.failure
+    is_lost = failure is not None and failure.kind in retry.LOST
+    if outcome.mail.attempts and (is_lost or outcome.target is Status.SENT):
+        # Those refused for now in an earlier attempt of unknown outcome are in doubt as well now,
+        # or accepted.
         recipients.filter(outcome="", code__isnull=False).update(code=None, reply="")
     for position, failure in outcome.decision.not_accepted.items():
         recipients.filter(position=position).update(code=failure.code or 0, reply=failure.reply)

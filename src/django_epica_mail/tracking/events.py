@@ -204,23 +204,26 @@ def confirm_delivered(ids: Collection[UUID], using: str) -> None:
     """
     if not ids:
         return
-    attempts = DeliveryAttempt.objects.using(using).filter(email=OuterRef("pk"))
+    lost = DeliveryAttempt.objects.using(using).filter(failure_kind__in=LOST)
     statuses = [*lifecycle.SUCCEED.sources - {Status.SENDING}, *lifecycle.CONFIRM.sources]
     candidates = EmailLog.objects.using(using).filter(
-        Exists(attempts.filter(failure_kind__in=LOST)), status__in=statuses
+        Exists(lost.filter(email=OuterRef("pk"))), status__in=statuses
     )
     columns = ("pk", "status", "failure_kind", "keep_content", "queue")
-    found = candidates.filter(pk__in=ids).only(*columns)
-    logs: list[Any] = list(
-        found.annotate(ended_worker=Exists(attempts.filter(failure_kind__in=ENDED_WORKER)))
-    )
-    proven = _proven_recipients([log.pk for log in logs], using) if logs else {}
+    logs = list(candidates.filter(pk__in=ids).only(*columns))
+    if not logs:
+        return
+    proven = _proven_recipients([log.pk for log in logs], using)
+    kinds = defaultdict(list)
+    for email_id, kind in lost.filter(email__in=proven).values_list("email_id", "failure_kind"):
+        kinds[email_id].append(kind)
     for log in logs:
         if log.pk in proven:
-            # A worker that died may have been told that a recipient was refused. If the mail goes
-            # on, the proof is for those alone whom it names.
-            goes_on = log.status != Status.FAILED or log.failure_kind in PASSING
-            succeed(log, using, proven[log.pk], covers_others=not (log.ended_worker and goes_on))
+            # Whom the attempt refused is known, unless it is one of several in doubt, or its worker
+            # died. Then the proof is for those alone whom it names, if the mail goes on.
+            is_known = len(kinds[log.pk]) == 1 and kinds[log.pk][0] not in ENDED_WORKER
+            is_over = log.status == Status.FAILED and log.failure_kind not in PASSING
+            succeed(log, using, proven[log.pk], covers_others=is_known or is_over)
 
 
 def succeed(

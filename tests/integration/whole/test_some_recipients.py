@@ -8,7 +8,7 @@ import pytest
 from django.utils import timezone
 
 from devservers.smtp_faults import drop, refuse
-from django_epica_mail import clock, maintenance
+from django_epica_mail import clock, maintenance, outbox
 from django_epica_mail.delivery import claim
 from django_epica_mail.delivery.batch import Batch
 from django_epica_mail.delivery.outcome import Attempt, Envelope, judge
@@ -156,6 +156,37 @@ def test_proof_for_whom_an_earlier_attempt_refused_is_for_that_recipient(
     travel(hours=1)
     deliver()
     assert sent_to(smtp) == [(A,)]
+
+
+def test_a_refusal_before_an_attempt_in_doubt_is_no_reason_to_send_again(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    """b refused for now and the reply lost; a person queues the mail again; the worker dies."""
+    log = queue_mail(A, B, on_unknown="fail")
+    smtp.inject(refuse("rcpt", 450, times=1, recipient=lambda it: it.startswith("b")))
+    smtp.inject(drop("content", accepted=False, times=1))
+    deliver()
+    assert outbox.requeue([log.pk]) == 1
+    lose_the_worker(travel)
+    report_delivery(log, A)
+    assert outcomes(log)[0] == "sent"
+    deliver()
+    assert sent_to(smtp) == []
+
+
+def test_of_several_attempts_in_doubt_a_proof_is_for_whom_it_names(
+    smtp, queue_mail, deliver
+) -> None:
+    """Only the second attempt may have been accepted for b, and a may have it from the first."""
+    log = queue_mail(A, B, on_unknown="hold")
+    smtp.inject(refuse("rcpt", 450, times=1, recipient=lambda it: it.startswith("b")))
+    smtp.inject(drop("content", accepted=True, times=1))
+    smtp.inject(drop("content", accepted=False, times=1))
+    deliver()
+    assert outbox.requeue([log.pk]) == 1
+    deliver()
+    report_delivery(log, A)
+    assert outcomes(log) == ("unknown", ["accepted", ""])
 
 
 @pytest.mark.parametrize("on_unknown", ["hold", "resend"])
