@@ -144,3 +144,15 @@ def test_the_readme_is_short() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert len(readme.splitlines()) <= 140
     assert len(re.findall(r"(?<!!)\[[^]]*\]\(", readme)) <= 10
+
+
+def test_a_page_that_the_code_names_has_that_title_and_section() -> None:
+    pages = {page.read_text("utf-8").partition("\n")[0].lstrip("# "): page for page in PAGES}
+    package = ROOT / "src" / "django_epica_mail"
+    source = "".join(path.read_text("utf-8") for path in package.rglob("*.py"))
+    found = re.findall(
+        r"see '([^']+)' on the page '([^']+)'", source.replace('"\n            "', "")
+    )
+    assert len(found) >= 3
+    for section, title in found:
+        assert f"\n## {section}\n" in pages[title].read_text("utf-8")

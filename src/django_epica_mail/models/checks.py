@@ -53,8 +53,7 @@ def check_locking() -> Iterator[CheckMessage]:
             "it writes fails with 'database is locked' if a worker has written meanwhile, without "
             "waiting for its timeout.",
             hint="Add to its OPTIONS 'transaction_mode': 'IMMEDIATE', 'timeout': 20 and "
-            "'init_command': 'PRAGMA journal_mode=WAL;'; see 'SQLite' on the page 'Run it in "
-            "production'.",
+            "'init_command': 'PRAGMA journal_mode=WAL;'; see 'SQLite' on the page 'Production'.",
             id="epica_mail.W080",
         )
 
@@ -101,7 +100,7 @@ def _check_times(using: str) -> Iterator[CheckMessage]:
         yield Error(
             "USE_TZ is False: times from web processes, workers and the database cannot be "
             "compared, and mail would be sent hours early or late.",
-            hint="Set USE_TZ = True; see 'Times and zones' on the page 'Run it in production'.",
+            hint="Set USE_TZ = True; see 'Times and zones' on the page 'Production'.",
             id="epica_mail.E007",
         )
     elif not connections[using].features.supports_timezones and not _is_utc(using):
@@ -111,7 +110,7 @@ def _check_times(using: str) -> Iterator[CheckMessage]:
             "clocks there show them, but this database knows the time in UTC only, and mail would "
             "be sent or expire hours early or late.",
             hint="Remove it, and convert the times that are stored already, or route epica_mail to "
-            "another database; see 'Times and zones' on the page 'Run it in production'.",
+            "another database; see 'Times and zones' on the page 'Production'.",
             id="epica_mail.E008",
         )
 

@@ -23,7 +23,7 @@ def test_the_name_of_a_gate_is_translated() -> None:
     gate = DeliveryGate(scope="queue", name="emails")
     assert str(gate) == "queue emails"
     with translation.override("tr"):
-        assert str(gate) == "kuyruk emails"
+        assert str(gate) == "“emails” kuyruğu"
 
 
 @pytest.mark.django_db
