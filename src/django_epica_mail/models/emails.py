@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from django.db import connections, models, router, transaction
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
-from django_epica_mail import lifecycle
+from django_epica_mail import conf, lifecycle
 from django_epica_mail.clock import uuid7
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import codec, encryption
@@ -22,6 +23,7 @@ from django_epica_mail.models.indexes import WaitingIndex
 from django_epica_mail.models.lists import JSONList, is_name, is_refusal
 from django_epica_mail.models.row import Row
 from django_epica_mail.retry import PASSING, Kind
+from django_epica_mail.rules import check_seconds
 
 RECOVERABLE = (*PASSING, Kind.MESSAGE)
 """The kinds of failure after which an e-mail can be queued again, automatically or by a person."""
@@ -357,8 +359,15 @@ class EmailLog(Row):
 
     @property
     def delays(self) -> list[float]:
-        """The seconds before each retry; the last one repeats."""
-        return [float(it) for it in self.retry_delays.split()] or [self.retry_delay]
+        """The seconds before each retry; the last one repeats.
+
+        What is no such number is left out: a damaged row must not stop the mail of others.
+        """
+        found = []
+        for it in self.retry_delays.split() or [self.retry_delay]:
+            with suppress(ValueError):
+                found.append(check_seconds("retry_delays", float(it)))
+        return found or [conf.get().retry_delay]
 
     @delays.setter
     def delays(self, seconds: Sequence[float]) -> None:

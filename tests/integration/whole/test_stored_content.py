@@ -267,6 +267,27 @@ def test_lists_that_somebody_has_damaged_stop_nothing(
     assert sorted([log.status, other.status]) == ["retrying", "sent"]
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *({"retry_delays": it} for it in ("x", "1e999", "nan 1", "-5", "[1]", "1e308 1e308")),
+        *({"retry_delay": it} for it in (1e308, -1e308)),
+    ],
+    ids=str,
+)
+def test_delays_that_somebody_has_damaged_stop_nothing(strict, smtp, deliver, damaged) -> None:
+    log, other = queue(), queue()
+    EmailLog.objects.filter(pk=log.pk).update(**damaged)
+    assert deliver() == 2
+    log, other = queue(), queue()
+    EmailLog.objects.filter(pk=log.pk).update(**damaged)
+    smtp.inject(refuse("mail", 451, "4.3.0 later"))
+    assert deliver() == 2
+    for row in (log, other):
+        row.refresh_from_db()
+        assert row.status == "retrying"
+
+
 ENVELOPES = [
     "x", "[]", "{}", "null", '{"v": 1}', '{"v": 1, "state": 1}', '{"v": 1, "raw": 1}', "[" * 9000,
     '{"v": 1, "class": 1, "state": {}}', '{"v": 1, "state": {"to": {"$": "uuid", "v": "x"}}}',
