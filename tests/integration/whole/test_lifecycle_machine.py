@@ -36,6 +36,7 @@ from hypothesis.stateful import (
 from django_epica_mail import clock, lifecycle, maintenance, outbox, retry
 from django_epica_mail.delivery import claim, db_retry, gates, settle
 from django_epica_mail.delivery import worker as delivery_worker
+from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import (
     EmailAttachment,
@@ -46,7 +47,6 @@ from django_epica_mail.models import (
 )
 from django_epica_mail.privacy.erase import erase
 from django_epica_mail.privacy.person import Person
-from django_epica_mail.queueing import dequeue
 from django_epica_mail.retry import Failure, Kind, Result
 from django_epica_mail.tracking import events
 from django_epica_mail.transports import connection as transport_connection
@@ -423,7 +423,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
     """Give rows and workers one clock that only the test moves."""
     time = Time()
     monkeypatch.setattr(clock, "now", time.now)
-    for module in (claim, dequeue, delivery_worker, gates, settle, db_retry):
+    for module in (claim, slowed_domains, delivery_worker, gates, settle, db_retry):
         monkeypatch.setattr(
             module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=time.sleep)
         )
@@ -441,7 +441,7 @@ def site(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     else:
         settings.EPICA_MAIL = {**EPICA_MAIL, "TRANSPORTS": transports}
     monkeypatch.setattr(transport_connection, "connection", workers.connection)
-    monkeypatch.setattr(claim, "_batch", workers.batch)
+    monkeypatch.setattr(claim, "batch_of", workers.batch)
     # It moves no mail, and counts each of the many hours that pass here.
     monkeypatch.setattr(maintenance.totals, "count", lambda: None)
 
@@ -454,6 +454,7 @@ def test_no_order_of_events_loses_or_duplicates_a_mail(
         # A failing run must be repeatable: rows are sorted by their ids, claims by their tokens.
         time.reset()
         gates.forget()
+        slowed_domains.forget()
         numbers = itertools.count()
         monkeypatch.setattr(uuid, "uuid4", lambda: UUID(int=next(numbers), version=4))
         nanoseconds = SimpleNamespace(time_ns=lambda: 10**18 + next(numbers) * 10**6)

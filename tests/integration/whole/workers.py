@@ -205,11 +205,11 @@ def connection(alias: str) -> Iterator[_Connection]:
     yield _Connection()
 
 
-_batch = claims._batch
+_batch_of = claims.batch_of
 
 
 def batch(*args: Any, **options: Any) -> Batch:
-    """Replace ``claim._batch``, to record what the worker holds."""
-    claimed = _batch(*args, **options)
+    """Replace ``claim.batch_of``, to record what the worker holds."""
+    claimed = _batch_of(*args, **options)
     _current().hold(claimed)
     return claimed
