@@ -94,6 +94,9 @@ class Model:
         self.overtaken: set[UUID] = set()
         """The claims during which the clock jumped, so that their leases may have ended early."""
         self._granted: dict[UUID, Counter[UUID]] = {}
+        self._lost_late: set[UUID] = set()
+        """The mails of workers that were taken for dead, and then said that the reply was lost: no
+        poison, so the policy may resend them."""
         self._noted: set[tuple[UUID, int]] = set()
         self._taken: set[tuple[UUID, int, int]] = set()
         self._handed: dict[Worker, dict[int, tuple[UUID, int, int]]] = {}
@@ -126,7 +129,8 @@ class Model:
             elif (old, new) == (Status.UNKNOWN, Status.RETRYING):
                 if (mail, Status.SENDING, Status.UNKNOWN) not in noted:
                     assert told, "only an answer or a report frees a mail that is held"
-                    continue
+                    if mail not in self._lost_late:
+                        continue
                 self.permissions[mail] += 1
                 self.resent[mail] += 1
 
@@ -176,6 +180,8 @@ class Model:
         ``late`` is a reply to a worker whose lease may have ended.
         """
         keys = self._handed.pop(worker)
+        if in_doubt and late:
+            self._lost_late |= {mail for mail, *_ in keys.values()}
         self.accepted |= {keys[position][:2] for position in taken}
         surely_not = set(refused) if in_doubt else keys.keys() - taken
         self._taken -= {keys[position] for position in surely_not}

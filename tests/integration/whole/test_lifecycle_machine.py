@@ -55,7 +55,7 @@ from tests.integration.whole.lifecycle_model import Model, changes, witness
 from tests.integration.whole.workers import Time, Worker, address_of
 
 # More of them for longer: each takes up to a second.
-EXAMPLES = int(os.environ.get("EPICA_MACHINE_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("EPICA_MACHINE_EXAMPLES", "15"))
 QUEUES, TRANSPORTS = ("emails", "emails", "reports"), ("ses", "smtp")
 """The queue of each worker, and the transports."""
 BATCH_SIZE = 2
