@@ -363,8 +363,8 @@ class EmailLog(Row):
 
         What is no such number is left out: a damaged row must not stop the mail of others.
         """
-        found = []
-        written: list[Any] = [*self.retry_delays.split()]
+        found: list[float] = []
+        written: list[Any] = self.retry_delays.split()
         for it in written or [self.retry_delay]:
             with suppress(ValueError):
                 found.append(check_seconds("retry_delays", float(it)))

@@ -16,7 +16,8 @@ from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailLog
 from django_epica_mail.retry import Kind
 
-local = st.datetimes(timezones=st.timezones(), min_value=datetime(1990, 1, 1))
+days = {"min_value": datetime(1990, 1, 1), "max_value": datetime(9998, 12, 1)}
+local = st.datetimes(timezones=st.timezones(), **days)
 # Moments that a clock change repeats or skips equal none in another time zone.
 moments = local.map(lambda moment: moment.astimezone(timezone.utc))
 
