@@ -81,6 +81,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 
 
 @pytest.fixture(scope="session")
+def past(shop: Shop) -> None:
+    """Store totals for a day in which mail was sent."""
+    shop.call(inside.make_history)
+
+
+@pytest.fixture(scope="session")
 def pictures() -> Path | None:
     """Return the folder for screenshots, if EPICA_SCREENSHOTS names one."""
     wanted = os.environ.get("EPICA_SCREENSHOTS")

@@ -166,3 +166,18 @@ def send_now(mail: str) -> None:
     from django_epica_mail import outbox
 
     outbox.send_now([mail])  # type: ignore[list-item] # a UUID as text
+
+
+def suppress(address: str) -> None:
+    """Put an address on the suppression list."""
+    from django_epica_mail import suppression
+
+    suppression.add(address, reason="manual")
+
+
+def remove(mails: list[str]) -> None:
+    """Delete mails with what was reported of them."""
+    from django_epica_mail.models import EmailEvent, EmailLog
+
+    EmailEvent.objects.filter(email__in=mails).delete()
+    EmailLog.objects.filter(pk__in=mails).delete()

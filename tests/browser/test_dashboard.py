@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from devservers.process import wait_until
 from tests.browser import inside
 from tests.browser.chrome import PHONE, TIMEOUT, Chrome
@@ -11,12 +9,6 @@ from tests.browser.conftest import Shop
 
 DASHBOARD = "/admin/epica_mail/emailtotal/"
 FLOWS = {"en": "Mail flows.", "tr": "E-posta akışı normal."}
-
-
-@pytest.fixture(scope="module")
-def past(shop: Shop) -> None:
-    """Store totals for a day in which mail was sent."""
-    shop.call(inside.make_history)
 
 
 def test_it_shows_that_mail_flows(shop: Shop, chrome: Chrome, language: str, past: None) -> None:
@@ -102,6 +94,35 @@ def test_it_refreshes_itself_and_keeps_the_focus(shop: Shop, english: Chrome, pa
     assert english.driver.execute_script("return document.querySelector('#em-sent-table').open")
     assert not english.one("#em-stale").is_displayed()
     assert shop.status_of(mail) == "queued"
+
+
+LET_TIME_PASS = """
+window.renewals ??= 0;
+const [time, ask] = [Date.now, window.fetch];
+Date.now = () => time() + 16000;
+window.fetch = async (...all) => {
+    const response = await ask(...all);
+    setTimeout(() => { window.renewals += 1; }, 500);
+    return response;
+};
+document.dispatchEvent(new Event("visibilitychange"));
+"""
+"""Lets the page believe that its time to renew itself has come, and counts its renewals."""
+
+
+def test_a_selection_outlasts_a_renewal(shop: Shop, english: Chrome, past: None) -> None:
+    english.open(DASHBOARD)
+    run = english.driver.execute_script
+    read = "return document.querySelector('#em-time').textContent"
+    before = run(read)
+    run("getSelection().selectAllChildren(document.querySelector('#em-time'))")
+    run(LET_TIME_PASS)
+    wait_until(lambda: run("return window.renewals"), timeout=TIMEOUT, what="a renewal")
+    assert run(read) == before
+    assert run("return !getSelection().isCollapsed")
+    run("getSelection().removeAllRanges()")
+    run(LET_TIME_PASS)
+    wait_until(lambda: run(read) != before, timeout=TIMEOUT, what="the next renewal")
 
 
 def test_the_numbers_need_no_javascript(shop: Shop, english: Chrome, past: None) -> None:

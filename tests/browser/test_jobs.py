@@ -76,10 +76,11 @@ def test_a_bounce_is_seen_in_the_list_and_on_top_of_the_page(
     chrome.open(MAILS)
     chrome.one("#searchbar").send_keys(f"geri-{language}@")
     clicks.press("#changelist-search input[type=submit]")
-    badges = [it.text for it in chrome.all("#result_list .field-state .epica-badge")]
-    assert badges == {"en": ["sent", "bounced"], "tr": ["gönderildi", "geri döndü"]}[language]
+    named = {"en": ["sent", "bounced"], "tr": ["gönderildi", "geri döndü"]}[language]
+    assert [it.text for it in chrome.all("#result_list .field-state .epica-badge")] == named
     clicks.press("#result_list .epica-subject")
     assert clicks.number == 2
+    assert [it.text for it in chrome.all("h1 .epica-badge")] == named
     assert "550 mailbox unavailable" in chrome.one("#epica-live .epica-failed").text
     chrome.picture(f"bounced-{language}")
 
@@ -111,6 +112,26 @@ def test_a_mail_is_watched_without_reloading(shop: Shop, chrome: Chrome, languag
     assert chrome.driver.execute_script("return window.isTheSamePage")
     assert not chrome.all("#epica-live[data-refresh]")
     assert len(chrome.all("#epica-timeline .epica-event")) == 3
+
+
+def test_what_is_being_copied_is_renewed_afterwards(shop: Shop, english: Chrome) -> None:
+    mail = shop.call(inside.send_tomorrow, "a@example.com", "Kopya")
+    english.open(f"{MAILS}{mail}/change/")
+    select = "getSelection().selectAllChildren(document.querySelector('#epica-timeline'))"
+    english.driver.execute_script(select)
+    copied = english.driver.execute_script("return getSelection().toString()")
+    shop.call(inside.send_now, mail)
+    wait_until(
+        lambda: english.all("#epica-status.epica-sent"), timeout=TIMEOUT, what="the page to say so"
+    )
+    assert english.driver.execute_script("return getSelection().toString()") == copied
+    assert len(english.all("#epica-timeline .epica-event")) == 1
+    english.driver.execute_script("getSelection().removeAllRanges()")
+    wait_until(
+        lambda: len(english.all("#epica-timeline .epica-event")) == 3,
+        timeout=TIMEOUT,
+        what="the timeline to follow",
+    )
 
 
 SIZES: list[Any] = [(1280, 900), (768, 1024), PHONE]

@@ -113,9 +113,9 @@ def test_no_turkish_string_begins_with_a_lower_case_i() -> None:
 
 
 def test_a_turkish_site_is_translated() -> None:
-    one, more = "%(label)s: %(count)d e-mail.", "%(label)s: %(count)d e-mails."
+    one, more = "%(label)s: %(count)s e-mail.", "%(label)s: %(count)s e-mails."
     with translation.override("tr"):
         assert Status.QUEUED.label == "kuyrukta"
         assert Status.CANCELLED.label == "gönderimi iptal edildi"
         assert spoken(9000) == "2,5 sa"
-        assert translation.ngettext(one, more, 2) == "%(label)s: %(count)d e-posta."
+        assert translation.ngettext(one, more, 2) == "%(label)s: %(count)s e-posta."

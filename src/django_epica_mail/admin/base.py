@@ -12,12 +12,14 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Page, Paginator
-from django.db.models import Q
+from django.db.models import DateTimeField, Model, Q
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import URLPattern
 from django.utils.formats import number_format
+from django.utils.text import capfirst
 
+from django_epica_mail.admin import times
 from django_epica_mail.models import EmailLog, EmailQuerySet
 
 WINDOW = 50_000
@@ -57,7 +59,21 @@ class BaseAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             post = request.POST.copy()
             post.setlist(ACTION_CHECKBOX_NAME, ids)
             request.POST = post  # type: ignore[assignment]
-        return super().changelist_view(request, extra_context)
+        return super().changelist_view(request, {"zone": times.zone(), **(extra_context or {})})
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        """Show the form, and name the time zone."""
+        context["zone"] = times.zone()
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Return the fields; on a page to read, times are in the one format for people."""
+        names = super().get_fields(request, obj)
+        if obj is None or self.has_change_permission(request, obj):
+            return names
+        return [_to_read(self.model, name) for name in names]
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         """Allow only the filters: other lookups could probe columns that nobody may see."""
@@ -79,6 +95,18 @@ class BaseAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         except ValidationError:
             return False
         return True
+
+
+def grouped(number: int) -> str:
+    """Return a number as the reader's language writes it: ``10,000``."""
+    return number_format(number, force_grouping=True)
+
+
+def _to_read(model: type[Model], name: Any) -> Any:
+    field = model._meta.get_field(name)
+    if isinstance(field, DateTimeField):
+        return times.column(name, capfirst(field.verbose_name))
+    return name
 
 
 def _without_nuls(view: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,6 +166,7 @@ class ReadOnlyPage(ReadOnly, BaseAdmin):
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
+            "zone": times.zone(),
             **self.page(request, row),
             **(extra_context or {}),
         }
@@ -209,7 +238,7 @@ class AtLeast(int):
     """A lower bound, shown with a plus: ``10,000+``."""
 
     def __str__(self) -> str:
-        return f"{number_format(int(self), force_grouping=True)}+"
+        return f"{grouped(int(self))}+"
 
 
 def _counted(found: int) -> int:

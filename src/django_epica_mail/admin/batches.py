@@ -20,7 +20,15 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail import spreadsheets
-from django_epica_mail.admin.base import MOST, BoundedPaginator, ReadOnlyPage, of_words, recent
+from django_epica_mail.admin import times
+from django_epica_mail.admin.base import (
+    MOST,
+    BoundedPaginator,
+    ReadOnlyPage,
+    grouped,
+    of_words,
+    recent,
+)
 from django_epica_mail.admin.detail import may_see_content
 from django_epica_mail.admin.export import cell
 from django_epica_mail.exceptions import MissingKey
@@ -40,7 +48,14 @@ _LINE = 120
 class EmailBatchAdmin(ReadOnlyPage):
     """The bulk calls, newest first."""
 
-    list_display = ("title", "created_at", "progress", "accepted", "left_out", "finished_at")
+    list_display = (
+        "title",
+        times.column("created_at", _("created at")),
+        "progress",
+        "queued",
+        "left_out",
+        times.column("finished_at", _("finished at")),
+    )
     search_fields = ("id",)  # only shows the search box: see ``get_search_results``
     search_help_text = _("An id, or words from a subject (of the newest 50,000 e-mails).")
     list_per_page = 50
@@ -97,10 +112,15 @@ class EmailBatchAdmin(ReadOnlyPage):
     def progress(self, batch: EmailBatch) -> SafeString:
         return progress_bar(batch)
 
+    @admin.display(description=_("accepted"))
+    def queued(self, batch: EmailBatch) -> str:
+        """Return how many entries made a mail."""
+        return grouped(batch.accepted)
+
     @admin.display(description=_("not queued"))
-    def left_out(self, batch: EmailBatch) -> int:
+    def left_out(self, batch: EmailBatch) -> str:
         """Return how many entries made no mail: refused, or with a key that was used before."""
-        return batch.position - batch.accepted
+        return grouped(batch.position - batch.accepted)
 
     def page(self, request: HttpRequest, row: EmailBatch) -> dict[str, Any]:
         """Return the progress of a batch, its status counts and its refused entries."""
@@ -109,6 +129,8 @@ class EmailBatchAdmin(ReadOnlyPage):
         return {
             "title": self.title(row),
             "batch": row,
+            "called_at": times.moment(row.created_at),
+            "finished_at": times.moment(row.finished_at) if row.finished_at else "",
             "progress": progress_bar(row),
             "refusals": len(row.refused),
             "statuses": _statuses(row),
@@ -181,8 +203,8 @@ def progress_bar(batch: EmailBatch) -> SafeString:
         max(batch.total, 1),
         batch.position if batch.total else 1,
         _("progress"),
-        batch.position,
-        batch.total,
+        grouped(batch.position),
+        grouped(batch.total),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from django.utils.translation import gettext as _
 
 from django_epica_mail import lifecycle
 from django_epica_mail.admin import content as admin_content
+from django_epica_mail.admin import times
 from django_epica_mail.admin.base import ReadOnlyPage, may_operate
 from django_epica_mail.admin.changelist import afterwards
 from django_epica_mail.admin.content import frame, sandboxed
@@ -79,17 +81,21 @@ class Detail(ReadOnlyPage):
 
     def page(self, request: HttpRequest, row: EmailLog) -> dict[str, Any]:
         """Return an e-mail's history, the operations on it and, with permission, its content."""
+        using = row._state.db or "default"
         recipients = list(row.recipients.order_by("position")[: _RECIPIENTS + 1])
         return {
             "title": row.subject or _("(no subject)"),
             "mail": row,
+            "afterwards": afterwards.badge(afterwards.of_each([row.pk], using).get(row.pk)),
             "facts": list(_facts(row)),
             "timeline": timeline(row, with_links=may_see_content(request)),
             "waiting_for": waiting_for(row),
             "remedy": remedy(row),
-            "bad_news": [(it, remedy_of(it)) for it in afterwards.bad_news(row)],
+            "bad_news": [
+                (it, times.element(it.at), remedy_of(it)) for it in afterwards.bad_news(row)
+            ],
             "refresh": 0 if row.status in lifecycle.FINAL else _REFRESH_SECONDS,
-            "recipients": rows(request, recipients[:_RECIPIENTS], row._state.db or "default"),
+            "recipients": rows(request, recipients[:_RECIPIENTS], using),
             "has_more_recipients": len(recipients) > _RECIPIENTS,
             "operations": possible(row) if may_operate(request) else [],
             "checkbox": helpers.ACTION_CHECKBOX_NAME,
@@ -185,7 +191,13 @@ def _facts(mail: EmailLog) -> Iterator[tuple[str, Any]]:
         if value not in ("", None, []):
             field: Any = EmailLog._meta.get_field(name)
             shown = getattr(mail, f"get_{name}_display")() if field.choices else value
-            yield str(field.verbose_name), ", ".join(shown) if isinstance(shown, list) else shown
+            yield str(field.verbose_name), _in_words(shown)
+
+
+def _in_words(value: Any) -> Any:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return times.moment(value) if isinstance(value, datetime) else value
 
 
 def _result_url(request: HttpRequest, mail: EmailLog) -> str:

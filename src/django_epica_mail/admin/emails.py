@@ -10,8 +10,6 @@ from django.db.models import Prefetch, QuerySet
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.urls import reverse
-from django.utils import timezone
-from django.utils.formats import date_format, localize
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
@@ -19,6 +17,7 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext, pgettext
 from django.utils.translation import gettext_lazy as _
 
+from django_epica_mail.admin import times
 from django_epica_mail.admin.base import AtLeast, BoundedPaginator
 from django_epica_mail.admin.changelist import afterwards
 from django_epica_mail.admin.changelist.filters import FILTERS, StatusFilter
@@ -120,11 +119,10 @@ class EmailLogAdmin(OperatePermission, Previews, Detail):
     @admin.display(description=_("status"))
     def state(self, mail: EmailLog) -> SafeString:
         """Return the status, what happened afterwards, and the reason of a failure."""
-        outcome = getattr(mail, "afterwards", None)
         return format_html(
             "{} {}{}",
             status_badge(mail),
-            afterwards.badge(outcome) if outcome else "",
+            afterwards.badge(getattr(mail, "afterwards", None)),
             format_html('<span class="epica-under">{}</span>', why)
             if (why := reason(mail))
             else "",
@@ -153,13 +151,9 @@ class EmailLogAdmin(OperatePermission, Previews, Detail):
     @admin.display(description=_("age"))
     def age(self, mail: EmailLog) -> SafeString:
         """Return when an e-mail was queued, by the clock and as its age."""
-        at = timezone.localtime(mail.created_at)
-        is_today = at.date() == timezone.localdate()
         return format_html(
-            '<time datetime="{}" title="{}">{}</time><span class="epica-under">{}</span>',
-            at.isoformat(),
-            localize(at),
-            date_format(at, "H:i" if is_today else "j M H:i"),
+            '{}<span class="epica-under">{}</span>',
+            times.element(mail.created_at, times.clock(mail.created_at)),
             pgettext("age", "%(time)s ago") % {"time": timesince(mail.created_at, depth=1)},
         )
 

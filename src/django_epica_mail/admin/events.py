@@ -13,7 +13,9 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
+from django_epica_mail.admin import times
 from django_epica_mail.admin.base import BaseAdmin, CappedPaginator, ReadOnly
 from django_epica_mail.admin.detail import may_see_content
 from django_epica_mail.messages.addresses import canonical
@@ -24,7 +26,15 @@ from django_epica_mail.models import EmailEvent
 class EmailEventAdmin(ReadOnly, BaseAdmin):
     """The events, newest first."""
 
-    list_display = ("at", "kind", "address", "mail", "source", "reason", "is_machine")
+    list_display = (
+        times.column("at", pgettext_lazy("time", "at")),
+        "kind",
+        "address",
+        "mail",
+        "source",
+        "reason",
+        "is_machine",
+    )
     list_filter = ("kind", "is_machine")
     list_select_related = False
     search_fields = ("id",)  # only shows the search box: see ``get_search_results``

@@ -90,6 +90,12 @@ class Gate:
         return Truncator(" ".join(self.row.reason.split())).chars(_REASON)
 
     @property
+    def last_sweep(self) -> str:
+        """When the sweep last looked at it; empty if it never did."""
+        at = self.row.last_sweep_at if self.row is not None else None
+        return "" if at is None else times.moment(at)
+
+    @property
     def states(self) -> list[State]:
         """What there is to know about it, the worst first; empty if it was never closed."""
         return list(_states(self))
@@ -190,7 +196,10 @@ class DeliveryGateAdmin(ReadOnly, BaseAdmin):
             "opts": self.opts,
             "title": str(self.opts.verbose_name_plural).capitalize(),
             "gates": _known_gates(),
-            "slowed": SlowedDomains(router.db_for_write(SlowedDomain)).found,
+            "slowed": [
+                (it, times.moment(it.row.since))
+                for it in SlowedDomains(router.db_for_write(SlowedDomain)).found
+            ],
             "may_operate": may_operate(request),
             "zone": times.zone(),
             **(extra_context or {}),

@@ -16,13 +16,12 @@ from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.formats import number_format
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext, pgettext_lazy
 
 from django_epica_mail import clock, lifecycle, outbox
 from django_epica_mail.admin import confirmation
-from django_epica_mail.admin.base import MOST, may_operate
+from django_epica_mail.admin.base import MOST, grouped, may_operate
 from django_epica_mail.admin.export import export
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailLog, EmailQuerySet
@@ -209,9 +208,7 @@ def _operate(
             "At most %(most)s e-mails can be chosen at once. Narrow them down with the filters, "
             "or use the epica_mail command."
         )
-        model_admin.message_user(
-            request, too_many % {"most": number_format(MOST, force_grouping=True)}, messages.ERROR
-        )
+        model_admin.message_user(request, too_many % {"most": grouped(MOST)}, messages.ERROR)
         return None
     rows_of_reasons = [confirmation.Chosen(*it) for it in chosen]
     wanted = [it for it in rows_of_reasons if it.status in operation.sources]
@@ -229,9 +226,10 @@ def _operate(
     _log(request, operation, ids)
     if isinstance(done, HttpResponseBase):
         return done
-    report = ngettext("%(label)s: %(count)d e-mail.", "%(label)s: %(count)d e-mails.", done)
+    report = ngettext("%(label)s: %(count)s e-mail.", "%(label)s: %(count)s e-mails.", done)
     level = messages.SUCCESS if done else messages.WARNING
-    model_admin.message_user(request, report % {"label": operation.label, "count": done}, level)
+    about = {"label": operation.label, "count": grouped(done)}
+    model_admin.message_user(request, report % about, level)
     return _back(request)
 
 

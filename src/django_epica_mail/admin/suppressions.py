@@ -16,7 +16,8 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from django_epica_mail import suppression
-from django_epica_mail.admin.base import BaseAdmin, CappedPaginator
+from django_epica_mail.admin import times
+from django_epica_mail.admin.base import BaseAdmin, CappedPaginator, grouped
 from django_epica_mail.models import Suppression
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,14 @@ class SuppressionAdmin(BaseAdmin):
     """The entries, newest first. Deleting an entry lifts it; entries are never changed."""
 
     form = _Form
-    list_display = ("whom", "scope", "reason", "created_at", "expires_at", "note")
+    list_display = (
+        "whom",
+        "scope",
+        "reason",
+        times.column("created_at", _("created at")),
+        times.column("expires_at", _("expires at")),
+        "note",
+    )
     list_filter = ("reason",)
     search_fields = ("id",)  # only shows the search box: see ``get_search_results``
     search_help_text = _("An address, even one that was erased.")
@@ -115,8 +123,8 @@ class SuppressionAdmin(BaseAdmin):
         count = queryset.count()
         super().delete_queryset(request, queryset)
         text = ngettext(
-            "%(count)d address receives e-mail again from now on.",
-            "%(count)d addresses receive e-mail again from now on.",
+            "%(count)s address receives e-mail again from now on.",
+            "%(count)s addresses receive e-mail again from now on.",
             count,
         )
-        messages.info(request, text % {"count": count})
+        messages.info(request, text % {"count": grouped(count)})

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
+from django.contrib import admin
 from django.utils import timezone
 from django.utils.formats import date_format
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
+
+if TYPE_CHECKING:
+    from django_stubs_ext import StrOrPromise
 
 CLOCK = "H:i"
 DAY = "j M Y"
@@ -15,15 +23,35 @@ MOMENT = "j M Y H:i"
 
 
 def clock(at: datetime) -> str:
-    """Return a time as ``20:15``, on another day than today as ``30 Nov 20:15``."""
-    local = timezone.localtime(at)
-    is_today = local.date() == timezone.localdate()
-    return date_format(local, CLOCK if is_today else f"j M {CLOCK}")
+    """Return a time as ``20:15``, with the day if it is not today's, and the year if not this."""
+    local, today = timezone.localtime(at), timezone.localdate()
+    if local.year != today.year:
+        return date_format(local, MOMENT)
+    return date_format(local, CLOCK if local.date() == today else f"j M {CLOCK}")
 
 
 def moment(at: datetime) -> str:
     """Return a time with its day and year, as in ``30 Nov 2026 20:15``."""
     return date_format(timezone.localtime(at), MOMENT)
+
+
+def element(at: datetime, text: str = "") -> SafeString:
+    """Return a time as HTML: ``text``, or its day, year and time to the second."""
+    local = timezone.localtime(at)
+    shown = text or date_format(local, f"{MOMENT}:s")
+    return format_html('<time datetime="{}">{}</time>', local.isoformat(), shown)
+
+
+def column(name: str, label: StrOrPromise) -> Callable[[Any], str]:
+    """Return a column of a list, or a field of a page to read, that shows the time in a field."""
+
+    @admin.display(description=label)
+    def shown(row: Any) -> str:
+        at = getattr(row, name)
+        return "-" if at is None else moment(at)
+
+    shown.__name__ = name  # the admin makes it the name of a CSS class
+    return shown
 
 
 def zone() -> str:

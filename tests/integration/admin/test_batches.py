@@ -26,7 +26,7 @@ def batch(site: None) -> EmailBatch:
 def test_the_list_shows_progress_mails_and_refused_entries(superuser, batch) -> None:
     html = html_of(superuser, "emailbatch_changelist")
     assert '<progress max="3" value="3" aria-label="progress"></progress> 3/3' in html
-    assert '<td class="field-accepted">2</td><td class="field-left_out">1</td>' in html
+    assert '<td class="field-queued">2</td><td class="field-left_out">1</td>' in html
 
 
 def test_a_call_that_waits_for_a_worker_shows_no_progress(superuser) -> None:

@@ -154,8 +154,8 @@ def test_an_unknown_id_redirects(viewer, pk) -> None:
 
 def test_the_number_of_queries_is_bounded(reader, letter, django_assert_num_queries) -> None:
     # The user and its permissions (2); the mail, attempts, gates, recipients, attachments and
-    # provider events, bad news, and the admin's log (2).
-    with django_assert_num_queries(12):
+    # provider events, slowed domains, badge, bad news, and the admin's log (2).
+    with django_assert_num_queries(14):
         html_of(reader, "emaillog_change", letter.pk)
 
 

@@ -71,8 +71,10 @@ def of_each(ids: Iterable[UUID], using: str) -> dict[UUID, Outcome]:
     return found
 
 
-def badge(outcome: Outcome) -> SafeString:
-    """Return an outcome as a badge with its name."""
+def badge(outcome: Outcome | None) -> SafeString:
+    """Return an outcome as a badge with its name; empty if there is none."""
+    if outcome is None:
+        return SafeString("")
     return format_html(
         '<span class="epica-badge epica-{}">{}</span>', outcome.tone, outcome.kind.label
     )

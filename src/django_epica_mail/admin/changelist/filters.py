@@ -15,10 +15,10 @@ from django.contrib import admin
 from django.db.models import Min, Q
 from django.http import HttpRequest
 from django.utils import timezone
-from django.utils.formats import localize
 from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail import clock
+from django_epica_mail.admin import times
 from django_epica_mail.admin.base import recent
 from django_epica_mail.admin.changelist import afterwards, links
 from django_epica_mail.clock import lowest_id_at
@@ -208,7 +208,7 @@ class BatchFilter(Filter):
     def offered(self, rows: EmailQuerySet) -> Iterator[tuple[str, Any]]:
         batches = EmailBatch.objects.using(rows.db).order_by("-pk").only("pk", "created_at")
         for batch in batches[:_BATCHES]:
-            yield str(batch.pk), localize(timezone.localtime(batch.created_at))
+            yield str(batch.pk), times.moment(batch.created_at)
 
     def narrow(self, rows: EmailQuerySet, value: str) -> EmailQuerySet:
         try:
@@ -309,7 +309,7 @@ FILTERS = (
 
 def _span(since: datetime | None, until: datetime | None) -> str:
     """Return an interval in the words of a reader, in the current time zone."""
-    first, last = (localize(timezone.localtime(it)) if it else "…" for it in (since, until))
+    first, last = (times.moment(it) if it else "…" for it in (since, until))
     return f"{first} - {last}"
 
 

@@ -12,10 +12,11 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.utils import timezone
 from django.utils.formats import localize, number_format
+from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
 from django_epica_mail import clock, conf, lifecycle
-from django_epica_mail.admin import operations
+from django_epica_mail.admin import operations, times
 from django_epica_mail.delivery import gates
 from django_epica_mail.delivery.limits.slowed_domains import SlowedDomains
 from django_epica_mail.lifecycle import Status
@@ -63,6 +64,11 @@ class Event:
     reply: str = ""
     """The server's reply."""
 
+    @property
+    def time(self) -> SafeString:
+        """When it happened, as HTML."""
+        return times.element(self.at)
+
 
 def timeline(mail: EmailLog, *, with_links: bool) -> list[Event]:
     """Return all that is known to have happened to an e-mail, oldest first.
@@ -83,12 +89,12 @@ def waiting_for(mail: EmailLog) -> list[StrOrPromise]:
         if not settings.awaits_evidence or (is_held and settings.evidence is None):
             return [_("It may have arrived: a person decides whether to send it again.")]
         text = _("It may have arrived: it waits for evidence, and is decided about at %(time)s.")
-        return [text % {"time": _time(mail.due_at)}]
+        return [text % {"time": times.clock(mail.due_at)}]
     if mail.status not in lifecycle.CLAIMABLE:
         return []
     reasons = list(_held_back(mail))
     if mail.due_at > timezone.now() + clock.offset:
-        reasons.insert(0, _("It is due at %(time)s.") % {"time": _time(mail.due_at)})
+        reasons.insert(0, _("It is due at %(time)s.") % {"time": times.clock(mail.due_at)})
     return reasons or [_("It is due and waits for a worker.")]
 
 
@@ -216,10 +222,6 @@ def _end(mail: EmailLog) -> Iterator[Event]:
             tone=mail.status,
             facts=[mail.get_failure_kind_display()] if mail.failure_kind else [],
         )
-
-
-def _time(moment: datetime) -> str:
-    return localize(timezone.localtime(moment))
 
 
 SOURCES = (_queued, _attempts, _end, _events, _deeds)

@@ -11,10 +11,12 @@
     let timer = 0;
     let last = Date.now();
 
+    function isSelected(part) {
+        const selection = getSelection();
+        return !selection.isCollapsed && selection.containsNode(part, true);
+    }
+
     function replace(part, fresh) {
-        if (part.outerHTML === fresh.outerHTML) {
-            return;
-        }
         const focused = part.contains(document.activeElement) ? document.activeElement.id : "";
         for (const details of part.querySelectorAll("details[open]")) {
             const same = fresh.querySelector(`#${CSS.escape(details.id)}`);
@@ -39,9 +41,16 @@
             if (!response.ok || !page.getElementById("em-dashboard")) {
                 throw new Error("not the dashboard"); // the session is over, for instance
             }
+            const changed = [];
             for (const part of dashboard.querySelectorAll("[data-part]")) {
                 const fresh = page.getElementById(part.id);
-                if (fresh) {
+                if (fresh && part.outerHTML !== fresh.outerHTML) {
+                    changed.push([part, fresh]);
+                }
+            }
+            // What somebody is copying stays, and the rest with it, to be all of one moment.
+            if (!changed.some(([part]) => isSelected(part))) {
+                for (const [part, fresh] of changed) {
                     replace(part, document.importNode(fresh, true));
                 }
             }

@@ -3,8 +3,9 @@
 "use strict";
 
 (() => {
-    const pause = () => Number(document.getElementById("epica-live").dataset.refresh || 0) * 1000;
+    const pause = Number(document.getElementById("epica-live").dataset.refresh) * 1000;
     let timer = 0;
+    let isOver = false;
 
     function isInUse(part) {
         const selection = getSelection();
@@ -16,12 +17,18 @@
         try {
             const response = await fetch(location.href, {credentials: "same-origin"});
             const page = new DOMParser().parseFromString(await response.text(), "text/html");
-            if (response.ok && page.getElementById("epica-live")) {
+            const live = response.ok && page.getElementById("epica-live");
+            if (live) {
+                isOver = !live.dataset.refresh;
                 for (const part of document.querySelectorAll("[data-part]")) {
                     const fresh = page.getElementById(part.id);
                     // What somebody is copying, or about to press, stays until the next time.
-                    if (fresh && part.outerHTML !== fresh.outerHTML && !isInUse(part)) {
-                        part.replaceWith(document.importNode(fresh, true));
+                    if (fresh && part.outerHTML !== fresh.outerHTML) {
+                        if (isInUse(part)) {
+                            isOver = false;
+                        } else {
+                            part.replaceWith(document.importNode(fresh, true));
+                        }
                     }
                 }
             }
@@ -33,8 +40,8 @@
 
     function plan() {
         clearTimeout(timer);
-        if (!document.hidden && pause()) {
-            timer = setTimeout(renew, pause());
+        if (!document.hidden && !isOver) {
+            timer = setTimeout(renew, pause);
         }
     }
 

@@ -66,6 +66,18 @@ def test_the_list_has_a_second_badge(superuser, queue_mail) -> None:
     ) in html
 
 
+def test_the_page_of_an_e_mail_has_it_beside_its_status(viewer, queue_mail) -> None:
+    mail = queue_mail()
+    record(mail, "opened")
+    heading = html_of(viewer, "emaillog_change", mail.pk).partition("</h1>")[0]
+    assert heading.endswith(
+        '>queued</span> <span id="epica-afterwards" data-part>'
+        '<span class="epica-badge epica-sent">opened</span></span>'
+    )
+    heading = html_of(viewer, "emaillog_change", queue_mail().pk).partition("</h1>")[0]
+    assert heading.endswith('<span id="epica-afterwards" data-part></span>')
+
+
 def test_the_list_is_filtered_by_what_happened(listed, queue_mail) -> None:
     for kind in ("bounced", "opened", "delivered"):
         record(queue_mail(subject=kind), kind)
