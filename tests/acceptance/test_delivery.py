@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from collections import Counter
 from contextlib import suppress
 from email import message_from_bytes
@@ -17,7 +18,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
 from devservers.process import wait_until
-from devservers.smtp_faults import delay, refuse
+from devservers.smtp_faults import DomainLimit, delay, refuse
 from tests.acceptance.inside import in_processes
 
 if TYPE_CHECKING:
@@ -281,6 +282,33 @@ def test_a_retry_for_one_recipient_sends_others_no_copy(
     site.wait_for(sent=1)
     copies = Counter(to for message in site.smtp.accepted for to in message.recipients)
     assert copies == {"grey@example.com": 1, "good@example.com": 1}
+
+
+def send_to_two_domains() -> None:
+    from django.core.mail import EmailMessage
+
+    from django_epica_mail import outbox
+
+    domains = ["slow.example"] * 90 + ["fast.example"] * 30
+    outbox.enqueue_many(
+        EmailMessage("S", "B", None, [f"to{number}@{domain}"])
+        for number, domain in enumerate(domains)
+    )
+
+
+def test_rings_ahead_of_their_time_carry_a_slowed_domain_on(open_site: OpenSite) -> None:
+    """No beat runs, so nobody sweeps: each turn rings for the next."""
+    site = open_site(kind="postgresql")
+    limit = DomainLimit("slow.example", 5)
+    site.smtp.inject(limit)
+    site.start_worker()
+    began = time.monotonic()
+    site.call(send_to_two_domains)
+    wait_until(lambda: len(limit.taken) >= 20, timeout=30, what="20 mails to the slow domain")
+    assert 20 / (time.monotonic() - began) > 1
+    fast = [it for it in site.smtp.accepted if it.recipients[0].endswith("fast.example")]
+    assert len(fast) == 30
+    assert len(limit.refused) <= 40
 
 
 if django.VERSION >= (6, 1):

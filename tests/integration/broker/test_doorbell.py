@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
+from datetime import timezone as utc_zone
 from typing import Any
 
 import pytest
@@ -57,6 +59,17 @@ def test_a_ring_carries_only_its_queue_and_time(redis, bell, celery) -> None:
         (raw,) = client.lrange("emails", 0, -1)
         assert b"deliver_emails" in raw
     assert len(raw) < 1500
+
+
+def test_a_ring_ahead_of_its_time_says_when_it_is_due(redis, bell, celery) -> None:
+    celery(redis.url())
+    assert doorbell.ring("emails", after=30.0)
+    with redis.client() as client:
+        (raw,) = client.lrange("emails", 0, -1)
+    eta = datetime.fromisoformat(json.loads(raw)["headers"]["eta"])
+    assert 25 < (eta - datetime.now(utc_zone.utc)).total_seconds() <= 30
+    celery("memory://", task_always_eager=True)
+    assert not doorbell.ring("emails", after=30.0), "nobody would hear it"
 
 
 def test_a_queue_is_rung_for_once_within_the_window(redis, bell, celery) -> None:

@@ -208,5 +208,6 @@ def test_a_report_as_json_has_the_counts_next_to_the_other_fields(queue_mail) ->
     assert report.keys() == {
         *("queues", "hours", "unfinished_batches", "set_apart"),
         *("last_sweep", "last_sweep_age", "held_back"),
+        "slowed_domains",
         "reputation",
     }

@@ -45,6 +45,8 @@ _SETTLING_SECONDS = 2.0
 some time."""
 _LONGEST_WAIT = 3600.0
 """Seconds that a server may ask to wait."""
+_TRIES = 3
+"""How often a turn is tried for while other workers are faster."""
 _KEPT_SECONDS = 1.0
 """Seconds for which a process uses the same reading of the table."""
 
@@ -181,11 +183,22 @@ def forget() -> None:
 def reserve(slowed: Slowed, most: int, using: str) -> int:
     """Reserve turns of a domain; return how many e-mails may be claimed for it, up to ``most``.
 
-    0 if its turn has not come, or another worker was faster.
+    0 if its turn has not come. Where other workers had turns since it was read, it is read again.
     """
-    if slowed.wait:
-        return 0
     _kept.clear()
+    for _ in range(_TRIES):
+        if slowed.wait:
+            return 0
+        if number := _take_turns(slowed, most, using):
+            return number
+        rows = _fresh(using).filter(pk=slowed.row.pk).annotate(now=clock.now())
+        if (row := rows.first()) is None:
+            return 0
+        slowed = Slowed(row, row.now, time.monotonic())
+    return 0
+
+
+def _take_turns(slowed: Slowed, most: int, using: str) -> int:
     interval = 1.0 / slowed.per_second
     number = min(most, max(1, int(_BURST_SECONDS / interval)))
     # A turn that is taken late does not delay the next ones; several that were missed are lost.

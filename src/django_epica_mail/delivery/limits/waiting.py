@@ -12,6 +12,8 @@ from django_epica_mail.models import EmailLog, EmailQuerySet, EmailRecipient
 from django_epica_mail.queueing.dequeue import HeldBack, due, due_levels, has_due
 from django_epica_mail.transports import config as transports
 
+_LATER = 0.01
+"""Seconds by which the clocks of a worker and the database may differ in counting a pause."""
 _LONGEST_RING = 60.0
 """Seconds that a ring may be ahead of its time; what is due later is left to the sweep."""
 
@@ -48,7 +50,7 @@ def ring_for_turn(queue: str) -> None:
     using = router.db_for_write(EmailLog)
     pause = _pause_for_turn(queue, gates.Gates(using), slowed_domains.current(using), using)
     if pause is not None and pause <= _LONGEST_RING:
-        doorbell.ring(queue, after=pause)
+        doorbell.ring(queue, after=pause + _LATER)  # who comes too early rings no further
 
 
 def due_to(

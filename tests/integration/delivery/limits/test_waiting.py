@@ -69,8 +69,3 @@ def test_no_ring_for_what_would_find_nothing(slow, later, why, travel) -> None:
         SlowedDomain.objects.update(next_at=far)
     waiting.ring_for_turn("newsletters" if why == "other queue" else "emails")
     assert later == []
-
-
-def test_an_eager_site_has_nobody_to_ring_for_later(slow, settings, later) -> None:
-    settings.CELERY_TASK_ALWAYS_EAGER = True
-    assert doorbell.ring("emails", after=1.0) is False or later == [1.0]
