@@ -69,9 +69,10 @@ def examine(*, open_transports: bool = False) -> list[Finding]:
     ``open_transports`` also connects to every transport with its credentials, and to the mailbox
     for bounces.
     """
-    found = [_from_check(message) for message in checks.check_configuration()]
-    if not any(finding.id == "epica_mail.E001" for finding in found):
-        found += [_from_check(message) for message in checks.check_deployment()]
+    messages = checks.check_configuration()
+    found = _from_checks(messages)
+    if not any(message.id == "epica_mail.E001" for message in messages):
+        found += _from_checks(checks.check_deployment())
         found += [*_send_mail(), *celery_findings.of_settings(), *celery_findings.of_results()]
         found += [*celery_findings.of_rates(), *_rows(), *_public_pages()]
         found += (*_connections(), *_mailbox()) if open_transports else ()
@@ -117,6 +118,11 @@ def _source(by_rule: object, by_celery: object) -> str:
     return "default" if by_celery is None else "CELERY_TASK_ROUTES"
 
 
+def _from_checks(messages: Iterable[CheckMessage]) -> list[Finding]:
+    """Return the findings of system checks, without those that the site silences."""
+    return [_from_check(message) for message in messages if not message.is_silenced()]
+
+
 def _from_check(message: CheckMessage) -> Finding:
     level = "error" if message.level >= ERROR else "info"
     level = "warning" if ERROR > message.level >= WARNING else level
@@ -154,7 +160,7 @@ def _rows() -> Iterator[Finding]:
     yield from found
     if has_mail_ago:
         yield from _beat(using)
-    yield from map(_from_check, database_checks.check_characters(databases=[using]))
+    yield from _from_checks(database_checks.check_characters(databases=[using]))
     yield from _held_back(using)
     yield from _unencrypted(using)
 

@@ -138,6 +138,13 @@ def test_findings_of_the_checks_come_first(smtp, epica_mail, settings) -> None:
     assert found("epica_mail.W004").level == "warning"
 
 
+def test_checks_that_the_site_silences_are_left_out(smtp, epica_mail, settings) -> None:
+    epica_mail(REDIRECT_ALL_TO=["staging@example.com"])
+    assert "epica_mail.W020" in ids()
+    settings.SILENCED_SYSTEM_CHECKS = ["epica_mail.W020"]
+    assert "epica_mail.W020" not in ids()
+
+
 def test_an_invalid_setting_hides_all_other_findings(settings) -> None:
     settings.EPICA_MAIL = {"BATCH_SIZE": 0}
     assert ids() == {"epica_mail.E001"}
