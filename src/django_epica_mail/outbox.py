@@ -258,9 +258,9 @@ def resume(
 ) -> None:
     """Claim mail of a paused queue, for a paused transport, or of a paused category, again.
 
-    Or at full speed to a recipients' domain that is slowed down, until its server complains anew.
-    Workers start with the next ring, at the latest that of the next sweep. Raises ``ValueError``
-    unless exactly one is named.
+    With ``domain``, mail to a slowed recipients' domain goes at full speed until its server
+    complains again. Workers start with the next ring, at the latest that of the next sweep. Raises
+    ``ValueError`` unless exactly one is named.
     """
     if domain is not None and queue is transport is category is None:
         slowed_domains.set_free(domain, router.db_for_write(SlowedDomain))

@@ -79,7 +79,7 @@ def _moment(moment: datetime | None) -> str:
 
 
 def _parsed(text: str) -> datetime:
-    """Return a moment with its time zone; raise ``ValueError`` for what is none."""
+    """Return a moment with its time zone; raise ``ValueError`` if it is not one."""
     moment = datetime.fromisoformat(text.removesuffix("Z") + "+00:00" * text.endswith("Z"))
     if moment.tzinfo is None:
         raise ValueError("A moment needs a time zone.")
