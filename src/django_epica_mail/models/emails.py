@@ -159,7 +159,8 @@ class EmailBatch(Row):
     accepted = models.PositiveIntegerField(_("mails"), default=0)
     #: The entries that are not valid mail: ``results.Refusal``, and the sealed ``reason``.
     refused = JSONList(_("refused entries"), default=list, blank=True, of=is_refusal)
-    #: The entries as stored by ``bulk``; empty once all are expanded into mails.
+    #: The entries as stored by ``bulk``, unless they are in parts, and the files they name; empty
+    #: once all are expanded into mails.
     payload = models.TextField(editable=False, blank=True)
     #: The number of entries expanded or refused so far.
     position = models.PositiveIntegerField(default=0, editable=False)
@@ -177,6 +178,25 @@ class EmailBatch(Row):
     def is_finished(self) -> bool:
         """Whether every entry has been expanded or refused."""
         return self.finished_at is not None
+
+
+class EmailBatchPart(Row):
+    """A part of the entries of a bulk call that is too long for one row, until it is expanded."""
+
+    #: It follows from the batch and ``start``: ``bulk``.
+    id = models.UUIDField(primary_key=True, editable=False)
+    batch = models.ForeignKey(EmailBatch, models.CASCADE, related_name="parts")
+    #: The number of the part's first entry among those of the call.
+    start = models.PositiveIntegerField(editable=False)
+    payload = models.TextField(editable=False)
+
+    class Meta:
+        verbose_name = _("part of an e-mail batch")
+        verbose_name_plural = _("parts of e-mail batches")
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return str(self.id)
 
 
 class EmailLog(Row):

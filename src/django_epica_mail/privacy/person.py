@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from django.db import models
 from django_epica_mail import messages
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import addresses, encryption
-from django_epica_mail.models import EmailBatch, EmailLog, EmailRecipient
+from django_epica_mail.models import EmailBatch, EmailBatchPart, EmailLog, EmailRecipient
 from django_epica_mail.privacy import occurrences
 from django_epica_mail.privacy.occurrences import Hit
 from django_epica_mail.replies import REPLY_LENGTH
@@ -183,17 +184,18 @@ def is_cut(model: type[models.Model], name: str, text: str) -> bool:
 
 def unfinished_batches(person: Person, using: str) -> list[UUID]:
     """Return the unexpanded bulk calls that mention a person or cannot be read."""
-    found = []
-    waiting = EmailBatch.objects.using(using).exclude(payload="")
-    for batch in waiting.only("pk", "payload").iterator(chunk_size=1):
+    found: dict[UUID, None] = {}
+    whole = EmailBatch.objects.using(using).exclude(payload="").values_list("pk", "pk", "payload")
+    parts = EmailBatchPart.objects.using(using).values_list("batch_id", "pk", "payload")
+    for batch_id, pk, stored in itertools.chain(
+        whole.iterator(chunk_size=1), parts.iterator(chunk_size=1)
+    ):
         try:
-            if person.is_mentioned_in(
-                encryption.unseal(batch.payload, encryption.payload_of(batch.pk))
-            ):
-                found.append(batch.pk)
+            if person.is_mentioned_in(encryption.unseal(stored, encryption.payload_of(pk))):
+                found[batch_id] = None
         except UnreadableEnvelope:
-            found.append(batch.pk)
-    return found
+            found[batch_id] = None
+    return list(found)
 
 
 def optional_model(app_label: str, name: str) -> Any:

@@ -12,7 +12,7 @@ from django.db import models, router
 
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import encryption
-from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog
+from django_epica_mail.models import EmailAttachment, EmailBatch, EmailBatchPart, EmailLog
 from django_epica_mail.privacy.reasons import change_reasons
 
 _CHUNK = 100
@@ -45,6 +45,7 @@ def reencrypt(*, advance: Callable[[int, int], None] = lambda done, total: None)
     texts = [
         (EmailLog.objects.using(using).exclude(envelope=""), "envelope", encryption.envelope_of),
         (EmailBatch.objects.using(using).exclude(payload=""), "payload", encryption.payload_of),
+        (EmailBatchPart.objects.using(using).all(), "payload", encryption.payload_of),
     ]
     attachments = EmailAttachment.objects.using(using)
     total = sum(rows.count() for rows, *_ in texts) + attachments.count()

@@ -11,7 +11,7 @@ from django.db import models, router
 from django_epica_mail.exceptions import MissingKey
 from django_epica_mail.messages import encryption
 from django_epica_mail.messages.addresses import canonical
-from django_epica_mail.models import EmailEvent, EmailRecipient, Suppression
+from django_epica_mail.models import EmailBatchPart, EmailEvent, EmailRecipient, Suppression
 from django_epica_mail.privacy.person import (
     LOG_TEXTS,
     RESULT_TEXTS,
@@ -86,9 +86,10 @@ def _in_rows(
                 if _stands_in(person, rows.model, name, text_of(row[name]), using):
                     yield f"{rows.model._meta.label}.{name} {row['pk']}"
     for name in set(_SEALED).intersection(names):
-        contents = rows.exclude(**{name: ""}).values_list("pk", name)
-        for pk, stored in contents.iterator(chunk_size=50):
-            if str(pk) not in known and _is_in_sealed(person, stored, _SEALED[name](pk)):
+        owner = "batch_id" if rows.model is EmailBatchPart else "pk"
+        contents = rows.exclude(**{name: ""}).values_list("pk", owner, name)
+        for pk, owner_id, stored in contents.iterator(chunk_size=50):
+            if str(owner_id) not in known and _is_in_sealed(person, stored, _SEALED[name](pk)):
                 yield f"{rows.model._meta.label}.{name} {pk}"
 
 

@@ -3,19 +3,23 @@
 What an entry takes from the surroundings of the call is read in the caller, as for a single mail:
 files, and the language in which text is read. The worker may run on another host.
 
+A long call is stored in parts, so that neither a process nor a statement holds all of it.
+
 Each chunk of entries becomes rows in one transaction, which also advances the batch's position.
 Expansion can therefore resume after an interruption without losing or duplicating an entry.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from django.core.mail import EmailMessage
 from django.db import router, transaction
@@ -24,6 +28,7 @@ from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail import clock, conf
 from django_epica_mail.broker import celery_config, doorbell
+from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import UnencodableValue, decode, encode, encryption
 from django_epica_mail.models import EmailBatch, EmailLog
 from django_epica_mail.queueing import compose, draft, enqueue, render
@@ -33,6 +38,11 @@ from django_epica_mail.results import Refusal
 
 _NO_OPTIONS = CallOptions()
 _PACKAGE = __name__.partition(".")[0] + "."
+
+_PROGRESS = ("position", "accepted", "refused", "finished_at")
+
+_PART_LENGTH = 4_000_000
+"""Characters after which a part gets no more entries, because MariaDB refuses long statements."""
 
 
 @sensitive_variables()
@@ -50,24 +60,19 @@ def submit(
     """
     if isinstance(emails, (str, bytes)) or not isinstance(emails, Sequence):
         raise TypeError(f"emails must be a list of dicts; it is {type(emails).__name__}.")
+    using = router.db_for_write(EmailBatch)
+    batch = EmailBatch(total=len(emails))
+    if options.batch_id is not None:
+        batch.pk = _free_id(options.batch_id, using)
+    files: dict[str, Any] = {}
+    entries = (_stored(options.apply_to(it), None if is_foreign else files) for it in emails)
     try:
-        files: dict[str, Any] = {}
-        entries = [
-            _stored(options.apply_to(entry), None if is_foreign else files) for entry in emails
-        ]
-        # Without files a list, which workers of an earlier version read too.
-        payload = json.dumps({"entries": entries, "files": encode(files)} if files else entries)
+        _save(batch, _texts(entries), files, using)
     except UnencodableValue as error:
         raise TypeError(
             f"An entry of emails holds a value of the type {error}, which cannot be stored for "
             "the worker: give strings, numbers, bytes, dates, lists or dicts."
         ) from None
-    using = router.db_for_write(EmailBatch)
-    batch = EmailBatch(total=len(emails))
-    if options.batch_id is not None:
-        batch.pk = _free_id(options.batch_id, using)
-    batch.payload = encryption.seal(payload, encryption.payload_of(batch.pk))
-    batch.save(using=using, force_insert=True)
     return batch
 
 
@@ -89,10 +94,15 @@ def expand(batch_id: UUID | str) -> EmailBatch:
     using = router.db_for_write(EmailBatch)
     batches = EmailBatch.objects.using(using)
     batch = batches.get(pk=batch_id)
-    entries, files = _entries(batch)
+    part, files = _stored_with(batch)
     while not batch.is_finished:
         start = batch.position
-        chunk = entries[start : start + enqueue.CHUNK]
+        if part is None or part.is_behind(start):
+            part = _find_part(batch, start, using)
+        if part is None:
+            _check_another_has_advanced(batch, start, using)
+            continue
+        chunk = part.chunk(start)
         with transaction.atomic(using=using):
             # Two workers on the same batch take turns: the second finds the position changed. A
             # finished batch never matches.
@@ -101,7 +111,9 @@ def expand(batch_id: UUID | str) -> EmailBatch:
             )
             if claimed:
                 _insert(batch, [_with_files(entry, files) for entry in chunk], start, using)
-        batch.refresh_from_db(using, fields=["position", "accepted", "refused", "finished_at"])
+                if part.is_behind(start + len(chunk)):
+                    batch.parts.using(using).filter(start=part.start).delete()
+        batch.refresh_from_db(using, fields=_PROGRESS)
     return batch
 
 
@@ -183,12 +195,111 @@ def _free_id(wanted: UUID, using: str) -> UUID:
     return wanted
 
 
-def _entries(batch: EmailBatch) -> tuple[list[Any], dict[str, tuple[Any, ...]]]:
-    """Return the entries of a bulk call and the files they name; none if it is finished."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Entries of a bulk call that follow one another: those of one row."""
+
+    start: int
+    """The number of the first among those of the call."""
+    entries: list[Any]
+    is_all: bool = False
+    """Whether the row is the batch's own."""
+
+    def is_behind(self, position: int) -> bool:
+        """Return whether a position is that of a later part."""
+        return not self.is_all and position >= self.start + len(self.entries)
+
+    def chunk(self, position: int) -> list[Any]:
+        """Return the entries that are expanded together, from a position on."""
+        offset = position - self.start
+        return self.entries[offset : offset + enqueue.CHUNK]
+
+
+def _texts(entries: Iterator[Any]) -> Iterator[tuple[int, str]]:
+    """Yield the JSON of each part, with the number of its first entry; one if there is no entry."""
+    start, length = 0, 0
+    texts: list[str] = []
+    for index, entry in enumerate(entries):
+        if length > _PART_LENGTH:
+            yield start, f"[{', '.join(texts)}]"
+            start, texts, length = index, [], 0
+        texts.append(json.dumps(entry))
+        length += len(texts[-1])
+    yield start, f"[{', '.join(texts)}]"
+
+
+def _save(
+    batch: EmailBatch, texts: Iterator[tuple[int, str]], files: dict[str, Any], using: str
+) -> None:
+    """Insert a batch with its entries; ``files`` are known when all ``texts`` are consumed."""
+    first, second = next(texts), next(texts, None)
+    place = encryption.payload_of(batch.pk)
+    if second is None:
+        _, entries = first
+        # Without files a list, which workers of an earlier version read too.
+        payload = f'{{"entries": {entries}, "files": {_json(files)}}}' if files else entries
+        batch.payload = encryption.seal(payload, place)
+        batch.save(using=using, force_insert=True)
+        return
+    # With a savepoint: if a later entry cannot be stored, a caller that catches the error must be
+    # left with a usable transaction, without the rows inserted so far.
+    with transaction.atomic(using=using):
+        batch.save(using=using, force_insert=True)
+        for start, entries in itertools.chain((first, second), texts):
+            pk = _part_id(batch, start)
+            payload = encryption.seal(entries, encryption.payload_of(pk))
+            batch.parts.using(using).create(pk=pk, batch=batch, start=start, payload=payload)
+        # Workers of an earlier version cannot read this, and leave the batch to a newer one.
+        batch.payload = encryption.seal(f'{{"files": {_json(files)}}}', place)
+        batch.save(using=using, update_fields=["payload"])
+
+
+def _json(files: dict[str, Any]) -> str:
+    return json.dumps(encode(files))
+
+
+def _stored_with(batch: EmailBatch) -> tuple[_Part | None, dict[str, tuple[Any, ...]]]:
+    """Return the entries in a batch's own row, and the files that all of its entries name.
+
+    The entries are ``None`` if they are in parts, and none if the batch is finished.
+    """
     if not batch.payload:
-        return [], {}
-    stored = decode(json.loads(encryption.unseal(batch.payload, encryption.payload_of(batch.pk))))
-    return (stored, {}) if isinstance(stored, list) else (stored["entries"], stored["files"])
+        return _Part(0, [], is_all=True), {}
+    stored = _opened(batch.payload, batch.pk)
+    if isinstance(stored, list):
+        return _Part(0, stored, is_all=True), {}
+    entries = stored.get("entries")
+    return (None if entries is None else _Part(0, entries, is_all=True)), stored["files"]
+
+
+def _find_part(batch: EmailBatch, position: int, using: str) -> _Part | None:
+    """Return the part in which the entry at a position is, or ``None`` if its row is gone."""
+    row = batch.parts.using(using).filter(start__lte=position).order_by("start").last()
+    if row is None:
+        return None
+    # By the id that it must have: another part in its place is not read.
+    part = _Part(row.start, _opened(row.payload, _part_id(batch, row.start)))
+    return None if part.is_behind(position) else part
+
+
+def _check_another_has_advanced(batch: EmailBatch, position: int, using: str) -> None:
+    """Read the progress of a batch again; raise ``UnreadableEnvelope`` if there is none."""
+    batch.refresh_from_db(using, fields=_PROGRESS)
+    if batch.position == position and not batch.is_finished:
+        raise UnreadableEnvelope(
+            f"The entries of the bulk call {batch.pk} from number {position} on are missing: the "
+            "row that held them has been deleted."
+        )
+
+
+def _opened(payload: str, pk: UUID) -> Any:
+    """Return what a batch or a part of it stores."""
+    return decode(json.loads(encryption.unseal(payload, encryption.payload_of(pk))))
+
+
+def _part_id(batch: EmailBatch, start: int) -> UUID:
+    """Return the id of the part that begins with an entry; its content is sealed for this id."""
+    return uuid5(batch.pk, str(start))
 
 
 def _insert(batch: EmailBatch, chunk: Sequence[Any], start: int, using: str) -> None:

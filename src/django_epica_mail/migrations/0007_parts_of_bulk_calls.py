@@ -1,0 +1,32 @@
+"""The table for the entries of a bulk call that is too long for one row."""
+
+import django.db.models.deletion
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("epica_mail", "0006_slowed_domains_index")]
+
+    operations = [
+        migrations.CreateModel(
+            name="EmailBatchPart",
+            fields=[
+                ("id", models.UUIDField(editable=False, primary_key=True, serialize=False)),
+                ("start", models.PositiveIntegerField(editable=False)),
+                ("payload", models.TextField(editable=False)),
+                (
+                    "batch",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="parts",
+                        to="epica_mail.emailbatch",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name": "part of an e-mail batch",
+                "verbose_name_plural": "parts of e-mail batches",
+                "default_permissions": (),
+            },
+        ),
+    ]
