@@ -65,6 +65,7 @@ def check_configuration(
         *_check_links(),
         *feedback_checks.check_bounces(),
         *feedback_checks.check_evidence(),
+        *feedback_checks.check_reputation(),
         *_check_webhooks(partial(checks.Warning, id="epica_mail.W031")),
     ]
 

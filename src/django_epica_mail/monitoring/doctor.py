@@ -26,7 +26,7 @@ from django_epica_mail.messages import encryption
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryGate, EmailLog
 from django_epica_mail.models import checks as database_checks
-from django_epica_mail.monitoring import backlog, celery_findings, public_pages
+from django_epica_mail.monitoring import backlog, celery_findings, public_pages, reputation
 from django_epica_mail.monitoring.celery_findings import Finding
 from django_epica_mail.rules.routes import Facts, Rule
 from django_epica_mail.tracking.bounces import mailbox
@@ -36,6 +36,8 @@ from django_epica_mail.transports import connection
 _NO_SWEEP = timedelta(minutes=5)
 _SAMPLE = 500
 """How many of the oldest and of the newest mails are examined."""
+_MAILS_THAT_BOUNCE = 1000
+"""Among so many mails, some bounce: lists lose more addresses than one in a thousand."""
 _NAMED = 5
 """How many e-mails a finding names."""
 _REFUSED_CREDENTIALS = (534, 535, 538)
@@ -162,6 +164,7 @@ def _rows() -> Iterator[Finding]:
         yield from _beat(using)
     yield from _from_checks(database_checks.check_characters(databases=[using]))
     yield from _held_back(using)
+    yield from _reputation(using)
     yield from _unencrypted(using)
 
 
@@ -224,6 +227,36 @@ def _transports_gone(using: str) -> Iterator[Finding]:
             f"which is not configured: {', '.join(map(str, ids[:_NAMED]))}{more}.",
             f"Configure that alias until they are sent, run manage.py epica_mail move {option} "
             f"--to ALIAS, or run manage.py epica_mail cancel {option}.",
+        )
+
+
+def _reputation(using: str) -> Iterator[Finding]:
+    """Find rates above their limits, and a guard that hears of no bounce and no complaint."""
+    found, days = reputation.rates(using), conf.get().reputation_days
+    for rate in found:
+        if rate.level == reputation.LEVELS[0]:
+            continue
+        is_critical = rate.level == reputation.LEVELS[-1]
+        yield Finding(
+            "error" if is_critical else "warning",
+            "reputation",
+            f"{rate.level.capitalize()}: {rate.words} of {days} days.",
+            "Mail fewer people, and only those who asked for it; look at the events of the last "
+            "mailing in the admin. Providers refuse or hide the mail of senders with such rates.",
+        )
+    mails = sum(it.mails for it in found)
+    if (
+        conf.get().pause_on_reputation
+        and mails >= _MAILS_THAT_BOUNCE
+        and not reputation.hears_of_mail(using)
+    ):
+        yield Finding(
+            "warning",
+            "nothing-comes-back",
+            f"EPICA_MAIL['PAUSE_ON_REPUTATION'] is set, but no event that counts came back for "
+            f"{mails} mails of {days} days: no mail ever pauses.",
+            "Send a mail to an address that does not exist, and see whether an event is recorded. "
+            "If none is, look at the provider's list of webhooks, or at what reads the bounces.",
         )
 
 

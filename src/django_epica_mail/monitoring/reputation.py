@@ -31,6 +31,15 @@ logger = logging.getLogger(__name__)
 FEWEST_MAILS, FEWEST_REPORTS = 100, 3
 """With fewer mails, or fewer bounces or complaints among them, a rate is not judged."""
 
+_COME_BACK = (
+    events.Kind.DELIVERED,
+    events.Kind.DEFERRED,
+    events.Kind.BOUNCED,
+    events.Kind.REJECTED,
+    events.Kind.COMPLAINED,
+)
+"""The events by which a provider or a server shows that it reports on mail."""
+
 LEVELS = ("well", "warning", "critical")
 
 Key = tuple[date, str, str]
@@ -120,6 +129,13 @@ def level(mails: int, bounced: int, complained: int, settings: Settings) -> str:
         if count >= FEWEST_REPORTS:
             reached = max(reached, sum(count / mails >= limit for limit in limits))
     return LEVELS[reached]
+
+
+def hears_of_mail(using: str) -> bool:
+    """Return whether anything that counts has come back in the last ``REPUTATION_DAYS`` days."""
+    start = now() + clock.offset - timedelta(days=conf.get().reputation_days)
+    found = EmailEvent.objects.using(using).filter(kind__in=_COME_BACK, at__gte=start)
+    return found.exclude(reason=events.UNAUTHENTICATED).exists()
 
 
 def guard(using: str) -> list[str]:

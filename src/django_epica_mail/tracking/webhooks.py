@@ -109,6 +109,16 @@ def routed_without_secret() -> list[str]:
     )
 
 
+def is_routed_and_believed() -> bool:
+    """Return whether the site routes a webhook whose bounces and complaints would count."""
+    believes_all = conf.get().trust_unauthenticated_webhooks
+    return any(
+        (believes_all or is_authenticated(view))
+        and getattr(view, "webhook_key", True)  # without its key, Mandrill's refuses all requests
+        for view in _routed_views(get_resolver().url_patterns)
+    )
+
+
 def _routed_views(patterns: Iterable[Any]) -> Iterator[Any]:
     for pattern in patterns:
         if hasattr(pattern, "url_patterns"):

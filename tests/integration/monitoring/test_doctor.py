@@ -7,12 +7,14 @@ from typing import Any
 import django
 import pytest
 from cryptography.fernet import Fernet
+from django.core.management import call_command
 from django.db import DatabaseError, connection
+from django.utils import timezone
 
 from devservers.smtp import SMTPServer
-from django_epica_mail import maintenance, outbox
-from django_epica_mail.models import EmailLog
-from django_epica_mail.monitoring import doctor
+from django_epica_mail import clock, maintenance, outbox
+from django_epica_mail.models import EmailEvent, EmailLog, ReputationDay
+from django_epica_mail.monitoring import celery_findings, doctor
 from django_epica_mail.monitoring.doctor import Finding
 from django_epica_mail.privacy.reencrypt import reencrypt
 from tests.databases import no_migrations
@@ -176,3 +178,69 @@ def test_plain_content_is_found_while_keys_are_set(queue_mail, epica_mail) -> No
     assert found("plain-content").level == "warning"
     reencrypt()
     assert "plain-content" not in ids()
+
+
+def count_day(category: str, **counts: int) -> None:
+    today = timezone.now().date()
+    ReputationDay.objects.create(day=today, category=category, domain="a.example", **counts)
+
+
+def test_rates_above_their_limits_are_found() -> None:
+    count_day("orders", mails=5000, bounced=20)
+    assert "reputation" not in ids()
+    count_day("news", mails=1000, complained=4, bounced=7)
+    count_day("offers", mails=1000, bounced=60)
+    critical, warning = (it for it in doctor.examine() if it.id == "reputation")
+    assert (critical.level, warning.level) == ("error", "warning")
+    assert critical.text == (
+        "Critical: news from a.example: 0.40% complaints and 0.70% bounces among 1000 mails of "
+        "7 days."
+    )
+    assert warning.text.startswith("Warning: offers from a.example: 0.00% complaints and 6.00%")
+    assert critical.remedy
+
+
+def test_the_exit_code_says_that_a_rate_is_critical(smtp, epica_mail, monkeypatch) -> None:
+    monkeypatch.setattr(celery_findings, "of_workers", lambda using: ())
+    count_day("offers", mails=1000, bounced=60)
+    call_command("epica_mail", "doctor")
+    count_day("news", mails=1000, complained=4)
+    with pytest.raises(SystemExit, match="1"):
+        call_command("epica_mail", "doctor")
+
+
+def test_a_guard_that_hears_of_nothing_is_found(queue_mail, epica_mail) -> None:
+    log = queue_mail()
+    count_day("news", mails=999)
+    epica_mail(PAUSE_ON_REPUTATION=True)
+    assert "nothing-comes-back" not in ids(), "so few mails may all have arrived"
+    count_day("orders", mails=1)
+    assert "for 1000 mails of 7 days" in found("nothing-comes-back").text
+    epica_mail(PAUSE_ON_REPUTATION=False)
+    assert "nothing-comes-back" not in ids()
+    epica_mail(PAUSE_ON_REPUTATION=True)
+    for number, (kind, reason, is_heard) in enumerate(
+        [
+            ("opened", "", False),
+            ("bounced", "unauthenticated", False),
+            ("delivered", "", True),
+        ]
+    ):
+        EmailEvent.objects.create(
+            email=log, key=f"{number}", kind=kind, reason=reason, at=timezone.now(),
+            created_at=clock.now(), source="SendGrid",
+        )  # fmt: skip
+        assert ("nothing-comes-back" not in ids()) is is_heard, kind
+
+
+def test_what_came_back_long_ago_does_not_count(queue_mail, epica_mail, travel) -> None:
+    epica_mail(PAUSE_ON_REPUTATION=True)
+    EmailEvent.objects.create(
+        email=queue_mail(), key="k", kind="bounced", at=timezone.now(), created_at=clock.now()
+    )
+    travel(days=6)
+    day = (timezone.now() + clock.offset).date()
+    ReputationDay.objects.create(day=day, category="news", domain="a.example", mails=1000)
+    assert "nothing-comes-back" not in ids()
+    travel(days=2)
+    assert found("nothing-comes-back").level == "warning"
