@@ -1,4 +1,4 @@
-"""Test mail that bounces, from the sending to the suppression list, with real processes."""
+"""Test what comes back of mail, from the sending to what follows from it, with real processes."""
 
 from __future__ import annotations
 
@@ -121,3 +121,47 @@ def test_mail_that_bounces_is_not_sent_again_and_a_forged_bounce_does_nothing(si
     site.wait_for(sent=7, suppressed=3)
     again = [mail.recipients[0] for mail in site.smtp.accepted[5:]]
     assert sorted(again) == ["absence-exchange@example.net", "victim@example.net"]
+
+
+def send_bulk(category: str, names: list[str]) -> None:
+    from django.core.mail import EmailMessage
+
+    from django_epica_mail import outbox
+
+    messages = (EmailMessage("S", "M", None, [f"{name}@example.net"]) for name in names)
+    outbox.enqueue_many(messages, category=category)
+
+
+def send_single(category: str, name: str) -> None:
+    from django_epica_mail.tasks import send_email_async
+
+    send_email_async("S", "M", None, [f"{name}@example.net"], category=category)
+
+
+def test_bulk_mail_that_people_complain_about_pauses_by_itself(site, imap) -> None:
+    site.call(send_bulk, "news", [f"reader{number}" for number in range(100)])
+    site.wait_for(sent=100)
+    for number in range(3):
+        imap.deliver(bounce_of(site, f"reader{number}@example.net", "feedback")[1])
+    site.call(read_by_worker)
+    complaints = "SELECT count(*) FROM epica_mail_emailevent WHERE kind = 'complained'"
+    wait_until(lambda: site.fetch(complaints) == [(3,)], timeout=30, what="the complaints")
+    site.celery[0].stop()
+    # The sweep counts what happened a minute ago and longer.
+    site.env |= {"DJANGO_SETTINGS_MODULE": "tests.acceptance.later_site", "SHOP_CLOCK_AHEAD": "120"}
+    site.env["SHOP_EPICA_MAIL"] = json.dumps({"PAUSE_ON_REPUTATION": True})
+    worker = site.start_worker()
+    site.start_beat()
+    paused = "SELECT scope, name FROM epica_mail_deliverygate WHERE paused"
+    wait_until(
+        lambda: site.fetch(paused) == [("category", "news")], timeout=30, what="the pause"
+    )
+    site.call(send_bulk, "news", ["late1", "late2"])
+    site.call(send_bulk, "offers", ["other1", "other2"])
+    site.call(send_single, "news", "single")
+    site.wait_for(sent=103, queued=2)
+    report = "Bulk mail of the category news is paused until a person resumes it"
+    assert report in worker.log_text()
+    site.command("resume", "--category", "news")
+    site.wait_for(sent=105)
+    site.require_each_arrived_once(105)

@@ -17,6 +17,7 @@ from django_epica_mail.monitoring import backlog, health
 from django_epica_mail.queueing import names
 
 _NO_MAIL = "its mail is not sent"
+_OFF = "remote control is off"
 
 _CLOCKS_DIFFER = timedelta(minutes=5)
 """The clocks of the hosts are assumed to agree this closely: a worker's makes an attempt's id."""
@@ -115,10 +116,21 @@ def of_workers(using: str) -> Iterator[Finding]:
     if doorbell.delivers_here(app_or_default()):
         return
     if not _may_be_asked():
-        yield from _judge_by_work(wanted)
+        yield from _judge_by_work(wanted, _OFF, was_asked=False)
         return
     try:
         consumed = {queue for queues in workers.consumed().values() for queue in queues}
+    except workers.NotPermitted as refusal:
+        yield Finding(
+            "warning",
+            "workers-not-asked",
+            f"The broker runs, but does not let its user of this process ask the workers: "
+            f"{refusal}.",
+            "Run doctor as the workers' user of the broker. With an ACL of Redis, asking needs "
+            "&*, +publish and ~*.celery.pidbox*.",
+        )
+        yield from _judge_by_work(wanted, "none was asked", was_asked=False)
+        return
     except Exception as error:  # noqa: BLE001 - each broker raises its own; all are findings
         yield Finding(
             "error",
@@ -128,7 +140,8 @@ def of_workers(using: str) -> Iterator[Finding]:
         )
         return
     if not consumed:
-        yield from _judge_by_work(wanted)
+        why = f"{_OFF}, or the broker does not let workers answer"
+        yield from _judge_by_work(wanted, why, was_asked=True)
         return
     at_work = _at_work(set(wanted) - consumed, using)
     yield from without_worker(wanted, consumed | at_work)
@@ -168,20 +181,21 @@ def _may_be_asked() -> bool:
     return bool(app_or_default().conf.worker_enable_remote_control)
 
 
-def _judge_by_work(wanted: Mapping[str, str]) -> Iterator[Finding]:
+def _judge_by_work(wanted: Mapping[str, str], why: str, *, was_asked: bool) -> Iterator[Finding]:
     """Find out whether workers run that do not answer, by what they did.
 
-    Raises the database's errors.
+    ``why`` says why they do not. If they were asked, silence counts: only recent work shows that
+    one runs. Raises the database's errors.
     """
     check = health.worker()
     has_worked = check.value is not None and check.value <= (check.limit or 0)
-    if not check.is_well or (_may_be_asked() and not has_worked):
+    if not check.is_well or (was_asked and not has_worked):
         yield from without_worker(wanted, set())
         return
     yield Finding(
         "info",
         "workers-silent",
-        f"No worker tells which queues it consumes: remote control is off. {check.text}",
+        f"No worker tells which queues it consumes: {why}. {check.text}",
         "Watch the oldest due mail of each queue (manage.py epica_mail status), or set "
         "CELERY_WORKER_ENABLE_REMOTE_CONTROL = True.",
     )

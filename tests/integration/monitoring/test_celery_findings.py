@@ -8,9 +8,11 @@ from typing import Any
 
 import django
 import pytest
-from celery import current_app
+from celery import Celery, current_app
 
+from devservers.redis import RedisServer
 from django_epica_mail import maintenance
+from django_epica_mail.broker import workers
 from django_epica_mail.monitoring import celery_findings, doctor
 from django_epica_mail.monitoring.celery_findings import Finding
 from django_epica_mail.schedule import SCHEDULE
@@ -164,7 +166,9 @@ def test_workers_without_remote_control_are_judged_by_what_they_did(
     deliver()
     silent = found("workers-silent")
     assert silent.level == "info"
-    assert "remote control is off. The last attempt was" in silent.text
+    assert (
+        "remote control is off, or the broker does not let workers answer. The last attempt was"
+    ) in silent.text
     queue_mail()
     travel(minutes=10)
     assert found("no-worker").level == "error"
@@ -176,6 +180,35 @@ def test_workers_that_the_site_has_made_silent_are_not_asked(celery_conf, monkey
     celery_conf(worker_enable_remote_control=False)
     monkeypatch.setattr(celery_findings.workers, "consumed", lambda: pytest.fail("asked"))
     assert "No worker has had anything to do." in found("workers-silent").text
+
+
+@pytest.mark.parametrize(
+    "rights",
+    [
+        # The web processes' line in "Production".
+        "resetchannels ~emails* ~bulk_emails* ~celery* ~_kombu.binding* -@all +multi +exec +lpush "
+        "+llen +sadd +smembers +ping +select",
+        "~* &* +@all -publish",
+        "~* resetchannels +@all",
+    ],
+)
+def test_a_broker_that_does_not_let_its_user_ask_is_not_down(
+    celery_conf, monkeypatch, tmp_path, queue_mail, travel, rights
+) -> None:
+    with RedisServer(tmp_path, config={"user": f"web on >secret {rights}"}) as redis:
+        app = Celery("asking", set_as_current=False)
+        app.conf.broker_url = f"redis://web:secret@127.0.0.1:{redis.port}/0"
+        monkeypatch.setattr(workers, "app_or_default", lambda: app)
+        findings = {it.id: it for it in doctor.examine()}
+        assert "broker" not in findings
+        refusal = findings["workers-not-asked"]
+        assert refusal.level == "warning"
+        assert "permission" in refusal.text
+        assert "secret" not in refusal.text
+        assert "none was asked" in findings["workers-silent"].text
+        queue_mail()
+        travel(minutes=10)
+        assert found("no-worker").level == "error", "mail is due, and nobody sends it"
 
 
 def test_a_silent_worker_among_others_that_answer_is_known_by_its_work(
