@@ -107,8 +107,8 @@ def dispatch() -> dict[str, int]:
         for transport in gates.Gates(using).out_of_order():
             done["rerouted"] += gates.reroute(transport, using)
     with errors:
-        for batch in _unfinished_batches(using):
-            done["rung"] += doorbell.ring_for_batch(str(batch))
+        for batch_id, queue in _unfinished_batches(using):
+            done["rung"] += doorbell.ring_for_batch(str(batch_id), queue=queue or None)
     with errors:
         mirror_results()
     with errors:
@@ -297,12 +297,14 @@ def forget_given_up(using: str) -> int:
     return count
 
 
-def _unfinished_batches(using: str) -> list[uuid.UUID]:
-    """Return bulk calls that have waited some time for a worker to expand them."""
+def _unfinished_batches(using: str) -> list[tuple[uuid.UUID, str]]:
+    """Return the bulk calls that have waited some time for a worker to expand them, and the queue
+    of each.
+    """
     stale = EmailBatch.objects.using(using).filter(
         finished_at=None, created_at__lt=clock.now(-_BATCH_PATIENCE)
     )
-    return list(stale.order_by("created_at").values_list("pk", flat=True)[:_BATCHES_PER_SWEEP])
+    return list(stale.order_by("created_at").values_list("pk", "queue")[:_BATCHES_PER_SWEEP])
 
 
 def _rescue(token: uuid.UUID, using: str) -> int:

@@ -151,7 +151,7 @@ class _BulkTask(Task):  # type: ignore[type-arg] # generic for type checkers alo
         is_foreign = broker_trust.check(self)
         meaning = call_options.translate(options)
         batch = bulk.submit(*(args or ()), **(kwargs or {}), options=meaning, is_foreign=is_foreign)
-        bulk.ring_on_commit(batch, queue=meaning.queue)
+        bulk.ring_on_commit(batch)
         return BatchResult(str(batch.pk))
 
 

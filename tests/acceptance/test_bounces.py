@@ -153,9 +153,7 @@ def test_bulk_mail_that_people_complain_about_pauses_by_itself(site, imap) -> No
     worker = site.start_worker()
     site.start_beat()
     paused = "SELECT scope, name FROM epica_mail_deliverygate WHERE paused"
-    wait_until(
-        lambda: site.fetch(paused) == [("category", "news")], timeout=30, what="the pause"
-    )
+    wait_until(lambda: site.fetch(paused) == [("category", "news")], timeout=30, what="the pause")
     site.call(send_bulk, "news", ["late1", "late2"])
     site.call(send_bulk, "offers", ["other1", "other2"])
     site.call(send_single, "news", "single")

@@ -1,4 +1,4 @@
-"""The table for the entries of a bulk call that is too long for one row."""
+"""The queue of a bulk call, and the table for the entries of one that is too long for one row."""
 
 import django.db.models.deletion
 from django.db import migrations, models
@@ -8,6 +8,13 @@ class Migration(migrations.Migration):
     dependencies = [("epica_mail", "0006_slowed_domains_index")]
 
     operations = [
+        migrations.AddField(
+            model_name="emailbatch",
+            name="queue",
+            field=models.CharField(
+                blank=True, db_default="", default="", editable=False, max_length=64
+            ),
+        ),
         migrations.CreateModel(
             name="EmailBatchPart",
             fields=[

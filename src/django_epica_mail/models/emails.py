@@ -162,6 +162,8 @@ class EmailBatch(Row):
     #: The entries as stored by ``bulk``, unless they are in parts, and the files they name; empty
     #: once all are expanded into mails.
     payload = models.TextField(editable=False, blank=True)
+    #: The queue in which the call looks for a worker; empty for where the site routes bulk calls.
+    queue = models.CharField(max_length=64, blank=True, default="", db_default="", editable=False)
     #: The number of entries expanded or refused so far.
     position = models.PositiveIntegerField(default=0, editable=False)
     #: When the last entry was expanded or refused; NULL before that.

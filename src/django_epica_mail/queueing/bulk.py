@@ -61,7 +61,7 @@ def submit(
     if isinstance(emails, (str, bytes)) or not isinstance(emails, Sequence):
         raise TypeError(f"emails must be a list of dicts; it is {type(emails).__name__}.")
     using = router.db_for_write(EmailBatch)
-    batch = EmailBatch(total=len(emails))
+    batch = EmailBatch(total=len(emails), queue=options.queue or "")
     if options.batch_id is not None:
         batch.pk = _free_id(options.batch_id, using)
     files: dict[str, Any] = {}
@@ -76,12 +76,10 @@ def submit(
     return batch
 
 
-def ring_on_commit(batch: EmailBatch, *, queue: str | None = None) -> None:
-    """Wake a worker to expand a batch once the caller's transaction commits.
-
-    ``queue`` is where that worker is looked for; by default, where the site routes bulk calls.
-    """
+def ring_on_commit(batch: EmailBatch) -> None:
+    """Wake a worker to expand a batch once the caller's transaction commits."""
     using = router.db_for_write(EmailBatch)
+    queue = batch.queue or None
     doorbell.ring_for_batch_on_commit(str(batch.pk), using=using, queue=queue)
 
 

@@ -13,7 +13,7 @@ from celery.canvas import Signature
 from django.utils import timezone as django_timezone
 from kombu import Queue
 
-from django_epica_mail import outbox
+from django_epica_mail import maintenance, outbox
 from django_epica_mail.models import EmailBatch, EmailLog
 from django_epica_mail.queueing.call_options import translate
 from django_epica_mail.tasks import send_bulk_emails_task, send_email_task
@@ -164,3 +164,12 @@ def test_a_call_without_options_stores_its_entries_as_they_are() -> None:
 def test_a_planned_call_can_be_cancelled(smtp) -> None:
     mail = mail_of(countdown=600)
     assert outbox.cancel([mail.pk]).cancelled == [mail.pk]
+
+
+@pytest.mark.parametrize(("call", "rung"), [({}, "bulk_emails"), ({"queue": "news"}, "news")])
+def test_the_sweep_rings_for_a_call_where_the_call_itself_rang(rings, travel, call, rung) -> None:
+    send_bulk_emails_task.apply_async(args=[[{**entry(), "queue": "vip"}]], **call)
+    travel(minutes=1)  # the first ring is lost
+    rings.clear()
+    maintenance.dispatch()
+    assert rings == [rung]
