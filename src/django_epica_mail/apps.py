@@ -30,7 +30,7 @@ class EpicaMailConfig(AppConfig):
         """
         from django_epica_mail import checks, schedule, signals, tasks  # noqa: F401
         from django_epica_mail.broker import doorbell
-        from django_epica_mail.queueing.render import WithoutContext
+        from django_epica_mail.queueing.rendering.render import WithoutContext
         from django_epica_mail.tracking import webhooks
 
         signals.connect_logging()

@@ -50,7 +50,12 @@ class EpicaOutbox:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare the ini options."""
+    """Declare the options."""
+    parser.getgroup("epica_mail").addoption(
+        "--epica-mail-update-snapshots",
+        action="store_true",
+        help="write the snapshots of mail that tests compare, instead of comparing them",
+    )
     parser.addini(
         "epica_mail_no_real_transports",
         "fail each test that tries to open a real mail transport",
@@ -63,6 +68,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type="bool",
         default=False,
     )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _update_snapshots(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("--epica-mail-update-snapshots"):
+            patch.setenv("EPICA_MAIL_UPDATE_SNAPSHOTS", "1")
+        yield
 
 
 @pytest.fixture

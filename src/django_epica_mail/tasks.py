@@ -83,7 +83,7 @@ def send_templated_email_async(
 
     The mail is rendered at once, in the caller, so ``context`` may hold any object. It is rendered
     in ``language`` if that is given. ``subject=None`` uses the template's own ``_subject.txt``.
-    ``template_name`` is as in ``queueing.render.render``, the rest as in ``send_email_async``.
+    ``template_name`` is as in ``queueing.rendering.render``, the rest as in ``send_email_async``.
     """
     named = {
         "subject": subject,

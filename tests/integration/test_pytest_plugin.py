@@ -54,7 +54,7 @@ def test_the_examples_of_the_docs_pass_and_the_option_works(pytester) -> None:
     pytester.makepyfile(test_careless=CARELESS_TEST)
     *_, option = re.findall(r"^```ini\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     ran = run(pytester, option)
-    ran.assert_outcomes(passed=7, errors=1)
+    ran.assert_outcomes(passed=9, errors=1)
     ran.stdout.fnmatch_lines(["*RealTransportOpened: The test tried to open *smtp.EmailBackend*"])
 
 
@@ -149,3 +149,21 @@ def test_importing_the_plugin_imports_no_django() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n"
+
+
+def test_an_option_writes_the_snapshots_that_are_compared_otherwise(pytester) -> None:
+    pytester.makepyfile(
+        test_snapshot="""
+from pathlib import Path
+from django_epica_mail.testing import assert_mail_renders
+
+def test_notification():
+    folder = Path(__file__).parent / "snapshots"
+    assert_mail_renders("emails/notification", snapshots=folder)
+"""
+    )
+    run(pytester).assert_outcomes(failed=1)
+    run(pytester, "[pytest]\naddopts = --epica-mail-update-snapshots\n").assert_outcomes(passed=1)
+    run(pytester).assert_outcomes(passed=1)
+    written = (pytester.path / "snapshots" / "emails").iterdir()
+    assert sorted(it.name for it in written) == ["notification.en.txt", "notification.tr.txt"]

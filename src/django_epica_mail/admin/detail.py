@@ -31,14 +31,13 @@ from django_epica_mail.admin.mail_page.timeline import timeline, waiting_for
 from django_epica_mail.admin.operations import DETAIL, possible
 from django_epica_mail.admin.sanitize import inline_images
 from django_epica_mail.exceptions import UnreadableEnvelope
+from django_epica_mail.messages.bounds import CLIPPED_BYTES
 from django_epica_mail.models import EmailAttachment, EmailLog
 
 _RECIPIENTS = 200
 """The page of an e-mail lists at most this many recipients."""
 _SHOWN_BYTES = 1024 * 1024
 """The source of an e-mail is shown up to here; all of it is in the download."""
-_CLIPPED_BYTES = 102 * 1024
-"""Gmail hides what follows in an e-mail's HTML (observed; Google publishes no number)."""
 _REFRESH_SECONDS = 3
 """The page of an e-mail that has not ended renews itself this often."""
 
@@ -166,7 +165,7 @@ class Detail(ReadOnlyPage):
         return {
             "content": content,
             "html_bytes": (size := len(content.html.encode(errors="replace"))),
-            "is_clipped": size > _CLIPPED_BYTES,
+            "is_clipped": size > CLIPPED_BYTES,
             "frame": frame(request, source) if content.html else None,
             "attachments": _attachments(mail).defer("content").order_by("pk"),
         }

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
-from os.path import splitext
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -12,20 +9,15 @@ from django.conf import settings
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
-from django.template import Context, Engine, TemplateDoesNotExist, engines
-from django.template.backends.django import DjangoTemplates
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import translation
-from django.utils.module_loading import import_string
 from django.utils.translation import gettext as _
 
 from django_epica_mail import conf
 from django_epica_mail.admin.content import frame, sandboxed
 from django_epica_mail.admin.detail import may_see_content
-from django_epica_mail.queueing import render
-
-_SUFFIXES = (".txt", ".html")
+from django_epica_mail.queueing.rendering import render, samples
 
 
 class Chosen(NamedTuple):
@@ -114,52 +106,12 @@ def _language(code: str, name: str, chosen: Chosen | None) -> tuple[str, str, bo
     return str(_(name)), query, chosen is not None and chosen.language == code
 
 
-class _Wanted(str):
-    """What an engine takes for missing variables: nothing, and notes their names."""
-
-    names: set[str]
-
-    def __new__(cls) -> _Wanted:
-        self = super().__new__(cls, "%s")  # by which an engine sees that it wants the name
-        self.names = set()
-        return self
-
-    def __mod__(self, variable: Any) -> str:
-        self.names.add(str(variable))
-        return ""
-
-
-def _missing(chosen: Chosen, values: Mapping[str, Any]) -> list[str]:
-    """Return the variables that a template asked for and did not get, by an engine of its own.
-
-    Only Django's template language says so. What ``if`` and ``for`` ask about may be missing.
-    """
-    wanted = _Wanted()
-    base = splitext(chosen.template)[0] if chosen.template.endswith(_SUFFIXES) else chosen.template
-    for backend in engines.all():
-        if not isinstance(backend, DjangoTemplates):
-            continue
-        origin = backend.engine
-        engine = Engine(
-            dirs=origin.dirs,
-            app_dirs=origin.app_dirs,
-            loaders=None if origin.app_dirs else origin.loaders,
-            libraries=origin.libraries,
-            builtins=origin.builtins,
-            string_if_invalid=wanted,
-        )
-        for suffix in ("_subject.txt", *_SUFFIXES):
-            with suppress(TemplateDoesNotExist):
-                engine.get_template(f"{base}{suffix}").render(Context(dict(values)))
-    return sorted(wanted.names)
-
-
 def _rendered(request: HttpRequest, chosen: Chosen) -> dict[str, Any]:
     try:
         with render.speaking(chosen.language):
-            values = _values(chosen)
+            values = samples.context_of(chosen.template)
             mail = render.render(chosen.template, values)
-            missing = _missing(chosen, values)
+            missing = samples.missing_variables(chosen.template, values)
     except Exception as error:  # noqa: BLE001 - an unfinished template; the page shows why
         return {"problem": f"{type(error).__name__}: {error}"}
     source = f"{reverse('admin:epica_mail_emaillog_preview')}?{chosen.query}"
@@ -172,11 +124,4 @@ def _rendered(request: HttpRequest, chosen: Chosen) -> dict[str, Any]:
 
 def _render(chosen: Chosen) -> render.Rendered:
     with render.speaking(chosen.language):
-        return render.render(chosen.template, _values(chosen))
-
-
-def _values(chosen: Chosen) -> Mapping[str, Any]:
-    """Return the sample context of a template."""
-    context = conf.get().previews[chosen.template]
-    values: Mapping[str, Any] = import_string(context)() if isinstance(context, str) else context
-    return values
+        return render.render(chosen.template, samples.context_of(chosen.template))

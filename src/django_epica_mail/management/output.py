@@ -69,6 +69,23 @@ def pair_lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"{name.replace('_', ' '):<{width}}  {'-' if shown in (None, '') else clean(shown)}"
 
 
+def doctor_lines(report: dict[str, Any], style: Any) -> Iterator[str]:
+    """Yield the lines of the doctor's report; ``style`` is the command's."""
+    if "findings" not in report:
+        yield from pair_lines(report)
+    elif not report["findings"]:
+        yield "Nothing is wrong."
+    else:
+        styles = {"error": style.ERROR, "warning": style.WARNING}
+        for finding in report["findings"]:
+            styled = styles.get(finding["level"], style.NOTICE)
+            yield styled(f"{finding['level']:<8} {clean(finding['text'])} ({finding['id']})")
+            yield f"{'':<8} {clean(finding['remedy'])}"
+    if "dns" in report:
+        yield ""
+        yield from sender_record_lines(report["dns"])
+
+
 def sender_record_lines(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of a table of senders' DNS records, and then what to publish."""
     names = ("domain", "transport", "name", "level", "text")
@@ -79,6 +96,18 @@ def sender_record_lines(records: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield ""
         yield "To publish or correct in the DNS:"
         yield from (f"  {it}" for it in publish)
+
+
+def lint_lines(findings: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield the findings of a lint under the template and the language of each."""
+    heading = ""
+    for it in findings:
+        if (of := f"{it['template']} ({it['language']})") != heading:
+            yield clean(of)
+            heading = of
+        yield clean(f"  {it['text']} ({it['rule']})")
+    if not findings:
+        yield "Nothing is wrong."
 
 
 def status_lines(report: StatusReport) -> Iterator[str]:

@@ -21,6 +21,8 @@ MAX_ADDRESS_HEADER = 64 * 1024
 MAX_HEADER = 32 * 1024
 MAX_ENCODED_HEADER = 4096
 """Characters of a header that is not ASCII, which Python encodes in quadratic time."""
+CLIPPED_BYTES = 102 * 1024
+"""Gmail hides what follows in a mail's HTML (observed; Google publishes no number)."""
 _ADDRESS_HEADERS = frozenset({"from", "to", "cc", "reply-to", "sender"})
 
 

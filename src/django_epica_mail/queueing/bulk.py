@@ -31,8 +31,9 @@ from django_epica_mail.broker import celery_config, doorbell
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import UnencodableValue, decode, encode, encryption
 from django_epica_mail.models import EmailBatch, EmailLog
-from django_epica_mail.queueing import compose, draft, enqueue, render
+from django_epica_mail.queueing import compose, draft, enqueue
 from django_epica_mail.queueing.call_options import CallOptions
+from django_epica_mail.queueing.rendering import render
 from django_epica_mail.replies import reply_text
 from django_epica_mail.results import Refusal
 

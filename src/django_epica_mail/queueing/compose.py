@@ -10,7 +10,7 @@ from typing import Any
 from django.core.mail import EmailMultiAlternatives
 
 from django_epica_mail.exceptions import as_invalid_message
-from django_epica_mail.queueing import render
+from django_epica_mail.queueing.rendering import render
 from django_epica_mail.routing import Options, check_names
 
 _LISTS = ("recipient_list", "cc", "bcc", "reply_to")

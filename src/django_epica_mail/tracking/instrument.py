@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from email.policy import SMTP, Policy
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import django
 from django.core.exceptions import ImproperlyConfigured
@@ -61,6 +61,10 @@ class _OneLine(str):
         header = super().__new__(cls, value)
         header.name = name
         return header
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        """Return what a copy is made of; Django's locmem backend keeps one of each message."""
+        return self.name, str(self)
 
     def fold(self, *, policy: Policy) -> str:
         return f"{self.name}: {self}{policy.linesep}"
@@ -187,54 +191,77 @@ def _is_tracked(url: str, exempt: str) -> bool:
     return len(url) <= _MAX_URL_LENGTH and links.leads_to_a_page(url) and not is_unsubscribe
 
 
-class _Page:
-    """The positions of the links in HTML and of the end of its body, found in one linear pass.
+class Tag(NamedTuple):
+    """A start tag or an end tag in HTML."""
+
+    name: str
+    """In lower case."""
+    start: int
+    end: int
+    """The position after it."""
+    attributes: Mapping[str, tuple[int, int]] | None
+    """Where the value of each attribute starts and ends; ``None`` for an end tag."""
+
+
+def tags(text: str) -> Iterator[Tag]:
+    """Yield the tags in HTML, found in one linear pass.
 
     It recognises what may hide a tag as the HTML standard does (section 13.2.5): comments, quoted
     attribute values, and the text of scripts, styles, titles and text areas. What is never closed
     hides all that follows.
     """
+    position: int | None = 0
+    while position is not None and (start := text.find("<", position)) >= 0:
+        closes = text.startswith("</", start)
+        name = _TAG_NAME.match(text, start + 1 + closes)
+        if name is not None and not closes:
+            tag = _start_tag(text, name[0].lower(), start, name.end())
+            if tag is None:
+                return
+            yield tag
+            position = tag.end
+            if (ending := _RAW_TEXT.get(tag.name)) is not None:
+                closing = ending.search(text, position)
+                position = None if closing is None else closing.start()
+        elif text.startswith("<!--", start):
+            position = _after(text, "-->", start + 4)
+        elif closes or text.startswith(("<!", "<?"), start):
+            position = _after(text, ">", start + 2)
+            if name is not None:
+                yield Tag(name[0].lower(), start, position or len(text), None)
+        else:
+            position = start + 1
+
+
+def _start_tag(text: str, name: str, start: int, position: int) -> Tag | None:
+    """Read a start tag; return ``None`` if it is never closed."""
+    attributes: dict[str, tuple[int, int]] = {}
+    while (found := _ATTRIBUTE.match(text, position)) is not None:
+        position = found.end()
+        if found["opened"]:
+            return None  # a quoted value that is never closed
+        if value := found["value"]:
+            quoted = value[0] in "\"'"
+            span = found.start("value") + quoted, found.end("value") - quoted
+        else:
+            span = position, position
+        attributes.setdefault(found["name"].lower(), span)  # the first one counts
+    end = _after(text, ">", position)
+    return None if end is None else Tag(name, start, end, attributes)
+
+
+class _Page:
+    """The positions of the links in HTML and of the end of its body."""
 
     def __init__(self, text: str) -> None:
         self.hrefs: list[tuple[int, int]] = []
         self.end_of_body = len(text)
-        position: int | None = 0
-        while position is not None and (start := text.find("<", position)) >= 0:
-            position = self._read(text, start)
-
-    def _read(self, text: str, start: int) -> int | None:
-        """Read the construct that starts with ``<``; return its end, ``None`` if it has none."""
-        tag = _TAG_NAME.match(text, start + 1)
-        if tag is not None:
-            return self._start_tag(text, tag[0].lower(), tag.end())
-        if text.startswith("<!--", start):
-            return _after(text, "-->", start + 4)
-        closing = _TAG_NAME.match(text, start + 2) if text.startswith("</", start) else None
-        if closing is not None and closing[0].lower() == "body":
-            self.end_of_body = start  # the last one counts
-        if closing is not None or text.startswith(("<!", "<?", "</"), start):
-            return _after(text, ">", start + 2)
-        return start + 1
-
-    def _start_tag(self, text: str, name: str, position: int) -> int | None:
-        """Read a start tag, and record the first ``href`` of a link."""
-        href = None
-        while (found := _ATTRIBUTE.match(text, position)) is not None:
-            position = found.end()
-            if found["opened"]:
-                return None  # a quoted value that is never closed
-            if href is None and found["name"].lower() == "href" and found["value"]:
-                quoted = found["value"][0] in "\"'"
-                href = found.start("value") + quoted, found.end("value") - quoted
-        end = _after(text, ">", position)
-        if end is None:
-            return None
-        if href is not None and name in ("a", "area"):
-            self.hrefs.append(href)
-        if name not in _RAW_TEXT:
-            return end
-        closing = _RAW_TEXT[name].search(text, end)
-        return None if closing is None else closing.start()
+        for tag in tags(text):
+            if tag.attributes is None:
+                if tag.name == "body":
+                    self.end_of_body = tag.start  # the last one counts
+            elif tag.name in ("a", "area") and (href := tag.attributes.get("href")) is not None:
+                self.hrefs.append(href)
 
 
 def _after(text: str, mark: str, start: int) -> int | None:

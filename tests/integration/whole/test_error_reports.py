@@ -19,7 +19,8 @@ from django.views.debug import ExceptionReporter
 from django_epica_mail import conf, outbox, tasks
 from django_epica_mail.admin import content as admin_content
 from django_epica_mail.messages import codec
-from django_epica_mail.queueing import bulk, render
+from django_epica_mail.queueing import bulk
+from django_epica_mail.queueing.rendering import render
 from django_epica_mail.tracking.events import Kind, Visit
 
 SECRET = "s3cret-token"

@@ -49,8 +49,9 @@ _ALL_ENCRYPTED = (
 class Command(BaseCommand):
     """Runs one of the actions named in its help.
 
-    Exits with 1 if ``doctor`` finds an error, an e-mail was too late for ``cancel``, a test e-mail
-    was not sent, content could not be decrypted, or ``import`` or ``erase`` left something behind.
+    Exits with 1 if ``doctor`` finds an error or ``lint`` anything, an e-mail was too late for
+    ``cancel``, a test e-mail was not sent, content could not be decrypted, or ``import`` or
+    ``erase`` left something behind.
     """
 
     help = "Inspects and operates the e-mail queue."
@@ -75,7 +76,7 @@ class Command(BaseCommand):
             raise CommandError(f"{missing}: run manage.py migrate.") from None
         if report is None:
             pass  # the action has written its own output
-        elif options["json"] or name == "export":
+        elif options["json"] or options.get("format") == "json" or name == "export":
             form = report.as_dict() if isinstance(report, backlog.StatusReport) else report
             # JSON escapes every other character that a terminal would act on.
             self.stdout.write(json.dumps(form, default=str).replace("\x7f", "\\u007f"))
@@ -104,6 +105,18 @@ class Command(BaseCommand):
             report["dns"] = [asdict(record) for record in records]
         errors = [it for part in report.values() for it in part if it["level"] == "error"]
         return report, not errors
+
+    def lint(self, options: dict[str, Any]) -> tuple[Any, bool]:
+        """Report what is wrong with the templates in ``PREVIEWS``, in every language."""
+        from django_epica_mail.testing import lint  # which imports Django's own tools for tests
+
+        try:
+            found = lint.lint_templates(
+                options["templates"], options["language"], ignore=options["ignore"]
+            )
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        return {"findings": [asdict(it) for it in found]}, not found
 
     def send_test(self, options: dict[str, Any]) -> tuple[Any, bool]:
         """Queue a test e-mail, and wait for its outcome if asked to."""
@@ -316,25 +329,10 @@ class Command(BaseCommand):
         if action == "status":
             return output.status_lines(report)
         if action == "doctor":
-            return self._findings(report)
+            return output.doctor_lines(report, self.style)
+        if action == "lint":
+            return output.lint_lines(report["findings"])
         return output.import_lines(report) if action == "import" else output.pair_lines(report)
-
-    def _findings(self, report: dict[str, Any]) -> Iterable[str]:
-        if "findings" not in report:
-            yield from output.pair_lines(report)
-        elif not report["findings"]:
-            yield "Nothing is wrong."
-        else:
-            styles = {"error": self.style.ERROR, "warning": self.style.WARNING}
-            for finding in report["findings"]:
-                style = styles.get(finding["level"], self.style.NOTICE)
-                yield style(
-                    f"{finding['level']:<8} {output.clean(finding['text'])} ({finding['id']})"
-                )
-                yield f"{'':<8} {output.clean(finding['remedy'])}"
-        if "dns" in report:
-            yield ""
-            yield from output.sender_record_lines(report["dns"])
 
 
 def _held_back(log: EmailLog, *, ask_workers: bool) -> list[str]:

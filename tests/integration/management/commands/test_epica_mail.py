@@ -464,3 +464,19 @@ def test_status_tells_which_domain_is_slowed_and_resume_sets_it_free(db) -> None
 def test_a_domain_is_slowed_by_servers_and_never_paused() -> None:
     with pytest.raises(CommandError):
         run("pause", "--domain", "gmail.example")
+
+
+def test_lint_reports_what_is_wrong_with_the_templates_of_the_previews(epica_mail) -> None:
+    epica_mail(PREVIEWS={"emails/notification": {"title": "Order", "body": "Thank you."}})
+    assert run("lint") == "Nothing is wrong.\n"
+    assert json.loads(run("lint", "--format", "json")) == {"findings": []}
+    epica_mail(PREVIEWS={"emails/notification": {"title": "\x1b{{ title", "body": "Thank you."}})
+    output = StringIO()
+    with pytest.raises(SystemExit, match="1"):
+        call_command("epica_mail", "lint", "--language", "en", stdout=output)
+    assert output.getvalue().splitlines()[0] == "emails/notification (en)"
+    assert "'{{' in the subject" in output.getvalue()
+    assert "\x1b" not in output.getvalue()
+    assert run("lint", "--ignore", "left-over") == "Nothing is wrong.\n"
+    with pytest.raises(CommandError, match="does not name the template 'nothing'"):
+        run("lint", "nothing")

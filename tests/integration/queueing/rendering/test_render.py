@@ -18,7 +18,7 @@ from django.utils import translation
 from django.utils.safestring import SafeData
 from django.utils.translation import gettext_lazy
 
-from django_epica_mail.queueing.render import render
+from django_epica_mail.queueing.rendering.render import render
 
 UNDEFINED = "undefined variable"
 BACKENDS = "django.template.backends"

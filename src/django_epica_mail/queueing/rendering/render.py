@@ -109,7 +109,18 @@ def render(
     )
 
 
-_SHIPPED = Path(__file__).parents[1] / "templates"
+@sensitive_variables()
+def raw_subject(template_name: str, context: Mapping[str, Any]) -> str | None:
+    """Return the subject as its template makes it, with line ends, in the current language.
+
+    Returns ``None`` if there is no such template. Raises as ``render`` does.
+    """
+    template = _select([template_name], None).subject
+    with _rendering():
+        return None if template is None else _render_plain(template, dict(context))
+
+
+_SHIPPED = Path(__file__).parents[2] / "templates"
 
 _REQUIRED: Mapping[str, Sequence[tuple[str, ...]]] = {
     "emails/password_reset": [("reset_url", "reset_link")],

@@ -1,0 +1,1 @@
+"""Templates: mail rendered from them, and their sample contexts."""
