@@ -1,10 +1,12 @@
 """A mailbox for every address: a small SMTP server and a web page that lists its mails.
 
-Mail to ``gone@...`` is taken as well, and bounces.
+Mail to ``gone@...`` is taken as well, and bounces. Mail to ``THROTTLED`` is refused for a while, as
+by a server that gets too much.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from email import message_from_bytes, policy
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from aiosmtpd.smtp import SMTP, Envelope, Session
 
 HOST = "127.0.0.1"
+THROTTLED = "first@busy.example.com"
+THROTTLED_SECONDS = 100.0
+"""Seconds after the first try for which mail to ``THROTTLED`` is refused."""
 BOUNCE = """\
 From: MAILER-DAEMON@mx.example.com
 To: {sender}
@@ -75,6 +80,7 @@ class Inbox(HTTPService):
     def __init__(self, bounces: Path) -> None:
         self.received: list[Received] = []
         self.bounces = bounces
+        self.throttled_at: float | None = None
         for name in ("tmp", "new", "cur"):
             (bounces / name).mkdir(parents=True)
         self.smtp_port = free_port()
@@ -91,6 +97,17 @@ class Inbox(HTTPService):
         """Stop both servers."""
         super().stop()
         self._smtp.stop()
+
+    async def handle_RCPT(  # noqa: N802
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        """Take a recipient, or ask for less mail; aiosmtpd calls this for each RCPT."""
+        if address == THROTTLED:
+            self.throttled_at = self.throttled_at or time.monotonic()
+            if time.monotonic() - self.throttled_at < THROTTLED_SECONDS:
+                return "451 4.7.1 Too many mails at once; slow down"
+        envelope.rcpt_tos.append(address)
+        return "250 Accepted"
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
         """Keep a mail; aiosmtpd calls this after DATA."""

@@ -16,9 +16,11 @@ from django.core.mail import EmailMessage, EmailMultiAlternatives, send_mail
 from django.db import transaction
 from django.db.models import Count
 
+from demo.inbox import THROTTLED
+from demo.stack import PASSWORD, USER
 from devservers.process import wait_until
 from django_epica_mail import suppression
-from django_epica_mail.models import EmailLog, EmailRecipient
+from django_epica_mail.models import EmailLog, EmailRecipient, SlowedDomain
 from django_epica_mail.tasks import read_bounces
 from shop.mails import bulk_mailer
 
@@ -31,11 +33,16 @@ if TYPE_CHECKING:
 PLAIN, HTML, RESET = "plain@example.com", "html@example.com", "demo@example.com"
 ROLLED_BACK = "rolled-back@example.com"
 GONE = "gone@example.com"
+SLOWED_DOMAIN = THROTTLED.partition("@")[2]
+BUSY = [f"second@{SLOWED_DOMAIN}", f"third@{SLOWED_DOMAIN}"]
 BULK = [f"reader-{number:03}@example.com" for number in range(1, 201)]
-EXPECTED = [PLAIN, HTML, RESET, GONE, *BULK]
+EXPECTED = [PLAIN, HTML, RESET, GONE, *BUSY, *BULK]
 
-TEXT = "Merhaba! Siparişiniz yolda."
-MARKUP = "<p>Merhaba! <strong>Siparişiniz</strong> yolda.</p>"
+SLOWED_PAGE = "admin/epica_mail/deliverygate/"
+BOUNCED_PAGE = "admin/epica_mail/emailevent/?kind__exact=bounced"
+
+TEXT = "Hello Ayşe! Your order is on its way."
+MARKUP = "<p>Hello <strong>Ayşe</strong>! Your order is on its way.</p>"
 
 
 class RollBackError(Exception):
@@ -50,6 +57,7 @@ def steps(site: str) -> list[tuple[str, Callable[[], None]]]:
         ("a password reset over HTTP", partial(request_password_reset, site)),
         ("a mail in a transaction that is rolled back", roll_back),
         ("a mail that bounces", send_to_nobody),
+        ("mails to a domain that asks for less", send_to_busy_domain),
         (f"{len(BULK)} mails in one send_messages()", send_bulk),
     ]
 
@@ -70,13 +78,18 @@ def request_password_reset(site: str) -> None:
     """Submit the form of Django's own view as a browser does."""
     browser = new_browser()
     address = f"{site}accounts/password_reset/"
-    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', get(browser, address))
-    if token is None:
-        raise RuntimeError(f"{address} shows no form with a CSRF token.")
-    form = {"csrfmiddlewaretoken": token[1], "email": RESET}
+    form = {"csrfmiddlewaretoken": token(browser, address), "email": RESET}
     with browser.open(address, urlencode(form).encode(), timeout=30) as response:
         if not response.url.endswith("/done/"):
             raise RuntimeError(f"{address} did not accept the address {RESET}.")
+
+
+def token(browser: OpenerDirector, address: str) -> str:
+    """Return the CSRF token of the form on a page."""
+    found = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', get(browser, address))
+    if found is None:
+        raise RuntimeError(f"{address} shows no form with a CSRF token.")
+    return found[1]
 
 
 def roll_back() -> None:
@@ -89,6 +102,12 @@ def roll_back() -> None:
 def send_to_nobody() -> None:
     """Send a mail that its server takes, and returns because nobody has the address."""
     send_mail("A mail to nobody", TEXT, None, [GONE])
+
+
+def send_to_busy_domain() -> None:
+    """Send mails to a domain whose server refuses the first of them for now."""
+    for to in (THROTTLED, *BUSY):
+        send_mail("A mail to a busy server", TEXT, None, [to])
 
 
 def send_bulk() -> None:
@@ -143,7 +162,7 @@ class Check:
     claim: str
 
 
-def checks(inbox: Inbox, monitor: RedisMonitor) -> list[Check]:
+def checks(inbox: Inbox, monitor: RedisMonitor, site: str) -> list[Check]:
     """Check all claims, after all mail has arrived or the deadline has passed."""
     monitor.end()
     return [
@@ -154,6 +173,8 @@ def checks(inbox: Inbox, monitor: RedisMonitor) -> list[Check]:
         rows_are_sent(),
         broker_saw_no_content(monitor),
         bounce_suppresses(),
+        busy_domain_is_slowed(),
+        admin_shows(site),
     ]
 
 
@@ -207,7 +228,8 @@ def rows_are_sent() -> Check:
     rows = EmailLog.objects.values_list("status").annotate(Count("pk")).order_by("status")
     counts = {str(status): count for status, count in rows}
     shown = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return Check(counts == {"sent": len(EXPECTED)}, f"the database contains: {shown or 'nothing'}")
+    wanted = {"sent": len(EXPECTED), "retrying": 1}
+    return Check(counts == wanted, f"the database contains: {shown or 'nothing'}")
 
 
 def bounce_suppresses() -> Check:
@@ -219,9 +241,27 @@ def bounce_suppresses() -> Check:
     return Check(wanted(), f"the mail to {GONE} bounced, and the address is suppressed")
 
 
+def busy_domain_is_slowed() -> Check:
+    """Check that the domain that asked for less gets less, and the refused mail waits."""
+    slowed = list(SlowedDomain.objects.values_list("domain", flat=True))
+    claim = f"mail to {SLOWED_DOMAIN}, and to no other domain, is slowed down"
+    return Check(slowed == [SLOWED_DOMAIN], claim)
+
+
+def admin_shows(site: str) -> Check:
+    """Check that staff see the bounce and the slowed domain in the admin."""
+    browser = new_browser()
+    address = f"{site}admin/login/?next=/{SLOWED_PAGE}"
+    form = {"username": USER, "password": PASSWORD, "csrfmiddlewaretoken": token(browser, address)}
+    with browser.open(address, urlencode(form).encode(), timeout=30) as response:
+        slowed = response.read().decode()
+    seen = SLOWED_DOMAIN in slowed and GONE in get(browser, f"{site}{BOUNCED_PAGE}")
+    return Check(seen, "the admin shows the slowed domain and the bounce")
+
+
 def broker_saw_no_content(monitor: RedisMonitor) -> Check:
     """Check that rings went through Redis, but no address, subject or text."""
-    leaked = monitor.leaked({"@example.com", "A plain mail", "Merhaba", "News ", "password"})
+    leaked = monitor.leaked({"@example.com", "A plain mail", "on its way", "News ", "password"})
     calls = ", ".join(f"{count} x {call}" for call, count in monitor.calls.most_common())
     claim = f"Redis carried no content, only: {calls or 'nothing'}"
     if leaked:
