@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,9 +88,15 @@ class Chrome:
 
     def follow(self, element: WebElement) -> None:
         """Click a link or button that leads to another page, and wait for the page to load."""
-        script = "window.isLeft = true; arguments[0].scrollIntoView({block: 'center'})"
-        self.driver.execute_script(script, element)
-        element.click()
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        with self.another_page():
+            element.click()
+
+    @contextmanager
+    def another_page(self) -> Iterator[None]:
+        """Wait for the page to load to which something in the block leads."""
+        self.driver.execute_script("window.isLeft = true")
+        yield
         arrived = "return !window.isLeft && document.readyState === 'complete'"
         # Between two pages there is no document, which the driver reports as various errors.
         WebDriverWait(self.driver, TIMEOUT, ignored_exceptions=[WebDriverException]).until(
@@ -138,23 +146,32 @@ class Chrome:
         script = "return document.documentElement.scrollWidth - window.innerWidth"
         return max(0, int(self.driver.execute_script(script)))
 
+    def keep(self, name: str) -> None:
+        """Save a screenshot of the whole page as it looks now, if ``pictures`` is set."""
+        if self.pictures is None:
+            return
+        run = self.driver.execute_script
+        width, height = run(
+            "return [window.innerWidth, document.documentElement.scrollHeight]"
+        )
+        metrics = {"width": width, "height": min(height, 4000), "deviceScaleFactor": 1}
+        self.driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride", {**metrics, "mobile": width < 1000}
+        )
+        self.driver.save_screenshot(str(self.pictures / f"{name}.png"))
+
     def picture(self, name: str) -> None:
         """Save screenshots of the page, light, dark and on a phone, if ``pictures`` is set."""
         if self.pictures is None:
             return
-        for look, theme, size in (
+        looks: tuple[tuple[str, Literal["light", "dark"], tuple[int, int] | None], ...] = (
             ("light", "light", None),
             ("dark", "dark", None),
             ("phone", "light", PHONE),
-        ):
-            self.look(theme, size)  # type: ignore[arg-type]
-            height = self.driver.execute_script("return document.documentElement.scrollHeight")
-            width = size[0] if size else 1280
-            metrics = {"width": width, "height": min(int(height), 4000), "deviceScaleFactor": 1}
-            self.driver.execute_cdp_cmd(
-                "Emulation.setDeviceMetricsOverride", {**metrics, "mobile": size is not None}
-            )
-            self.driver.save_screenshot(str(self.pictures / f"{name}-{look}.png"))
+        )
+        for look, theme, size in looks:
+            self.look(theme, size)
+            self.keep(f"{name}-{look}")
         self.look("light")
 
     def downloaded(self, name: str) -> bytes:

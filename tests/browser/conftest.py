@@ -68,7 +68,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """Run the example project once for all tests, with a worker and a web server."""
     folder = tmp_path_factory.mktemp("shop")
     databases = Databases(folder)
-    site = Shop(databases, "sqlite", folder, {}, {"SHOP_RESULT_BACKEND": "django-db"})
+    env = {
+        "DJANGO_SETTINGS_MODULE": "tests.browser.settings",
+        "SHOP_RESULT_BACKEND": "django-db",
+    }
+    site = Shop(databases, "sqlite", folder, {}, env)
     try:
         site.call(inside.set_up)
         site.web = Web(EXAMPLE_PROJECT, site.env, folder=folder, insecure=True)

@@ -72,7 +72,9 @@ def lose(mail: str) -> None:
 
 
 def make_history() -> None:
-    """Store totals for the last day, as if the sweep had counted mail."""
+    """Store totals for the last day and of all time, as if the sweep had counted mail."""
+    from collections import Counter
+
     from django.utils import timezone
 
     from django_epica_mail.models import EmailTotal
@@ -95,6 +97,21 @@ def make_history() -> None:
                 failure_code=550,
             ),
         ]
+    ever: Counter[tuple[str, str, int]] = Counter()
+    for row in rows:
+        ever[row.event, row.failure_kind, row.failure_code] += row.count
+    rows += [
+        EmailTotal(
+            hour=totals.ALL_TIME,
+            queue="emails",
+            transport="smtp",
+            event=event,
+            failure_kind=kind,
+            failure_code=code,
+            count=count,
+        )
+        for (event, kind, code), count in ever.items()
+    ]
     EmailTotal.objects.bulk_create(rows)
 
 

@@ -57,7 +57,7 @@ def test_a_failed_mail_is_queued_again_after_confirmation(
     assert "Bir daha" in chrome.text
     assert shop.status_of(mail) == "failed"
     chrome.picture(f"confirm-{language}")
-    chrome.press(".epica-confirm input[type=submit]")
+    chrome.press(".epica-confirm button")
     assert chrome.all(".messagelist .success")
     shop.wait_until_it_is(mail, "sent")
 
@@ -67,7 +67,7 @@ def test_a_sent_mail_is_sent_again_from_its_page(shop: Shop, chrome: Chrome, lan
     mail = shop.deliver(to, "İki kez")
     chrome.open(page_of(mail))
     chrome.press("button[value=send_again]")
-    chrome.press(".epica-confirm input[type=submit]")
+    chrome.press(".epica-confirm button")
     assert mail in chrome.driver.current_url
 
     def arrived() -> int:
@@ -83,7 +83,7 @@ def test_an_unknown_outcome_is_decided(shop: Shop, chrome: Chrome, language: str
     assert len(chrome.all(".epica-notice.epica-unknown")) == 2, "what it waits for, what to do"
     chrome.picture(f"unknown-{language}")
     chrome.press("button[value=decide_arrived]")
-    chrome.press(".epica-confirm input[type=submit]")
+    chrome.press(".epica-confirm button")
     assert chrome.one("h1 .epica-badge.epica-sent").is_displayed()
     assert shop.status_of(mail) == "sent"
 
@@ -93,7 +93,7 @@ def test_scheduled_mail_is_cancelled_or_sent_now(shop: Shop, chrome: Chrome) -> 
     for mail, action in ((off, "cancel"), (now, "send_now")):
         chrome.open(page_of(mail))
         chrome.press(f"button[value={action}]")
-        chrome.press(".epica-confirm input[type=submit]")
+        chrome.press(".epica-confirm button")
     shop.wait_until_it_is(off, "cancelled")
     shop.wait_until_it_is(now, "sent")
 
@@ -137,7 +137,7 @@ def test_raw_messages_attachments_and_exports_are_downloaded(shop: Shop, english
     assert f"Message-ID: <{mail}@".encode() in english.downloaded(f"{mail}.eml")
     assert english.driver.current_url == here
     english.press("button[value=export_csv]")
-    english.one(".epica-confirm input[type=submit]").click()
+    english.one(".epica-confirm button").click()
     (row,) = csv.DictReader(io.StringIO(english.downloaded("e-mails.csv").decode("utf-8-sig")))
     assert (row["id"], row["subject"], row["recipients"]) == (mail, "'=cmd", "'=1+1@example.com")
 

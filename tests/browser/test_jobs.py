@@ -44,7 +44,7 @@ def test_what_failed_for_one_reason_in_the_last_hour_is_requeued_by_three_clicks
     assert "3 ×" in chrome.text
     assert "554" in chrome.text
     assert "5.7.1 blocked" in chrome.text
-    clicks.press(".epica-confirm input[type=submit]")
+    clicks.press(".epica-confirm button")
     assert clicks.number == 3
     for mail in made["blocked"]:
         shop.wait_until_it_is(mail, "sent")
@@ -58,7 +58,7 @@ def test_a_group_of_reasons_is_left_out(shop: Shop, chrome: Chrome, language: st
     chrome.picture(f"groups-{language}")
     chrome.one("input[name=group][value='failed|permanent|550']").click()
     chrome.one("#epica-note").send_keys("Liste temizlendi")
-    chrome.press(".epica-confirm input[type=submit]")
+    chrome.press(".epica-confirm button")
     for mail in made["blocked"]:
         shop.wait_until_it_is(mail, "sent")
     assert {shop.status_of(mail) for mail in made["unknown"] + made["old"]} == {"failed"}

@@ -7,6 +7,7 @@ from functools import cached_property, reduce, wraps
 from typing import Any
 from uuid import UUID
 
+from django.apps import apps
 from django.contrib import admin
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import unquote
@@ -26,6 +27,7 @@ WINDOW = 50_000
 """Conditions that no index serves apply to this many of the newest e-mails."""
 MOST = 10_000
 """A list counts and pages through at most this many rows."""
+_THEMES = ("unfold", "jazzmin")
 _WORDS = 20
 """A search looks for this many words: a database refuses a thousand, or takes long."""
 
@@ -33,6 +35,11 @@ _WORDS = 20
 def may_operate(request: HttpRequest) -> bool:
     """Return whether the user may act on e-mails, and pause and resume queues and transports."""
     return request.user.has_perm("epica_mail.operate_emaillog")
+
+
+def is_themed() -> bool:
+    """Return whether the site has a theme of the admin that draws lists and filters itself."""
+    return any(map(apps.is_installed, _THEMES))
 
 
 class BaseAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
@@ -59,7 +66,8 @@ class BaseAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             post = request.POST.copy()
             post.setlist(ACTION_CHECKBOX_NAME, ids)
             request.POST = post  # type: ignore[assignment]
-        return super().changelist_view(request, {"zone": times.zone(), **(extra_context or {})})
+        context = {"zone": times.zone(), "is_themed": is_themed(), **(extra_context or {})}
+        return super().changelist_view(request, context)
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any

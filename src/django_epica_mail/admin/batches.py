@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from django.contrib import admin
@@ -64,9 +64,6 @@ class EmailBatchAdmin(ReadOnlyPage):
     paginator = BoundedPaginator
     show_full_result_count = False
     sortable_by = ()
-
-    class Media:
-        css: ClassVar = {"all": ("epica_mail/admin.css",)}
 
     def get_urls(self) -> list[URLPattern]:
         """Add the URL of the refused entries as a file."""

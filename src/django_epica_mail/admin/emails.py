@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
@@ -68,9 +68,6 @@ class EmailLogAdmin(OperatePermission, Previews, Detail):
     search_help_text = SEARCH_HELP
     ordering = ("-pk",)
     sortable_by = ()
-
-    class Media:
-        css: ClassVar = {"all": ("epica_mail/admin.css",)}
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[EmailLog]:
         """Defer the content, and prefetch the first recipients."""
@@ -146,7 +143,7 @@ class EmailLogAdmin(OperatePermission, Previews, Detail):
         """Return where an e-mail waits and which way it goes, in small print."""
         names = filter(None, (mail.queue, mail.transport, mail.category))
         lines = ((name,) for name in names)
-        return format_html_join("", '<span class="epica-quiet">{}</span>', lines)
+        return format_html_join("", '<span class="epica-line">{}</span>', lines)
 
     @admin.display(description=_("age"))
     def age(self, mail: EmailLog) -> SafeString:

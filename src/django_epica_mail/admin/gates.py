@@ -251,7 +251,7 @@ class DeliveryGateAdmin(ReadOnly, BaseAdmin):
 
 
 _UNDO = (
-    '{} <button type="submit" class="button epica-small" form="epica-operate" name="do" value="{}">'
+    '{} <button type="submit" class="epica-button epica-small" form="epica-operate" name="do" value="{}">'
     "{}</button>"
 )
 _UNDONE_BY = {"pause": "resume", "resume": "restore"}

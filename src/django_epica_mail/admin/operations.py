@@ -263,7 +263,6 @@ def _confirmation(
         "select_across": int(everything),
         "checkbox": helpers.ACTION_CHECKBOX_NAME,
         "from_detail": DETAIL in request.POST,
-        "media": model_admin.media,
     }
     return TemplateResponse(request, "admin/epica_mail/confirm.html", context)
 
