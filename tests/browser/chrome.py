@@ -151,9 +151,7 @@ class Chrome:
         if self.pictures is None:
             return
         run = self.driver.execute_script
-        width, height = run(
-            "return [window.innerWidth, document.documentElement.scrollHeight]"
-        )
+        width, height = run("return [window.innerWidth, document.documentElement.scrollHeight]")
         metrics = {"width": width, "height": min(height, 4000), "deviceScaleFactor": 1}
         self.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride", {**metrics, "mobile": width < 1000}

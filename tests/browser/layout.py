@@ -10,9 +10,10 @@ _CUT = """
 const [within] = arguments;
 const found = [];
 // An ellipsis after two lines, a picture in a menu, and what only screen readers see.
-const allowed = ".epica-hidden, .visually-hidden, .epica-subject, svg *, iframe, select, option";
+const allowed = ".epica-subject, iframe, select, option";
+const unseen = ".epica-hidden, .visually-hidden, svg";
 for (const it of document.querySelectorAll(`${within} *`)) {
-    if (!it.checkVisibility() || it.matches(allowed) || it.closest(".epica-hidden, .visually-hidden, svg")) {
+    if (!it.checkVisibility() || it.matches(allowed) || it.closest(unseen)) {
         continue;
     }
     const style = getComputedStyle(it);
@@ -32,6 +33,7 @@ const targets = [...document.querySelectorAll(
     "#content a[href], #content button, #content summary, #content select, "
     + "#content input:not([type=hidden])")].filter((it) => it.checkVisibility() && !it.disabled);
 const boxes = targets.map((it) => it.getBoundingClientRect());
+const middle = (box) => [(box.left + box.right) / 2, (box.top + box.bottom) / 2];
 // In a sentence the height of a line is enough.
 const isInline = (it) => {
     const block = it.closest("p, li, td, th, div, h1, label, span.epica-fact");
@@ -40,8 +42,7 @@ const isInline = (it) => {
 };
 // A smaller target is no fault if a circle of 24 pixels around its middle touches no other one.
 const isFree = (index) => {
-    const box = boxes[index];
-    const [x, y] = [(box.left + box.right) / 2, (box.top + box.bottom) / 2];
+    const [x, y] = middle(boxes[index]);
     return boxes.every((other, place) => {
         if (place === index || targets[place].contains(targets[index])
                 || targets[index].contains(targets[place])) {
@@ -49,7 +50,7 @@ const isFree = (index) => {
         }
         const isSmall = other.width < 24 || other.height < 24;
         const away = isSmall
-            ? Math.hypot((other.left + other.right) / 2 - x, (other.top + other.bottom) / 2 - y) - 12
+            ? Math.hypot(middle(other)[0] - x, middle(other)[1] - y) - 12
             : Math.hypot(Math.max(other.left - x, x - other.right, 0),
                          Math.max(other.top - y, y - other.bottom, 0));
         return away >= 12;
@@ -74,6 +75,6 @@ def cut_texts(chrome: Chrome, within: str = "#content") -> list[str]:
 
 
 def small_targets(chrome: Chrome) -> list[str]:
-    """Return the links, buttons and fields that are smaller than 24 pixels and not free-standing."""
+    """Return the links, buttons and fields below 24 pixels that do not stand free."""
     found: list[Any] = chrome.driver.execute_script(_SMALL)
     return found

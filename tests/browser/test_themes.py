@@ -1,6 +1,6 @@
 """The pages under the themes that many sites give their admin: django-unfold and django-jazzmin.
 
-Of each, two pages are looked at; all of them where pictures are kept, as ``tox run -e themes`` does.
+Of each, two pages are looked at; where pictures are kept, as ``tox run -e themes`` does, all are.
 """
 
 from __future__ import annotations

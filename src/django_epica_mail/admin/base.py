@@ -11,9 +11,10 @@ from django.apps import apps
 from django.contrib import admin
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import unquote
+from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Page, Paginator
-from django.db.models import DateTimeField, Model, Q
+from django.db.models import DateTimeField, Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import URLPattern
@@ -82,6 +83,10 @@ class BaseAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if obj is None or self.has_change_permission(request, obj):
             return names
         return [_to_read(self.model, name) for name in names]
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        """Return the class of a page of the list."""
+        return PagedList
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         """Allow only the filters: other lookups could probe columns that nobody may see."""
@@ -186,31 +191,43 @@ def of_words(term: str) -> Q:
     return reduce(Q.__and__, (Q(subject__icontains=word) for word in term.split()[:_WORDS]))
 
 
+def oldest_recent(using: str) -> UUID | None:
+    """Return the id of the oldest of the newest ``WINDOW`` e-mails; ``None`` if there are fewer."""
+    newest = EmailLog.objects.using(using).order_by("-pk").values_list("pk", flat=True)
+    return newest[WINDOW - 1 : WINDOW].first()
+
+
 def recent(rows: EmailQuerySet) -> EmailQuerySet:
     """Return the ``rows`` that are among the newest ``WINDOW`` e-mails."""
-    newest = EmailLog.objects.using(rows.db).order_by("-pk").values_list("pk", flat=True)
-    oldest = newest[WINDOW - 1 : WINDOW].first()
+    oldest = oldest_recent(rows.db)
     return rows if oldest is None else rows.filter(pk__gte=oldest)
 
 
-class BoundedPaginator(Paginator):  # type: ignore[type-arg]
-    """A paginator for e-mails, newest first, that never counts the whole table.
+def of_recent(rows: QuerySet[Any]) -> QuerySet[Any]:
+    """Return the ``rows`` that belong to the newest ``WINDOW`` e-mails, found by their index."""
+    oldest = oldest_recent(rows.db)
+    return rows if oldest is None else rows.filter(email_id__gte=oldest)
+
+
+class CappedPaginator(Paginator):  # type: ignore[type-arg]
+    """A paginator for the newest ``MOST`` rows of a list, which never counts the whole table.
 
     An ordered ``LIMIT`` invites a database to walk along the ids until it has enough matches: if
     they are rare and old, that is the whole table. So ids are fetched in no order, which any index
     can serve. A few are sorted here; if there are many, the newest are near the end of the table.
+    Older ones are found by searching.
     """
 
-    object_list: EmailQuerySet
+    object_list: Any
 
     @cached_property
-    def _ids(self) -> list[UUID]:
+    def _ids(self) -> list[Any]:
         """The matching ids in no order, at most ``MOST`` and one more."""
         return list(self.object_list.order_by().values_list("pk", flat=True)[: MOST + 1])
 
     @cached_property
     def count(self) -> int:
-        """The number of e-mails, or ``AtLeast(MOST)``."""
+        """The number of rows, or ``AtLeast(MOST)``."""
         return _counted(len(self._ids))
 
     def page(self, number: Any) -> Page:  # type: ignore[type-arg]
@@ -220,26 +237,44 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]
         ids = self._ids_between(first, min(first + self.per_page, self.count))
         return Page(self.object_list.filter(pk__in=ids), number, self)
 
-    def _ids_between(self, first: int, last: int) -> list[UUID]:
+    def everything(self) -> Any:
+        """Return the rows that were counted, without a second search for them."""
+        return self.object_list.filter(pk__in=self._ids)
+
+    def _ids_between(self, first: int, last: int) -> list[Any]:
         newest: Any = self.object_list.order_by("-pk").values_list("pk", flat=True)
         if not self.object_list.query.where:
             return list(newest[first:last])
         if len(self._ids) > MOST:
-            newest = recent(newest)
-            ids = list(newest[first:last])
+            ids = list(self._near_the_end(newest)[first:last])
             if len(ids) == last - first:
                 return ids
         return sorted(self._ids, reverse=True)[first:last]
 
+    def _near_the_end(self, newest: Any) -> Any:
+        return newest
 
-class CappedPaginator(Paginator):  # type: ignore[type-arg]
-    """A paginator for the newest ``MOST`` rows of a list; older ones are found by searching."""
 
-    @cached_property
-    def count(self) -> int:
-        """The number of rows, or ``AtLeast(MOST)``."""
-        rows: Any = self.object_list
-        return _counted(rows.order_by()[: MOST + 1].count())
+class BoundedPaginator(CappedPaginator):
+    """A paginator for e-mails, which looks for many matches among the newest of them only."""
+
+    def _near_the_end(self, newest: Any) -> Any:
+        return recent(newest)
+
+
+class PagedList(ChangeList):
+    """A page of a list; if all rows fit on it, they are those that the paginator has counted.
+
+    Django would run the query of the filters and of the search a second time.
+    """
+
+    paginator: CappedPaginator
+
+    def get_results(self, request: HttpRequest) -> None:
+        """Fetch the rows of the page."""
+        super().get_results(request)
+        if self.show_all or not self.multi_page:
+            self.result_list = self.paginator.everything()
 
 
 class AtLeast(int):

@@ -18,7 +18,7 @@ from django.utils.translation import gettext, pgettext
 from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail.admin import times
-from django_epica_mail.admin.base import AtLeast, BoundedPaginator
+from django_epica_mail.admin.base import AtLeast, BoundedPaginator, PagedList
 from django_epica_mail.admin.changelist import afterwards
 from django_epica_mail.admin.changelist.filters import FILTERS, StatusFilter
 from django_epica_mail.admin.changelist.search import search, tried
@@ -38,7 +38,7 @@ _LINE = 120
 """Characters of a subject in the list."""
 
 
-class EmailList(ChangeList):
+class EmailList(PagedList):
     """A page of the list, whose e-mails know what happened to them after they were sent."""
 
     def get_results(self, request: HttpRequest) -> None:

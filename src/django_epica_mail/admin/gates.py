@@ -251,8 +251,8 @@ class DeliveryGateAdmin(ReadOnly, BaseAdmin):
 
 
 _UNDO = (
-    '{} <button type="submit" class="epica-button epica-small" form="epica-operate" name="do" value="{}">'
-    "{}</button>"
+    '{} <button type="submit" class="epica-button epica-small" form="epica-operate" name="do" '
+    'value="{}">{}</button>'
 )
 _UNDONE_BY = {"pause": "resume", "resume": "restore"}
 

@@ -19,7 +19,7 @@ from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail import clock
 from django_epica_mail.admin import times
-from django_epica_mail.admin.base import recent
+from django_epica_mail.admin.base import of_recent, recent
 from django_epica_mail.admin.changelist import afterwards, links
 from django_epica_mail.clock import lowest_id_at
 from django_epica_mail.lifecycle import Status
@@ -154,8 +154,9 @@ class AfterwardsFilter(Filter):
             return rows.none()
         events = afterwards.believed(rows.db).filter(kind=value)
         # What is rare is found by its events; of what is frequent, the newest e-mails will do.
-        found = rows.filter(pk__in=events.values("email"))
-        return found if outcome.is_rare else recent(found)
+        if not outcome.is_rare:
+            events = of_recent(events)
+        return rows.filter(pk__in=events.values("email"))
 
 
 class QueueFilter(Filter):

@@ -14,12 +14,11 @@ from django.db import connections
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
-from django_epica_mail.admin.base import of_words, recent
+from django_epica_mail.admin.base import of_recent, of_words, recent
 from django_epica_mail.messages.addresses import canonical, is_complete
 from django_epica_mail.models import (
     DeliveryAttempt,
     EmailEvent,
-    EmailLog,
     EmailQuerySet,
     EmailRecipient,
 )
@@ -133,7 +132,7 @@ def _is_domain(term: str) -> bool:
 
 def _by_domain(rows: EmailQuerySet, term: str) -> EmailQuerySet:
     pattern = address_pattern(term if term[0] == "@" else f"@{term}")
-    return _to(recent(rows), Q(address__endswith=pattern))
+    return _to(rows, Q(address__endswith=pattern))
 
 
 def _by_words(rows: EmailQuerySet, term: str) -> EmailQuerySet:
@@ -145,8 +144,7 @@ def _by_words(rows: EmailQuerySet, term: str) -> EmailQuerySet:
     recipients = EmailRecipient.objects.using(rows.db).filter(beginning)
     ids = recipients.order_by().values_list("email_id", flat=True)
     if len(addressed := set(ids[: _MOST_LOOKED_UP + 1])) > _MOST_LOOKED_UP:
-        newest = recent(EmailLog.objects.using(rows.db)).values("pk")
-        addressed = set(ids.filter(email__in=newest).order_by("-email")[:_MOST_LOOKED_UP])
+        addressed = set(of_recent(ids).order_by("-email")[:_MOST_LOOKED_UP])
     return found | rows.filter(pk__in=addressed)
 
 
@@ -172,15 +170,13 @@ def _addressed(rows: EmailQuerySet, beginning: str) -> EmailQuerySet:
     ids = list(recipients.values_list("email_id", flat=True)[: _MOST_LOOKED_UP + 1])
     if len(ids) <= _MOST_LOOKED_UP:
         return rows.filter(pk__in=set(ids))
-    return _to(recent(rows), condition)
+    return _to(rows, condition)
 
 
 def _to(rows: EmailQuerySet, condition: Q) -> EmailQuerySet:
-    """Return the recent ``rows`` with a recipient that meets a condition."""
-    recipients = recent(EmailLog.objects.using(rows.db)).filter(
-        pk__in=EmailRecipient.objects.using(rows.db).filter(condition).values("email")
-    )
-    return rows.filter(pk__in=recipients.values("pk"))
+    """Return those of the recent ``rows`` with a recipient that meets a condition."""
+    recipients = EmailRecipient.objects.using(rows.db).filter(condition).order_by()
+    return rows.filter(pk__in=of_recent(recipients).values("email"))
 
 
 def _starts_with(text: str, using: str) -> Q:
