@@ -63,12 +63,20 @@ def uuid7() -> uuid.UUID:
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_LAST_MILLISECOND = (datetime(9999, 1, 1, tzinfo=timezone.utc) - EPOCH) // timedelta(milliseconds=1)
+"""Of a time that ids tell; they could count beyond the end of the calendar."""
 
 
 def lowest_id_at(moment: datetime) -> uuid.UUID:
     """Return the lowest id that ``uuid7`` can make in the millisecond of an aware ``moment``.
 
-    Rows whose primary key is at least this were created then or later.
+    Rows whose primary key is at least this were created then or later. No id is of a time before
+    ``EPOCH``.
     """
-    milliseconds = (moment - EPOCH) // timedelta(milliseconds=1)
+    milliseconds = max((moment - EPOCH) // timedelta(milliseconds=1), 0)
     return uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | 0b10 << 62)
+
+
+def time_of(key: uuid.UUID) -> datetime:
+    """Return the time at which ``uuid7`` made an id, to the millisecond."""
+    return EPOCH + timedelta(milliseconds=min(key.int >> 80, _LAST_MILLISECOND))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import product
 from typing import Any
 
-from django.db import Error, connections, router, transaction
+from django.db import router, transaction
 from django.db.models import Q
 from django.utils import timezone
 
@@ -17,6 +16,7 @@ from django_epica_mail import clock, conf, lifecycle, retry
 from django_epica_mail._compat import batched
 from django_epica_mail.broker import doorbell, result_backend
 from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.db_retry import Errors
 from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.delivery.limits.waiting import has_claimable
 from django_epica_mail.delivery.outcome import Outcome, policy_of
@@ -30,6 +30,7 @@ from django_epica_mail.models import (
     EmailBatch,
     EmailEvent,
     EmailLog,
+    EmailQuerySet,
     EmailRecipient,
     PendingResult,
 )
@@ -38,8 +39,6 @@ from django_epica_mail.queueing.dequeue import queues
 from django_epica_mail.retry import ENDED_WORKER, PASSING, Decision, Failure, Kind, Result
 from django_epica_mail.rules import LEVELS
 from django_epica_mail.tracking import evidence
-
-logger = logging.getLogger(__name__)
 
 _CHUNK = 500
 _CLAIMS_PER_SWEEP = 1000
@@ -57,38 +56,6 @@ _POISON = Failure(
 _OVERDUE = Failure(kind=Kind.OVERDUE, reply="The transport was out of order for too long.")
 
 
-class _Errors:
-    """Lets one part of some work fail without the others: collects errors, and raises the first.
-
-    An error is raised at once where the others would only wait for the same database in vain, and
-    inside an open transaction, which it has ended.
-    """
-
-    def __init__(self, using: str) -> None:
-        self._using = using
-        self._first: Exception | None = None
-
-    def __enter__(self) -> None:
-        """Begin one part."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        database = connections[self._using]
-        if isinstance(error, Error) and (
-            database.in_atomic_block or database.connection is None or not database.is_usable()
-        ):
-            return False
-        logger.error("A part of the sweep failed (%s); the others go on.", type(error).__name__)
-        self._first = self._first or error
-        return True
-
-    def raise_first(self) -> None:
-        """Raise the first error, if any."""
-        if self._first is not None:
-            raise self._first
-
-
 def dispatch() -> dict[str, int]:
     """Run the sweep: rescue, give up overdue mail, reroute, and ring for each queue with due mail.
 
@@ -97,7 +64,7 @@ def dispatch() -> dict[str, int]:
     first error is raised at the end.
     """
     using = router.db_for_write(EmailLog)
-    errors = _Errors(using)
+    errors = Errors(using)
     done = {"rescued": 0, "overdue": 0, "rerouted": 0, "rung": 0}
     with errors:
         done["rescued"] = rescue()
@@ -131,15 +98,19 @@ def dispatch() -> dict[str, int]:
 def rescue() -> int:
     """Take back e-mails whose worker's lease has expired; return how many.
 
-    A claim that cannot be decided about keeps none of the others; its error is raised at the end.
+    Neither a claim nor an e-mail that cannot be decided about keeps any of the others; its error is
+    raised at the end.
     """
     using = router.db_for_write(EmailLog)
-    expired = EmailLog.objects.using(using).filter(lease_until__lte=clock.now())
+    expired = EmailLog.objects.using(using).filter(
+        lease_until__lte=clock.now(), status=Status.SENDING
+    )
     tokens = expired.order_by().values_list("lease_token", flat=True).distinct()
-    errors, count = _Errors(using), 0
+    errors, count = Errors(using), 0
     for token in list(tokens[:_CLAIMS_PER_SWEEP]):
-        with errors:
-            count += _rescue(token, using) if token else 0
+        if token is not None:
+            with errors:
+                count += _rescue(token, using, errors)
     errors.raise_first()
     return count
 
@@ -300,18 +271,34 @@ def forget_given_up(using: str) -> int:
 def _unfinished_batches(using: str) -> list[tuple[uuid.UUID, str]]:
     """Return the bulk calls that have waited some time for a worker to expand them, and the queue
     of each.
+
+    Chosen at random if they are many, so that those that cannot be read keep no other waiting.
     """
     stale = EmailBatch.objects.using(using).filter(
         finished_at=None, created_at__lt=clock.now(-_BATCH_PATIENCE)
     )
-    return list(stale.order_by("created_at").values_list("pk", "queue")[:_BATCHES_PER_SWEEP])
+    return list(stale.order_by("?").values_list("pk", "queue")[:_BATCHES_PER_SWEEP])
 
 
-def _rescue(token: uuid.UUID, using: str) -> int:
-    """Decide about one claim: each of its e-mails may have been begun, so none is known."""
+def _rescue(token: uuid.UUID, using: str, errors: Errors) -> int:
+    """Decide about one claim; if that fails, about each of its e-mails on its own."""
     held = EmailLog.objects.using(using).filter(
         lease_until__lte=clock.now(), lease_token=token, status=Status.SENDING
     )
+    ids, count = list(held.values_list("pk", flat=True)), 0
+    try:
+        return _rescue_together(held, using)
+    except Exception as error:
+        if len(ids) < 2 or not errors.is_of_one(error):
+            raise
+    for pk in ids:
+        with errors:
+            count += _rescue_together(held.filter(pk=pk), using)
+    return count
+
+
+def _rescue_together(held: EmailQuerySet, using: str) -> int:
+    """Decide about e-mails of one claim: each may have been begun, so none is known."""
     rows = held.order_by("due_at", "id").defer("envelope")
     with transaction.atomic(using=using):
         mails: list[Any] = list(

@@ -24,6 +24,8 @@ _ESCAPE_SEQUENCE = re.compile(
     r"|\x1b[ -/]*[0-~]?"
 )
 
+_MAILBOX = re.compile(r"(?<![^\s<>@])[^\s<>@]+@")
+
 _THROTTLED = re.compile(
     r"\brate\b|too many|too much|throttl|slow down|unexpected volume"
     r"|\b(?:daily|hourly|sending|outgoing|message) (?:(?!size)\w+ )?(?:quota|limit)\b",
@@ -236,6 +238,11 @@ def reply_text(words: bytes | str) -> str:
     text = bounded.decode("utf-8", "replace") if isinstance(bounded, bytes) else str(bounded)
     kept = map(_shown, _ESCAPE_SEQUENCE.sub("", text))
     return "".join(kept).strip()[:REPLY_LENGTH].encode("utf-8", "replace").decode()
+
+
+def without_addresses(text: str) -> str:
+    """Return a reply with ``…`` before each ``@``, for those who may not see whom mail is to."""
+    return _MAILBOX.sub("…@", text)
 
 
 def secrets_in(response: str) -> set[bytes]:

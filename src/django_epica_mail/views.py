@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -36,6 +37,11 @@ logger = logging.getLogger(__name__)
 
 _IMAGE = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
 """A GIF of one transparent pixel."""
+
+CHANGES_A_MINUTE = 12
+"""How often the choice behind a link to unsubscribe may be changed within a minute and process."""
+_MOST_LINKS = 10_000
+"""Of so many links a process remembers the changes."""
 
 ANONYMOUS_SECONDS = 5.0
 """Seconds that the health check's verdict for anonymous visitors stands."""
@@ -137,15 +143,17 @@ def unsubscribe(request: HttpRequest, token: str) -> HttpResponse:
     except BadSignature:
         return _unsubscribe_page(request, "unknown", "", status=404)
     titles = _titles(wish)
-    is_choice = bool(titles) and "choice" in request.POST
-    if is_choice:
-        _choose(wish, titles, request.POST["choice"], request.POST.getlist("category"))
+    state = ""
+    if titles and "choice" in request.POST:
+        kept = request.POST.getlist("category")
+        is_saved = _choose(wish, titles, request.POST["choice"], kept)
+        state = "saved" if is_saved else "refused"
     elif request.method == "POST":
         events.unsubscribe(wish.found_by, wish.scope, wish.email_id)
         return _unsubscribe_page(request, "done", wish.scope)
     if not titles:
         return _unsubscribe_page(request, "asked", wish.scope)
-    return _preferences_page(request, wish, titles, is_saved=is_choice)
+    return _preferences_page(request, wish, titles, state)
 
 
 def _titles(wish: Unsubscription) -> dict[str, str]:
@@ -161,24 +169,52 @@ def _titles(wish: Unsubscription) -> dict[str, str]:
     return {name: title for name, title in titles.items() if name not in settings.transactional}
 
 
-def _choose(wish: Unsubscription, titles: Iterable[str], choice: str, kept: Sequence[str]) -> None:
-    """Carry out what was chosen: to leave all, or to keep the categories ``kept``."""
-    if choice == "none":
-        events.unsubscribe(wish.found_by, "", wish.email_id)
-        return
+class _Changes:
+    """How often the choice behind each link was changed through this process, of late."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[Unsubscription, deque[float]] = {}
+
+    def allow(self, link: Unsubscription) -> bool:
+        """Count a change; return ``False`` if there were too many within a minute."""
+        now = time.monotonic()
+        with self._lock:
+            made = self._made.pop(link, None) or deque(maxlen=CHANGES_A_MINUTE)
+            while len(self._made) >= _MOST_LINKS:
+                del self._made[next(iter(self._made))]  # used least recently
+            self._made[link] = made
+            if len(made) == CHANGES_A_MINUTE and now - made[0] < 60:
+                return False
+            made.append(now)
+            return True
+
+
+_changes = _Changes()
+
+
+def _choose(wish: Unsubscription, titles: Iterable[str], choice: str, kept: Sequence[str]) -> bool:
+    """Carry out what was chosen: to leave all, or to keep the categories ``kept``.
+
+    Returns ``False``, and changes nothing, if the choice was changed too often.
+    """
     left = suppression.scopes_left(wish.found_by, events.recipient_of(wish.found_by, wish.email_id))
-    wanted = {name for name in titles if name in kept}
-    for name in titles:
-        if name not in wanted | left:
-            events.unsubscribe(wish.found_by, name, wish.email_id)
-    back = wanted | {""} if wanted else set()  # "" is what "none" left
-    for name in left & back:
+    wanted = {name for name in titles if name in kept and choice != "none"}
+    leaves = {""} if choice == "none" else set(titles) - wanted
+    back = left & (wanted | {""}) if wanted else set()  # "" is what "none" left
+    if (back or leaves - left) and not _changes.allow(wish):
+        return False
+    for name in sorted(leaves - left):
+        events.unsubscribe(wish.found_by, name, wish.email_id)
+    for name in back:
         events.subscribe(wish.found_by, name, wish.email_id)
+    return True
 
 
 def _preferences_page(
-    request: HttpRequest, wish: Unsubscription, titles: Mapping[str, str], *, is_saved: bool
+    request: HttpRequest, wish: Unsubscription, titles: Mapping[str, str], state: str
 ) -> HttpResponse:
+    """Return the page; ``state`` is what became of a choice: ``saved``, ``refused`` or empty."""
     address = events.recipient_of(wish.found_by, wish.email_id)
     left = suppression.scopes_left(wish.found_by, address)
     categories = [
@@ -189,9 +225,11 @@ def _preferences_page(
         "address": masked(canonical(address)) if address else "",
         "categories": categories,
         "has_left_all": "" in left,
-        "is_saved": is_saved,
+        "is_saved": state == "saved",
+        "is_refused": state == "refused",
     }
-    return _with_secret_url(render(request, _PREFERENCES_TEMPLATE, context))
+    status = 429 if state == "refused" else 200  # RFC 6585, section 4
+    return _with_secret_url(render(request, _PREFERENCES_TEMPLATE, context, status=status))
 
 
 def _unsubscribe_page(

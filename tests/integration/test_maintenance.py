@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
+from datetime import timezone as dt_timezone
 
 import pytest
 from cryptography.fernet import Fernet
 from django.core.mail import EmailMessage
-from django.db import connection
+from django.db import DataError, connection
 from django.utils import timezone
 
 from devservers.smtp_faults import refuse
 from django_epica_mail import maintenance, outbox, tasks
 from django_epica_mail.delivery import claim
-from django_epica_mail.models import DeliveryGate, EmailAttachment, EmailBatch, EmailLog
-from django_epica_mail.monitoring import backlog
+from django_epica_mail.models import (
+    DeliveryAttempt,
+    DeliveryGate,
+    EmailAttachment,
+    EmailBatch,
+    EmailLog,
+)
+from django_epica_mail.models.bounds import LATEST
+from django_epica_mail.monitoring import backlog, health
+from django_epica_mail.queueing import bulk
 
 
 def statuses() -> Counter[str]:
@@ -299,3 +309,97 @@ def test_cleanup_deletes_content_sooner_than_rows(
     deliver()
     assert maintenance.cleanup() == 0
     assert [has_content(log) for log in (*old, young)] == [False] * 5 + [True]
+
+
+FAR = datetime(9998, 12, 31, tzinfo=dt_timezone.utc)
+
+
+def _hold(*logs: EmailLog, **values: object) -> uuid.UUID:
+    """Let a worker that died an hour ago hold some mail."""
+    token, past = uuid.uuid4(), timezone.now() - timedelta(hours=1)
+    values = {"status": "sending", "pending": None, "lease_until": past, **values}
+    ids = [it.pk for it in logs]
+    EmailLog.objects.filter(pk__in=ids).update(lease_token=token, **values)
+    return token
+
+
+@pytest.mark.django_db(transaction=True)
+def test_one_mail_that_cannot_be_rescued_keeps_none_of_its_claim(
+    smtp, queue_mail, monkeypatch
+) -> None:
+    hurt, other = queue_mail(), queue_mail()
+    _hold(hurt, other)
+    settle = maintenance.settle
+
+    def refuse(outcomes, *, using):
+        if hurt.pk in {it.mail.pk for it in outcomes}:
+            raise DataError("smallint out of range")
+        return settle(outcomes, using=using)
+
+    monkeypatch.setattr(maintenance, "settle", refuse)
+    with pytest.raises(DataError):
+        maintenance.rescue()
+    other.refresh_from_db()
+    hurt.refresh_from_db()
+    assert other.status != "sending"
+    assert hurt.status == "sending"
+
+
+@pytest.mark.parametrize("attempts", [2**15 - 2, 2**15 - 1])
+def test_a_mail_with_as_many_attempts_as_fit_is_rescued(smtp, queue_mail, attempts) -> None:
+    hurt, other = queue_mail(), queue_mail()
+    EmailLog.objects.filter(pk=hurt.pk).update(attempts=attempts, tries=attempts)
+    _hold(hurt, other)
+    assert maintenance.rescue() == 2
+
+
+def test_leases_of_finished_mail_keep_no_dead_claim_waiting(smtp, queue_mail, monkeypatch) -> None:
+    monkeypatch.setattr(maintenance, "_CLAIMS_PER_SWEEP", 3)
+    for _ in range(5):
+        _hold(queue_mail(), status="cancelled", finished_at=timezone.now())
+    other = queue_mail()
+    _hold(other)
+    EmailLog.objects.filter(pk=other.pk).update(lease_token=uuid.UUID(int=2**128 - 1))
+    assert maintenance.rescue() == 1
+
+
+def test_bulk_calls_that_nobody_can_read_keep_no_other_waiting(
+    smtp, rings, travel, monkeypatch
+) -> None:
+    monkeypatch.setattr(maintenance, "_BATCHES_PER_SWEEP", 2)
+    for _ in range(5):
+        EmailBatch.objects.create(total=1, payload="unreadable")
+    entry = {"subject": "S", "message": "M", "recipient_list": ["a@example.com"]}
+    fine = bulk.submit([entry])
+    travel(minutes=5)
+    rung = {pk for _ in range(60) for pk, _queue in maintenance._unfinished_batches("default")}
+    assert fine.pk in rung
+
+
+def test_a_failed_mail_of_the_far_future_keeps_no_other_from_its_retry(smtp, queue_mail) -> None:
+    hurt, other = queue_mail(), queue_mail()
+    past = timezone.now() - timedelta(minutes=5)
+    values = {"status": "failed", "pending": None, "failure_kind": "transient"}
+    EmailLog.objects.update(finished_at=past, **values)
+    EmailLog.objects.filter(pk=hurt.pk).update(finished_at=LATEST, give_up_at=LATEST)
+    assert maintenance.retry_failed() == 2
+    other.refresh_from_db()
+    assert other.status == "queued"
+
+
+@pytest.mark.parametrize("at", ["lease", "attempt", "sweep"])
+def test_a_time_of_the_future_is_no_sign_of_life(smtp, queue_mail, deliver, travel, at) -> None:
+    hurt, _waiting = queue_mail(), queue_mail(queue="unattended")
+    deliver()
+    maintenance.dispatch()
+    if at == "lease":
+        EmailLog.objects.filter(pk=hurt.pk).update(status="sending", lease_until=FAR)
+    elif at == "attempt":
+        DeliveryAttempt.objects.update(created_at=FAR)
+    else:
+        DeliveryGate.objects.filter(name="emails").update(last_sweep_at=FAR)
+    travel(hours=3)
+    failing = {it.name for it in health.examine().checks if not it.is_well}
+    assert {"worker", "beat"} <= failing
+    if at == "sweep":
+        assert backlog.last_sweep("default") < timezone.now()

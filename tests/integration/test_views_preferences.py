@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from django.core.mail import EmailMessage
 from django.test import Client
 from django.utils import translation
 
-from django_epica_mail import conf, outbox, suppression
+from django_epica_mail import conf, outbox, suppression, views
 from django_epica_mail.models import EmailEvent, EmailLog, Suppression
 from django_epica_mail.tracking import links
 
@@ -187,3 +188,30 @@ def test_without_categories_the_page_asks_as_before(link, browser, epica_mail) -
 def test_a_value_without_titles_is_refused(value: Any) -> None:
     with pytest.raises(ImproperlyConfigured, match="CATEGORIES"):
         conf.parse({"CATEGORIES": value})
+
+
+def test_a_choice_can_be_changed_a_dozen_times_a_minute(link, browser, monkeypatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(views.time, "monotonic", lambda: clock[0])
+    choices = [["offers"], []] * (views.CHANGES_A_MINUTE // 2)
+    for names in choices:
+        save(browser, link, *names)
+        save(browser, link, *names)  # what changes nothing does not count
+    before = set(Suppression.objects.values_list("pk", flat=True))
+    response = browser.post(link, {"choice": "save", "category": ["offers"]})
+    assert response.status_code == 429
+    assert "is not saved" in response.content.decode()
+    assert set(Suppression.objects.values_list("pk", flat=True)) == before
+    assert kept(browser, link) == set()
+    clock[0] += 60
+    save(browser, link, "offers")
+    assert kept(browser, link) == {"offers"}
+
+
+def test_another_link_has_changes_of_its_own_and_few_links_are_remembered(monkeypatch) -> None:
+    monkeypatch.setattr(views, "_MOST_LINKS", 3)
+    changes = views._Changes()
+    wishes = [links.Unsubscription("d", "", uuid.UUID(int=it)) for it in range(9)]
+    assert [changes.allow(wishes[0]) for _ in range(13)] == [True] * 12 + [False]
+    assert all(changes.allow(it) for it in wishes[1:])
+    assert len(changes._made) == 3

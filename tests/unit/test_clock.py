@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from hypothesis import given
+from hypothesis import strategies as st
 
 from django_epica_mail import clock
 from django_epica_mail.models import EmailLog
@@ -89,3 +91,19 @@ def test_the_offset_shifts_the_clock(monkeypatch) -> None:
 
 def test_mysql_is_asked_for_utc_with_microseconds() -> None:
     assert compiled(clock.now(), "mysql") == "UTC_TIMESTAMP(6)"
+
+
+@given(st.uuids())
+def test_every_id_tells_a_time_of_the_calendar(key: uuid.UUID) -> None:
+    at = clock.time_of(key)
+    assert clock.EPOCH <= at <= datetime(9999, 1, 1, tzinfo=timezone.utc)
+
+
+def test_the_time_of_an_id_is_that_of_its_lowest_one() -> None:
+    assert clock.time_of(clock.lowest_id_at(moment(A_MOMENT))) == moment(A_MOMENT)
+
+
+@pytest.mark.parametrize("year", [1, 1900, 1970])
+def test_no_id_is_lower_than_those_of_the_first_moment(year: int) -> None:
+    early = datetime(year, 1, 1, tzinfo=timezone.utc)
+    assert clock.lowest_id_at(early) == clock.lowest_id_at(clock.EPOCH)

@@ -6,6 +6,7 @@ import smtplib
 import socket
 import time
 import unicodedata
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -272,3 +273,17 @@ def test_only_replies_after_a_recipient_was_named_speak_of_a_domain(error, stage
     sender = ("a@example.com",) if error is smtplib.SMTPSenderRefused else ()
     failure = replies.classify(error(421, b"4.7.28 Unusual rate of mail", *sender), stage)
     assert (failure.kind, failure.scope) == (Kind.THROTTLED, scope)
+
+
+@given(st.text("a@<> .", max_size=40) | st.text())
+def test_no_mailbox_is_left_in_a_reply_without_addresses(text: str) -> None:
+    shown = replies.without_addresses(text)
+    assert replies.without_addresses(shown) == shown
+    for before, at in pairwise(shown):
+        assert at != "@" or before in "…@<>" or before.isspace()
+
+
+def test_a_long_reply_loses_its_addresses_in_linear_time() -> None:
+    started = time.monotonic()
+    replies.without_addresses("x" * 300_000)
+    assert time.monotonic() - started < 1

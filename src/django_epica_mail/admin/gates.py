@@ -29,6 +29,7 @@ from django_epica_mail.delivery import gates
 from django_epica_mail.delivery.limits.slowed_domains import SlowedDomains
 from django_epica_mail.models import DeliveryGate, SlowedDomain
 from django_epica_mail.monitoring import backlog, history
+from django_epica_mail.replies import REPLY_LENGTH, without_addresses
 from django_epica_mail.transports import config as transports
 
 Scope = DeliveryGate.Scope
@@ -87,7 +88,8 @@ class Gate:
         """Why it is out of order or slowed down, in one short line; empty if it is neither."""
         if self.row is None or not self.is_closed:
             return ""
-        return Truncator(" ".join(self.row.reason.split())).chars(_REASON)
+        reason = without_addresses(self.row.reason[:REPLY_LENGTH])
+        return Truncator(" ".join(reason.split())).chars(_REASON)
 
     @property
     def last_sweep(self) -> str:

@@ -161,7 +161,7 @@ def for_statuses(statuses: Collection[str]) -> list[Operation]:
 def _is_idle(operation: Operation, mail: EmailLog) -> bool:
     """Return whether an operation would do nothing, or what another one is made for."""
     if operation.name == "send_now":  # it is due already
-        return mail.due_at <= timezone.now() + clock.offset
+        return bool(mail.due_at <= timezone.now() + clock.offset)
     # To queue again what may have arrived is to resend it, which is a decision of its own.
     return operation.name == "requeue" and mail.status == Status.UNKNOWN
 

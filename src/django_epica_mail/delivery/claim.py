@@ -7,17 +7,18 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from itertools import count
 
-from django.db import router
+from django.db import Error, connections, router
 
 from django_epica_mail import conf
 from django_epica_mail.delivery import gates
 from django_epica_mail.delivery.batch import Batch, batch_of
-from django_epica_mail.delivery.db_retry import retry_on_database_errors
+from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_errors
 from django_epica_mail.delivery.limits import rate_limits, slowed_domains, waiting
 from django_epica_mail.delivery.limits.slowed_domains import Slowed, SlowedDomains
 from django_epica_mail.models import EmailLog
@@ -117,7 +118,8 @@ class Claiming:
         if self._began is not None and (rows := dequeue.taken_by(self._token, self._using)):
             return batch_of(rows, self._using, self._began)
         self._began = time.monotonic()
-        return self._search.find()
+        with _released_on_error(self._token, self._using):
+            return self._search.find()
 
     def settle_too(
         self, accepted: Sequence[Accepted]
@@ -131,7 +133,24 @@ class Claiming:
         if not (lanes := self._search.lanes_together()):
             return None
         self._began = time.monotonic()
-        return self._search.settle_and_claim(accepted, lanes)
+        with _released_on_error(self._token, self._using):
+            return self._search.settle_and_claim(accepted, lanes)
+
+
+@contextmanager
+def _released_on_error(token: uuid.UUID, using: str) -> Iterator[None]:
+    """Give back what a claim has taken, if an error follows that no repetition cures.
+
+    Otherwise mail that nobody began would be in doubt. An open transaction takes it back itself,
+    and a claim that is repeated finds it.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_repeated = isinstance(error, Error) and is_passing(error)
+        if not (is_repeated or connections[using].in_atomic_block):
+            dequeue.release(token, using)
+        raise
 
 
 def claim_one(email_id: uuid.UUID | str) -> Batch | None:
@@ -154,8 +173,9 @@ def claim_one(email_id: uuid.UUID | str) -> Batch | None:
         taken = dequeue.taken_by(lease.token, using) if is_repeated else []
         return taken or dequeue.take_from(wanted, 1, lease)
 
-    won = retry_on_database_errors(take, until=claimed_at + PATIENCE, using=using)
-    return batch_of(won, using, claimed_at) if won else None
+    with _released_on_error(lease.token, using):
+        won = retry_on_database_errors(take, until=claimed_at + PATIENCE, using=using)
+        return batch_of(won, using, claimed_at) if won else None
 
 
 class _Search:

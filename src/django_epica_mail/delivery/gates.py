@@ -18,7 +18,8 @@ from django.db import connections, models, router
 
 from django_epica_mail import clock, conf, lifecycle, signals
 from django_epica_mail.messages.addresses import canonical
-from django_epica_mail.models import DeliveryGate, EmailLog
+from django_epica_mail.models import DeliveryGate, EmailLog, bounds
+from django_epica_mail.replies import without_addresses
 from django_epica_mail.retry import Failure, Result, Scope
 from django_epica_mail.rules import LEVELS
 from django_epica_mail.transports import config as transports
@@ -39,6 +40,8 @@ _LONGEST_PAUSE = 3600.0
 """Seconds between two probes at most, however long a transport refuses."""
 _MOST_STEPS = 100
 """After so many failures every growing pause is the longest; a power beyond would overflow."""
+_AHEAD = 60.0
+"""Seconds by which the clock may have been set back."""
 
 
 class Gates:
@@ -50,8 +53,7 @@ class Gates:
             models.Q(paused=True) | models.Q(outages__gt=0)
         )
         self._closed = {
-            (gate.scope, gate.name): gate
-            for gate in closed.annotate(waiting=models.Q(open_until__gt=clock.now()))
+            (gate.scope, gate.name): gate for gate in closed.annotate(waiting=_waits_for_probe())
         }
 
     def queue_is_open(self, queue: str) -> bool:
@@ -185,10 +187,17 @@ evidence = Evidence()
 def take_probe(alias: str, using: str) -> bool:
     """Reserve the one probe of a transport; return whether the caller got it."""
     _kept.clear()
-    free = DeliveryGate.objects.using(using).filter(
-        scope=_TRANSPORT, name=alias, outages__gt=0, open_until__lte=clock.now()
-    )
-    return free.update(open_until=_probe_time()) == 1
+    broken = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, name=alias, outages__gt=0)
+    return broken.exclude(_waits_for_probe()).update(open_until=_probe_time()) == 1
+
+
+def _waits_for_probe() -> models.Q:
+    """Return the condition for a breaker to be open: its probe is not due, but will be.
+
+    A time so far ahead that no worker has set it does not count.
+    """
+    longest = max(_LONGEST_PAUSE, conf.get().breaker_seconds) + _AHEAD
+    return models.Q(open_until__gt=clock.now(), open_until__lte=clock.now(longest))
 
 
 def return_probe(alias: str, using: str) -> bool:
@@ -217,21 +226,22 @@ def trip(alias: str, failure: Failure, using: str, *, is_probe: bool = False) ->
     gate, _ = DeliveryGate.objects.using(using).get_or_create(scope=_TRANSPORT, name=alias)
     gates = DeliveryGate.objects.using(using).filter(pk=gate.pk)
     pause = clock.now(_pause(failure, gate.outages if is_probe else 0))
+    reason = without_addresses(failure.reply)  # who may see gates may see no mail
     if is_probe:
         gates.update(
-            outages=models.F("outages") + 1,
+            outages=bounds.increased("outages", 1, bounds.MOST),
             open_until=pause,
-            reason=failure.reply,
+            reason=reason,
             probed_at=clock.now(),
         )
     elif not gates.filter(outages=0).update(
         outages=1,
         open_until=pause,
-        reason=failure.reply,
+        reason=reason,
         tripped_at=clock.now(),
         probed_at=None,
     ):
-        gates.update(reason=failure.reply)
+        gates.update(reason=reason)
     signals.transport_tripped.send_robust(DeliveryGate, transport=alias, failure=failure)
 
 

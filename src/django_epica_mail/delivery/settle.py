@@ -10,7 +10,6 @@ from functools import partial
 from typing import TypeVar
 
 from django.db import Error, transaction
-from django.db.models import F
 
 from django_epica_mail import clock, conf, lifecycle, retry, signals
 from django_epica_mail.delivery.batch import Batch
@@ -18,7 +17,7 @@ from django_epica_mail.delivery.claim import PATIENCE, Claiming
 from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_errors
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
+from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient, bounds
 from django_epica_mail.queueing import sql
 from django_epica_mail.queueing.dequeue import Accepted
 from django_epica_mail.retry import Kind, Result
@@ -277,8 +276,8 @@ def _values(outcome: Outcome) -> dict[str, object]:
         "reply": failure.reply if failure else "",
     }
     if outcome.result is not None:
-        values["attempts"] = F("attempts") + 1
-        values["tries"] = F("tries") + int(decision.uses_try)
+        values["attempts"] = bounds.increased("attempts", 1, bounds.MOST_SMALL)
+        values["tries"] = bounds.increased("tries", int(decision.uses_try), bounds.MOST_SMALL)
     if target is Status.UNKNOWN:
         values["due_at"] = clock.now(decision.delay)  # for the search for evidence
     if target in lifecycle.CLAIMABLE:

@@ -18,6 +18,7 @@ from django_epica_mail import conf, lifecycle
 from django_epica_mail.clock import uuid7
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import codec, encryption
+from django_epica_mail.models.bounds import Amount, Count, Moment, ReadableTimes, SmallCount
 from django_epica_mail.models.fields import CopyCharField, CopyTextField
 from django_epica_mail.models.indexes import WaitingIndex
 from django_epica_mail.models.lists import JSONList, is_name, is_refusal
@@ -153,10 +154,10 @@ class EmailBatch(Row):
     """One bulk call and the mails created from it."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    created_at = models.DateTimeField(_("created at"), auto_now_add=True)
+    created_at = Moment(_("created at"), auto_now_add=True)
     #: The number of entries given to ``bulk``, or of messages given to ``enqueue_many``.
-    total = models.PositiveIntegerField(_("entries"), default=0)
-    accepted = models.PositiveIntegerField(_("mails"), default=0)
+    total = Count(_("entries"), default=0)
+    accepted = Count(_("mails"), default=0)
     #: The entries that are not valid mail: ``results.Refusal``, and the sealed ``reason``.
     refused = JSONList(_("refused entries"), default=list, blank=True, of=is_refusal)
     #: The entries as stored by ``bulk``, unless they are in parts, and the files they name; empty
@@ -165,13 +166,16 @@ class EmailBatch(Row):
     #: The queue in which the call looks for a worker; empty for where the site routes bulk calls.
     queue = models.CharField(max_length=64, blank=True, default="", db_default="", editable=False)
     #: The number of entries expanded or refused so far.
-    position = models.PositiveIntegerField(default=0, editable=False)
+    position = Count(default=0, editable=False)
     #: When the last entry was expanded or refused; NULL before that.
-    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True, db_index=True)
+    finished_at = Moment(_("finished at"), null=True, blank=True, db_index=True)
 
     class Meta:
         verbose_name = _("e-mail batch")
         verbose_name_plural = _("e-mail batches")
+        constraints: ClassVar = [
+            ReadableTimes(fields=["created_at", "finished_at"], name="epica_mail_batch_times"),
+        ]
 
     def __str__(self) -> str:
         return str(self.id)
@@ -189,7 +193,7 @@ class EmailBatchPart(Row):
     id = models.UUIDField(primary_key=True, editable=False)
     batch = models.ForeignKey(EmailBatch, models.CASCADE, related_name="parts")
     #: The number of the part's first entry among those of the call.
-    start = models.PositiveIntegerField(editable=False)
+    start = Count(editable=False)
     payload = models.TextField(editable=False)
 
     class Meta:
@@ -235,14 +239,14 @@ class EmailLog(Row):
     queue = models.CharField(_("queue"), max_length=64)
     transport = models.CharField(_("transport"), max_length=64)
     category = CopyCharField(_("category"), max_length=64, blank=True)
-    priority = models.PositiveSmallIntegerField(_("priority"))
+    priority = SmallCount(_("priority"))
     #: The priority while a worker may claim the row, else NULL; a column of the claim's index.
     pending = models.PositiveSmallIntegerField(null=True, editable=False)
-    created_at = models.DateTimeField(_("created at"))
-    due_at = models.DateTimeField(_("due at"))
-    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
-    give_up_at = models.DateTimeField(_("given up at"))
-    finished_at = models.DateTimeField(_("finished at"), null=True, blank=True)
+    created_at = Moment(_("created at"))
+    due_at = Moment(_("due at"))
+    expires_at = Moment(_("expires at"), null=True, blank=True)
+    give_up_at = Moment(_("given up at"))
+    finished_at = Moment(_("finished at"), null=True, blank=True)
 
     subject = CopyTextField(_("subject"), blank=True)
     from_email = CopyTextField(pgettext_lazy("sender", "from"))
@@ -271,20 +275,20 @@ class EmailLog(Row):
     keep_content = models.CharField(
         _("content kept"), max_length=10, choices=Keeping, default=Keeping.ALWAYS
     )
-    max_retries = models.PositiveSmallIntegerField(_("retries allowed"))
+    max_retries = SmallCount(_("retries allowed"))
     retry_delay = models.FloatField(_("seconds between tries"))
     #: The seconds before each retry, separated by spaces, if they differ; the last one repeats.
     retry_delays = models.CharField(
         _("seconds before each retry"), max_length=800, blank=True, default="", db_default=""
     )
     #: The attempts that count against ``max_retries``: not those ended by outage or throttling.
-    tries = models.PositiveSmallIntegerField(_("tries used"), default=0)
+    tries = SmallCount(_("tries used"), default=0)
     #: The number of all attempts.
-    attempts = models.PositiveSmallIntegerField(_("attempts"), default=0)
+    attempts = SmallCount(_("attempts"), default=0)
 
     #: The claim that holds the row or held it last; identifies the claim of a late result.
     lease_token = models.UUIDField(null=True, editable=False)
-    lease_until = models.DateTimeField(null=True, editable=False)
+    lease_until = Moment(null=True, editable=False)
     worker = CopyCharField(_("worker"), max_length=255, blank=True)
 
     failure_kind = models.CharField(_("failure"), max_length=16, choices=Kind, blank=True)
@@ -304,6 +308,17 @@ class EmailLog(Row):
             # This constraint and the message_id index are not declared on the fields: PostgreSQL
             # would get a second index for LIKE on each, and every index slows down enqueueing.
             models.UniqueConstraint(fields=["idempotency_key"], name="epica_mail_one_key"),
+            ReadableTimes(
+                fields=[
+                    "created_at",
+                    "due_at",
+                    "expires_at",
+                    "give_up_at",
+                    "finished_at",
+                    "lease_until",
+                ],
+                name="epica_mail_mail_times",
+            ),
         ]
         indexes: ClassVar = [
             models.Index(
@@ -428,7 +443,7 @@ class EmailRecipient(Row):
     email = models.ForeignKey(
         EmailLog, models.CASCADE, related_name="recipients", verbose_name=_("e-mail")
     )
-    position = models.PositiveIntegerField(editable=False)
+    position = Count(editable=False)
     kind = models.CharField(_("kind"), max_length=3, choices=Kind)
     address = CopyCharField(_("address"), max_length=320, db_index=True)
     #: Empty while the mail's status applies to the recipient, as it nearly always does.
@@ -484,11 +499,11 @@ class DeliveryAttempt(Row):
     email = models.ForeignKey(
         EmailLog, models.CASCADE, related_name="delivery_attempts", verbose_name=_("e-mail")
     )
-    number = models.PositiveSmallIntegerField(_("number"))
+    number = SmallCount(_("number"))
     transport = models.CharField(_("transport"), max_length=64)
     worker = CopyCharField(_("worker"), max_length=255)
-    created_at = models.DateTimeField(_("recorded at"))
-    seconds = models.FloatField(_("seconds"), null=True, blank=True)
+    created_at = Moment(_("recorded at"))
+    seconds = Amount(_("seconds"), null=True, blank=True)
     #: Empty if the server accepted the mail for every recipient of the attempt.
     failure_kind = models.CharField(_("failure"), max_length=16, choices=Kind, blank=True)
     code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
@@ -501,7 +516,8 @@ class DeliveryAttempt(Row):
         verbose_name_plural = _("delivery attempts")
         ordering: ClassVar = ["number"]
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["email", "number"], name="epica_mail_attempt_number")
+            models.UniqueConstraint(fields=["email", "number"], name="epica_mail_attempt_number"),
+            ReadableTimes(fields=["created_at"], name="epica_mail_attempt_times"),
         ]
         indexes: ClassVar = [
             # Not a partial index: MariaDB has none, so it would get no index at all, and its sites
@@ -520,11 +536,14 @@ class PendingResult(Row):
         EmailLog, models.CASCADE, primary_key=True, related_name="pending_result"
     )
     #: No result is expected before this time.
-    due_at = models.DateTimeField(db_index=True)
+    due_at = Moment(db_index=True)
 
     class Meta:
         verbose_name = _("pending result")
         verbose_name_plural = _("pending results")
+        constraints: ClassVar = [
+            ReadableTimes(fields=["due_at"], name="epica_mail_result_times"),
+        ]
 
     def __str__(self) -> str:
         return str(self.email_id)

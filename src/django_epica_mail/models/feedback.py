@@ -10,6 +10,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from django_epica_mail.clock import uuid7
+from django_epica_mail.models.bounds import Moment, ReadableTimes
 from django_epica_mail.models.emails import EmailLog
 from django_epica_mail.models.fields import CopyCharField, CopyTextField
 from django_epica_mail.models.row import Row
@@ -48,8 +49,8 @@ class EmailEvent(Row):
     #: A digest that identifies the event, so that one reported twice is stored once.
     key = models.CharField(max_length=64, editable=False)
     kind = models.CharField(_("kind"), max_length=16, choices=Kind)
-    at = models.DateTimeField(pgettext_lazy("time", "at"))
-    created_at = models.DateTimeField(_("recorded at"))
+    at = Moment(pgettext_lazy("time", "at"))
+    created_at = Moment(_("recorded at"))
     #: The provider's name, or ``epica_mail`` for events observed by this package.
     source = CopyCharField(_("source"), max_length=64)
     address = CopyCharField(_("address"), max_length=320, blank=True)
@@ -66,7 +67,8 @@ class EmailEvent(Row):
         verbose_name_plural = _("events")
         ordering: ClassVar = ["at"]
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["key"], name="epica_mail_event_once")
+            models.UniqueConstraint(fields=["key"], name="epica_mail_event_once"),
+            ReadableTimes(fields=["at", "created_at"], name="epica_mail_event_times"),
         ]
         indexes: ClassVar = [
             models.Index(fields=["address"], name="epica_mail_event_address"),
@@ -99,8 +101,8 @@ class Suppression(Row):
     )
     reason = CopyCharField(_("reason"), max_length=16, choices=Reason, default=Reason.MANUAL)
     note = CopyTextField(_("note"), blank=True)
-    created_at = models.DateTimeField(_("created at"), default=timezone.now, editable=False)
-    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+    created_at = Moment(_("created at"), default=timezone.now, editable=False)
+    expires_at = Moment(_("expires at"), null=True, blank=True)
 
     class Meta:
         verbose_name = _("suppressed address")
@@ -108,7 +110,8 @@ class Suppression(Row):
         constraints: ClassVar = [
             models.UniqueConstraint(
                 fields=["digest", "scope", "reason"], name="epica_mail_suppressed_once"
-            )
+            ),
+            ReadableTimes(fields=["created_at", "expires_at"], name="epica_mail_suppression_times"),
         ]
         indexes: ClassVar = [models.Index(fields=["address"], name="epica_mail_suppressed")]
 

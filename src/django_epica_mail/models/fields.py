@@ -31,17 +31,21 @@ _OF_COLUMN = (
 _known: dict[tuple[str, str], str | None] = {}
 
 
-class _Copy(models.Field):  # type: ignore[type-arg]
-    """A mixin for a field that loses what its database cannot store. Migrations see Django's."""
+class Unseen(models.Field):  # type: ignore[type-arg]
+    """A mixin for a field that migrations know as Django's."""
+
+    def deconstruct(self) -> Any:
+        name, _path, args, options = super().deconstruct()
+        return name, f"django.db.models.{self.get_internal_type()}", args, options
+
+
+class _Copy(Unseen):
+    """A mixin for a field that loses what its database cannot store."""
 
     def get_db_prep_value(
         self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False
     ) -> Any:
         return storable(super().get_db_prep_value(value, connection, prepared), connection)
-
-    def deconstruct(self) -> Any:
-        name, _path, args, options = super().deconstruct()
-        return name, f"django.db.models.{self.get_internal_type()}", args, options
 
 
 class CopyTextField(_Copy, models.TextField):  # type: ignore[type-arg]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from django.db import models
 
+from django_epica_mail.models.bounds import MOST_BIG
+from django_epica_mail.models.fields import Unseen
 
-class JSONList(models.JSONField):
+
+class JSONList(Unseen, models.JSONField):
     """A list of items of one form.
 
     What somebody has damaged is read without the items that have another form, or as an empty list:
@@ -21,11 +24,6 @@ class JSONList(models.JSONField):
         """Take as ``of`` what returns whether an item has the form."""
         self._is_item = of
         super().__init__(*args, **options)
-
-    def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
-        """Return the field as migrations know it, which is Django's."""
-        name, _path, args, options = super().deconstruct()
-        return name, "django.db.models.JSONField", args, options
 
     def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
         """Return the items of the list."""
@@ -42,8 +40,8 @@ def is_name(item: Any) -> bool:
 
 
 def is_count(item: Any) -> bool:
-    """Return whether an item is a whole number."""
-    return isinstance(item, int)
+    """Return whether an item is a whole number that a ``BigCount`` may be."""
+    return isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= MOST_BIG
 
 
 def is_refusal(item: Any) -> bool:

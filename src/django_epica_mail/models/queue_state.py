@@ -9,6 +9,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from django_epica_mail import lifecycle
+from django_epica_mail.models.bounds import Amount, BigCount, Count, Moment, ReadableTimes
 from django_epica_mail.models.fields import CopyCharField, CopyTextField
 from django_epica_mail.models.lists import JSONList, is_count
 from django_epica_mail.models.row import Row
@@ -41,25 +42,36 @@ class DeliveryGate(Row):
     name = models.CharField(pgettext_lazy("gate", "name"), max_length=64)
     paused = models.BooleanField(_("paused"), default=False)
     #: The last pause: since when, by whom, and why. They stay when it ends, for an undo.
-    paused_at = models.DateTimeField(_("paused at"), null=True, blank=True)
+    paused_at = Moment(_("paused at"), null=True, blank=True)
     paused_by = CopyCharField(_("paused by"), max_length=150, blank=True, db_default="")
     note = CopyCharField(_("note"), max_length=200, blank=True, db_default="")
     #: How many probes have failed in a row; above 0 the breaker is open or half-open.
-    outages = models.PositiveIntegerField(_("outages in a row"), default=0)
-    open_until = models.DateTimeField(_("breaker open until"), null=True, blank=True)
-    tripped_at = models.DateTimeField(_("out of order since"), null=True, blank=True)
+    outages = Count(_("outages in a row"), default=0)
+    open_until = Moment(_("breaker open until"), null=True, blank=True)
+    tripped_at = Moment(_("out of order since"), null=True, blank=True)
     #: When a probe last ended; it failed if there are outages.
-    probed_at = models.DateTimeField(_("last probe"), null=True, blank=True)
+    probed_at = Moment(_("last probe"), null=True, blank=True)
     reason = CopyTextField(_("reason"), blank=True)
     #: When a category was resumed: what was sent up to then does not pause it again.
-    resumed_at = models.DateTimeField(_("resumed at"), null=True, blank=True)
-    last_sweep_at = models.DateTimeField(_("last sweep"), null=True, blank=True)
+    resumed_at = Moment(_("resumed at"), null=True, blank=True)
+    last_sweep_at = Moment(_("last sweep"), null=True, blank=True)
 
     class Meta:
         verbose_name = _("delivery gate")
         verbose_name_plural = _("delivery gates")
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["scope", "name"], name="epica_mail_one_gate")
+            models.UniqueConstraint(fields=["scope", "name"], name="epica_mail_one_gate"),
+            ReadableTimes(
+                fields=[
+                    "paused_at",
+                    "open_until",
+                    "tripped_at",
+                    "probed_at",
+                    "resumed_at",
+                    "last_sweep_at",
+                ],
+                name="epica_mail_gate_times",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -75,16 +87,16 @@ class SlowedDomain(Row):
     transport = models.CharField(_("transport"), max_length=64)
     domain = models.CharField(_("domain"), max_length=255)
     #: The mails per second at which the server complained last.
-    ceiling = models.FloatField(_("mails per second at the last complaint"))
+    ceiling = Amount(_("mails per second at the last complaint"))
     #: How many complaints have lowered the rate, and how often turns were reserved: whoever changes
     #: the row compares and sets one of them, so that one of several wins. Not the times, of which
     #: SQLite stores fewer digits than Django compares.
     complaints = models.PositiveIntegerField(_("complaints"), default=1)
     turns = models.PositiveBigIntegerField(_("turns"), default=0)
-    changed_at = models.DateTimeField(_("last complaint"))
-    since = models.DateTimeField(_("slowed down since"))
+    changed_at = Moment(_("last complaint"))
+    since = Moment(_("slowed down since"))
     #: When the next mail may be claimed.
-    next_at = models.DateTimeField(_("next e-mail"))
+    next_at = Moment(_("next e-mail"))
     reply = CopyTextField(_("server's reply"), blank=True)
 
     class Meta:
@@ -94,7 +106,10 @@ class SlowedDomain(Row):
         constraints: ClassVar = [
             models.UniqueConstraint(
                 fields=["transport", "domain"], name="epica_mail_one_slowed_domain"
-            )
+            ),
+            ReadableTimes(
+                fields=["changed_at", "since", "next_at"], name="epica_mail_slowed_times"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -122,7 +137,7 @@ class EmailTotal(Row):
         UNKNOWN = lifecycle.Status.UNKNOWN.value, _("unknown")
 
     #: The start of the hour; ``totals.ALL_TIME`` for the sum over all hours.
-    hour = models.DateTimeField()
+    hour = Moment()
     queue = models.CharField(max_length=64)
     transport = models.CharField(max_length=64)
     event = models.CharField(max_length=16, choices=Event)
@@ -130,9 +145,9 @@ class EmailTotal(Row):
     failure_kind = models.CharField(max_length=16, choices=Kind, blank=True)
     #: The reply code, or 0.
     failure_code = models.PositiveSmallIntegerField(default=0)
-    count = models.PositiveBigIntegerField(default=0)
+    count = BigCount(default=0)
     #: The sum of their durations, for events that have one.
-    seconds = models.FloatField(default=0)
+    seconds = Amount(default=0)
     #: How many durations fall into each bucket of ``totals.BOUNDS``.
     buckets = JSONList(default=list, of=is_count)
 
@@ -145,7 +160,8 @@ class EmailTotal(Row):
             models.UniqueConstraint(
                 fields=["hour", "queue", "transport", "event", "failure_kind", "failure_code"],
                 name="epica_mail_one_total",
-            )
+            ),
+            ReadableTimes(fields=["hour"], name="epica_mail_total_times"),
         ]
 
     def __str__(self) -> str:
@@ -163,10 +179,10 @@ class ReputationDay(Row):
     category = models.CharField(max_length=64, blank=True)
     #: The domain of the sender's address.
     domain = models.CharField(max_length=255, blank=True)
-    mails = models.PositiveBigIntegerField(default=0)
+    mails = BigCount(default=0)
     #: How many of them bounced for good, and how many were reported as spam; each mail counts once.
-    bounced = models.PositiveBigIntegerField(default=0)
-    complained = models.PositiveBigIntegerField(default=0)
+    bounced = BigCount(default=0)
+    complained = BigCount(default=0)
 
     class Meta:
         verbose_name = _("reputation")
@@ -185,12 +201,15 @@ class ReputationDay(Row):
 class CountingMark(Row):
     """The single row with the time up to which totals are counted; it also serialises counting."""
 
-    counted_until = models.DateTimeField()
+    counted_until = Moment()
 
     class Meta:
         verbose_name = _("counting mark")
         verbose_name_plural = _("counting marks")
         default_permissions = ()
+        constraints: ClassVar = [
+            ReadableTimes(fields=["counted_until"], name="epica_mail_mark_times"),
+        ]
 
     def __str__(self) -> str:
         return str(self.counted_until)

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import router
-from django.db.models import Count, Max, Min
+from django.db.models import Count, Max, Min, QuerySet
 from django.utils import timezone
 
 from django_epica_mail import clock, lifecycle
@@ -30,6 +30,8 @@ RECENT_HOURS = 24
 """How far back the report counts finished e-mails."""
 
 _LONGEST_LEASE = timedelta(days=365)
+_AHEAD = 60.0
+"""Seconds by which the last sweep may be ahead of the clock, which may have been set back."""
 
 _Counts = Mapping[tuple[str, str], int]
 """The number of e-mails by queue and status."""
@@ -179,8 +181,13 @@ def clock_and_first_mail(using: str) -> tuple[datetime, datetime | None]:
 
 def last_sweep(using: str) -> datetime | None:
     """Return when the last sweep ran while there was mail; ``None`` if none has."""
-    at: datetime | None = DeliveryGate.objects.using(using).aggregate(at=Max("last_sweep_at"))["at"]
+    at: datetime | None = swept(using).aggregate(at=Max("last_sweep_at"))["at"]
     return at
+
+
+def swept(using: str) -> QuerySet[DeliveryGate]:
+    """Return the queues that were swept; not those whose time is one of the future."""
+    return DeliveryGate.objects.using(using).filter(last_sweep_at__lte=clock.now(_AHEAD))
 
 
 def age(at: datetime | None, moment: datetime) -> float | None:

@@ -16,7 +16,6 @@ from django.conf import settings
 from django.core.checks import ERROR, WARNING, CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, router
-from django.db.models import Max
 
 from django_epica_mail import checks, clock, conf, routing, rules
 from django_epica_mail.broker import celery_config
@@ -24,7 +23,7 @@ from django_epica_mail.delivery import gates
 from django_epica_mail.exceptions import MailboxError, MissingExtra, TokenRefused
 from django_epica_mail.messages import encryption
 from django_epica_mail.messages.addresses import canonical
-from django_epica_mail.models import DeliveryGate, EmailLog
+from django_epica_mail.models import EmailLog
 from django_epica_mail.models import checks as database_checks
 from django_epica_mail.monitoring import backlog, celery_findings, public_pages, reputation
 from django_epica_mail.monitoring.celery_findings import Finding
@@ -178,10 +177,9 @@ def _oldest_is_older(using: str) -> bool:
 
 
 def _beat(using: str) -> Iterator[Finding]:
-    sweeps = DeliveryGate.objects.using(using)
-    if sweeps.filter(last_sweep_at__gt=clock.now(-_NO_SWEEP)).exists():
+    if backlog.swept(using).filter(last_sweep_at__gt=clock.now(-_NO_SWEEP)).exists():
         return
-    last = sweeps.aggregate(at=Max("last_sweep_at"))["at"]
+    last = backlog.last_sweep(using)
     yield Finding(
         "error",
         "no-sweep",

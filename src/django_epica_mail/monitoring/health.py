@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import router
-from django.db.models import Sum
 from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext, pgettext
@@ -17,12 +16,18 @@ from django_epica_mail.conf import Settings
 from django_epica_mail.delivery import gates
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailTotal
+from django_epica_mail.models.bounds import total
 from django_epica_mail.monitoring import backlog, reputation, totals
 from django_epica_mail.monitoring.reputation import Rate
 from django_epica_mail.transports import config as transports
 
 FEWEST_FAILED = 10
 """With fewer failed mails than this, the share of failures is ignored."""
+
+
+_AHEAD = 60.0
+"""Seconds by which a time of the past may be ahead of the clock, which may have been set back; what
+is further ahead is no sign of life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +106,12 @@ def measure() -> Measurements:
     ages = backlog.due_ages(using, moment)
     state = gates.Gates(using)
     working = set(state.open_transports(transports.aliases())) - set(state.out_of_order())
-    attempts = DeliveryAttempt.objects.using(using).order_by("-pk")
-    last_attempt = attempts.values_list("created_at", flat=True).first()
-    leased = EmailLog.objects.using(using).filter(lease_until__gt=clock.now())
+    attempts = DeliveryAttempt.objects.using(using).filter(created_at__lte=clock.now(_AHEAD))
+    last_attempt = attempts.order_by("-pk").values_list("created_at", flat=True).first()
+    longest = conf.get().lease_seconds + _AHEAD
+    leased = EmailLog.objects.using(using).filter(
+        lease_until__gt=clock.now(), lease_until__lte=clock.now(longest)
+    )
     ended = _count_recently_ended(using, moment)
     return Measurements(
         due_ages=ages,
@@ -128,7 +136,7 @@ def _count_recently_ended(using: str, moment: datetime) -> dict[str, int]:
     rows = EmailTotal.objects.using(using).filter(
         hour__gte=totals.hour_of(moment) - totals.HOUR, event__in=[Status.SENT, Status.FAILED]
     )
-    return dict(rows.order_by().values_list("event").annotate(number=Sum("count")))
+    return dict(rows.order_by().values_list("event").annotate(number=total("count")))
 
 
 def judge(measured: Measurements, settings: Settings) -> HealthReport:

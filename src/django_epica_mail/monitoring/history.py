@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, time, timedelta
 from datetime import timezone as dt_timezone
 
-from django.db.models import Sum
 from django.utils import timezone
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
@@ -16,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from django_epica_mail import clock
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailLog, EmailTotal
+from django_epica_mail.models.bounds import total
 from django_epica_mail.monitoring import totals
 
 Event = EmailTotal.Event
@@ -107,18 +107,19 @@ def read(period: Period, using: str, *, queue: str = "", transport: str = "") ->
     known = rows.filter(hour__gte=start - _WEEK - timedelta(days=1))
     places = _places(slots, _first_hour(using))
     charted = known.filter(event__in=CHARTED).values_list("hour", "event")
-    for hour, event, number in charted.annotate(number=Sum("count")):
+    for hour, event, number in charted.annotate(number=total("count")):
         for place in places.get(_start_of(hour, period), ()):
             place.counts[event] += number
     times: dict[tuple[str, str], list[int]] = {}
     sent = known.filter(event=Event.SENT).values_list("hour", "queue", "transport", "buckets")
     for hour, name, alias, buckets in sent:
         if hour >= start:
-            times[name, alias] = totals.sum_buckets([times.get((name, alias), []), buckets])
+            so_far = times.get((name, alias), [])
+            times[name, alias] = totals.sum_buckets(Event.SENT, [so_far, buckets])
         for place in places.get(_start_of(hour, period), ()):
-            place.buckets = totals.sum_buckets([place.buckets, buckets])
+            place.buckets = totals.sum_buckets(Event.SENT, [place.buckets, buckets])
     failed = within.filter(event=Event.FAILED).values_list("failure_kind", "failure_code")
-    reasons = failed.annotate(number=Sum("count")).order_by("-number")[:MOST_REASONS]
+    reasons = failed.annotate(number=total("count")).order_by("-number")[:MOST_REASONS]
     return History(start, end, slots, [Reason(*reason) for reason in reasons], times)
 
 

@@ -217,7 +217,7 @@ def _histogram(event: str, name: str, text: str, counted: _Totals) -> HistogramM
     bounds = [*map(str, map(float, totals.BOUNDS[event])), "+Inf"]
     for queue, alias in sorted({(key[0], key[1]) for key in counted if key[2] == event}):
         rows = [total for key, total in counted.items() if key[:3] == (queue, alias, event)]
-        buckets = totals.sum_buckets([[0] * len(bounds), *(row.buckets for row in rows)])
+        buckets = totals.sum_buckets(event, [[0] * len(bounds), *(row.buckets for row in rows)])
         upto = zip(bounds, accumulate(buckets), strict=True)
         family.add_metric([queue, alias], list(upto), sum(row.seconds for row in rows))
     return family

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from functools import lru_cache
 
-from django.db.models import Exists, F, OuterRef, Q, Sum
+from django.db.models import Exists, OuterRef, Q
 from django.utils.timezone import now
 
 from django_epica_mail import clock, conf, signals
@@ -23,6 +23,7 @@ from django_epica_mail.delivery import gates
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryGate, EmailEvent, ReputationDay
+from django_epica_mail.models.bounds import MOST_BIG, increased, total
 from django_epica_mail.retry import Kind
 from django_epica_mail.tracking import events
 
@@ -101,7 +102,7 @@ def rates(using: str, *, after: date | None = None) -> list[Rate]:
         first = max(first, after + timedelta(days=1))
     rows = ReputationDay._default_manager.using(using).filter(day__gte=first).order_by()
     summed = rows.values_list("category", "domain").annotate(
-        Sum("mails"), Sum("bounced"), Sum("complained")
+        of_mails=total("mails"), of_bounced=total("bounced"), of_complained=total("complained")
     )
     found = [
         Rate(
@@ -197,12 +198,12 @@ def add(mails: Counter[Key], start: datetime, end: datetime, using: str) -> None
     rows = ReputationDay._default_manager.using(using)
     for (day, category, domain), number in mails.items():
         row = rows.filter(day=day, category=category, domain=domain)
-        if not row.update(mails=F("mails") + number):
+        if not row.update(mails=increased("mails", number, MOST_BIG)):
             rows.create(day=day, category=category, domain=domain, mails=number)
     for (column, of), number in Counter(_reports(start, end, using)).items():
         # Mail of a day that was not counted, such as before an upgrade, has no row.
         row = rows.filter(day=of[0], category=of[1], domain=of[2])
-        row.update(**{column: F(column) + number})
+        row.update(**{column: increased(column, number, MOST_BIG)})
 
 
 def _reports(start: datetime, end: datetime, using: str) -> Iterator[tuple[str, Key]]:

@@ -20,7 +20,7 @@ from django.db import router, transaction
 from django.db.models import Count
 
 from django_epica_mail import clock, conf, lifecycle
-from django_epica_mail.clock import EPOCH, lowest_id_at
+from django_epica_mail.clock import EPOCH, lowest_id_at, time_of
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import CountingMark, DeliveryAttempt, EmailLog, EmailTotal
 from django_epica_mail.monitoring import reputation
@@ -33,6 +33,9 @@ ALL_TIME = EPOCH
 LAG = timedelta(seconds=60)
 """How far the mark stays behind the clock."""
 HOUR = timedelta(hours=1)
+_MOST_AHEAD = timedelta(days=1)
+"""A mark that is further ahead of the clock is none of this package; less may be a clock that was
+set back, and what was counted up to then is not counted again."""
 KEPT = timedelta(days=92)
 """How long hourly totals are kept; all-time totals are kept forever."""
 
@@ -114,31 +117,47 @@ def quantile(event: str, buckets: Sequence[int], share: float) -> float | None:
     return lower
 
 
-def sum_buckets(rows: Iterable[Sequence[int]]) -> list[int]:
-    """Return the sum of each bucket over all rows; a row may be empty or shorter than others."""
+def sum_buckets(event: str, rows: Iterable[Sequence[int]]) -> list[int]:
+    """Return the sum of each bucket of an event over all rows.
+
+    A row may be empty or shorter than others; what a longer one has beyond the buckets is ignored.
+    """
     total: list[int] = []
+    most = len(BOUNDS.get(event, ())) + 1
     for row in rows:
-        total += [0] * (len(row) - len(total))
-        for index, number in enumerate(row):
+        total += [0] * (min(len(row), most) - len(total))
+        for index, number in enumerate(row[:most]):
             total[index] += number
     return total
 
 
 def _next_window(using: str) -> tuple[datetime, datetime] | None:
     """Return the next window to count, within one hour, or ``None`` if there is none."""
-    marks = CountingMark.objects.using(using).annotate(limit=clock.now(-LAG))
-    mark = marks.filter(pk=1).values_list("counted_until", "limit").first()
+    marks = CountingMark.objects.using(using).filter(pk=1).annotate(limit=clock.now(-LAG))
+    mark = marks.values_list("counted_until", "limit").first()
     if mark is None:
-        first = EmailLog.objects.using(using).order_by("pk").values_list("created_at", flat=True)
-        if (oldest := first.first()) is not None:
+        if (oldest := _first_hour(using)) is not None:
             CountingMark.objects.using(using).get_or_create(
-                pk=1, defaults={"counted_until": hour_of(oldest)}
+                pk=1, defaults={"counted_until": oldest}
             )
             return _next_window(using)
         return None
     start, limit = mark
+    # Only if it still is beyond what this package writes: another sweep may have mended it.
+    if start > limit + _MOST_AHEAD:
+        marks.filter(counted_until__gt=limit + _MOST_AHEAD).update(counted_until=limit)
+        return None
+    if start < limit - KEPT and start < (first := _first_hour(using) or limit):
+        marks.filter(counted_until__lt=first).update(counted_until=first)
+        return _next_window(using)
     end = min(limit, hour_of(start) + HOUR)
     return (start, end) if end > start else None
+
+
+def _first_hour(using: str) -> datetime | None:
+    """Return the hour in which the oldest mail was queued, by its id."""
+    oldest = EmailLog.objects.using(using).order_by("pk").values_list("pk", flat=True).first()
+    return None if oldest is None else hour_of(time_of(oldest))
 
 
 def hour_of(moment: datetime) -> datetime:
@@ -268,6 +287,6 @@ def _write(hour: datetime, tallies: Mapping[_Key, _Tally], using: str) -> None:
                 changed.append(row)
             row.count += tally.count
             row.seconds += tally.seconds
-            row.buckets = sum_buckets([row.buckets, tally.buckets])
+            row.buckets = sum_buckets(key[2], [row.buckets, tally.buckets])
     totals.bulk_create(new)
     totals.bulk_update(changed, ["count", "seconds", "buckets"], batch_size=100)

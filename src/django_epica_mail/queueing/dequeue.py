@@ -17,6 +17,7 @@ from django.db.models import BooleanField, Exists, ExpressionWrapper, Max, Outer
 
 from django_epica_mail import clock, lifecycle, suppression
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailQuerySet
+from django_epica_mail.models.bounds import MOST_SMALL
 from django_epica_mail.queueing.sql import compile_expression
 from django_epica_mail.retry import ENDED_WORKER
 from django_epica_mail.rules import LEVELS
@@ -166,6 +167,12 @@ def held(token: uuid.UUID, using: str) -> EmailQuerySet:
     return _annotated(rows.order_by("-priority", "due_at", "id"))
 
 
+def release(token: uuid.UUID, using: str) -> None:
+    """Release whatever a claim has taken, without reading it."""
+    taken = held(token, using).values_list("pk", flat=True)
+    EmailLog.objects.using(using).move(lifecycle.RELEASE, list(taken), token=token)
+
+
 def queues(using: str) -> Iterator[str]:
     """Yield the name of every queue that has rows, by one index look-up per name."""
     name = ""
@@ -260,7 +267,7 @@ _SETTLE = """
     settled AS (
         UPDATE {log} AS mail
         SET status = '{sent}', pending = NULL, lease_until = NULL, finished_at = {now},
-            attempts = attempts + 1, tries = tries + 1,
+            attempts = LEAST(attempts, {most}) + 1, tries = LEAST(tries, {most}) + 1,
             failure_kind = '', failure_code = NULL, reply = ''
         FROM accepted
         WHERE mail.id = accepted.email_id AND mail.lease_token = accepted.token
@@ -339,6 +346,7 @@ def _take_statement(
     return (_TAKE.replace("{settle}", settle) + select).format(
         accepted=", ".join([_ACCEPTED] * accepted),
         attempts=DeliveryAttempt._meta.db_table,
+        most=MOST_SMALL,
         sent=lifecycle.SUCCEED.target,
         now=now,
         lease_until=lease_until,

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import threading
 import time
+from datetime import datetime
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 _BUSY_SECONDS = 2.0
 """No question is begun after this time: the sweep has other work, and another sweep follows."""
+
+_AHEAD = 60.0
+"""Seconds by which an attempt may be ahead of the clock, which may have been set back."""
 
 _MOST = 100
 """How many e-mails one sweep looks at."""
@@ -80,7 +84,7 @@ def _due(using: str) -> list[Any]:
 def _resolve(mail: Any, using: str) -> bool:
     settings = conf.get()
     attempts = list(mail.delivery_attempts.all())
-    waited = (mail.now - attempts[-1].created_at).total_seconds() if attempts else float("inf")
+    waited = _seconds_since(attempts[-1].created_at, mail.now) if attempts else float("inf")
     pause = max(_SHORTEST_PAUSE, min(waited, settings.give_up_after))
     if mail.on_unknown != EmailLog.IfUnknown.HOLD and waited < settings.evidence_wait:
         pause = min(pause, settings.evidence_wait - waited)
@@ -98,6 +102,12 @@ def _resolve(mail: Any, using: str) -> bool:
         return False
     _record(mail, evidence, words)
     return True
+
+
+def _seconds_since(attempt: datetime, now: datetime) -> float:
+    """Return the seconds since an attempt; endless if its time is none of the past."""
+    waited = (now - attempt).total_seconds()
+    return waited if waited > -_AHEAD else float("inf")
 
 
 def ask(mail: EmailLog) -> tuple[Evidence, str]:

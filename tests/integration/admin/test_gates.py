@@ -181,3 +181,20 @@ def test_the_outcome_of_a_probe_is_shown(operator, db) -> None:
     assert re.search(r"The probe of [\d:]+ failed", text_in(html_of(operator, LIST)))
     gates.reset("smtp", "default")
     assert re.search(r"open The probe of [\d:]+ succeeded", text_in(html_of(operator, LIST)))
+
+
+def test_a_viewer_of_gates_is_told_no_recipient(site, db) -> None:
+    DeliveryGate.objects.create(
+        scope="transport", name="smtp", outages=1, reason="<ann@example.com> 4.3.2 refused"
+    )
+    html = html_of(client_of("view_deliverygate"), "deliverygate_changelist")
+    assert "4.3.2 refused" in html
+    assert "ann@" not in html
+
+
+@pytest.mark.parametrize("domain", ["UPPER.example", "ü.example", "<b>%s{}\"'"])
+def test_the_button_of_a_damaged_domain_sets_it_free(operator, db, domain) -> None:
+    slow_down("slow.example")
+    SlowedDomain.objects.update(domain=domain)
+    assert press(operator, f"resume domain {domain}").status_code == 200
+    assert not SlowedDomain.objects.exists()

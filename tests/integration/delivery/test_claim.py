@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import datetime, timezone
 from itertools import chain
 
 import pytest
@@ -12,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django_epica_mail import outbox
 from django_epica_mail.delivery import claim as claims
 from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.settle import Settler
 from django_epica_mail.models import EmailLog
 
 
@@ -142,3 +144,36 @@ def test_a_spent_budget_claims_nothing_that_became_due_meanwhile(
     monkeypatch.setattr(claims.waiting, "head_cost", lambda *lane: 0)
     assert claims.claim("emails") is None
     assert EmailLog.objects.get().status == "queued"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("part", ["together", "one", "beside a settle"])
+def test_what_fails_after_mail_was_taken_leaves_none_of_it_in_doubt(
+    smtp, queue_mail, monkeypatch, part
+) -> None:
+    ids = [queue_mail().pk for _ in range(3)]
+
+    def fail(*args: object, **options: object) -> None:
+        raise OverflowError("date value out of range")
+
+    monkeypatch.setattr(claims, "batch_of", fail)
+    settle_and = Settler("default").settle_and
+    take = {
+        "one": lambda: claims.claim_one(ids[0]),
+        "together": lambda: claims.claim("emails"),
+        "beside a settle": lambda: settle_and(claims.Claiming("emails", "default")),
+    }[part]
+    with pytest.raises(OverflowError):
+        take()
+    assert set(EmailLog.objects.values_list("status", "lease_until")) == {("queued", None)}
+    assert EmailLog.objects.filter(pending=None).count() == 0
+    monkeypatch.undo()
+    assert claimed() == [ids]
+
+
+def test_a_due_time_that_was_never_set_by_a_site_stops_no_claim(smtp, queue_mail, deliver) -> None:
+    hurt, other = queue_mail(), queue_mail()
+    EmailLog.objects.filter(pk=hurt.pk).update(due_at=datetime(2, 1, 1, tzinfo=timezone.utc))
+    assert deliver() == 2
+    other.refresh_from_db()
+    assert other.status == "sent"

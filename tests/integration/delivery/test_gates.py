@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from datetime import timezone as dt_timezone
 
 import pytest
 from django.core.mail import EmailMessage
@@ -261,3 +262,28 @@ def test_what_this_process_changes_it_sees_at_once(monkeypatch) -> None:
     assert not gates.current("default").queue_is_open("emails")
     outbox.resume(queue="emails")
     assert gates.current("default").queue_is_open("emails")
+
+
+FAR = datetime(9998, 12, 31, tzinfo=dt_timezone.utc)
+
+
+def test_a_probe_that_no_worker_put_off_so_far_is_due(smtp, queue_mail, deliver) -> None:
+    log = queue_mail()
+    DeliveryGate.objects.create(scope="transport", name="smtp", outages=1, open_until=FAR)
+    deliver()
+    log.refresh_from_db()
+    assert log.status == "sent"
+    assert DeliveryGate.objects.get().outages == 0
+
+
+def test_a_breaker_counts_outages_up_to_what_its_column_holds(db) -> None:
+    now = timezone.now()
+    DeliveryGate.objects.create(scope="transport", name="smtp", outages=2**31 - 1, open_until=now)
+    gates.trip("smtp", Failure(kind=Kind.OUTAGE, reply="down"), "default", is_probe=True)
+    assert DeliveryGate.objects.get().reason == "down"
+
+
+def test_the_reason_of_a_gate_names_no_recipient(db) -> None:
+    reply = "4.3.2 <ann@example.com>: Service not available"
+    gates.trip("smtp", Failure(kind=Kind.OUTAGE, reply=reply), "default")
+    assert DeliveryGate.objects.get().reason == "4.3.2 <…@example.com>: Service not available"

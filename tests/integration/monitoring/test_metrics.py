@@ -20,8 +20,10 @@ from django_epica_mail import maintenance, outbox
 from django_epica_mail.delivery import claim
 from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.exceptions import MissingExtra
+from django_epica_mail.models import EmailTotal
 from django_epica_mail.monitoring import metrics, totals
 from django_epica_mail.retry import Failure, Kind, Scope
+from tests.integration.admin.pages import client_of, url
 
 TOKEN = "a-token-of-the-tests"
 LABELS = {"queue": "emails", "transport": "smtp"}
@@ -225,3 +227,25 @@ def test_the_cost_of_a_scrape_does_not_depend_on_the_backlog(
         queue_mail()
     with django_assert_num_queries(29):
         scrape()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *({"buckets": it} for it in ([1] * 60, [10**400], [True, -5, None], {"a": 1})),
+        {"count": 2**63 - 1},
+        {"seconds": 1e308},
+    ],
+    ids=lambda it: str(it)[:20],
+)
+def test_a_damaged_total_stops_neither_metrics_nor_the_dashboard(
+    site, smtp, queue_mail, deliver, travel, damaged
+) -> None:
+    queue_mail()
+    deliver()
+    travel(minutes=10)
+    maintenance.dispatch()
+    assert EmailTotal.objects.filter(event="sent").update(**damaged) == 2
+    text, _type = metrics.exposition("")
+    assert b"epica_mail_sent_total" in text
+    assert client_of("view_emaillog").get(url("emailtotal_changelist")).status_code == 200

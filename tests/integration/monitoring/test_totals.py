@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
+from datetime import timezone as dt_timezone
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,10 @@ from django.utils import timezone
 
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import clock, maintenance, outbox
-from django_epica_mail.models import EmailLog, EmailTotal
+from django_epica_mail.models import CountingMark, EmailLog, EmailTotal
+from django_epica_mail.models.bounds import LATEST, MOST_BIG
 from django_epica_mail.monitoring import totals
+from django_epica_mail.monitoring.totals import ALL_TIME
 
 Event = EmailTotal.Event
 
@@ -226,3 +229,57 @@ def test_a_quantile_in_the_last_bucket_is_its_lower_bound() -> None:
 
 def test_there_is_no_quantile_without_durations() -> None:
     assert totals.quantile(Event.SENT, [], 0.5) is None
+
+
+EARLY = datetime(2, 1, 1, tzinfo=dt_timezone.utc)
+
+
+def test_a_mail_that_was_given_up_in_the_year_2_is_counted(
+    smtp, queue_mail, deliver, counted
+) -> None:
+    queue_mail()
+    queue_mail()
+    deliver()
+    hurt = EmailLog.objects.order_by("pk")[:1].values_list("pk", flat=True).get()
+    EmailLog.objects.filter(pk=hurt).update(give_up_at=EARLY)
+    assert counted() == {"enqueued": 2, "sent": 2, "attempt": 2}
+
+
+def test_a_full_total_stops_no_count(smtp, queue_mail, deliver, counted) -> None:
+    queue_mail()
+    deliver()
+    counted()
+    EmailTotal.objects.filter(event=Event.SENT).update(count=2**63 - 1)
+    queue_mail()
+    deliver()
+    found = counted()
+    assert (found["enqueued"], found["attempt"]) == (2, 2)
+    assert found["sent"] == MOST_BIG
+
+
+@pytest.mark.parametrize("mark", [EARLY, ALL_TIME, LATEST], ids=["early", "1970", "late"])
+def test_a_mark_that_nobody_set_there_stops_no_count(
+    smtp, queue_mail, deliver, counted, mark
+) -> None:
+    counted()
+    CountingMark.objects.update_or_create(pk=1, defaults={"counted_until": mark})
+    counted()  # sets it right
+    queue_mail()
+    deliver()
+    assert counted() == {"enqueued": 1, "sent": 1, "attempt": 1}
+
+
+def test_of_a_mark_that_was_set_back_nothing_is_counted_before_the_first_mail(
+    smtp, queue_mail, deliver, counted
+) -> None:
+    queue_mail()
+    deliver()
+    CountingMark.objects.create(pk=1, counted_until=EARLY)
+    started = time.monotonic()
+    assert counted() == {"enqueued": 1, "sent": 1, "attempt": 1}
+    assert time.monotonic() - started < totals._BUSY_SECONDS
+
+
+def test_what_a_row_has_beyond_its_buckets_is_ignored() -> None:
+    size = len(totals.BOUNDS[Event.SENT]) + 1
+    assert totals.sum_buckets(Event.SENT, [[1] * 60, [], [2]]) == [3, *[1] * (size - 1)]

@@ -7,7 +7,8 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
+from datetime import timezone as dt_timezone
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from django.utils import timezone
 from devservers.http_service import HTTPService
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import maintenance, outbox
-from django_epica_mail.models import EmailEvent, EmailLog, EmailRecipient
+from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog, EmailRecipient
 from django_epica_mail.tracking import events, evidence
 
 ASKED = f"{__name__}.answer"
@@ -338,3 +339,14 @@ def test_content_ends_with_the_decision(smtp, deliver, says, travel) -> None:
     assert evidence.resolve() == 1
     log.refresh_from_db()
     assert (log.status, log.envelope) == ("sent", "")
+
+
+def test_an_attempt_of_the_future_does_not_put_a_decision_off(lose, epica_mail, travel) -> None:
+    epica_mail(EVIDENCE_WAIT=60)
+    hurt = lose(on_unknown="fail")
+    far = datetime(9998, 12, 31, tzinfo=dt_timezone.utc)
+    DeliveryAttempt.objects.update(created_at=far)
+    travel(minutes=2)
+    evidence.resolve()
+    hurt.refresh_from_db()
+    assert hurt.status == "failed"

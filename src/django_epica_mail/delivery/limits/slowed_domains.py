@@ -10,7 +10,6 @@ Workers share the rate by reserving turns: an update that only one of them wins.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,14 @@ from django.db import models
 
 from django_epica_mail import clock, conf, rules
 from django_epica_mail.models import EmailLog, SlowedDomain
+from django_epica_mail.replies import without_addresses
 from django_epica_mail.retry import Failure, Result
 
 FIRST_RATE = 10.0
 """E-mails per second that are taken for the rate at a domain's first complaint."""
-SLOWEST_RATE = 1 / 60
-"""E-mails per second to a slowed domain, however often its server complains."""
+SLOWEST_RATE, FASTEST_RATE = 1 / 60, 1e6
+"""E-mails per second to a slowed domain, however often its server complains, and at most at a
+complaint. What is stored is taken for a rate between them."""
 KEPT_SHARE = 0.8
 """The share of the rate that remains after a complaint. It is 0.7 in RFC 9438, section 4.6, whose
 queues must drain; a mail that was refused only waits."""
@@ -45,12 +46,16 @@ _SETTLING_SECONDS = 2.0
 some time."""
 _LONGEST_WAIT = 3600.0
 """Seconds that a server may ask to wait."""
+_LONGEST_TURNS = 1 / (KEPT_SHARE * SLOWEST_RATE)
+"""Seconds between the turns of the slowest domain, of which one is reserved at a time."""
 _TRIES = 3
 """How often a turn is tried for while other workers are faster."""
 _KEPT_SECONDS = 1.0
 """Seconds for which a process uses the same reading of the table."""
-
-_ADDRESS = re.compile(r"[^\s<>@]+@")
+_MOST_TURNS = 2**31
+"""Complaints and turns are counted up to this, and then from 0: each only differs from the next."""
+_AHEAD = 60.0
+"""Seconds by which a time of the past may be ahead of the clock, which may have been set back."""
 
 
 def rate(ceiling: float, seconds: float) -> float:
@@ -60,6 +65,7 @@ def rate(ceiling: float, seconds: float) -> float:
     time in ``RECOVERY_SECONDS`` instead of round trips.
     """
     seconds = min(max(seconds, 0.0), FORGOTTEN_SECONDS)
+    ceiling = min(max(ceiling, SLOWEST_RATE), FASTEST_RATE)
     curve: float = ((seconds - RECOVERY_SECONDS) / RECOVERY_SECONDS) ** 3
     return ceiling * (1.0 + (1.0 - KEPT_SHARE) * curve)
 
@@ -97,12 +103,20 @@ class Slowed:
     @property
     def per_second(self) -> float:
         """The e-mails per second allowed now."""
-        return rate(self.row.ceiling, (self.now - self.row.changed_at).total_seconds())
+        passed: timedelta = self.now - self.row.changed_at
+        return rate(self.row.ceiling, passed.total_seconds())
 
     @property
     def wait(self) -> float:
         """Seconds until the next turn; 0 if it is now."""
-        return max(0.0, (self.row.next_at - self.now).total_seconds())
+        return max(0.0, (self.next_at - self.now).total_seconds())
+
+    @property
+    def next_at(self) -> datetime:
+        """When the next turn is; now, if the row names a time that no worker has set."""
+        next_at: datetime = self.row.next_at
+        latest = self.now + timedelta(seconds=_LONGEST_WAIT + _LONGEST_TURNS + _AHEAD)
+        return next_at if next_at <= latest else self.now
 
     @property
     def per_minute(self) -> float:
@@ -149,7 +163,7 @@ class SlowedDomains:
             and (queue, it.key) not in self._without_mail
             and not it.wait
         ]
-        return sorted(free, key=lambda it: it.row.next_at)
+        return sorted(free, key=lambda it: it.next_at)
 
     def note_empty(self, queue: str, slowed: Slowed) -> None:
         """Remember that a queue has no due mail for a domain, until the table is read again."""
@@ -203,10 +217,10 @@ def _take_turns(slowed: Slowed, most: int, using: str) -> int:
     number = min(most, max(1, int(_BURST_SECONDS / interval)))
     # A turn that is taken late does not delay the next ones; several that were missed are lost.
     missed = slowed.now - timedelta(seconds=min(interval, _BURST_SECONDS) / 2)
-    following = max(slowed.row.next_at, missed) + timedelta(seconds=number * interval)
+    following = max(slowed.next_at, missed) + timedelta(seconds=number * interval)
     turns = slowed.row.turns
     rows = SlowedDomain.objects.using(using).filter(pk=slowed.row.pk, turns=turns)
-    return number if rows.update(next_at=following, turns=turns + 1) else 0
+    return number if rows.update(next_at=following, turns=(turns + 1) % _MOST_TURNS) else 0
 
 
 def complain(transport: str, domain: str, failure: Failure, claimed_at: float, using: str) -> None:
@@ -228,13 +242,16 @@ def complain(transport: str, domain: str, failure: Failure, claimed_at: float, u
         _slow_down(transport, domain, failure, using)
         return
     passed = (row.now - row.changed_at).total_seconds()
-    if passed >= FORGOTTEN_SECONDS:
+    is_fresh = -_AHEAD <= passed < FORGOTTEN_SECONDS
+    if not is_fresh:
         values = {**_values(failure, FIRST_RATE), "since": clock.now()}
     else:
         values = _values(failure, ceiling_after(row.ceiling, passed))
-    before = clock.now(claimed_at - time.monotonic() - _SETTLING_SECONDS)
-    rows = rows.filter(complaints=row.complaints, changed_at__lte=before)
-    rows.update(complaints=row.complaints + 1, **values)
+    rows = rows.filter(complaints=row.complaints)
+    if is_fresh:
+        before = clock.now(claimed_at - time.monotonic() - _SETTLING_SECONDS)
+        rows = rows.filter(changed_at__lte=before)
+    rows.update(complaints=(row.complaints + 1) % _MOST_TURNS, **values)
 
 
 def change_after(
@@ -259,21 +276,29 @@ def is_slowed_since(transport: str, domain: str, claimed_at: float, using: str) 
 def set_free(domain: str, using: str) -> int:
     """Forget that a domain is slowed, for every transport; return for how many it was.
 
-    ``domain`` may be written as people do.
+    ``domain`` may be written as people do, or as it is stored, whatever that is.
     """
     _kept.clear()
-    name = rules.ascii_domain(domain.strip().lower())
-    return SlowedDomain.objects.using(using).filter(domain=name).delete()[0]
+    names = {domain, rules.ascii_domain(domain.strip().lower())}
+    return SlowedDomain.objects.using(using).filter(domain__in=names).delete()[0]
 
 
 def clean(using: str) -> None:
     """Delete the rows of domains that are free by now."""
-    old = clock.now(-FORGOTTEN_SECONDS)
-    SlowedDomain.objects.using(using).filter(changed_at__lte=old).delete()
+    SlowedDomain.objects.using(using).filter(~_is_fresh()).delete()
 
 
 def _fresh(using: str) -> models.QuerySet[SlowedDomain]:
-    return SlowedDomain.objects.using(using).filter(changed_at__gt=clock.now(-FORGOTTEN_SECONDS))
+    return SlowedDomain.objects.using(using).filter(_is_fresh())
+
+
+def _is_fresh() -> models.Q:
+    """Return the condition for a domain to be slowed: the last complaint is not long ago.
+
+    A time in the future is none of a complaint.
+    """
+    first, last = clock.now(-FORGOTTEN_SECONDS), clock.now(_AHEAD)
+    return models.Q(changed_at__gt=first, changed_at__lte=last)
 
 
 def _slow_down(transport: str, domain: str, failure: Failure, using: str) -> None:
@@ -294,5 +319,5 @@ def _values(failure: Failure, ceiling: float) -> dict[str, object]:
         "ceiling": ceiling,
         "changed_at": clock.now(),
         "next_at": clock.now(pause),
-        "reply": _ADDRESS.sub("…@", failure.reply),
+        "reply": without_addresses(failure.reply),
     }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
+from datetime import timezone as dt_timezone
 from typing import Any
 
 import pytest
 from django.core.mail import EmailMessage
+from django.db import connection
+from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -352,3 +356,73 @@ def test_the_rate_of_a_real_server_is_found(smtp, deliver) -> None:
     assert sum(until - it < 6 for it in limit.refused) <= 15
     assert sent("fast.example") == fast
     assert sorted(late)[len(late) // 2] < 0.5
+
+
+def slow(domain: str, **damaged: Any) -> SlowedDomain:
+    """Store a slowed domain whose turn has come, with some columns written by an attacker."""
+    now = timezone.now()
+    values = {"ceiling": 5, "changed_at": now, "since": now, "next_at": now - timedelta(seconds=1)}
+    return SlowedDomain.objects.create(transport="smtp", domain=domain, **{**values, **damaged})
+
+
+FAR = datetime(9998, 12, 31, tzinfo=dt_timezone.utc)
+EARLY = datetime(2, 1, 1, tzinfo=dt_timezone.utc)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        *({"ceiling": it} for it in (0, -1e300, 1e-300, 1e300, float("inf"), float("nan"))),
+        *({"turns": it} for it in (2**31 - 1, 2**63 - 1)),
+        {"complaints": 2**31 - 1},
+        {"changed_at": FAR},
+        {"next_at": FAR},
+        {"next_at": EARLY},
+        {"since": EARLY},
+    ],
+    ids=str,
+)
+def test_a_damaged_row_stops_no_mail(smtp, deliver, damaged) -> None:
+    if damaged.get("ceiling") != damaged.get("ceiling") and connection.vendor != "postgresql":
+        pytest.skip("no other database stores NaN")
+    if math.isinf(damaged.get("ceiling", 0)) and connection.vendor == "mysql":
+        pytest.skip("MariaDB stores no infinity")
+    to("slow.example", 1)
+    to("fine.example", 1)
+    slow("slow.example", **damaged)
+    deliver()
+    assert sent("fine.example") == 1
+    assert sent("slow.example") == 1, "its own mail had its turn"
+
+
+@pytest.mark.parametrize("turns", [2**31 - 1, 2**63 - 1])
+def test_turns_begin_anew_at_their_end(smtp, deliver, turns) -> None:
+    slow("slow.example", turns=turns)
+    to("slow.example", 1)
+    deliver()
+    assert SlowedDomain.objects.get().turns == 0
+
+
+@pytest.mark.parametrize("damaged", [{"changed_at": FAR}, {"complaints": 2**31 - 1}], ids=str)
+def test_a_complaint_counts_for_a_damaged_row(db, damaged) -> None:
+    if "changed_at" not in damaged:
+        damaged = {**damaged, "changed_at": timezone.now() - timedelta(seconds=60)}
+    row = slow("slow.example", **damaged)
+    complain()
+    row.refresh_from_db()
+    assert row.complaints in (0, 2)
+    assert found().wait > 0
+    assert row.changed_at < timezone.now() + timedelta(minutes=1)
+
+
+def test_a_complaint_of_the_future_slows_nothing_and_is_cleaned_up(db) -> None:
+    slow("slow.example", changed_at=FAR)
+    assert SlowedDomains("default").found == []
+    slowed_domains.clean("default")
+    assert not SlowedDomain.objects.exists()
+
+
+@pytest.mark.parametrize("domain", ["UPPER.example", " sp.example", "ü.example", "<b>%s{}\"'"])
+def test_a_domain_that_nobody_would_write_so_is_set_free_as_it_is_stored(db, domain) -> None:
+    slow(domain)
+    assert slowed_domains.set_free(domain, "default") == 1
