@@ -10,6 +10,7 @@ from typing import Any
 
 from django.db import router, transaction
 from django.db.models import Q
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from django_epica_mail import clock, conf, lifecycle, retry
@@ -272,12 +273,15 @@ def _unfinished_batches(using: str) -> list[tuple[uuid.UUID, str]]:
     """Return the bulk calls that have waited some time for a worker to expand them, and the queue
     of each.
 
-    Chosen at random if they are many, so that those that cannot be read keep no other waiting.
+    Each is noted as rung for, so that those that cannot be read keep no other waiting.
     """
-    stale = EmailBatch.objects.using(using).filter(
-        finished_at=None, created_at__lt=clock.now(-_BATCH_PATIENCE)
-    )
-    return list(stale.order_by("?").values_list("pk", "queue")[:_BATCHES_PER_SWEEP])
+    batches = EmailBatch.objects.using(using)
+    waiting = batches.filter(finished_at=None).annotate(seen=Coalesce("active_at", "created_at"))
+    stale = waiting.filter(seen__lt=clock.now(-_BATCH_PATIENCE)).order_by("seen")
+    found = list(stale.values_list("pk", "queue")[:_BATCHES_PER_SWEEP])
+    if found:
+        batches.filter(pk__in=[pk for pk, _ in found]).update(active_at=clock.now())
+    return found
 
 
 def _rescue(token: uuid.UUID, using: str, errors: Errors) -> int:

@@ -7,6 +7,7 @@ hold the times too.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -156,7 +157,7 @@ class _BulkTask(Task):  # type: ignore[type-arg] # generic for type checkers alo
 
 
 @shared_task(
-    name="django_epica_mail.tasks.send_bulk_emails_task", base=_BulkTask, bind=True, **_OPTIONS
+    name="django_epica_mail.tasks.send_bulk_emails_task", base=_BulkTask, bind=True, **_DELIVERY
 )
 def send_bulk_emails_task(self: Any, emails: Sequence[Mapping[str, Any]] | str) -> dict[str, Any]:
     """Queue one mail per entry; return the batch's id, counts, mail ids and refused entries.
@@ -170,12 +171,14 @@ def send_bulk_emails_task(self: Any, emails: Sequence[Mapping[str, Any]] | str) 
     """
     is_foreign = not isinstance(emails, str) and broker_trust.check(self)
     _drop_dead_connections()
-    batch_id = (
-        emails if isinstance(emails, str) else str(bulk.submit(emails, is_foreign=is_foreign).pk)
-    )
-    report = batch_report(bulk.expand(batch_id))
-    result_id = batch_id if isinstance(emails, str) else self.request.id
-    if result_id is not None:
+    if isinstance(emails, str):
+        until = time.monotonic() + conf.get().run_seconds
+        batch, result_id = bulk.expand(emails, until=until), emails
+    else:
+        batch = bulk.expand(bulk.submit(emails, is_foreign=is_foreign).pk)
+        result_id = self.request.id
+    report = batch_report(batch)
+    if batch.is_finished and result_id is not None:
         result_backend.store(result_id, "SUCCESS", report, BULK_TASK)
     return report
 

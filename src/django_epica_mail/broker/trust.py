@@ -19,10 +19,11 @@ _CHAIN = "epica_mail_chain"
 
 
 class DeliveryRequest(Request):
-    """The message of a delivery, as a worker takes it: no time limit but ours interrupts a mail.
+    """The message of a delivery or a bulk call, as a worker takes it, with no time limit but ours.
 
     Whoever can write to the broker could otherwise have a worker killed twice while it sends a
-    mail, which then fails. The site's own limits are meant for its own tasks.
+    mail, which then fails. The site's own limits are meant for its own tasks. A bulk call that is
+    interrupted would begin its entries again and again.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""The queue of a bulk call, and the table for the entries of one that is too long for one row."""
+"""What is known of a bulk call under way, and a table for the entries of one that is too long."""
 
 import django.db.models.deletion
 from django.db import migrations, models
@@ -14,6 +14,11 @@ class Migration(migrations.Migration):
             field=models.CharField(
                 blank=True, db_default="", default="", editable=False, max_length=64
             ),
+        ),
+        migrations.AddField(
+            model_name="emailbatch",
+            name="active_at",
+            field=models.DateTimeField(editable=False, null=True),
         ),
         migrations.CreateModel(
             name="EmailBatchPart",

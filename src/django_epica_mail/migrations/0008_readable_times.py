@@ -76,7 +76,7 @@ class Migration(migrations.Migration):
     dependencies = [("epica_mail", "0007_parts_of_bulk_calls")]
 
     operations = [
-        of("emailbatch", "batch", "created_at", "finished_at"),
+        of("emailbatch", "batch", "created_at", "active_at", "finished_at"),
         of(
             "emaillog",
             "mail",

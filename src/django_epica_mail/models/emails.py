@@ -167,6 +167,8 @@ class EmailBatch(Row):
     queue = models.CharField(max_length=64, blank=True, default="", db_default="", editable=False)
     #: The number of entries expanded or refused so far.
     position = Count(default=0, editable=False)
+    #: When a worker last expanded entries, or the sweep last rang for one; NULL before that.
+    active_at = Moment(null=True, editable=False)
     #: When the last entry was expanded or refused; NULL before that.
     finished_at = Moment(_("finished at"), null=True, blank=True, db_index=True)
 
@@ -174,7 +176,9 @@ class EmailBatch(Row):
         verbose_name = _("e-mail batch")
         verbose_name_plural = _("e-mail batches")
         constraints: ClassVar = [
-            ReadableTimes(fields=["created_at", "finished_at"], name="epica_mail_batch_times"),
+            ReadableTimes(
+                fields=["created_at", "active_at", "finished_at"], name="epica_mail_batch_times"
+            ),
         ]
 
     def __str__(self) -> str:

@@ -3,36 +3,33 @@
 What an entry takes from the surroundings of the call is read in the caller, as for a single mail:
 files, and the language in which text is read. The worker may run on another host.
 
-A long call is stored in parts, so that neither a process nor a statement holds all of it.
-
 Each chunk of entries becomes rows in one transaction, which also advances the batch's position.
 Expansion can therefore resume after an interruption without losing or duplicating an entry.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any
-from uuid import UUID, uuid5
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from django.core.mail import EmailMessage
-from django.db import router, transaction
+from django.db import InterfaceError, OperationalError, connections, router, transaction
 from django.utils import translation
 from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail import clock, conf
 from django_epica_mail.broker import celery_config, doorbell
 from django_epica_mail.exceptions import UnreadableEnvelope
-from django_epica_mail.messages import UnencodableValue, decode, encode, encryption
+from django_epica_mail.messages import UnencodableValue, encode, encryption
 from django_epica_mail.models import EmailBatch, EmailLog
-from django_epica_mail.queueing import compose, draft, enqueue
+from django_epica_mail.queueing import compose, draft, enqueue, parts
 from django_epica_mail.queueing.call_options import CallOptions
+from django_epica_mail.queueing.draft import Draft
 from django_epica_mail.queueing.rendering import render
 from django_epica_mail.replies import reply_text
 from django_epica_mail.results import Refusal
@@ -42,8 +39,11 @@ _PACKAGE = __name__.partition(".")[0] + "."
 
 _PROGRESS = ("position", "accepted", "refused", "finished_at")
 
-_PART_LENGTH = 4_000_000
-"""Characters after which a part gets no more entries, because MariaDB refuses long statements."""
+_CHUNK_SECONDS = 5.0
+"""Seconds after which a chunk gets no more entries: templates may be slow."""
+
+_UNKNOWN_COLUMN = 1054
+"""MySQL's number for it; like SQLite's errors of SQL, it has the class of those that pass."""
 
 
 @sensitive_variables()
@@ -65,10 +65,10 @@ def submit(
     batch = EmailBatch(total=len(emails), queue=options.queue or "")
     if options.batch_id is not None:
         batch.pk = _free_id(options.batch_id, using)
-    files: dict[str, Any] = {}
+    files: parts.Files = {}
     entries = (_stored(options.apply_to(it), None if is_foreign else files) for it in emails)
     try:
-        _save(batch, _texts(entries), files, using)
+        parts.save(batch, entries, files, using)
     except UnencodableValue as error:
         raise TypeError(
             f"An entry of emails holds a value of the type {error}, which cannot be stored for "
@@ -85,34 +85,25 @@ def ring_on_commit(batch: EmailBatch) -> None:
 
 
 @sensitive_variables()
-def expand(batch_id: UUID | str) -> EmailBatch:
+def expand(batch_id: UUID | str, *, until: float | None = None) -> EmailBatch:
     """Make the mails of a bulk call, resuming after an interruption; return the batch.
 
-    Does nothing if the batch is finished.
+    Does nothing if the batch is finished. With ``until``, a monotonic second, it leaves the rest to
+    another ring then, and all of it to another worker who is at it; otherwise it ends only when the
+    batch is finished.
     """
     using = router.db_for_write(EmailBatch)
-    batches = EmailBatch.objects.using(using)
-    batch = batches.get(pk=batch_id)
-    part, files = _stored_with(batch)
+    batch = EmailBatch.objects.using(using).get(pk=batch_id)
+    expansion = _Expansion(batch, using)
     while not batch.is_finished:
-        start = batch.position
-        if part is None or part.is_behind(start):
-            part = _find_part(batch, start, using)
-        if part is None:
-            _check_another_has_advanced(batch, start, using)
+        has_advanced = expansion.advance()
+        if until is None or batch.is_finished:
             continue
-        chunk = part.chunk(start)
-        with transaction.atomic(using=using):
-            # Two workers on the same batch take turns: the second finds the position changed. A
-            # finished batch never matches.
-            claimed = batches.filter(pk=batch.pk, position=start, finished_at=None).update(
-                position=start + len(chunk)
-            )
-            if claimed:
-                _insert(batch, [_with_files(entry, files) for entry in chunk], start, using)
-                if part.is_behind(start + len(chunk)):
-                    batch.parts.using(using).filter(start=part.start).delete()
-        batch.refresh_from_db(using, fields=_PROGRESS)
+        if not has_advanced:
+            break
+        if time.monotonic() >= until:
+            doorbell.ring_for_batch(str(batch.pk), queue=batch.queue or None)
+            break
     return batch
 
 
@@ -194,139 +185,119 @@ def _free_id(wanted: UUID, using: str) -> UUID:
     return wanted
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Entries of a bulk call that follow one another: those of one row."""
+class _Chunk(NamedTuple):
+    """Entries as they are to be recorded."""
 
-    start: int
-    """The number of the first among those of the call."""
-    entries: list[Any]
-    is_all: bool = False
-    """Whether the row is the batch's own."""
-
-    def is_behind(self, position: int) -> bool:
-        """Return whether a position is that of a later part."""
-        return not self.is_all and position >= self.start + len(self.entries)
-
-    def chunk(self, position: int) -> list[Any]:
-        """Return the entries that are expanded together, from a position on."""
-        offset = position - self.start
-        return self.entries[offset : offset + enqueue.CHUNK]
+    size: int
+    drafts: list[Draft]
+    refused: list[dict[str, Any]]
 
 
-def _texts(entries: Iterator[Any]) -> Iterator[tuple[int, str]]:
-    """Yield the JSON of each part, with the number of its first entry; one if there is no entry."""
-    start, length = 0, 0
-    texts: list[str] = []
-    for index, entry in enumerate(entries):
-        if length > _PART_LENGTH:
-            yield start, f"[{', '.join(texts)}]"
-            start, texts, length = index, [], 0
-        texts.append(json.dumps(entry))
-        length += len(texts[-1])
-    yield start, f"[{', '.join(texts)}]"
+class _Expansion:
+    """One worker's work on a bulk call."""
 
+    def __init__(self, batch: EmailBatch, using: str) -> None:
+        self._batch, self._using = batch, using
+        self._part, self._files = parts.load(batch)
+        self._alone_until = 0
+        """Entries before this one are expanded one by one."""
 
-def _save(
-    batch: EmailBatch, texts: Iterator[tuple[int, str]], files: dict[str, Any], using: str
-) -> None:
-    """Insert a batch with its entries; ``files`` are known when all ``texts`` are consumed."""
-    first, second = next(texts), next(texts, None)
-    place = encryption.payload_of(batch.pk)
-    if second is None:
-        _, entries = first
-        # Without files a list, which workers of an earlier version read too.
-        payload = f'{{"entries": {entries}, "files": {_json(files)}}}' if files else entries
-        batch.payload = encryption.seal(payload, place)
-        batch.save(using=using, force_insert=True)
-        return
-    # With a savepoint: if a later entry cannot be stored, a caller that catches the error must be
-    # left with a usable transaction, without the rows inserted so far.
-    with transaction.atomic(using=using):
-        batch.save(using=using, force_insert=True)
-        for start, entries in itertools.chain((first, second), texts):
-            pk = _part_id(batch, start)
-            payload = encryption.seal(entries, encryption.payload_of(pk))
-            batch.parts.using(using).create(pk=pk, batch=batch, start=start, payload=payload)
-        # Workers of an earlier version cannot read this, and leave the batch to a newer one.
-        batch.payload = encryption.seal(f'{{"files": {_json(files)}}}', place)
-        batch.save(using=using, update_fields=["payload"])
-
-
-def _json(files: dict[str, Any]) -> str:
-    return json.dumps(encode(files))
-
-
-def _stored_with(batch: EmailBatch) -> tuple[_Part | None, dict[str, tuple[Any, ...]]]:
-    """Return the entries in a batch's own row, and the files that all of its entries name.
-
-    The entries are ``None`` if they are in parts, and none if the batch is finished.
-    """
-    if not batch.payload:
-        return _Part(0, [], is_all=True), {}
-    stored = _opened(batch.payload, batch.pk)
-    if isinstance(stored, list):
-        return _Part(0, stored, is_all=True), {}
-    entries = stored.get("entries")
-    return (None if entries is None else _Part(0, entries, is_all=True)), stored["files"]
-
-
-def _find_part(batch: EmailBatch, position: int, using: str) -> _Part | None:
-    """Return the part in which the entry at a position is, or ``None`` if its row is gone."""
-    row = batch.parts.using(using).filter(start__lte=position).order_by("start").last()
-    if row is None:
-        return None
-    # By the id that it must have: another part in its place is not read.
-    part = _Part(row.start, _opened(row.payload, _part_id(batch, row.start)))
-    return None if part.is_behind(position) else part
-
-
-def _check_another_has_advanced(batch: EmailBatch, position: int, using: str) -> None:
-    """Read the progress of a batch again; raise ``UnreadableEnvelope`` if there is none."""
-    batch.refresh_from_db(using, fields=_PROGRESS)
-    if batch.position == position and not batch.is_finished:
-        raise UnreadableEnvelope(
-            f"The entries of the bulk call {batch.pk} from number {position} on are missing: the "
-            "row that held them has been deleted."
-        )
-
-
-def _opened(payload: str, pk: UUID) -> Any:
-    """Return what a batch or a part of it stores."""
-    return decode(json.loads(encryption.unseal(payload, encryption.payload_of(pk))))
-
-
-def _part_id(batch: EmailBatch, start: int) -> UUID:
-    """Return the id of the part that begins with an entry; its content is sealed for this id."""
-    return uuid5(batch.pk, str(start))
-
-
-def _insert(batch: EmailBatch, chunk: Sequence[Any], start: int, using: str) -> None:
-    """Insert the mails of a chunk of entries, and record the result in the batch."""
-    of_celery = celery_config.site_route(bulk=True)
-    drafts = []
-    for index, entry in enumerate(chunk, start):
+    def advance(self) -> bool:
+        """Expand some entries; return ``False`` if another worker has done so in the meantime."""
+        start = self._batch.position
+        if self._part is None or self._part.is_behind(start):
+            self._part = parts.find(self._batch, start, self._using)
+        if self._part is None:
+            self._check_another_has_advanced(start)
+            return False
+        size = 1 if start < self._alone_until else enqueue.CHUNK
+        entries = self._part.entries_from(start, size)
         try:
-            message, options = compose.compose(_named(entry))
-            drafts.append(
-                draft.draft(message, options, of_celery=of_celery, bulk=True, batch=batch)
+            return self._record(start, self._part, self._made_of(entries, start))
+        except Exception as error:
+            if _passes(error) or connections[self._using].in_atomic_block or not entries:
+                raise
+            if len(entries) == 1:
+                refused = [_refusal(self._batch, start, entries[0], error)]
+                return self._record(start, self._part, _Chunk(1, [], refused))
+        self._alone_until = start + len(entries)  # to find the one that the database refuses
+        return self.advance()
+
+    def _made_of(self, entries: Sequence[Any], start: int) -> _Chunk:
+        """Return what becomes of the first entries; in no transaction, for templates may query.
+
+        An error that passes is raised, and the sweep rings again.
+        """
+        of_celery = celery_config.site_route(bulk=True)
+        until = time.monotonic() + _CHUNK_SECONDS
+        drafts, refused, end = [], [], start
+        for index, entry in enumerate(entries, start):
+            try:
+                message, options = compose.compose(_named(_with_files(entry, self._files)))
+                drafts.append(
+                    draft.draft(message, options, of_celery=of_celery, bulk=True, batch=self._batch)
+                )
+            except Exception as error:  # a bad entry or template must not stop others
+                if _passes(error):
+                    raise
+                refused.append(_refusal(self._batch, index, entry, error))
+            end = index + 1
+            if time.monotonic() >= until:
+                break
+        return _Chunk(end - start, drafts, refused)
+
+    def _record(self, start: int, part: parts.Part, chunk: _Chunk) -> bool:
+        """Insert the mails of a chunk, and record it in the batch; return whether this worker did.
+
+        Two workers on the same batch take turns: the second finds that the position has changed. A
+        finished batch never matches.
+        """
+        batch, using = self._batch, self._using
+        rows = EmailBatch.objects.using(using).filter(pk=batch.pk)
+        end = start + chunk.size
+        with transaction.atomic(using=using):
+            mine = rows.filter(position=start, finished_at=None)
+            if is_mine := mine.update(position=end, active_at=clock.now()) == 1:
+                # Now that the row is locked: an erasure may have changed what was read before.
+                batch.refresh_from_db(using, fields=("accepted", "refused"))
+                inserted = enqueue.insert_drafts(chunk.drafts)
+                done = not chunk.size or end >= batch.total
+                rows.update(
+                    accepted=batch.accepted + enqueue.count_new(chunk.drafts, inserted),
+                    refused=[*batch.refused, *chunk.refused],
+                    **({"finished_at": clock.now(), "payload": ""} if done else {}),
+                )
+                if part.is_behind(end):
+                    batch.parts.using(using).filter(start=part.start).delete()
+        batch.refresh_from_db(using, fields=_PROGRESS)
+        return is_mine
+
+    def _check_another_has_advanced(self, position: int) -> None:
+        """Read the progress of the batch again; raise ``UnreadableEnvelope`` if there is none."""
+        self._batch.refresh_from_db(self._using, fields=_PROGRESS)
+        if self._batch.position == position and not self._batch.is_finished:
+            raise UnreadableEnvelope(
+                f"The entries of the bulk call {self._batch.pk} from number {position} on are "
+                "missing: the row that held them has been deleted."
             )
-        except MemoryError:
-            raise  # no fault of the entry: the sweep rings again, for a worker that has more
-        except Exception as error:  # noqa: BLE001 - a bad entry or template must not stop others
-            reason = reply_text(f"{type(error).__name__}: {error}") if _keeps(entry) else ""
-            sealed = (
-                encryption.seal(reason, encryption.refusal_of(batch.pk, index)) if reason else ""
-            )
-            refusal = Refusal(index=index, error=type(error).__name__, rule=_rule(error))
-            batch.refused.append({**refusal, "reason": sealed})
-    accepted = batch.accepted + enqueue.count_new(drafts, enqueue.insert_drafts(drafts))
-    done = not chunk or start + len(chunk) >= batch.total
-    EmailBatch.objects.using(using).filter(pk=batch.pk).update(
-        accepted=accepted,
-        refused=batch.refused,
-        **({"finished_at": clock.now(), "payload": ""} if done else {}),
-    )
+
+
+def _passes(error: Exception) -> bool:
+    """Return whether an error is no fault of an entry: another worker, or this one later, may
+    succeed.
+    """
+    if isinstance(error, OperationalError):
+        is_of_sql = str(error).startswith(("no such ", "near ")) or _UNKNOWN_COLUMN in error.args
+        return not is_of_sql
+    return isinstance(error, (InterfaceError, MemoryError))
+
+
+def _refusal(batch: EmailBatch, index: int, entry: object, error: Exception) -> dict[str, Any]:
+    """Return the record of an entry that becomes no mail."""
+    reason = reply_text(f"{type(error).__name__}: {error}") if _keeps(entry) else ""
+    sealed = encryption.seal(reason, encryption.refusal_of(batch.pk, index)) if reason else ""
+    refusal = Refusal(index=index, error=type(error).__name__, rule=_rule(error))
+    return {**refusal, "reason": sealed}
 
 
 def _keeps(entry: object) -> bool:

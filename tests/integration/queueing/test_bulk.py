@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 from django.core.mail import EmailMessage
-from django.db import OperationalError
+from django.db import DataError, InterfaceError, OperationalError, connection
 from django.test import TestCase
 from django.utils import translation
 from django.utils.translation import gettext_lazy
 
 from django_epica_mail import maintenance, outbox
-from django_epica_mail.exceptions import InvalidMessage, MissingKey, UnreadableEnvelope
-from django_epica_mail.models import EmailBatch, EmailBatchPart, EmailLog
+from django_epica_mail.broker import doorbell
+from django_epica_mail.exceptions import InvalidMessage, MissingKey
+from django_epica_mail.models import EmailBatch, EmailLog
 from django_epica_mail.privacy.erase import erase
 from django_epica_mail.privacy.person import Person
 from django_epica_mail.privacy.reencrypt import reencrypt
-from django_epica_mail.queueing import bulk, enqueue
+from django_epica_mail.queueing import bulk, enqueue, parts
 from django_epica_mail.results import BatchResult, refusals
 from django_epica_mail.tasks import (
     send_bulk_emails_task,
@@ -156,7 +157,7 @@ def test_an_interrupted_expansion_resumes_and_duplicates_nothing(
 def test_two_workers_on_a_batch_make_each_mail_once(smtp, monkeypatch) -> None:
     monkeypatch.setattr(enqueue, "CHUNK", 10)
     batch = bulk.submit(entries(30))
-    decode, raced = bulk.decode, []
+    decode, raced = parts.decode, []
 
     def decode_slowly(form: Any) -> Any:
         if not raced:
@@ -164,131 +165,10 @@ def test_two_workers_on_a_batch_make_each_mail_once(smtp, monkeypatch) -> None:
             bulk.expand(batch.pk)  # another worker, after this one has read the position
         return decode(form)
 
-    monkeypatch.setattr(bulk, "decode", decode_slowly)
+    monkeypatch.setattr(parts, "decode", decode_slowly)
     assert bulk.expand(batch.pk).accepted == 30
     assert EmailLog.objects.values("subject").distinct().count() == 30
     assert EmailLog.objects.count() == 30
-
-
-@pytest.fixture
-def short_parts(monkeypatch) -> None:
-    """Make every part end after seven of the ``entries``, and a chunk after three."""
-    monkeypatch.setattr(bulk, "_PART_LENGTH", 600)
-    monkeypatch.setattr(enqueue, "CHUNK", 3)
-
-
-@pytest.mark.usefixtures("short_parts")
-def test_a_long_call_is_stored_and_expanded_in_parts(smtp, monkeypatch, deliver) -> None:
-    batch = bulk.submit(entries(20))
-    assert [it.start for it in batch.parts.order_by("start")] == [0, 7, 14]
-    assert max(len(it.payload) for it in batch.parts.all()) < 1000
-    insert, left = enqueue.insert_drafts, []
-
-    def insert_with_less_left(drafts: Any) -> Any:
-        left.append(batch.parts.count())
-        return insert(drafts)
-
-    monkeypatch.setattr(enqueue, "insert_drafts", insert_with_less_left)
-    report = send_bulk_emails_task(str(batch.pk))
-    assert (report["accepted"], report["refused"]) == (20, [])
-    assert left == [3, 3, 3, 2, 2, 2, 1, 1]  # three, three and one of each part
-    assert not batch.parts.exists()
-    batch.refresh_from_db()
-    assert batch.payload == ""
-    deliver("bulk_emails")
-    assert sorted(m.recipients[0] for m in smtp.accepted) == sorted(
-        entry["recipient_list"][0] for entry in entries(20)
-    )
-
-
-@pytest.mark.usefixtures("short_parts")
-def test_the_parts_of_a_call_share_the_files_that_are_read_once(smtp, deliver, tmp_path) -> None:
-    path = tmp_path / "terms.txt"
-    path.write_text("terms and conditions")
-    batch = bulk.submit([{**entry, "attachments": [str(path)]} for entry in entries(20)])
-    path.unlink()
-    assert "terms and" in EmailBatch.objects.get().payload
-    assert not batch.parts.filter(payload__contains="terms and").exists()
-    assert bulk.expand(batch.pk).refused == []
-    assert deliver("bulk_emails") == 20
-    assert all(b"terms.txt" in m.content for m in smtp.accepted)
-
-
-@pytest.mark.usefixtures("short_parts")
-def test_an_expansion_in_parts_resumes_within_a_part(smtp, monkeypatch) -> None:
-    batch = bulk.submit(entries(20))
-    insert, calls = enqueue.insert_drafts, []
-
-    def fail_now_and_then(drafts: Any) -> Any:
-        calls.append(len(drafts))
-        if len(calls) % 2 == 0:
-            raise OperationalError("the server closed the connection")
-        return insert(drafts)
-
-    monkeypatch.setattr(enqueue, "insert_drafts", fail_now_and_then)
-    for _ in range(7):
-        with pytest.raises(OperationalError):
-            bulk.expand(batch.pk)
-    assert bulk.expand(batch.pk).accepted == 20
-    assert EmailLog.objects.values("subject").distinct().count() == 20
-    assert EmailLog.objects.count() == 20
-
-
-@pytest.mark.usefixtures("short_parts")
-def test_two_workers_on_a_batch_in_parts_make_each_mail_once(smtp, monkeypatch) -> None:
-    batch = bulk.submit(entries(20))
-    find_part, raced = bulk._find_part, []
-
-    def find_part_late(*args: Any) -> Any:
-        if not raced:
-            raced.append(True)
-            bulk.expand(batch.pk)  # another worker, after this one has read the position
-        return find_part(*args)
-
-    monkeypatch.setattr(bulk, "_find_part", find_part_late)
-    assert bulk.expand(batch.pk).accepted == 20
-    assert EmailLog.objects.count() == 20
-
-
-@pytest.mark.usefixtures("short_parts")
-def test_a_value_that_cannot_be_stored_leaves_no_parts(db) -> None:
-    with pytest.raises(TypeError, match=r"a value of the type builtins\.object"):
-        send_bulk_emails_task.delay([*entries(20), {"subject": object()}])
-    assert not EmailBatch.objects.exists()
-    assert not EmailBatchPart.objects.exists()
-
-
-@pytest.mark.usefixtures("short_parts")
-def test_parts_are_sealed_for_their_place(smtp, epica_mail) -> None:
-    epica_mail(ENCRYPTION_KEYS=[OLD], ENCRYPTION_REQUIRED=True)
-    batch, other = bulk.submit(entries(20)), bulk.submit(entries(20))
-    epica_mail(ENCRYPTION_KEYS=[NEW, OLD], ENCRYPTION_REQUIRED=True)
-    assert reencrypt() == {"renewed": 8, "current": 0, "unreadable": 0}
-    later = batch.parts.get(start=7)
-    for row in (later, other.parts.get(start=0)):
-        batch.parts.filter(start=0).update(payload=row.payload)
-        with pytest.raises(MissingKey):
-            bulk.expand(batch.pk)
-    assert not EmailLog.objects.exists()
-    assert bulk.expand(other.pk).accepted == 20
-
-
-@pytest.mark.usefixtures("short_parts")
-def test_a_part_that_is_gone_ends_no_call_early(smtp) -> None:
-    batch = bulk.submit(entries(20))
-    batch.parts.filter(start=7).delete()
-    with pytest.raises(UnreadableEnvelope, match="from number 7 on are missing"):
-        bulk.expand(batch.pk)
-    batch.refresh_from_db()
-    assert (batch.accepted, batch.finished_at) == (7, None)
-
-
-@pytest.mark.usefixtures("short_parts")
-def test_erasing_a_person_names_the_call_that_waits_in_parts(smtp) -> None:
-    batch = bulk.submit(entries(20))
-    done = erase(Person("15@example.com"))
-    assert done["left"] + done["unreadable"] == [str(batch.pk)]
-    assert done["remains"] == []
 
 
 def test_a_call_whose_total_is_too_high_ends_with_its_entries(smtp) -> None:
@@ -451,3 +331,164 @@ def test_entries_are_read_in_the_language_of_the_caller(smtp, settings, tmp_path
 def shown() -> list[tuple[str, str]]:
     """Return subject and text of each mail."""
     return [(it.subject, it.message().body) for it in EmailLog.objects.order_by("pk")]
+
+
+# -- what entries, templates and other workers may do to an expansion
+
+
+def failing_at(number: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Make the composing of an entry fail; return the list of how often it was tried."""
+    compose, tried = bulk.compose.compose, []
+
+    def composing(given: Any) -> Any:
+        if given["recipient_list"] == [f"{number}@example.com"]:
+            tried.append(1)
+            raise error("deadlock found")
+        return compose(given)
+
+    monkeypatch.setattr(bulk.compose, "compose", composing)
+    return tried
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_template_whose_query_fails_refuses_its_own_entry(smtp, monkeypatch) -> None:
+    compose = bulk.compose.compose
+
+    def composing(given: Any) -> Any:
+        if given["recipient_list"] == ["3@example.com"]:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT name FROM no_such_table")
+        return compose(given)
+
+    monkeypatch.setattr(bulk.compose, "compose", composing)
+    batch = bulk.expand(bulk.submit(entries(6)).pk)
+    assert (batch.accepted, [it["index"] for it in batch.refused]) == (5, [3])
+    assert batch.is_finished
+    assert EmailLog.objects.count() == 5
+
+
+@pytest.mark.parametrize("error", [OperationalError, InterfaceError, MemoryError])
+def test_an_error_that_passes_refuses_no_entry(smtp, monkeypatch, error) -> None:
+    monkeypatch.setattr(enqueue, "CHUNK", 4)
+    batch = bulk.submit(entries(8))
+    with monkeypatch.context() as patch:
+        failing_at(5, error, patch)
+        with pytest.raises(error):
+            bulk.expand(batch.pk)
+    batch.refresh_from_db()
+    assert (batch.position, batch.accepted, batch.refused) == (4, 4, [])
+    assert bulk.expand(batch.pk).accepted == 8
+    assert EmailLog.objects.count() == 8
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_entry_that_the_database_refuses_is_found_among_the_others(smtp, monkeypatch) -> None:
+    monkeypatch.setattr(enqueue, "CHUNK", 5)
+    insert, sizes = enqueue.insert_drafts, []
+
+    def inserting(drafts: Any) -> Any:
+        sizes.append(len(drafts))
+        if any(it.recipients[0].address == "6@example.com" for it in drafts):
+            raise DataError("value out of range")
+        return insert(drafts)
+
+    monkeypatch.setattr(enqueue, "insert_drafts", inserting)
+    batch = bulk.expand(bulk.submit(entries(12)).pk)
+    assert batch.accepted == EmailLog.objects.count() == 11
+    assert [(it["index"], it["error"]) for it in batch.refused] == [(6, "DataError")]
+    assert sizes == [5, 5, 1, 1, 0, 1, 1, 1, 2]  # the chunk, its entries one by one, and the rest
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_an_erasure_takes_from_the_reasons_does_not_come_back(smtp, monkeypatch) -> None:
+    monkeypatch.setattr(enqueue, "CHUNK", 1)
+    mails = entries(3)
+    mails[0]["recipient_list"] = "victim@example.com"
+    batch = bulk.submit(mails)
+    compose = bulk.compose.compose
+
+    def composing(given: Any) -> Any:
+        if given["recipient_list"] == ["2@example.com"]:  # the progress has been read already
+            erase(Person("victim@example.com"))
+            assert "victim" not in str(EmailBatch.objects.get().refused)
+        return compose(given)
+
+    monkeypatch.setattr(bulk.compose, "compose", composing)
+    assert len(bulk.expand(batch.pk).refused) == 1
+    assert "victim" not in str(EmailBatch.objects.get().refused)
+
+
+def test_slow_templates_make_chunks_short(smtp, monkeypatch) -> None:
+    monkeypatch.setattr(bulk, "_CHUNK_SECONDS", 0.0)
+    insert, sizes = enqueue.insert_drafts, []
+
+    def inserting(drafts: Any) -> Any:
+        sizes.append(len(drafts))
+        return insert(drafts)
+
+    monkeypatch.setattr(enqueue, "insert_drafts", inserting)
+    assert bulk.expand(bulk.submit(entries(3)).pk).accepted == 3
+    assert sizes == [1, 1, 1]
+
+
+def test_a_long_call_gives_way_to_other_work(smtp, monkeypatch, rings, epica_mail) -> None:
+    epica_mail(RUN_SECONDS=0.001)
+    monkeypatch.setattr(enqueue, "CHUNK", 10)
+    result = send_bulk_emails_task.apply_async(args=[entries(25)], queue="news")
+    rings.clear()
+    for done in (10, 20):
+        assert send_bulk_emails_task(result.id)["accepted"] == done
+    assert rings == ["news"] * 2
+    assert send_bulk_emails_task(result.id)["accepted"] == 25
+    assert rings == ["news"] * 2
+    assert result.status == "SUCCESS"
+    rings.clear()
+    assert send_bulk_emails_task(entries(25))["accepted"] == 25  # its caller waits for the report
+
+
+def test_a_ring_leaves_a_call_to_the_worker_that_is_at_it(smtp, monkeypatch) -> None:
+    monkeypatch.setattr(enqueue, "CHUNK", 10)
+    result = send_bulk_emails_task.delay(entries(30))
+    compose, ahead = bulk.compose.compose, []
+
+    def composing(given: Any) -> Any:
+        if not ahead:
+            ahead.append(True)
+            EmailBatch.objects.update(position=10)  # as another worker does in the meantime
+        return compose(given)
+
+    monkeypatch.setattr(bulk.compose, "compose", composing)
+    assert send_bulk_emails_task(result.id)["accepted"] == 0
+    assert not EmailLog.objects.exists()
+    assert result.status == "PROGRESS"
+
+
+def test_the_sweep_rings_for_no_call_that_advances(smtp, monkeypatch, travel) -> None:
+    monkeypatch.setattr(enqueue, "CHUNK", 1)
+    result, rung = send_bulk_emails_task.delay(entries(4)), []
+    monkeypatch.setattr(doorbell, "ring_for_batch", lambda *args, **kwargs: rung.append(1) or True)
+    for done in (1, 2, 3):
+        travel(seconds=15)
+        bulk.expand(result.id, until=0.0)
+        assert EmailBatch.objects.get().position == done
+        rung.clear()  # of the worker that gives way
+        maintenance.dispatch()
+        assert rung == []
+    travel(seconds=25)
+    maintenance.dispatch()
+    travel(seconds=5)
+    maintenance.dispatch()
+    assert rung == [1]  # one ring in twenty seconds is enough
+
+
+def test_calls_that_cannot_be_read_keep_no_other_waiting(smtp, rings, travel, monkeypatch) -> None:
+    monkeypatch.setattr(maintenance, "_BATCHES_PER_SWEEP", 2)
+    for _ in range(5):
+        EmailBatch.objects.create(total=1, payload="damaged")
+    send_bulk_emails_task.apply_async(args=[entries(1)], queue="news")
+    travel(seconds=25)
+    rings.clear()
+    for _ in range(3):
+        maintenance.dispatch()
+        travel(seconds=5)
+    assert rings.count("news") == 1

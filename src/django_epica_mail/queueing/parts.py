@@ -1,0 +1,120 @@
+"""The rows in which the entries of a bulk call wait until they are expanded.
+
+A long call is stored in parts, so that neither a process nor a statement holds all of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid5
+
+from django.db import transaction
+
+from django_epica_mail.messages import decode, encode, encryption
+from django_epica_mail.models import EmailBatch
+
+PART_LENGTH = 4_000_000
+"""Characters after which a part gets no more entries, because MariaDB refuses long statements."""
+
+Files = dict[str, tuple[Any, ...]]
+"""The files that entries name, by path, each as an attachment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Entries of a bulk call that follow one another: those of one row."""
+
+    start: int
+    """The number of the first among those of the call."""
+    entries: list[Any]
+    is_all: bool = False
+    """Whether the row is the batch's own."""
+
+    def is_behind(self, position: int) -> bool:
+        """Return whether a position is that of a later part."""
+        return not self.is_all and position >= self.start + len(self.entries)
+
+    def entries_from(self, position: int, size: int) -> list[Any]:
+        """Return up to ``size`` entries from a position on."""
+        offset = position - self.start
+        return self.entries[offset : offset + size]
+
+
+def save(batch: EmailBatch, entries: Iterable[Any], files: Files, using: str) -> None:
+    """Insert a batch with its entries; ``files`` are known when all of them are consumed."""
+    texts = _texts(entries)
+    first, second = next(texts), next(texts, None)
+    place = encryption.payload_of(batch.pk)
+    if second is None:
+        _, text = first
+        # Without files a list, which workers of an earlier version read too.
+        payload = f'{{"entries": {text}, "files": {_json(files)}}}' if files else text
+        batch.payload = encryption.seal(payload, place)
+        batch.save(using=using, force_insert=True)
+        return
+    # With a savepoint: if a later entry cannot be stored, a caller that catches the error must be
+    # left with a usable transaction, without the rows inserted so far.
+    with transaction.atomic(using=using):
+        batch.save(using=using, force_insert=True)
+        for start, text in itertools.chain((first, second), texts):
+            pk = _part_id(batch, start)
+            payload = encryption.seal(text, encryption.payload_of(pk))
+            batch.parts.using(using).create(pk=pk, batch=batch, start=start, payload=payload)
+        # Workers of an earlier version cannot read this, and leave the batch to a newer one.
+        batch.payload = encryption.seal(f'{{"files": {_json(files)}}}', place)
+        batch.save(using=using, update_fields=["payload"])
+
+
+def load(batch: EmailBatch) -> tuple[Part | None, Files]:
+    """Return the entries in a batch's own row, and the files that all of its entries name.
+
+    The entries are ``None`` if they are in parts, and none if the batch is finished.
+    """
+    if not batch.payload:
+        return Part(0, [], is_all=True), {}
+    stored = _opened(batch.payload, batch.pk)
+    if isinstance(stored, list):
+        return Part(0, stored, is_all=True), {}
+    entries = stored.get("entries")
+    return (None if entries is None else Part(0, entries, is_all=True)), stored["files"]
+
+
+def find(batch: EmailBatch, position: int, using: str) -> Part | None:
+    """Return the part in which the entry at a position is, or ``None`` if its row is gone."""
+    row = batch.parts.using(using).filter(start__lte=position).order_by("start").last()
+    if row is None:
+        return None
+    # By the id that it must have: another part in its place is not read.
+    part = Part(row.start, _opened(row.payload, _part_id(batch, row.start)))
+    return None if part.is_behind(position) else part
+
+
+def _texts(entries: Iterable[Any]) -> Iterator[tuple[int, str]]:
+    """Yield the JSON of each part, with the number of its first entry; one if there is no entry."""
+    start, length = 0, 0
+    texts: list[str] = []
+    for index, entry in enumerate(entries):
+        if length > PART_LENGTH:
+            yield start, f"[{', '.join(texts)}]"
+            start, texts, length = index, [], 0
+        texts.append(json.dumps(entry))
+        length += len(texts[-1])
+    yield start, f"[{', '.join(texts)}]"
+
+
+def _json(files: Files) -> str:
+    return json.dumps(encode(files))
+
+
+def _opened(payload: str, pk: UUID) -> Any:
+    """Return what a batch or a part of it stores."""
+    return decode(json.loads(encryption.unseal(payload, encryption.payload_of(pk))))
+
+
+def _part_id(batch: EmailBatch, start: int) -> UUID:
+    """Return the id of the part that begins with an entry; its content is sealed for this id."""
+    return uuid5(batch.pk, str(start))
