@@ -50,7 +50,7 @@ class Gates:
     def __init__(self, using: str) -> None:
         """Read the closed gates in one query; a gate that never closed has no row."""
         closed = DeliveryGate.objects.using(using).filter(
-            models.Q(paused=True) | models.Q(outages__gt=0)
+            models.Q(paused=True) | models.Q(outages__gt=0, scope=_TRANSPORT)
         )
         self._closed = {
             (gate.scope, gate.name): gate for gate in closed.annotate(waiting=_waits_for_probe())

@@ -116,7 +116,7 @@ def status() -> StatusReport:
         _add_backlog(found, report.setdefault(found.queue, QueueStatus()))
     for rows in (*_count_between_attempts(using), *_count_ended(using)):
         for (queue, state), count in rows.items():
-            counts = report[queue].by_status
+            counts = report.setdefault(queue, QueueStatus()).by_status
             counts[state] = counts.get(state, 0) + count
     for it in report.values():
         _complete(it, now)

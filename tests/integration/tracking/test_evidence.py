@@ -346,7 +346,7 @@ def test_an_attempt_of_the_future_does_not_put_a_decision_off(lose, epica_mail, 
     hurt = lose(on_unknown="fail")
     far = datetime(9998, 12, 31, tzinfo=dt_timezone.utc)
     DeliveryAttempt.objects.update(created_at=far)
-    travel(minutes=2)
+    travel(hours=1)
     evidence.resolve()
     hurt.refresh_from_db()
     assert hurt.status == "failed"

@@ -1,14 +1,15 @@
 """Attacks by somebody who can write to the database: no value in one row stops the other mail.
 
-Each column of each table gets values at its edges, one at a time. Then a worker claims, the sweep
-runs, totals, health and metrics are taken, and the pages of the admin are opened.
+Each column of times, numbers and lists gets values at its edges, one at a time. Then a worker
+claims, the sweep runs and counts, and health and metrics are taken. With the last value in each
+column of a table, the pages of the admin are opened. ``test_admin_security`` writes into the
+columns of text.
 """
 
 from __future__ import annotations
 
 import uuid
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from django_epica_mail.models import (
     ReputationDay,
     SlowedDomain,
 )
-from django_epica_mail.monitoring import backlog, health, metrics
+from django_epica_mail.monitoring import backlog, metrics
 from django_epica_mail.queueing import bulk
 from tests.integration.admin.pages import client_of, url
 
@@ -36,8 +37,6 @@ MODELS = sorted(apps.get_app_config("epica_mail").get_models(), key=lambda it: i
 ENTRY = {"subject": "S", "message": "M", "recipient_list": ["bulk@example.org"]}
 LISTS = ("emaillog", "emailbatch", "deliverygate", "emailevent", "suppression", "emailtotal")
 VIEWER = tuple(f"view_{it}" for it in LISTS if it != "emailtotal")
-OPEN_PAGES = True
-TEXT = "\x1b[31m<b>%s{}\"'\n:@"
 
 EDGES: list[tuple[type[models.Field[Any, Any]], tuple[object, ...]]] = [
     (models.DateTimeField, ("0001-01-01 00:00:00", "9999-12-31 23:59:59.999999")),
@@ -45,18 +44,14 @@ EDGES: list[tuple[type[models.Field[Any, Any]], tuple[object, ...]]] = [
     (models.PositiveSmallIntegerField, (0, 2**15 - 1)),
     (models.PositiveIntegerField, (0, 2**31 - 1)),
     (models.PositiveBigIntegerField, (0, 2**63 - 1)),
-    (models.FloatField, (0.0, -1.0, 1e-300, 1e300, float("inf"))),
+    (models.FloatField, (1e-300, -1.0, 1e300)),
     (models.JSONField, ("{}", "[" + "1," * 60 + "1]", f"[{10**400}, true, -1, null]")),
-    (models.CharField, ("", TEXT)),
-    (models.TextField, ("", TEXT * 1000)),
 ]
 """What is written into the columns of a kind; the first kind that fits counts."""
 
 
 def edges(field: models.Field[Any, Any]) -> tuple[object, ...]:
-    found = next((values for kind, values in EDGES if isinstance(field, kind)), ())
-    size = field.max_length
-    return tuple(it[:size] if isinstance(it, str) and size else it for it in found)
+    return next((values for kind, values in EDGES if isinstance(field, kind)), ())
 
 
 @pytest.fixture
@@ -119,31 +114,22 @@ def damage(model: type[models.Model], field: models.Field[Any, Any], value: obje
         return False
 
 
-def problems_of(house: EmailLog, queue_mail: Any, client: Any) -> list[str]:
-    """Queue other mail, do everything that reads rows, and return what failed."""
+def problems_of(queue_mail: Any) -> list[str]:
+    """Queue other mail, do what reads rows, and return what failed."""
     other = queue_mail("other@example.net")
     slowed_domains.forget()
-    deeds: dict[str, Any] = {
+    problems = []
+    for name, do in {
         "worker": lambda: worker.deliver("emails"),
         "sweep": maintenance.dispatch,
         "retry": maintenance.retry_failed,
-        "clean-up": maintenance.cleanup,
-        "health": health.measure,
         "status": lambda: backlog.status().as_dict(),
-        "metrics": lambda: metrics.exposition(""),
-    }
-    if client is not None:
-        pages = [*(url(f"{it}_changelist") for it in LISTS), url("emaillog_change", house.pk)]
-        deeds |= {page: partial(client.get, page) for page in pages}
-    problems = []
-    for name, do in deeds.items():
+        "metrics": lambda: metrics.exposition(""),  # and health
+    }.items():
         try:
-            answer = do()
+            do()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is reported
             problems.append(f"{name}: {error!r}"[:200])
-        else:
-            code = getattr(answer, "status_code", 200)
-            problems += [f"{name}: {code}"] if code != 200 else []
     if not EmailLog.objects.filter(pk=other.pk, status="sent").exists():
         problems.append("other mail is not sent")
     return problems
@@ -151,16 +137,23 @@ def problems_of(house: EmailLog, queue_mail: Any, client: Any) -> list[str]:
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda it: it.__name__)
 def test_no_value_in_a_row_stops_other_mail(house, smtp, queue_mail, model) -> None:
-    client = client_of(*VIEWER) if OPEN_PAGES else None
     found: dict[str, list[str]] = {}
-    for field in model._meta.local_fields:
-        if field.primary_key or field.is_relation:
-            continue
+    fields = [it for it in model._meta.local_fields if not (it.primary_key or it.is_relation)]
+    for field in fields:
         for value in edges(field):
             with transaction.atomic():
-                if damage(model, field, value) and (
-                    problems := problems_of(house, queue_mail, client)
-                ):
+                if damage(model, field, value) and (problems := problems_of(queue_mail)):
                     found[f"{field.name} = {value!r}"[:60]] = problems
                 transaction.set_rollback(True)
     assert found == {}
+    for field in fields:
+        for value in edges(field)[-1:]:
+            damage(model, field, value)
+    client = client_of(*(f"view_{it}" for it in LISTS if it != "emailtotal"))
+    for page in (*(url(f"{it}_changelist") for it in LISTS), url("emaillog_change", house.pk)):
+        assert client.get(page).status_code == 200, page
+
+
+def test_mail_in_a_queue_without_a_name_stops_no_report(house) -> None:
+    EmailLog.objects.filter(status="unknown").update(queue="")
+    assert backlog.status().queues[""].by_status == {"unknown": 1}
