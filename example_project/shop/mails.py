@@ -57,4 +57,4 @@ def bulk_mailer() -> BaseEmailBackend:
     """Return the connection for bulk mail; before Django 6.1 it names the queue itself."""
     if django.VERSION >= (6, 1):
         return mail.mailers["bulk"]
-    return mail.get_connection(queue="bulk_emails")
+    return mail.get_connection(queue="bulk_emails", priority=5)

@@ -107,7 +107,10 @@ if django.VERSION >= (6, 1):
     QUEUED = "django_epica_mail.backends.EmailBackend"
     MAILERS: dict[str, dict[str, Any]] = {
         "default": {"BACKEND": QUEUED, "OPTIONS": {"transport": "smtp"}},
-        "bulk": {"BACKEND": QUEUED, "OPTIONS": {"transport": "smtp", "queue": "bulk_emails"}},
+        "bulk": {
+            "BACKEND": QUEUED,
+            "OPTIONS": {"transport": "smtp", "queue": "bulk_emails", "priority": 5},
+        },
         "smtp": {**SMTP, "OPTIONS": {**SMTP["OPTIONS"], **SMTP_OPTIONS}},
         "direct": SMTP,
     }

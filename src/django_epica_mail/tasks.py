@@ -32,10 +32,12 @@ from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.delivery import worker
 from django_epica_mail.models import EmailBatch
 from django_epica_mail.queueing import bulk, call_options, compose, enqueue
+from django_epica_mail.queueing.rows import columns
 from django_epica_mail.results import BatchResult, EmailResult, batch_report
 from django_epica_mail.routing import Options
 from django_epica_mail.tracking.bounces import mailbox
 from django_epica_mail.transports import connection as transport_connection
+from django_epica_mail.transports import wire
 
 _OPTIONS: dict[str, Any] = {"acks_late": False, "ignore_result": True, "max_retries": 0}
 _DELIVERY: dict[str, Any] = {**_OPTIONS, "Request": broker_trust.DeliveryRequest}
@@ -267,6 +269,7 @@ def _close_connections(**_: object) -> None:
 
 def _begin_work(**_: object) -> None:
     doorbell.prepare()  # before the pool is forked: tasks send mail too
+    wire.chosen_way()  # the same
     worker.begin_work()
 
 
@@ -278,7 +281,10 @@ def _look_at_queues(sender: Any, **_: object) -> None:
     """Ring for every queue that a starting worker consumes, and probe what is out of order.
 
     Mail that became due while no worker ran, or whose ring was lost, must not wait for the sweep.
+    How rows are written is compared here and not before the pool is forked, because it takes a
+    connection to the database.
     """
+    columns.examine()
     worker.probe_transports()
     for queue in sender.app.amqp.queues.consume_from:
         doorbell.ring(queue)

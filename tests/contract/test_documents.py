@@ -42,6 +42,8 @@ def test_the_reference_lists_exactly_the_system_checks() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in package.rglob("checks.py"))
     used = set(re.findall(r'id="(epica_mail\.\w+)"', source))
     assert used == set(re.findall(r"`(epica_mail\.[EW]\d+)`", page))
+    rows = re.findall(r"^\| `(epica_mail\.[EW]\d+)`", page, re.MULTILINE)
+    assert rows == sorted(rows)
 
 
 def test_every_test_file_in_the_threat_model_exists() -> None:

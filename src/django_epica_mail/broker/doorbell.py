@@ -117,12 +117,13 @@ def ring(queue: str, *, after: float | None = None) -> bool:
     return _publish(app, queue, rung_at=None, after=after)
 
 
-def delivers_here(app: Celery) -> bool:
+def delivers_here(app: Celery | None = None) -> bool:
     """Return whether mail is delivered by the process that commits it, without broker and worker.
 
     So it is where Celery's ``task_always_eager`` is set and, in development, where
-    ``EPICA_MAIL["DELIVER_IN_PROCESS"]`` is.
+    ``EPICA_MAIL["DELIVER_IN_PROCESS"]`` is. ``app`` is by default the current one.
     """
+    app = app or app_or_default()
     return bool(app.conf.task_always_eager) or (settings.DEBUG and conf.get().deliver_in_process)
 
 

@@ -18,8 +18,8 @@ from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_er
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient, bounds
-from django_epica_mail.queueing import sql
 from django_epica_mail.queueing.dequeue import Accepted
+from django_epica_mail.queueing.rows import sql
 from django_epica_mail.retry import Kind, Result
 from django_epica_mail.tracking import events
 from django_epica_mail.tracking.bounces import incoming

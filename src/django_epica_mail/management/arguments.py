@@ -80,11 +80,12 @@ def add_actions(parser: ArgumentParser) -> None:
         help="mailer only: confirm that nobody else wrote to its tables",
     )
     for name in ("pause", "resume"):
-        target = action(
-            name, f"{name} a queue, a transport or a category"
-        ).add_mutually_exclusive_group(required=True)
+        added = action(name, f"{name} a queue, a transport or a category")
+        target = added.add_mutually_exclusive_group(required=True)
         target.add_argument("--queue")
         target.add_argument("--transport")
         target.add_argument("--category", help="its bulk mail")
-        if name == "resume":
+        if name == "pause":
+            added.add_argument("--note", default="", help="why; the admin shows it")
+        else:
             target.add_argument("--domain", help="of recipients: no longer slowed down")

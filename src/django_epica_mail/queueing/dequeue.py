@@ -18,7 +18,7 @@ from django.db.models import BooleanField, Exists, ExpressionWrapper, Max, Outer
 from django_epica_mail import clock, lifecycle, suppression
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailQuerySet
 from django_epica_mail.models.bounds import MOST_SMALL
-from django_epica_mail.queueing.sql import compile_expression
+from django_epica_mail.queueing.rows.columns import compile_expression
 from django_epica_mail.retry import ENDED_WORKER
 from django_epica_mail.rules import LEVELS
 

@@ -19,8 +19,8 @@ from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import codec
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, PendingResult
 from django_epica_mail.queueing import draft as queueing_draft
-from django_epica_mail.queueing import sql
 from django_epica_mail.queueing.draft import Draft
+from django_epica_mail.queueing.rows import sql
 from django_epica_mail.routing import Options
 
 logger = logging.getLogger(__name__)

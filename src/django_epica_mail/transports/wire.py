@@ -7,16 +7,20 @@ without alternatives) is written directly. Django builds any other mail, under t
 
 from __future__ import annotations
 
+import logging
+import platform
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from email.headerregistry import AddressHeader
 from email.message import EmailMessage as Part
 from email.message import Message
+from email.policy import SMTP
 from email.utils import format_datetime, formatdate
+from enum import Enum
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import django
 from django.conf import settings
@@ -27,6 +31,8 @@ from django_epica_mail.transports import header_folding
 
 if django.VERSION < (6, 0):
     from django.core.mail.message import forbid_multi_line_headers
+
+logger = logging.getLogger(__name__)
 
 _IS_MODERN = django.VERSION >= (6, 0)
 _DEFAULT_ALTERNATIVE_SUBTYPE = getattr(EmailMultiAlternatives, "alternative_subtype", None)
@@ -61,8 +67,11 @@ def build(message: EmailMessage) -> bytes:
 
     Identical to Django's output except for the random boundaries. Raises what Django raises.
     """
-    written = write_simple(message, new_boundary()) if _writes_same_bytes_as_django() else None
-    return _build_with_django(message) if written is None else written
+    way = chosen_way()
+    written = write_simple(message, new_boundary()) if way is Way.DIRECT else None
+    if written is not None:
+        return written
+    return _build_as_django(message) if way is Way.DJANGO else _build_with_django(message)
 
 
 def write_simple(message: EmailMessage, boundary: str) -> bytes | None:
@@ -108,21 +117,104 @@ def new_boundary() -> str:
     return f"==============={random.getrandbits(63):019d}=="
 
 
-@cache
-def _writes_same_bytes_as_django() -> bool:
-    """Return whether this Django and this Python build a sample mail exactly as this module does.
+class Way(Enum):
+    """How mail is built, the fastest way first."""
 
-    A future version may build it differently; then Django builds every mail.
+    DIRECT = "written directly"
+    POLICIES = "built by Django under our policies"
+    DJANGO = "built as Django does"
+
+
+@cache
+def chosen_way() -> Way:
+    """Return the fastest way by which every sample has the bytes that Django's SMTP backend sends.
+
+    A future version of Django or Python may build mail differently. Then the log says so, once in
+    each process. A worker asks at its start, before it forks.
     """
-    sample = EmailMultiAlternatives("Ş", "ş\n.", "a@example.com", ["b@example.com"])
-    sample.extra_headers = {
+    for way, build_sample in (
+        (Way.POLICIES, lambda made, boundary: _build_with_django(made)),
+        (Way.DIRECT, write_simple),
+    ):
+        for name, make in _SAMPLES.items():
+            expected = _build_as_django(make())
+            try:
+                built = build_sample(make(), "sample")
+            except Exception:  # noqa: BLE001 - a way that fails is no way
+                built = b""
+            if built is not None and _without_boundaries(built) != _without_boundaries(expected):
+                taken = Way.DJANGO if way is Way.POLICIES else Way.POLICIES
+                logger.warning(
+                    "With Django %s and Python %s, a sample mail (%s) that is %s differs from "
+                    "Django's. So mail is %s, which is slower. Look for a newer version of "
+                    "django-epica-mail.",
+                    django.get_version(),
+                    platform.python_version(),
+                    name,
+                    way.value,
+                    taken.value,
+                )
+                return taken
+    return Way.DIRECT
+
+
+def _sample(subject: str, body: str, sender: str, **more: Any) -> EmailMultiAlternatives:
+    made = EmailMultiAlternatives(subject, body, sender, ["Bo <b@example.com>"], **more)
+    made.extra_headers |= {
         "Date": "Mon, 02 Jan 2023 04:05:06 +0000",
         "Message-ID": "<1@a.example>",
+        "X-Order": "7",
     }
-    sample.attach_alternative("<p>", "text/html")
-    built = _build_with_django(sample)
-    boundary = re.search(rb'boundary="([^"]+)"', built)
-    return boundary is not None and write_simple(sample, boundary[1].decode()) == built
+    return made
+
+
+def _with_html() -> EmailMultiAlternatives:
+    made = _sample("Ş", "ş\n.", "Ça <a@example.com>")
+    made.attach_alternative("<p>", "text/html")
+    return made
+
+
+def _with_attachment() -> EmailMultiAlternatives:
+    made = _with_html()
+    made.attach("ş.txt", "ş", "text/plain")
+    made.attach("b.bin", b"\0\xff", "application/octet-stream")
+    return made
+
+
+_SAMPLES: Mapping[str, Callable[[], EmailMultiAlternatives]] = {
+    "one part": lambda: _sample("Order", "Thank you.\n", "a@example.com"),
+    "quoted-printable": lambda: _sample("Order", "ş=. " * 40 + "\nFrom\r.", "a@example.com"),
+    "Base64": lambda: _sample("Order", "ğşç" * 400, "a@example.com"),
+    "folded headers": lambda: _sample(
+        "Siparişiniz yolda, " * 6,
+        "x",
+        f'"{"Shop, " * 20}" <a@example.com>',
+        headers={"X-Long": "word " * 40, "List-Id": "<list.example.com>"},
+    ),
+    "Cc and Reply-To": lambda: _sample(
+        "Order",
+        "x",
+        "a@example.com",
+        bcc=["e@example.com"],
+        cc=["Ça <c@example.com>", "c2@example.com"],
+        reply_to=["d@example.com"],
+    ),
+    "two parts": _with_html,
+    "attachments": _with_attachment,
+}
+
+
+def _without_boundaries(content: bytes) -> bytes:
+    for number, boundary in enumerate(re.findall(rb'boundary="([^"]+)"', content)):
+        content = content.replace(boundary, b"boundary-%d" % number)
+    return content
+
+
+def _build_as_django(message: EmailMessage) -> bytes:
+    """Return the bytes of a message as Django's SMTP backend builds them."""
+    if django.VERSION >= (6, 0):
+        return message.message(policy=SMTP).as_bytes()
+    return message.message().as_bytes(linesep="\r\n")  # type: ignore[call-arg]
 
 
 def _build_with_django(message: EmailMessage) -> bytes:

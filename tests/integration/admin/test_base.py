@@ -117,6 +117,16 @@ def test_other_lists_are_counted_up_to_a_limit(superuser, monkeypatch) -> None:
     assert "3+ events" in html_of(superuser, "emailevent_changelist")
 
 
+def test_a_lower_bound_is_grouped_once(superuser, queue_mail, monkeypatch, settings) -> None:
+    settings.USE_THOUSAND_SEPARATOR = True
+    monkeypatch.setattr("django_epica_mail.admin.base.MOST", 1150)
+    multiply(queue_mail(subject="many"), 1200)
+    for query in ({}, {"q": "many"}):
+        html = html_of(superuser, "emaillog_changelist", **query)
+        assert "1,150+" in html
+        assert re.findall(r"[\d,]+,[\d,]*\+", html) == ["1,150+"] * html.count("1,150+")
+
+
 def test_a_lower_bound_is_shown_with_a_plus() -> None:
     assert str(AtLeast(10_000)) == "10,000+"
     assert AtLeast(10_000) == 10_000

@@ -24,7 +24,8 @@ from django_epica_mail.models import (
     checks,
     fields,
 )
-from django_epica_mail.queueing import bulk, sql
+from django_epica_mail.queueing import bulk
+from django_epica_mail.queueing.rows import columns
 from django_epica_mail.tasks import send_bulk_emails_task
 
 MODELS = (EmailLog, EmailRecipient, EmailAttachment, DeliveryAttempt, EmailEvent, Suppression)
@@ -34,10 +35,10 @@ TEXT = "Sipariş 🎉 özeti"
 @pytest.fixture(autouse=True)
 def _asked_anew() -> Iterator[None]:
     fields._known.clear()
-    sql._columns.cache_clear()
+    columns.columns_of.cache_clear()
     yield
     fields._known.clear()
-    sql._columns.cache_clear()
+    columns.columns_of.cache_clear()
 
 
 class _Database:

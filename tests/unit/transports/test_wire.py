@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from django_epica_mail.messages import addresses, raw
 from django_epica_mail.tracking import instrument
-from django_epica_mail.transports import wire
+from django_epica_mail.transports import header_folding, wire
 from tests import corpus
 
 BUILT_BY_DJANGO = {name: make for name, make in corpus.CORPUS if not raw.builds_itself(make())}
@@ -121,7 +122,7 @@ def simple_mail(**changes: Any) -> EmailMultiAlternatives:
 
 
 def test_a_simple_mail_is_written_directly() -> None:
-    assert wire._writes_same_bytes_as_django()
+    assert wire.chosen_way() is wire.Way.DIRECT
     assert wire.write_simple(simple_mail(), "b") is not None
 
 
@@ -160,15 +161,55 @@ def test_a_header_with_its_own_folding_keeps_it() -> None:
         assert wire.write_simple(made(), "b") is not None
 
 
-def test_a_django_that_builds_differently_builds_every_mail(
+@pytest.fixture
+def fresh_choice() -> Iterator[None]:
+    """Let the way be chosen anew, and again after the test."""
+    wire.chosen_way.cache_clear()
+    yield
+    wire.chosen_way.cache_clear()
+
+
+def wrong_header(name: str, value: object) -> bool:
+    """Stand for a check that takes for plain what has to be encoded."""
+    return isinstance(value, str) and len(value) > 100 and value.isascii()
+
+
+@pytest.mark.usefixtures("fresh_choice")
+@pytest.mark.parametrize(
+    ("changed", "way", "sample"),
+    [
+        ((wire, "_MIME_VERSION", "MIME-Version: 1.1\r\n"), wire.Way.POLICIES, "one part"),
+        ((wire, "_fold_header", lambda *_: b"X: 1\r\n"), wire.Way.POLICIES, ""),
+        ((wire, "_encode_text", None), wire.Way.POLICIES, "one part"),
+        ((header_folding, "is_written_verbatim", wrong_header), wire.Way.DJANGO, "folded headers"),
+        ((header_folding, "_is_plain", None), wire.Way.DJANGO, "one part"),
+    ],
+    ids=lambda it: it[1] if isinstance(it, tuple) else None,
+)
+def test_a_way_that_builds_differently_from_django_is_not_taken(
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    changed: tuple[Any, str, Any],
+    way: wire.Way,
+    sample: str,
 ) -> None:
-    monkeypatch.setattr(wire, "_MIME_VERSION", "MIME-Version: 1.1\r\n")
-    wire._writes_same_bytes_as_django.cache_clear()
-    try:
-        assert b"MIME-Version: 1.0\r\n" in wire.build(simple_mail())
-    finally:
-        wire._writes_same_bytes_as_django.cache_clear()
+    expected = {name: corpus.wire_bytes(make()) for name, make in wire._SAMPLES.items()}
+    monkeypatch.setattr(*changed)
+    for name, make in wire._SAMPLES.items():
+        assert corpus.normalise(wire.build(make())) == corpus.normalise(expected[name])
+    assert wire.chosen_way() is way
+    (record,) = caplog.records
+    assert f"a sample mail ({sample}" in record.getMessage()
+    assert f"So mail is {way.value}" in record.getMessage()
+
+
+@pytest.mark.usefixtures("fresh_choice")
+def test_the_choice_takes_little_time() -> None:
+    wire.chosen_way()
+    wire.chosen_way.cache_clear()
+    began = time.process_time()
+    wire.chosen_way()
+    assert time.process_time() - began < 0.05
 
 
 def test_parts_of_one_message_do_not_leak_into_the_next() -> None:

@@ -29,6 +29,7 @@ from django_epica_mail.admin.changelist import links
 from django_epica_mail.admin.dashboard import charts
 from django_epica_mail.admin.dashboard.headline import headline
 from django_epica_mail.admin.gates import Scope, known_gates
+from django_epica_mail.broker import doorbell
 from django_epica_mail.broker import workers as celery_workers
 from django_epica_mail.models import EmailLog, EmailTotal
 from django_epica_mail.monitoring import backlog, health, history, reputation, totals
@@ -84,6 +85,7 @@ def _show(request: HttpRequest, site: admin.AdminSite) -> HttpResponse:
         "verdict": report,
         "headline": headline(report, gates, flows),
         "is_send_mail_queued": transport_config.is_send_mail_queued(),
+        "delivers_here": doorbell.delivers_here(),
         "is_fresh": measured.first_mail_age is None and not flows,
         "flows": flows,
         "gates": gates,

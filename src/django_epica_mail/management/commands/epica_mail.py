@@ -302,7 +302,7 @@ class Command(BaseCommand):
         queue = options["queue"]
         if queue is not None and not names.is_known_queue(queue):
             raise CommandError(f"{names.unknown(queue)}. Nothing was paused.")
-        outbox.pause(**_target(options))
+        outbox.pause(**_target(options), note=output.clean(" ".join(options["note"].split())))
         return _paused(options, True), True
 
     def resume(self, options: dict[str, Any]) -> tuple[Any, bool]:

@@ -311,3 +311,14 @@ def test_a_fresh_install_is_told_what_to_check(operator) -> None:
     html = html_of(operator, PAGE)
     assert "No mail yet." in html
     assert "<figure" not in html
+    assert "A worker has to consume the queues" in html
+
+
+def test_a_fresh_install_that_delivers_in_process_is_not_asked_for_a_worker(
+    operator, settings, epica_mail
+) -> None:
+    settings.DEBUG = True
+    epica_mail(DELIVER_IN_PROCESS=True)
+    html = html_of(operator, PAGE)
+    assert "no worker is needed" in html
+    assert "has to" not in html.partition('class="em-steps"')[2].partition("</ol>")[0]

@@ -31,7 +31,7 @@ from django_epica_mail.delivery.limits.slowed_domains import (
     rate,
 )
 from django_epica_mail.models import EmailLog, SlowedDomain
-from django_epica_mail.queueing import sql
+from django_epica_mail.queueing.rows import sql
 from django_epica_mail.retry import Failure, Kind, Scope
 from django_epica_mail.tasks import send_bulk_emails_task
 

@@ -153,6 +153,14 @@ def test_a_queue_is_paused_and_resumed() -> None:
     assert gates.Gates("default").queue_is_open("emails")
 
 
+@pytest.mark.parametrize("scope", ["queue", "transport", "category"])
+def test_a_pause_has_a_note(smtp, scope) -> None:
+    name = {"queue": "emails", "transport": "smtp", "category": "news"}[scope]
+    run("pause", f"--{scope}", name, "--note", "until\nnoon \x1b")
+    gate = DeliveryGate.objects.get(scope=scope, name=name)
+    assert (gate.paused, gate.note) == (True, r"until noon \x1b")
+
+
 def test_a_transport_is_paused_and_resumed() -> None:
     run("pause", "--transport", "smtp")
     assert gates.Gates("default").open_transports(["smtp"]) == []

@@ -18,7 +18,7 @@ from django.utils.safestring import mark_safe
 from django_epica_mail import clock, outbox
 from django_epica_mail.backends import EmailBackend
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient
-from django_epica_mail.queueing import sql
+from django_epica_mail.queueing.rows import sql
 from django_epica_mail.transports import config as transports
 
 pytestmark = pytest.mark.django_db

@@ -6,49 +6,36 @@ Queueing a mail costs a request the time of its inserts, most of which goes into
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, NamedTuple
-from uuid import UUID
+from typing import Any
 
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import (
-    AutoField,
-    CharField,
     Expression,
-    Field,
-    IntegerField,
     Model,
-    TextField,
-    UUIDField,
 )
 from django.db.models.constants import OnConflict
-from django.db.models.sql import Query
 
 from django_epica_mail._compat import batched
-from django_epica_mail.models.fields import CopyCharField, CopyTextField, charset_of
-
-Statement = tuple[str, Sequence[Any]]
-"""SQL, and the values of its placeholders."""
+from django_epica_mail.queueing.rows.columns import (
+    Statement,
+    cells_of,
+    columns_of,
+    compile_expression,
+    table,
+    values_of,
+    writes_like_django,
+)
 
 _MAX_STATEMENT_LENGTH = 4_000_000
 """Characters after which a statement gets no more rows, because MariaDB refuses long ones."""
 
 _COPIED_ROWS = 100
 """From how many rows on COPY costs less than INSERT, although it takes more round trips."""
-
-_NONE: frozenset[type] = frozenset()
-_NOTHING: Mapping[Expression, Any] = {}
-_DRIVERS_TYPES: dict[type[Field[Any, Any]], frozenset[type]] = {
-    CharField: frozenset((str,)),
-    TextField: frozenset((str,)),
-    IntegerField: frozenset((int,)),
-    UUIDField: frozenset((UUID,)),
-}
-"""The types of values that need no conversion for any driver, by the kind of field."""
 
 
 def insert_rows(rows: Sequence[Model], using: str, *, ignore_conflicts: bool = False) -> None:
@@ -59,6 +46,9 @@ def insert_rows(rows: Sequence[Model], using: str, *, ignore_conflicts: bool = F
     whose unique values are taken is skipped.
     """
     connection = connections[using]
+    if rows and not writes_like_django(type(rows[0]), using):
+        _insert_by_django([rows], using, ignore_conflicts=ignore_conflicts)
+        return
     _execute(list(_statements(rows, connection, ignore_conflicts)), connection)
     _mark_inserted(rows, using)
 
@@ -70,10 +60,23 @@ def insert_together(groups: Sequence[Sequence[Model]], using: str) -> None:
     is opened, which would cost each request three more round trips.
     """
     connection = connections[using]
+    if not all(writes_like_django(type(rows[0]), using) for rows in groups if rows):
+        _insert_by_django(groups, using)
+        return
     if not (_is_for_copy(groups, connection) and _copy(groups, connection)):
         _insert_together(groups, connection)
     for rows in groups:
         _mark_inserted(rows, using)
+
+
+def _insert_by_django(
+    groups: Sequence[Sequence[Model]], using: str, *, ignore_conflicts: bool = False
+) -> None:
+    with transaction.atomic(using=using, savepoint=False):
+        for rows in groups:
+            if rows:
+                manager = type(rows[0])._base_manager.using(using)
+                manager.bulk_create(rows, ignore_conflicts=ignore_conflicts)
 
 
 def _insert_together(groups: Sequence[Sequence[Model]], connection: BaseDatabaseWrapper) -> None:
@@ -104,7 +107,7 @@ def _statements(
 ) -> Iterator[Statement]:
     if not rows:
         return
-    columns = _columns(type(rows[0]), connection.alias)
+    columns = columns_of(type(rows[0]), connection.alias)
     head, tail = _insert(type(rows[0]), connection.alias, ignore_conflicts)
     size = max(1, connection.ops.bulk_batch_size([it.field for it in columns], rows))
     for chunk in batched(rows, size):
@@ -116,7 +119,9 @@ def _statements(
                 yield f"{head} {', '.join(cells)} {tail}", params
                 cells, params, length = [], [], 0
             before = len(params)
-            cells.append(_cells(_values(row, columns, connection), type(row), connection, params))
+            cells.append(
+                cells_of(values_of(row, columns, connection), type(row), connection, params)
+            )
             length += sum(len(it) for it in params[before:] if isinstance(it, str))
         yield f"{head} {', '.join(cells)} {tail}", params
 
@@ -184,15 +189,15 @@ def _copy(groups: Sequence[Sequence[Model]], connection: BaseDatabaseWrapper) ->
         if computed is None:
             return False
         for rows in groups:
-            columns = _columns(type(rows[0]), connection.alias)
-            statement = f"COPY {_table(type(rows[0]), connection.alias)} FROM STDIN"
+            columns = columns_of(type(rows[0]), connection.alias)
+            statement = f"COPY {table(type(rows[0]), connection.alias)} FROM STDIN"
             with (
                 connection.cursor() as cursor,
                 connection.wrap_database_errors,  # Django does so in execute() alone
                 cursor.copy(statement) as copy,
             ):
                 for row in rows:
-                    copy.write_row(_values(row, columns, connection, computed))
+                    copy.write_row(values_of(row, columns, connection, computed))
     return True
 
 
@@ -227,101 +232,12 @@ def _mark_inserted(rows: Sequence[Model], using: str) -> None:
         row._state.adding, row._state.db = False, using
 
 
-class _Column(NamedTuple):
-    """A column that an INSERT gives a value."""
-
-    name: str
-    """The attribute of a row that holds the value."""
-    field: Field[Any, Any]
-    needs_nothing: frozenset[type]
-    """The types of values that the driver takes as they are."""
-
-
-@lru_cache
-def _columns(model: type[Model], using: str) -> list[_Column]:
-    """Return the columns of a model except automatic keys."""
-    return [
-        _Column(it.attname, it, _needs_nothing(it, connections[using]))
-        for it in model._meta.concrete_fields
-        if not isinstance(it, AutoField)
-    ]
-
-
-def _needs_nothing(field: Field[Any, Any], connection: BaseDatabaseWrapper) -> frozenset[type]:
-    field = getattr(field, "target_field", field)
-    if isinstance(field, (CopyCharField, CopyTextField)) and charset_of(connection) is not None:
-        return frozenset()
-    if isinstance(field, UUIDField) and not connection.features.has_native_uuid_field:
-        return frozenset()
-    return next((types for kind, types in _DRIVERS_TYPES.items() if isinstance(field, kind)), _NONE)
-
-
 @lru_cache
 def _insert(model: type[Model], using: str, ignore_conflicts: bool) -> tuple[str, str]:
     """Return the parts of a model's INSERT before and after the values."""
-    fields = [it.field for it in _columns(model, using)]
+    fields = [it.field for it in columns_of(model, using)]
     ops = connections[using].ops
     on_conflict = OnConflict.IGNORE if ignore_conflicts else None
     verb = ops.insert_statement(on_conflict=on_conflict)
-    head = f"{verb} {_table(model, using)} VALUES"
+    head = f"{verb} {table(model, using)} VALUES"
     return head, ops.on_conflict_suffix_sql(fields, on_conflict, [], [])
-
-
-def _table(model: type[Model], using: str) -> str:
-    """Return the quoted names of a model's table and columns."""
-    quote = connections[using].ops.quote_name
-    columns = ", ".join(quote(str(it.field.column)) for it in _columns(model, using))
-    return f"{quote(model._meta.db_table)} ({columns})"
-
-
-def _values(
-    row: Model,
-    columns: Sequence[_Column],
-    connection: BaseDatabaseWrapper,
-    computed: Mapping[Expression, Any] = _NOTHING,
-) -> list[Any]:
-    """Return the values of a row as the driver takes them.
-
-    Expressions become their value among the ``computed``, or stay what they are.
-    """
-    given = row.__dict__
-    values = []
-    for name, field, needs_nothing in columns:
-        value = given[name]
-        if value is None or type(value) in needs_nothing:
-            pass
-        elif isinstance(value, Expression):
-            value = computed.get(value, value)
-        else:
-            value = field.get_db_prep_save(value, connection)
-            if isinstance(value, str):
-                value = str.__str__(value)  # of a subclass, such as the members of Status
-        values.append(value)
-    return values
-
-
-def _cells(
-    values: Iterable[Any], model: type[Model], connection: BaseDatabaseWrapper, params: list[Any]
-) -> str:
-    """Return the cells of one row, and append the values of its placeholders to ``params``."""
-    cells = []
-    for value in values:
-        if value is None:
-            cells.append("NULL")
-        elif isinstance(value, Expression):
-            sql, own = compile_expression(value, model, connection.alias)
-            cells.append(sql)
-            params += own
-        else:
-            cells.append("%s")
-            params.append(value)
-    return f"({', '.join(cells)})"
-
-
-@lru_cache(maxsize=64)
-def compile_expression(value: Expression, model: type[Model], using: str) -> Statement:
-    """Return an expression on the columns of a model as SQL with its values."""
-    query = Query(model)
-    compiler = query.get_compiler(connection=connections[using])
-    sql, params = compiler.compile(value.resolve_expression(query, allow_joins=False))
-    return sql, params

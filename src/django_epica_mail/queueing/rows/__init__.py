@@ -1,0 +1,1 @@
+"""Writes rows: the columns of each table, and the statements that insert them."""
