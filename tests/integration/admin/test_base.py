@@ -7,13 +7,16 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from django.apps import apps
 from django.contrib.auth.models import Permission, User
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from benchmarks.rows import multiply
 from devservers.smtp_faults import refuse
-from django_epica_mail import outbox
+from django_epica_mail import outbox, suppression
 from django_epica_mail.admin.base import AtLeast, recent
 from django_epica_mail.models import DeliveryGate, EmailBatch, EmailEvent, EmailLog, EmailTotal
 from tests.integration.admin.pages import html_of, url
@@ -125,6 +128,40 @@ def test_a_lower_bound_is_grouped_once(superuser, queue_mail, monkeypatch, setti
         html = html_of(superuser, "emaillog_changelist", **query)
         assert "1,150+" in html
         assert re.findall(r"[\d,]+,[\d,]*\+", html) == ["1,150+"] * html.count("1,150+")
+
+
+@pytest.mark.parametrize(
+    ("page", "query", "condition"),
+    [
+        ("emaillog_changelist", {"failure_kind": "permanent"}, '"failure_kind" ='),
+        ("emailevent_changelist", {"kind__exact": "opened"}, '"kind" ='),
+        ("suppression_changelist", {"reason__exact": "manual"}, '"reason" ='),
+    ],
+)
+def test_rows_that_fit_on_a_page_are_searched_for_once(
+    superuser, queue_mail, page, query, condition
+) -> None:
+    now = timezone.now()
+    EmailLog.objects.filter(pk=queue_mail().pk).update(failure_kind="permanent")
+    EmailEvent.objects.create(kind="opened", key="k", at=now, created_at=now)
+    suppression.add("one@example.com", reason="manual")
+    with CaptureQueriesContext(connection) as queries:
+        html = html_of(superuser, page, **query)
+    assert re.search(r">\s*1 (e-mail|event|suppressed address)", html)
+    searches = [it["sql"] for it in queries if condition in it["sql"]]
+    assert len([sql for sql in searches if '"id" IN (' not in sql]) == 1
+
+
+@pytest.mark.parametrize("theme", ["unfold", "jazzmin"])
+def test_a_theme_draws_the_filters_itself(superuser, queue_mail, monkeypatch, theme) -> None:
+    queue_mail()
+    assert "epica-fold" in html_of(superuser, "emaillog_changelist")
+    is_installed = apps.is_installed
+    monkeypatch.setattr(apps, "is_installed", lambda name: name == theme or is_installed(name))
+    html = html_of(superuser, "emaillog_changelist")
+    assert "epica-fold" not in html
+    assert "epica-list" not in html
+    assert 'href="?status=queued"' in html
 
 
 def test_a_lower_bound_is_shown_with_a_plus() -> None:
