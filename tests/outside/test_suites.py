@@ -9,7 +9,11 @@ import pytest
 from tests.outside.packages import Packages
 from tests.outside.suites import SUITES, Suite, run
 
-VERSIONS = {"newest Django": (), "Django 5.2": ("Django~=5.2.0",)}
+VERSIONS = {
+    "newest Django": (),
+    "Django 6.0": ("Django~=6.0.0",),
+    "Django 5.2": ("Django~=5.2.0",),
+}
 """What is installed over the environment's own packages."""
 PARTICULAR = [
     pytest.param(

@@ -94,3 +94,31 @@ def test_what_waits_for_evidence_is_found(examined, settings) -> None:
 def test_rates_are_read_from_days_alone(examined) -> None:
     ReputationDay.objects.create(day=timezone.now().date(), category="news", mails=MAILS)
     assert [it.mails for it in reputation.rates("default")] == [MAILS]
+
+
+def test_that_nothing_comes_back_is_known_by_an_index(examined, travel) -> None:
+    travel(days=30)
+    assert not reputation.hears_of_mail("default")
+
+
+def test_a_report_is_recorded_and_its_mail_suppressed(examined) -> None:
+    mail = EmailLog.objects.order_by("pk")[100]
+    report = EmailEvent(
+        email_id=mail.pk,
+        key="a new report",
+        kind=events.Kind.BOUNCED,
+        reason=events.PERMANENT,
+        address="gone@example.com",
+        source="mailbox",
+        provider_id="its id at the provider",
+        at=timezone.now(),
+        created_at=timezone.now(),
+    )
+    assert events.record(report)
+
+
+def test_the_page_of_a_mail_shows_what_came_back(examined, site, admin_client) -> None:
+    mail = EmailLog.objects.order_by("pk")[100]
+    page = admin_client.get(f"/admin/epica_mail/emaillog/{mail.pk}/change/")
+    assert page.status_code == 200
+    assert page.content.decode().count("Opened") >= 10
