@@ -58,6 +58,7 @@ def measure(rows: int) -> dict[str, float]:
     from django_epica_mail import maintenance
     from django_epica_mail.delivery import claim as claims
     from django_epica_mail.delivery import settle
+    from django_epica_mail.delivery.limits import waiting
     from django_epica_mail.models import EmailLog
     from django_epica_mail.queueing import dequeue
 
@@ -68,7 +69,7 @@ def measure(rows: int) -> dict[str, float]:
 
     def sweep() -> None:
         assert list(dequeue.queues("default"))
-        assert claims.has_claimable("emails", "default")
+        assert waiting.has_claimable("emails", "default")
         maintenance.rescue()
         maintenance.give_up_overdue()
         maintenance.mirror_results()

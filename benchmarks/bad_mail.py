@@ -91,8 +91,11 @@ def _is_bad(session: Session) -> bool:
 
 
 @contextmanager
-def delivering() -> Iterator[None]:
-    """Deliver in a process of its own, which is forked before any thread is started."""
+def delivering(pause: float = 0.005) -> Iterator[None]:
+    """Deliver in a process of its own, which is forked before any thread is started.
+
+    It looks for mail, and then waits for ``pause`` seconds.
+    """
     from django.db import connections
 
     from django_epica_mail.delivery import worker
@@ -102,7 +105,7 @@ def delivering() -> Iterator[None]:
     if child == 0:
         while True:
             worker.deliver("emails")
-            time.sleep(0.005)
+            time.sleep(pause)
     try:
         yield
     finally:

@@ -61,7 +61,7 @@ def _move(name: str, sources: set[Status], target: Status) -> Move:
 CLAIM = _move("claim", {Status.QUEUED, Status.RETRYING}, Status.SENDING)
 RELEASE = _move("release", {Status.SENDING}, Status.QUEUED)
 SUCCEED = _move("succeed", {Status.SENDING, Status.UNKNOWN}, Status.SENT)
-POSTPONE = _move("postpone", {Status.SENDING}, Status.RETRYING)
+POSTPONE = _move("postpone", {Status.SENDING, Status.RETRYING}, Status.RETRYING)
 GIVE_UP = _move("give up", {Status.QUEUED, Status.RETRYING, Status.SENDING}, Status.FAILED)
 LOSE = _move("lose", {Status.SENDING}, Status.UNKNOWN)
 RESEND = _move("resend", {Status.UNKNOWN}, Status.RETRYING)

@@ -17,7 +17,7 @@ from devservers.smtp import SMTPServer
 from django_epica_mail import clock, outbox
 from django_epica_mail.broker import doorbell
 from django_epica_mail.delivery import gates, worker
-from django_epica_mail.delivery.limits import slowed_domains
+from django_epica_mail.delivery.limits import cached_reading, scan_starts, slowed_domains
 from django_epica_mail.models import EmailLog
 from django_epica_mail.transports import config as transports
 from django_epica_mail.transports import connection
@@ -101,9 +101,9 @@ def evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget what earlier tests showed about the transports."""
     monkeypatch.setattr(connection, "_session_limits", connection._SessionLimits())
     monkeypatch.setattr(gates, "evidence", gates.Evidence())
-    monkeypatch.setattr(gates, "_KEPT_SECONDS", 0.0)
-    monkeypatch.setattr(slowed_domains, "_KEPT_SECONDS", 0.0)
+    monkeypatch.setattr(cached_reading, "KEPT_SECONDS", 0.0)
     slowed_domains.forget()
+    scan_starts.forget()
 
 
 @pytest.fixture

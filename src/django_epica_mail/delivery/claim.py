@@ -7,9 +7,9 @@ import random
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property, partial
 from itertools import count
 
@@ -20,6 +20,7 @@ from django_epica_mail.delivery import gates
 from django_epica_mail.delivery.batch import Batch, batch_of
 from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_errors
 from django_epica_mail.delivery.limits import rate_limits, slowed_domains, waiting
+from django_epica_mail.delivery.limits.scan_starts import ScanStarts
 from django_epica_mail.delivery.limits.slowed_domains import Slowed, SlowedDomains
 from django_epica_mail.models import EmailLog
 from django_epica_mail.queueing import dequeue
@@ -38,41 +39,6 @@ from django_epica_mail.transports import config as transports
 PATIENCE = 2.0
 """Seconds for which a claim is retried after it lost its rows, a deadlock or a serialization
 failure."""
-
-_FULL_LOOK_SECONDS = 2.0
-_MARGIN = timedelta(seconds=2)
-"""How much older than the last claimed e-mail one may be that was committed after it."""
-
-
-class ScanStarts:
-    """Where the claims of one task begin to look, for each transport and priority.
-
-    A claimed e-mail leaves a dead index entry, which stays as long as any open transaction might
-    read it. A claim from the beginning would walk over the entries of all mail before it. So most
-    claims begin near the last one; now and then, and before a queue counts as empty, a claim looks
-    at everything.
-    """
-
-    def __init__(self) -> None:
-        self._last: dict[tuple[str, int], datetime] = {}
-        self._looked_at_all = -_FULL_LOOK_SECONDS
-
-    def bounds(self) -> Mapping[tuple[str, int], datetime]:
-        """Return the ``due_at`` to begin at, by transport and priority; empty for a full look."""
-        now = time.monotonic()
-        if now - self._looked_at_all >= _FULL_LOOK_SECONDS:
-            self._looked_at_all = now
-            self._last.clear()
-        return self._last
-
-    def forget(self) -> None:
-        """Make the next claim look at everything."""
-        self._looked_at_all = -_FULL_LOOK_SECONDS
-
-    def note(self, rows: Iterable[EmailLog]) -> None:
-        """Remember how far a claim came."""
-        for row in rows:
-            self._last[row.transport, row.priority] = row.due_at - _MARGIN
 
 
 def database() -> str:
@@ -120,6 +86,10 @@ class Claiming:
         self._began = time.monotonic()
         with _released_on_error(self._token, self._using):
             return self._search.find()
+
+    def look(self) -> None:
+        """Read what may go now, before the transaction that claims, where it would not be kept."""
+        self._search.look()
 
     def settle_too(
         self, accepted: Sequence[Accepted]
@@ -206,6 +176,10 @@ class _Search:
     def _held(self) -> HeldBack:
         return waiting.held_back(self._state, self._slowed)
 
+    def look(self) -> None:
+        """Read the gates and the slowed domains."""
+        _ = self._state, self._slowed
+
     @property
     def has_turn(self) -> bool:
         """Whether a slowed domain may get mail now."""
@@ -241,7 +215,8 @@ class _Search:
         self, accepted: Sequence[Accepted], lanes: Sequence[Lane]
     ) -> tuple[set[uuid.UUID], Batch | None]:
         """Record accepted e-mails and claim the most urgent due mail of the lanes."""
-        claimed_at, bounds = time.monotonic(), self._starts.bounds()
+        claimed_at, bounds = time.monotonic(), self._starts.bounds(lanes, self._held)
+        moment = self._moment
         settled, rows = dequeue.settle_and_take(
             accepted,
             self._queue,
@@ -252,12 +227,11 @@ class _Search:
             held_back=self._held,
             using=self._using,
         )
+        self._note(lanes, rows, moment, None if bounds else claimed_at)
         if rows:
-            self._starts.note(rows)
             return settled, batch_of(rows, self._using, claimed_at)
-        self._starts.forget()
         # What is not settled yet could be claimed again; the next search looks at everything.
-        looks_again = bounds and len(settled) == len(accepted)
+        looks_again = self._starts.look_at_all(lanes) and bounds and len(settled) == len(accepted)
         return settled, self._claim(lanes, self._limit) if looks_again else None
 
     def _aliases(self) -> list[str]:
@@ -337,7 +311,7 @@ class _Search:
     ) -> Batch | None:
         if not lanes:
             return None
-        claimed_at, bounds = time.monotonic(), self._starts.bounds()
+        claimed_at, bounds = time.monotonic(), self._starts.bounds(lanes, self._held)
         take = partial(
             dequeue.take,
             self._queue,
@@ -347,16 +321,41 @@ class _Search:
             held_back=self._held,
             using=self._using,
         )
-        rows = take(bounds=bounds)
-        if not rows and bounds:
-            self._starts.forget()
-            rows = take()
+        rows = self._look(take, lanes, bounds)
+        if not rows and bounds and self._starts.look_at_all(lanes):
+            rows = self._look(take, lanes, self._starts.bounds(lanes, self._held))
         if not rows:
             return None
-        self._starts.note(rows)
         return batch_of(
             rows, self._using, claimed_at, is_probe=is_probe, is_limited=allowed is not None
         )
+
+    def _look(
+        self,
+        take: Callable[..., list[EmailLog]],
+        lanes: Sequence[Lane],
+        bounds: Mapping[Lane, datetime],
+    ) -> list[EmailLog]:
+        moment, began = self._moment, time.monotonic()
+        rows = take(bounds=bounds)
+        self._note(lanes, rows, moment, None if bounds else began)
+        return rows
+
+    @property
+    def _moment(self) -> datetime | None:
+        """The database's time if domains are slowed."""
+        return self._slowed.found[0].now if self._held.domains else None
+
+    def _note(
+        self,
+        lanes: Sequence[Lane],
+        rows: Sequence[EmailLog],
+        moment: datetime | None,
+        began: float | None,
+    ) -> None:
+        """Remember how far a claim came; ``began`` is ``None`` unless it looked at everything."""
+        seconds = None if began is None else time.monotonic() - began
+        self._starts.note(lanes, rows, moment=moment, seconds=seconds)
 
 
 def worker_name() -> str:

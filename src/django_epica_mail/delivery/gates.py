@@ -14,9 +14,10 @@ from dataclasses import replace
 from functools import partial
 
 from django.core.mail import EmailMessage
-from django.db import connections, models, router
+from django.db import models, router
 
 from django_epica_mail import clock, conf, lifecycle, signals
+from django_epica_mail.delivery.limits.cached_reading import CachedReading
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import DeliveryGate, EmailLog, bounds
 from django_epica_mail.replies import without_addresses
@@ -104,31 +105,17 @@ class Gates:
         return (_TRANSPORT, alias) in self._closed
 
 
-_KEPT_SECONDS = 1.0
-"""Seconds for which a worker's claims use the same reading of the gates."""
-
-_kept: dict[str, tuple[float, Gates]] = {}
+_reading = CachedReading(Gates)
 
 
 def current(using: str) -> Gates:
-    """Return the state of all gates as it was at most a second ago.
-
-    What this process changes itself it sees at once. In a transaction, which may be rolled back, it
-    always looks.
-    """
-    if connections[using].in_atomic_block:
-        return Gates(using)
-    now = time.monotonic()
-    read_at, state = _kept.get(using, (-_KEPT_SECONDS, None))
-    if state is None or now - read_at >= _KEPT_SECONDS:
-        state = Gates(using)
-        _kept[using] = now, state
-    return state
+    """Return the state of all gates, as ``CachedReading`` keeps it."""
+    return _reading.current(using)
 
 
 def forget() -> None:
-    """Read the gates anew for the next claim, because a test has gone back or moved the clock."""
-    _kept.clear()
+    """Read the gates anew for the next claim."""
+    _reading.forget()
 
 
 class Evidence:
@@ -184,9 +171,9 @@ class Evidence:
 evidence = Evidence()
 
 
+@_reading.forgotten_by
 def take_probe(alias: str, using: str) -> bool:
     """Reserve the one probe of a transport; return whether the caller got it."""
-    _kept.clear()
     broken = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, name=alias, outages__gt=0)
     return broken.exclude(_waits_for_probe()).update(open_until=_probe_time()) == 1
 
@@ -200,29 +187,30 @@ def _waits_for_probe() -> models.Q:
     return models.Q(open_until__gt=clock.now(), open_until__lte=clock.now(longest))
 
 
+@_reading.forgotten_by
 def return_probe(alias: str, using: str) -> bool:
     """Make a probe due now, because the reserved one was not made or a person asks for it.
 
     Returns whether the transport is out of order.
     """
-    _kept.clear()
     gates = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, name=alias, outages__gt=0)
     return gates.update(open_until=clock.now()) == 1
 
 
+@_reading.forgotten_by
 def return_probes(using: str) -> None:
     """Make a probe of every transport out of order due now, because a worker has started."""
     gates = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, outages__gt=0)
     gates.update(open_until=clock.now())
 
 
+@_reading.forgotten_by
 def trip(alias: str, failure: Failure, using: str, *, is_probe: bool = False) -> None:
     """Open a transport's breaker: it gets no mail until the next probe is due.
 
     Only a failed probe makes an open breaker's pause longer: mails that were in flight together
     fail together.
     """
-    _kept.clear()
     gate, _ = DeliveryGate.objects.using(using).get_or_create(scope=_TRANSPORT, name=alias)
     gates = DeliveryGate.objects.using(using).filter(pk=gate.pk)
     pause = clock.now(_pause(failure, gate.outages if is_probe else 0))
@@ -270,14 +258,15 @@ def _pause(failure: Failure, outages: int) -> float:
     return max(usual, min(asked, _LONGEST_PAUSE) * random.uniform(0.9, 1.0))
 
 
+@_reading.forgotten_by
 def reset(alias: str, using: str) -> None:
     """Close a transport's breaker after a successful probe."""
-    _kept.clear()
     gates = DeliveryGate.objects.using(using).filter(scope=_TRANSPORT, name=alias, outages__gt=0)
     if gates.update(outages=0, open_until=None, reason="", probed_at=clock.now()):
         signals.transport_recovered.send_robust(DeliveryGate, transport=alias)
 
 
+@_reading.forgotten_by
 def set_paused(
     paused: bool,
     *,
@@ -293,7 +282,6 @@ def set_paused(
     ``by`` and ``note`` say who pauses it and why; what exceeds their columns is cut off. Raises
     ``ValueError`` unless exactly one of them is named.
     """
-    _kept.clear()
     scope, name = _named(queue, transport, category)
     using = using or router.db_for_write(DeliveryGate)
     values: dict[str, object] = {"paused": paused}
@@ -306,9 +294,9 @@ def set_paused(
         return_probe(transport, using)  # who resumes it expects an attempt at once
 
 
+@_reading.forgotten_by
 def restore_pause(scope: str, name: str, using: str) -> bool:
     """Undo the last resume: pause again, since when and by whom it was; return whether it did."""
-    _kept.clear()
     resumed = DeliveryGate.objects.using(using).filter(
         scope=scope, name=name, paused=False, paused_at__isnull=False
     )

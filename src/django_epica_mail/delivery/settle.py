@@ -102,6 +102,7 @@ class Settler:
                 moved = [it for it in outcomes if it.mail.pk in settled]
                 others = [it for it in outcomes if it.mail.pk not in settled]
                 return moved + (settle(others, using=using) if others else []), batch
+        claiming.look()
         with transaction.atomic(using=using):
             return settle(outcomes, using=using), claiming()
 
@@ -181,6 +182,7 @@ _LATE_MOVES = {
     (Status.QUEUED, Status.FAILED): lifecycle.GIVE_UP,
     (Status.RETRYING, Status.FAILED): lifecycle.GIVE_UP,
     (Status.UNKNOWN, Status.RETRYING): lifecycle.RESEND,
+    (Status.RETRYING, Status.RETRYING): lifecycle.POSTPONE,
 }
 """The moves of known outcomes after the lease has ended, keyed by (current status, target)."""
 
@@ -205,10 +207,17 @@ def _settle_alike(outcomes: list[Outcome], token: uuid.UUID, using: str) -> list
 def _settle_late(
     outcome: Outcome, status: str | None, token: uuid.UUID, using: str
 ) -> Outcome | None:
-    """Write an outcome that arrives after the lease has ended and before another worker's claim."""
+    """Write an outcome that arrives after the lease has ended and before another worker's claim.
+
+    The rescue has counted the attempt, so it is set to what it was at the claim and one more.
+    """
     move = _LATE_MOVES.get((Status(status), outcome.target)) if status else None
-    rows, ids = EmailLog.objects.using(using).filter(status=status), [outcome.mail.pk]
-    if move is None or not rows.move(move, ids, token=token, **_values(outcome)):
+    rows, mail = EmailLog.objects.using(using).filter(status=status), outcome.mail
+    values = _values(outcome)
+    if outcome.result is not None:
+        values["attempts"] = mail.attempts + 1
+        values["tries"] = mail.tries + int(outcome.decision.uses_try)
+    if move is None or not rows.move(move, [mail.pk], token=token, **values):
         return None
     return outcome.made_late_by(move)
 

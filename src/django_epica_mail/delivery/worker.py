@@ -18,9 +18,8 @@ from django_epica_mail import conf
 from django_epica_mail.broker import doorbell, result_backend
 from django_epica_mail.delivery import claim, gates
 from django_epica_mail.delivery.batch import Batch, ClaimedMail
-from django_epica_mail.delivery.claim import ScanStarts
 from django_epica_mail.delivery.db_retry import retry_on_database_errors
-from django_epica_mail.delivery.limits import slowed_domains, waiting
+from django_epica_mail.delivery.limits import scan_starts, slowed_domains, waiting
 from django_epica_mail.delivery.outcome import Attempt, Outcome, judge
 from django_epica_mail.delivery.prepare import MessageLoader, prepare, unreadable
 from django_epica_mail.delivery.sender import Sender
@@ -141,7 +140,7 @@ class _Search:
     def __init__(self, queue: str, *, until: float) -> None:
         self._queue, self._until = queue, until
         self._using = claim.database()
-        self._starts = ScanStarts()
+        self._starts = scan_starts.of_queue(queue, self._using)
         self._linger = _LINGER
         self._called_for_help = False
         self._found: Batch | None = None

@@ -146,7 +146,9 @@ def status_lines(report: StatusReport) -> Iterator[str]:
     for slowed in report.slowed_domains:
         yield clean(
             "slowed down: {domain} to {per_minute:g} mails a minute by {transport} since "
-            "{since:%Y-%m-%d %H:%M} UTC, {reply}".format(**slowed)
+            "{since:%Y-%m-%d %H:%M} UTC, {due} due{oldest}, {reply}".format(
+                **slowed, oldest=_oldest(slowed["oldest_due_age"])
+            )
         )
     for rate in report.reputation:
         if rate.level != "well":
@@ -193,6 +195,10 @@ def progress(stream: Any, doing: str) -> Callable[..., None]:
             stream.flush()
 
     return advance
+
+
+def _oldest(seconds: float | None) -> str:
+    return "" if seconds is None else f" for up to {_age(seconds)}"
 
 
 def _age(seconds: float | None) -> str | None:

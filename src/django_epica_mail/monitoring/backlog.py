@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from django_epica_mail import clock, lifecycle
 from django_epica_mail.delivery import gates
-from django_epica_mail.delivery.limits.slowed_domains import SlowedDomains
+from django_epica_mail.delivery.limits.slowed_domains import Slowed, SlowedDomains
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryGate, EmailBatch, EmailLog, EmailQuerySet
 from django_epica_mail.monitoring.reputation import Rate, rates
@@ -30,6 +30,10 @@ RECENT_HOURS = 24
 """How far back the report counts finished e-mails."""
 
 _LONGEST_LEASE = timedelta(days=365)
+_WINDOW = 500
+"""How many due e-mails are looked at for the first that waits for no slowed domain."""
+_AGES = (86_400, 3_600, 600, 240)
+"""The ages, in seconds, from which on it is looked for if the oldest e-mails all wait for one."""
 _AHEAD = 60.0
 """Seconds by which the last sweep may be ahead of the clock, which may have been set back."""
 
@@ -48,11 +52,29 @@ class Backlog:
     due: int
     """How many of these can be claimed now."""
     oldest_due: datetime | None
-    """When the oldest of these became due."""
+    """When the oldest of these became due that waits for no slowed domain."""
     oldest_due_age: float | None
     """How many seconds ago that was."""
     in_flight: int
     """How many e-mails workers hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowedBacklog:
+    """A slowed domain, and the due e-mails that wait for its turns."""
+
+    slowed: Slowed
+    due: int
+    """How many e-mails wait."""
+    oldest_due: datetime | None
+    """When the oldest of these became due."""
+    oldest_due_age: float | None
+    """How many seconds ago that was."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        names = ("due", "oldest_due", "oldest_due_age")
+        return {**self.slowed.as_dict(), **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +88,7 @@ class QueueStatus:
     in_flight: int = 0
     """How many e-mails workers hold."""
     oldest_due: datetime | None = None
-    """When the oldest due e-mail became due."""
+    """When the oldest due e-mail became due that waits for no slowed domain."""
     oldest_due_age: float | None = None
     """How many seconds ago that was."""
     by_status: dict[str, int] = field(default_factory=dict)
@@ -96,7 +118,7 @@ class StatusReport:
     held_back: dict[str, str]
     """The closed gates, as in ``queue emails``, with the reason."""
     slowed_domains: list[dict[str, Any]]
-    """The recipients' domains that get mail more slowly: transport, rate, since when, and reply."""
+    """The recipients' domains that get mail more slowly, as ``SlowedBacklog`` says."""
     reputation: list[Rate]
     """Bounce and complaint rates by category and sender's domain, the worst first."""
 
@@ -111,8 +133,9 @@ def status() -> StatusReport:
     """Return the status of every queue, and what holds mail back."""
     using = router.db_for_write(EmailLog)
     now, _ = clock_and_first_mail(using)
+    slowed = SlowedDomains(using)
     report = {queue: QueueStatus() for queue in dequeue.queues(using)}
-    for found in backlogs(using, now):
+    for found in backlogs(using, now, slowed):
         _add_backlog(found, report.setdefault(found.queue, QueueStatus()))
     for rows in (*_count_between_attempts(using), *_count_ended(using)):
         for (queue, state), count in rows.items():
@@ -131,16 +154,16 @@ def status() -> StatusReport:
         last_sweep=sweep,
         last_sweep_age=age(sweep, now),
         held_back=gates.Gates(using).reasons(),
-        slowed_domains=[it.as_dict() for it in SlowedDomains(using).found],
+        slowed_domains=[it.as_dict() for it in slowed_backlogs(using, now, slowed)],
         reputation=rates(using),
     )
 
 
-def backlogs(using: str, moment: datetime) -> list[Backlog]:
+def backlogs(using: str, moment: datetime, slowed: SlowedDomains) -> list[Backlog]:
     """Return the backlog of each queue and transport; ages are relative to ``moment``."""
     held = _in_flight(using)
     found = {
-        key: _count_backlog(*key, levels, held[key], moment, using)
+        key: _count_backlog(*key, levels, held[key], moment, using, slowed.of(key[1]))
         for key, levels in _by_queue_and_transport(using)
     }
     found |= {
@@ -151,23 +174,70 @@ def backlogs(using: str, moment: datetime) -> list[Backlog]:
     return [found[key] for key in sorted(found)]
 
 
+def slowed_backlogs(using: str, moment: datetime, slowed: SlowedDomains) -> list[SlowedBacklog]:
+    """Return the slowed domains and what waits for each; ages are relative to ``moment``."""
+    if not (found := slowed.found):
+        return []
+    rows = EmailLog.objects.using(using).filter(
+        # All columns of the index, so that none of the domains' finished e-mails are read.
+        domain__in={it.row.domain for it in found},
+        queue__in=list(dequeue.queues(using)),
+        transport__in={it.row.transport for it in found},
+        pending__in=LEVELS,
+        due_at__lte=clock.now(),
+    )
+    counted = rows.order_by().values_list("transport", "domain")
+    waits = {
+        (alias, domain): (number, oldest)
+        for alias, domain, number, oldest in counted.annotate(n=Count("pk"), oldest=Min("due_at"))
+    }
+    report = []
+    for it in found:
+        number, oldest = waits.get(it.key, (0, None))
+        report.append(
+            SlowedBacklog(
+                slowed=it, due=number, oldest_due=oldest, oldest_due_age=age(oldest, moment)
+            )
+        )
+    return report
+
+
 def waiting(using: str) -> Iterator[tuple[str, str]]:
     """Yield each queue and transport for which mail waits."""
     for key, _ in _by_queue_and_transport(using):
         yield key
 
 
-def due_ages(using: str, moment: datetime) -> dict[tuple[str, str], float]:
+def due_ages(using: str, moment: datetime, slowed: SlowedDomains) -> dict[tuple[str, str], float]:
     """Return for how many seconds the oldest due mail of each queue and transport has been due.
 
-    Ignores mail of paused categories.
+    Ignores mail of paused categories, and mail that waits for the turn of a slowed domain. Behind
+    hundreds of the latter, the age may be that of a younger e-mail.
     """
     held = dequeue.HeldBack(gates.Gates(using).held_categories())
-    found = {
-        (queue, alias): age(_oldest(_due(queue, alias, levels, using, held)), moment)
-        for (queue, alias), levels in _by_queue_and_transport(using)
-    }
+    found = {}
+    for (queue, alias), levels in _by_queue_and_transport(using):
+        due = _due(queue, alias, levels, using, held)
+        found[queue, alias] = age(_oldest(due, slowed.of(alias), moment), moment)
     return {key: seconds for key, seconds in found.items() if seconds is not None}
+
+
+def slowed_due(
+    using: str, moment: datetime, slowed: SlowedDomains, most: int
+) -> tuple[int, float | None]:
+    """Return how many due e-mails wait for the turn of a slowed domain, and the oldest's age.
+
+    Counts no further than one more than ``most``; the age is in seconds, ``None`` if none waits.
+    """
+    count, ages = 0, []
+    for (queue, alias), levels in _by_queue_and_transport(using) if slowed.found else ():
+        domains = slowed.of(alias)
+        for rows in _due(queue, alias, levels if domains else [], using):
+            kept = rows.filter(domain__in=domains)
+            count += len(kept.order_by().values_list("pk")[: most + 1 - count])
+            heads = rows.values_list("due_at", "domain")[:_WINDOW]
+            ages += [age(at, moment) for at, domain in heads if domain in domains][:1]
+    return count, max(filter(None, ages), default=0.0 if count else None)
 
 
 def clock_and_first_mail(using: str) -> tuple[datetime, datetime | None]:
@@ -196,11 +266,17 @@ def age(at: datetime | None, moment: datetime) -> float | None:
 
 
 def _count_backlog(
-    queue: str, alias: str, levels: list[int], in_flight: int, moment: datetime, using: str
+    queue: str,
+    alias: str,
+    levels: list[int],
+    in_flight: int,
+    moment: datetime,
+    using: str,
+    slowed: frozenset[str] = frozenset(),
 ) -> Backlog:
     rows = EmailLog.objects.using(using).filter(queue=queue, transport=alias)
     due = _due(queue, alias, levels, using)
-    oldest = _oldest(due)
+    oldest = _oldest(due, slowed, moment)
     return Backlog(
         queue=queue,
         transport=alias,
@@ -236,10 +312,29 @@ def _due(
     return [dequeue.due(queue, alias, level, using, held) for level in levels]
 
 
-def _oldest(levels: Iterable[EmailQuerySet]) -> datetime | None:
-    """Return when the oldest e-mail became due; each of ``levels`` is in claim order."""
-    firsts = [rows.values_list("due_at", flat=True).first() for rows in levels]
+def _oldest(
+    levels: Iterable[EmailQuerySet], slowed: frozenset[str], moment: datetime
+) -> datetime | None:
+    """Return when the oldest e-mail became due that waits for none of the ``slowed`` domains.
+
+    Each of ``levels`` is in claim order.
+    """
+    firsts = [_first(rows, slowed, moment) for rows in levels]
     return min(filter(None, firsts), default=None)
+
+
+def _first(rows: EmailQuerySet, slowed: frozenset[str], moment: datetime) -> datetime | None:
+    if not slowed:
+        return rows.values_list("due_at", flat=True).first()
+    for since in (None, *(moment - timedelta(seconds=it) for it in _AGES)):
+        part = rows if since is None else rows.filter(due_at__gte=since)
+        heads = list(part.values_list("due_at", "domain")[:_WINDOW])
+        for at, domain in heads:
+            if domain not in slowed:
+                return at
+        if len(heads) < _WINDOW:
+            break
+    return None
 
 
 def _in_flight(using: str) -> Counter[tuple[str, str]]:

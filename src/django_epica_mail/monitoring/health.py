@@ -14,12 +14,16 @@ from django.utils.translation import ngettext, pgettext
 from django_epica_mail import clock, conf
 from django_epica_mail.conf import Settings
 from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.limits.slowed_domains import SlowedDomains
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailTotal
 from django_epica_mail.models.bounds import total
 from django_epica_mail.monitoring import backlog, reputation, totals
 from django_epica_mail.monitoring.reputation import Rate
 from django_epica_mail.transports import config as transports
+
+MOST_SLOWED = 1_000
+"""How far the mail that waits for slowed domains is counted."""
 
 FEWEST_FAILED = 10
 """With fewer failed mails than this, the share of failures is ignored."""
@@ -76,7 +80,8 @@ class Measurements:
     """What the checks are based on, measured without counting mail."""
 
     due_ages: Mapping[tuple[str, str], float]
-    """For how many seconds the oldest due mail has been due, by queue and transport."""
+    """For how many seconds the oldest due mail has been due, by queue and transport; without mail
+    that waits for the turn of a slowed domain."""
     claimable: Collection[tuple[str, str]]
     """The keys of ``due_ages`` from which a worker would claim now, ignoring rate limits."""
     paused: Sequence[str]
@@ -97,13 +102,22 @@ class Measurements:
     """Mails failed in the same two hours."""
     rates: Sequence[Rate]
     """Bounce and complaint rates by category and sender's domain, the worst first."""
+    slowed_due: int = 0
+    """How many due mails wait for the turn of a slowed domain; one more than ``MOST_SLOWED`` stands
+    for any number above it."""
+    slowed_due_age: float | None = None
+    """For how many seconds the oldest of them has been due."""
 
 
-def measure() -> Measurements:
-    """Return the measurements, at a cost that does not grow with the number of mails."""
+def measure(slowed: SlowedDomains | None = None) -> Measurements:
+    """Return the measurements, at a cost that does not grow with the number of mails.
+
+    ``slowed`` are the slowed domains, if they are known already.
+    """
     using = router.db_for_write(EmailLog)
+    slowed = slowed or SlowedDomains(using)
     moment, first = backlog.clock_and_first_mail(using)
-    ages = backlog.due_ages(using, moment)
+    ages = backlog.due_ages(using, moment, slowed)
     state = gates.Gates(using)
     working = set(state.open_transports(transports.aliases())) - set(state.out_of_order())
     attempts = DeliveryAttempt.objects.using(using).filter(created_at__lte=clock.now(_AHEAD))
@@ -113,6 +127,7 @@ def measure() -> Measurements:
         lease_until__gt=clock.now(), lease_until__lte=clock.now(longest)
     )
     ended = _count_recently_ended(using, moment)
+    slowed_due, slowed_due_age = backlog.slowed_due(using, moment, slowed, MOST_SLOWED)
     return Measurements(
         due_ages=ages,
         claimable={
@@ -129,6 +144,8 @@ def measure() -> Measurements:
         sent=ended.get(Status.SENT, 0),
         failed=ended.get(Status.FAILED, 0),
         rates=reputation.rates(using),
+        slowed_due=slowed_due,
+        slowed_due_age=slowed_due_age,
     )
 
 
@@ -157,7 +174,7 @@ def _backlog(measured: Measurements, limit: float) -> Check:
     """Check for how long the oldest mail has been due.
 
     Ignores paused queues and transports, where mail waits on purpose, and transports out of order,
-    which the breaker's check reports.
+    which the breaker's check reports. Mail that waits for slowed domains is named beside it.
     """
     ages = {
         (queue, alias): age
@@ -168,13 +185,30 @@ def _backlog(measured: Measurements, limit: float) -> Check:
     if not ages:
         text = _("No mail is due, except mail that is held back.")
         text = text if measured.due_ages else _("No mail is waiting to be sent.")
-        return Check("backlog", True, text, 0, limit)
+        return Check("backlog", True, _slowed(measured) or text, 0, limit)
     (queue, alias), age = max(ages.items(), key=lambda item: item[1])
     text = _(
         "The oldest due mail (queue %(queue)s, transport %(transport)s) has waited for %(age)s."
     )
     about = {"queue": queue, "transport": alias, "age": spoken(age)}
-    return Check("backlog", age <= limit, text % about, age, limit)
+    text = " ".join(filter(None, (text % about, _slowed(measured))))
+    return Check("backlog", age <= limit, text, age, limit)
+
+
+def _slowed(measured: Measurements) -> str:
+    """Return how much mail waits for slowed domains, and for how long; empty if none does."""
+    count = measured.slowed_due
+    number = number_format(min(count, MOST_SLOWED), force_grouping=True)
+    text = ngettext(
+        "%(number)s mail waits for the turn of a slowed domain, for %(age)s.",
+        "%(number)s mails wait for the turns of slowed domains, the oldest for %(age)s.",
+        count,
+    )
+    about = {
+        "number": f"{number}+" if count > MOST_SLOWED else number,
+        "age": spoken(measured.slowed_due_age or 0.0),
+    }
+    return text % about if count else ""
 
 
 def _worker(measured: Measurements, settings: Settings) -> Check:

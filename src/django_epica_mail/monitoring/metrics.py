@@ -68,15 +68,16 @@ class Collector:
     def collect(self) -> Iterator[Metric]:
         """Yield all metric families, read from the database."""
         using = router.db_for_write(EmailLog)
-        measured = health.measure()
+        slowed = SlowedDomains(using)
+        measured = health.measure(slowed)
         moment, _ = backlog.clock_and_first_mail(using)
-        waiting = backlog.backlogs(using, moment)
+        waiting = backlog.backlogs(using, moment, slowed)
         counted = _merged(EmailTotal.objects.using(using).filter(hour=totals.ALL_TIME))
         pairs = {(queue, alias) for queue, alias, _, _ in counted}
         pairs |= {(it.queue, it.transport) for it in waiting}
         yield from _queue_metrics(waiting, pairs)
         yield from _gate_metrics(gates.Gates(using))
-        yield _domain_rates(SlowedDomains(using))
+        yield from _domain_metrics(backlog.slowed_backlogs(using, moment, slowed))
         yield from _health_metrics(measured)
         yield from _reputation_metrics(measured.rates)
         for event, (name, text, kinds) in _COUNTERS.items():
@@ -127,7 +128,7 @@ def _queue_metrics(
         "waiting": ("Mails waiting, including scheduled mail.", lambda it: it.waiting),
         "due": ("Mails that could be sent now.", lambda it: it.due),
         "oldest_due_seconds": (
-            "For how long the oldest due mail has been due.",
+            "For how long the oldest due mail has been due; not mail of slowed domains.",
             lambda it: it.oldest_due_age,
         ),
         "in_flight": ("Mails claimed by workers.", lambda it: it.in_flight),
@@ -152,15 +153,23 @@ def _gate_metrics(state: gates.Gates) -> Iterator[Metric]:
     yield paused
 
 
-def _domain_rates(slowed: SlowedDomains) -> Metric:
-    family = _gauge(
-        "slowed_domain_per_second",
-        "Mails per second to a recipients' domain that is slowed down.",
-        ["transport", "domain"],
-    )
-    for it in slowed.found:
-        family.add_metric(it.key, it.per_second)
-    return family
+def _domain_metrics(found: Sequence[backlog.SlowedBacklog]) -> Iterator[Metric]:
+    gauges: dict[str, tuple[str, Callable[[backlog.SlowedBacklog], float | None]]] = {
+        "per_second": (
+            "Mails per second to a recipients' domain that is slowed down.",
+            lambda it: it.slowed.per_second,
+        ),
+        "due": ("Due mails that wait for the turn of a slowed domain.", lambda it: it.due),
+        "oldest_due_seconds": (
+            "For how long the oldest of these has been due.",
+            lambda it: it.oldest_due_age,
+        ),
+    }
+    for name, (text, value) in gauges.items():
+        family = _gauge(f"slowed_domain_{name}", text, ["transport", "domain"])
+        for it in found:
+            family.add_metric(it.slowed.key, value(it) or 0)
+        yield family
 
 
 def _health_metrics(measured: health.Measurements) -> Iterator[Metric]:

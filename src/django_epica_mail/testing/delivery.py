@@ -16,7 +16,7 @@ from django.core.mail.backends.base import BaseEmailBackend
 from django.db import router
 
 from django_epica_mail.delivery import gates, worker
-from django_epica_mail.delivery.limits import slowed_domains
+from django_epica_mail.delivery.limits import scan_starts, slowed_domains
 from django_epica_mail.models import EmailBatch, EmailLog
 from django_epica_mail.queueing import bulk, dequeue
 from django_epica_mail.testing.environment import _Environment
@@ -35,6 +35,7 @@ def drain_email_queue(queue: str | None = None) -> list[EmailMessage]:
     before = len(outbox)
     gates.forget()
     slowed_domains.forget()
+    scan_starts.forget()
     unfinished = EmailBatch.objects.using(using).filter(finished_at=None)
     for batch in list(unfinished.values_list("pk", flat=True)):
         bulk.expand(batch)

@@ -240,30 +240,6 @@ def test_people_and_a_starting_worker_probe_at_once(smtp, queue_mail, deliver, b
     assert deliver() == 1
 
 
-@pytest.mark.django_db(transaction=True)
-def test_the_gates_are_read_once_a_second(monkeypatch, django_assert_num_queries) -> None:
-    monkeypatch.setattr(gates, "_KEPT_SECONDS", 60.0)
-    gates.forget()
-    with django_assert_num_queries(1):
-        assert gates.current("default").queue_is_open("emails")
-        assert gates.current("default").queue_is_open("emails")
-    DeliveryGate.objects.create(scope="queue", name="emails", paused=True)  # by another process
-    assert gates.current("default").queue_is_open("emails")
-    monkeypatch.setattr(gates, "_KEPT_SECONDS", 0.0)
-    assert not gates.current("default").queue_is_open("emails")
-
-
-@pytest.mark.django_db(transaction=True)
-def test_what_this_process_changes_it_sees_at_once(monkeypatch) -> None:
-    monkeypatch.setattr(gates, "_KEPT_SECONDS", 60.0)
-    gates.forget()
-    assert gates.current("default").queue_is_open("emails")
-    outbox.pause(queue="emails")
-    assert not gates.current("default").queue_is_open("emails")
-    outbox.resume(queue="emails")
-    assert gates.current("default").queue_is_open("emails")
-
-
 FAR = datetime(9998, 12, 31, tzinfo=dt_timezone.utc)
 
 

@@ -6,17 +6,19 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connection
+from django.test.utils import CaptureQueriesContext
 
 from django_epica_mail import conf, lifecycle, maintenance
 from django_epica_mail.delivery import claim as claims
-from django_epica_mail.delivery import db_retry
+from django_epica_mail.delivery import db_retry, gates
 from django_epica_mail.delivery import settle as settling
 from django_epica_mail.delivery.batch import Batch
+from django_epica_mail.delivery.limits import cached_reading, slowed_domains
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.delivery.settle import Settler, settle
-from django_epica_mail.models import DeliveryAttempt, EmailLog
-from django_epica_mail.retry import Decision, Result
+from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailLog, SlowedDomain
+from django_epica_mail.retry import Decision, Failure, Kind, Result
 
 
 def success(batch: Batch) -> list[Outcome]:
@@ -77,6 +79,28 @@ def test_a_settle_is_repeated_while_the_database_fails(batch, monkeypatch) -> No
     settler.flush()
     assert settler.settled == 1
     assert EmailLog.objects.get().status == "sent"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_claim_in_the_transaction_of_a_settle_uses_the_reading_before_it(
+    smtp, queue_mail, monkeypatch, django_assert_num_queries
+) -> None:
+    monkeypatch.setattr(cached_reading, "KEPT_SECONDS", 60.0)
+    gates.forget()
+    slowed_domains.forget()
+    for _ in range(2):
+        queue_mail()
+    settler, starts = Settler("default"), claims.ScanStarts()
+    refused = Failure(kind=Kind.PERMANENT, code=550)
+    decision = Decision(moves=(lifecycle.GIVE_UP,), failure=refused)
+    batch = settler.settle_and(claims.Claiming("emails", "default", limit=1, starts=starts))
+    assert batch is not None
+    settler.add(Outcome(batch.mails[0].row, Result(failure=refused, seconds=0.1), decision))
+    with CaptureQueriesContext(connection) as queries:
+        following = settler.settle_and(claims.Claiming("emails", "default", starts=starts))
+    assert following is not None
+    tables = [model._meta.db_table for model in (DeliveryGate, SlowedDomain)]
+    assert [it["sql"] for it in queries if any(name in it["sql"] for name in tables)] == []
 
 
 class _OutsideTransactions:

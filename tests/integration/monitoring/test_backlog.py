@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import clock, maintenance, outbox
 from django_epica_mail.delivery import claim
+from django_epica_mail.delivery.limits import slowed_domains
+from django_epica_mail.delivery.limits.slowed_domains import SlowedDomains
 from django_epica_mail.models import EmailBatch, EmailLog
-from django_epica_mail.monitoring import backlog
+from django_epica_mail.monitoring import backlog, health
+from django_epica_mail.retry import Failure, Kind, Scope
 
 pytestmark = pytest.mark.django_db
 
@@ -22,10 +26,14 @@ def now() -> datetime:
 
 
 def backlogs() -> dict[tuple[str, str], backlog.Backlog]:
-    found = backlog.backlogs("default", now())
+    found = backlog.backlogs("default", now(), SlowedDomains("default"))
     keys = [(it.queue, it.transport) for it in found]
     assert keys == sorted(set(keys))
     return dict(zip(keys, found, strict=True))
+
+
+def due_ages() -> dict[tuple[str, str], float]:
+    return backlog.due_ages("default", now(), SlowedDomains("default"))
 
 
 def set_due(log: EmailLog, seconds_ago: float) -> datetime:
@@ -38,7 +46,7 @@ def set_due(log: EmailLog, seconds_ago: float) -> datetime:
 def test_an_empty_queue_has_no_backlog() -> None:
     assert backlogs() == {}
     assert list(backlog.waiting("default")) == []
-    assert backlog.due_ages("default", now()) == {}
+    assert due_ages() == {}
 
 
 def test_waiting_due_and_claimed_mail_is_counted_separately(smtp, queue_mail) -> None:
@@ -79,9 +87,9 @@ def test_scheduled_mail_is_waiting_but_not_due(queue_mail, travel) -> None:
     queue_mail(send_at=now() + timedelta(hours=1))
     (found,) = backlogs().values()
     assert (found.waiting, found.due, found.oldest_due, found.oldest_due_age) == (1, 0, None, None)
-    assert backlog.due_ages("default", now()) == {}
+    assert due_ages() == {}
     travel(hours=2)
-    assert backlog.due_ages("default", now()) == {("emails", "smtp"): pytest.approx(3600, abs=5)}
+    assert due_ages() == {("emails", "smtp"): pytest.approx(3600, abs=5)}
 
 
 def test_finished_mail_is_not_waiting(smtp, queue_mail, deliver) -> None:
@@ -211,3 +219,76 @@ def test_a_report_as_json_has_the_counts_next_to_the_other_fields(queue_mail) ->
         "slowed_domains",
         "reputation",
     }
+
+
+SLOW, FAST = "to@slow.example", "to@fast.example"
+
+
+@pytest.fixture
+def slowed() -> None:
+    """Slow a domain down."""
+    failure = Failure(kind=Kind.THROTTLED, scope=Scope.DOMAIN, reply="4.7.28 too fast")
+    slowed_domains.complain("smtp", "slow.example", failure, time.monotonic() - 9, "default")
+
+
+def test_mail_that_waits_for_its_domains_turn_is_no_stuck_queue(smtp, queue_mail, slowed) -> None:
+    oldest = set_due(queue_mail(SLOW), 9000)
+    set_due(queue_mail(SLOW), 60)
+    assert due_ages() == {}
+    (found,) = backlogs().values()
+    assert (found.waiting, found.due, found.oldest_due) == (2, 2, None)
+    report = backlog.status()
+    assert report.queues["emails"].oldest_due is None
+    (domain,) = report.slowed_domains
+    assert (domain["domain"], domain["due"], domain["oldest_due"]) == ("slow.example", 2, oldest)
+    assert domain["oldest_due_age"] == pytest.approx(9000, abs=5)
+    check = health.examine().checks[0]
+    assert (check.name, check.is_well, check.value) == ("backlog", True, 0)
+    assert check.text == "2 mails wait for the turns of slowed domains, the oldest for 2.5 h."
+
+
+def test_other_mail_beside_a_slowed_domain_still_raises_the_alarm(smtp, queue_mail, slowed) -> None:
+    set_due(queue_mail(SLOW), 9000)
+    oldest = set_due(queue_mail(FAST), 400)
+    set_due(queue_mail(FAST), 60)
+    set_due(queue_mail(SLOW, transport="other"), 500)
+    assert due_ages() == {
+        ("emails", "smtp"): pytest.approx(400, abs=5),
+        ("emails", "other"): pytest.approx(500, abs=5),
+    }
+    assert backlogs()["emails", "smtp"].oldest_due == oldest
+    check = health.examine().checks[0]
+    assert not check.is_well
+    assert check.value == pytest.approx(500, abs=5)
+    assert check.text.endswith("1 mail waits for the turn of a slowed domain, for 2.5 h.")
+
+
+def test_behind_a_slowed_backlog_a_stuck_queue_is_found_by_reading_little(
+    smtp, queue_mail, slowed, monkeypatch
+) -> None:
+    monkeypatch.setattr(backlog, "_WINDOW", 3)
+    for number in range(8):
+        set_due(queue_mail(SLOW), 9000 - number)
+    assert due_ages() == {}
+    set_due(queue_mail(FAST), 580)
+    assert due_ages() == {("emails", "smtp"): pytest.approx(580, abs=5)}
+    for number in range(4):
+        set_due(queue_mail(SLOW), 590 - number)
+    set_due(queue_mail(FAST), 100)
+    assert due_ages() == {("emails", "smtp"): pytest.approx(100, abs=5)}, "a younger one"
+
+
+def test_what_waits_for_slowed_domains_is_counted_up_to_a_limit(
+    smtp, queue_mail, slowed, monkeypatch
+) -> None:
+    monkeypatch.setattr(health, "MOST_SLOWED", 3)
+    for _ in range(3):
+        queue_mail(SLOW)
+    queue_mail(SLOW, send_at=now() + timedelta(hours=1))
+    queue_mail(SLOW, transport="other")
+    assert health.measure().slowed_due == 3
+    for priority in (5, 7, 9):
+        queue_mail(SLOW, priority=priority)
+    measured = health.measure()
+    assert measured.slowed_due == 4
+    assert "3+ mails wait" in health.examine().checks[0].text

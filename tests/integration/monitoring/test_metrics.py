@@ -194,6 +194,17 @@ def test_a_slowed_domain_has_a_rate(db) -> None:
     assert sample in scrape().content
 
 
+def test_what_waits_for_a_slowed_domain_has_its_own_numbers(smtp, queue_mail, travel) -> None:
+    queue_mail("to@gmail.example")
+    travel(minutes=9)
+    slow_down()
+    of_domain = {"domain": "gmail.example", "transport": "smtp"}
+    assert value("slowed_domain_due", **of_domain) == 1
+    assert value("slowed_domain_oldest_due_seconds", **of_domain) == pytest.approx(540, abs=9)
+    assert value("oldest_due_seconds", **LABELS) == 0
+    assert value("due", **LABELS) == 1
+
+
 def test_the_reference_lists_each_metric_with_type_and_labels(
     smtp, queue_mail, deliver, count
 ) -> None:

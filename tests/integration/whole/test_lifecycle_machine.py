@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 from django_epica_mail import clock, lifecycle, maintenance, outbox, retry
 from django_epica_mail.delivery import claim, db_retry, gates, settle
 from django_epica_mail.delivery import worker as delivery_worker
-from django_epica_mail.delivery.limits import slowed_domains
+from django_epica_mail.delivery.limits import scan_starts, slowed_domains
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import (
     EmailAttachment,
@@ -455,6 +455,7 @@ def test_no_order_of_events_loses_or_duplicates_a_mail(
         time.reset()
         gates.forget()
         slowed_domains.forget()
+        scan_starts.forget()
         numbers = itertools.count()
         monkeypatch.setattr(uuid, "uuid4", lambda: UUID(int=next(numbers), version=4))
         nanoseconds = SimpleNamespace(time_ns=lambda: 10**18 + next(numbers) * 10**6)

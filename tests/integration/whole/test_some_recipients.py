@@ -203,3 +203,37 @@ def test_a_late_answer_is_not_written_to_recipients_who_moved_up(
     status, recipients = outcomes(log)
     assert recipients == ["", ""]
     assert status == {"hold": "unknown", "resend": "retrying"}[on_unknown]
+
+
+@pytest.mark.parametrize("content", ["taken", "reply lost"])
+def test_who_is_known_late_to_have_it_or_to_be_refused_is_not_sent_it_again(
+    smtp, queue_mail, deliver, travel, content
+) -> None:
+    """The mail waits to be sent again when its worker, taken for dead, has an answer after all."""
+    log = queue_mail(A, B, C, on_unknown="resend")
+    batch = lose_the_worker(travel)
+    assert outcomes(log) == ("retrying", ["", "", ""])
+    no, later = Failure(kind=Kind.PERMANENT, code=550), Failure(kind=Kind.TRANSIENT, code=450)
+    lost = Failure(kind=Kind.UNKNOWN) if content == "reply lost" else None
+    answer = Result(failure=lost, refused={1: no, 2: later}, seconds=0.1)
+    for _ in range(2):  # the reply to the first commit was lost
+        settle(batch, answer, recipients=3)
+    of_a = "" if lost else "accepted"
+    assert outcomes(log) == ("retrying", [of_a, "refused", ""])
+    assert (log.attempts, log.tries) == (1, 1), "one attempt, which the rescue has counted"
+    assert log.failure_kind == ("unknown" if lost else "transient")
+    assert log.due_at > timezone.now() + clock.offset, "the server said: not now"
+    assert deliver() == 0
+    travel(hours=1)
+    assert deliver() == 1
+    assert sent_to(smtp) == ([(A, C)] if lost else [(C,)])
+    assert outcomes(log)[0] == "sent"
+
+
+def test_an_answer_after_the_next_claim_is_not_written(smtp, queue_mail, travel) -> None:
+    log = queue_mail(A, B, on_unknown="resend")
+    batch = lose_the_worker(travel)
+    following = claim.claim("emails")
+    assert following is not None
+    settle(batch, Result(refused={1: Failure(kind=Kind.TRANSIENT, code=450)}, seconds=0.1), 2)
+    assert outcomes(log) == ("sending", ["", ""])

@@ -22,6 +22,7 @@ from django_epica_mail.admin import times
 from django_epica_mail.admin.base import of_recent, recent
 from django_epica_mail.admin.changelist import afterwards, links
 from django_epica_mail.clock import lowest_id_at
+from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailBatch, EmailLog, EmailQuerySet, EmailTotal
 from django_epica_mail.monitoring import totals
@@ -293,8 +294,30 @@ class NowFilter(Filter):
         return waiting.filter(due_at__lte=clock.now()) if value == "due" else waiting
 
 
+class SlowedFilter(Filter):
+    """The slowed domain for whose turn an e-mail waits."""
+
+    title = _("slowed domain")
+    parameter_name = "slowed"
+
+    def offered(self, rows: EmailQuerySet) -> Iterator[tuple[str, Any]]:
+        found = slowed_domains.current(rows.db).found
+        yield from ((name, name) for name in sorted({it.row.domain for it in found}))
+
+    def narrow(self, rows: EmailQuerySet, value: str) -> EmailQuerySet:
+        # All columns of the index, so that none of the domain's finished e-mails are read.
+        return rows.filter(
+            domain=value,
+            queue__in=list(_hop(rows, "queue")),
+            transport__in=list(_hop(rows, "transport")),
+            pending__in=LEVELS,
+            due_at__lte=clock.now(),
+        )
+
+
 FILTERS = (
     NowFilter,
+    SlowedFilter,
     StatusFilter,
     AfterwardsFilter,
     FailureFilter,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -18,6 +19,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.formats import date_format, number_format
+from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
@@ -31,6 +33,7 @@ from django_epica_mail.admin.dashboard.headline import headline
 from django_epica_mail.admin.gates import Scope, known_gates
 from django_epica_mail.broker import doorbell
 from django_epica_mail.broker import workers as celery_workers
+from django_epica_mail.delivery.limits.slowed_domains import SlowedDomains
 from django_epica_mail.models import EmailLog, EmailTotal
 from django_epica_mail.monitoring import backlog, health, history, reputation, totals
 from django_epica_mail.monitoring.health import spoken
@@ -42,6 +45,10 @@ REFRESH_SECONDS = 15
 _Event = EmailTotal.Event
 _MOST_RATES = 20
 """How many categories and domains are shown, the worst first."""
+_MOST_SLOWED = 20
+"""How many slowed domains are shown, those with the most mail first."""
+_REPLY = 160
+"""The most characters of a server's reply that are shown."""
 _SHARES = (0.5, 0.95, 0.99)
 
 
@@ -71,9 +78,11 @@ def _show(request: HttpRequest, site: admin.AdminSite) -> HttpResponse:
     choice = Choice.of(request.GET)
     period = PERIODS[choice.period]
     past = history.read(period, using, queue=choice.queue, transport=choice.transport)
-    flows = _flow_rows(using)
+    moment, _first = backlog.clock_and_first_mail(using)
+    slowed = SlowedDomains(using)
+    flows = _flow_rows(using, moment, slowed)
     gates = known_gates([(flow["queue"], flow["transport"]) for flow in flows], using)
-    measured = health.measure()
+    measured = health.measure(slowed)
     report = health.judge(measured, conf.get())
     asks = "workers" in request.GET
     context = {
@@ -89,6 +98,7 @@ def _show(request: HttpRequest, site: admin.AdminSite) -> HttpResponse:
         "is_fresh": measured.first_mail_age is None and not flows,
         "flows": flows,
         "gates": gates,
+        "slowed": _slowed_rows(using, moment, slowed),
         "queues": [gate.name for gate in gates if gate.scope == Scope.QUEUE],
         "transports": [gate.name for gate in gates if gate.scope == Scope.TRANSPORT],
         "may_operate": may_operate(request),
@@ -132,10 +142,9 @@ class Choice:
         return urlencode({name: value for name, value in pairs.items() if value})
 
 
-def _flow_rows(using: str) -> list[dict[str, Any]]:
+def _flow_rows(using: str, moment: datetime, slowed: SlowedDomains) -> list[dict[str, Any]]:
     """Return the backlog and the e-mails sent in the last minute, by queue and transport."""
-    moment, _first = backlog.clock_and_first_mail(using)
-    waiting = {(it.queue, it.transport): it for it in backlog.backlogs(using, moment)}
+    waiting = {(it.queue, it.transport): it for it in backlog.backlogs(using, moment, slowed)}
     rates = history.sent_in_a_minute(using)
     keys = {*waiting, *rates, *history.queues_and_transports(using)}
     return [
@@ -148,6 +157,24 @@ def _flow_rows(using: str) -> list[dict[str, Any]]:
             "rate": rates.get(key, 0),
         }
         for key in sorted(keys)
+    ]
+
+
+def _slowed_rows(using: str, moment: datetime, slowed: SlowedDomains) -> list[dict[str, Any]]:
+    """Return the slowed domains and what waits for them, the most first."""
+    found = backlog.slowed_backlogs(using, moment, slowed)
+    return [
+        {
+            "domain": it.slowed.row.domain,
+            "transport": it.slowed.row.transport,
+            "rate": it.slowed.per_minute,
+            "since": times.moment(it.slowed.row.since),
+            "reply": Truncator(it.slowed.row.reply).chars(_REPLY),
+            "due": it.due,
+            "oldest": _age(it.oldest_due_age),
+            "query": links.query(slowed=it.slowed.row.domain, transport=it.slowed.row.transport),
+        }
+        for it in sorted(found, key=lambda it: -it.due)[:_MOST_SLOWED]
     ]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from django.db import models
 
 from django_epica_mail import clock, conf, rules
+from django_epica_mail.delivery.limits.cached_reading import CachedReading
 from django_epica_mail.models import EmailLog, SlowedDomain
 from django_epica_mail.replies import without_addresses
 from django_epica_mail.retry import Failure, Result
@@ -50,8 +51,6 @@ _LONGEST_TURNS = 1 / (KEPT_SHARE * SLOWEST_RATE)
 """Seconds between the turns of the slowest domain, of which one is reserved at a time."""
 _TRIES = 3
 """How often a turn is tried for while other workers are faster."""
-_KEPT_SECONDS = 1.0
-"""Seconds for which a process uses the same reading of the table."""
 _MOST_TURNS = 2**31
 """Complaints and turns are counted up to this, and then from 0: each only differs from the next."""
 _AHEAD = 60.0
@@ -151,6 +150,10 @@ class SlowedDomains:
         """Return the slowed domains of some transports, as ``HeldBack`` names them."""
         return [it.key for it in self.found if it.row.transport in transports]
 
+    def of(self, transport: str) -> frozenset[str]:
+        """Return the slowed domains of a transport."""
+        return frozenset(it.row.domain for it in self.found if it.row.transport == transport)
+
     def with_turn(self, queue: str, transports: Sequence[str]) -> list[Slowed]:
         """Return the domains that may get mail of a queue now, those that wait longest first.
 
@@ -170,36 +173,28 @@ class SlowedDomains:
         self._without_mail.add((queue, slowed.key))
 
 
-_kept: dict[str, tuple[float, SlowedDomains]] = {}
+_reading = CachedReading(SlowedDomains)
 _complaints: dict[tuple[str, str, str], float] = {}
 """When this process last heard a complaint, in monotonic seconds, by database and domain."""
 
 
 def current(using: str) -> SlowedDomains:
-    """Return the slowed domains as they were at most a second ago.
-
-    What this process changes itself it sees at once.
-    """
-    now = time.monotonic()
-    read_at, state = _kept.get(using, (-_KEPT_SECONDS, None))
-    if state is None or now - read_at >= _KEPT_SECONDS:
-        state = SlowedDomains(using)
-        _kept[using] = now, state
-    return state
+    """Return the slowed domains, as ``CachedReading`` keeps them."""
+    return _reading.current(using)
 
 
 def forget() -> None:
     """Read the table anew for the next claim, because a test has gone back or moved the clock."""
-    _kept.clear()
+    _reading.forget()
     _complaints.clear()
 
 
+@_reading.forgotten_by
 def reserve(slowed: Slowed, most: int, using: str) -> int:
     """Reserve turns of a domain; return how many e-mails may be claimed for it, up to ``most``.
 
     0 if its turn has not come. Where other workers had turns since it was read, it is read again.
     """
-    _kept.clear()
     for _ in range(_TRIES):
         if slowed.wait:
             return 0
@@ -232,10 +227,16 @@ def complain(transport: str, domain: str, failure: Failure, claimed_at: float, u
     """
     if not conf.get().find_rates or is_slowed_since(transport, domain, claimed_at, using):
         return
-    _kept.clear()
     if len(_complaints) >= 10 * MOST_DOMAINS:
         _complaints.clear()
     _complaints[using, transport, domain] = time.monotonic()
+    _lower_rate(transport, domain, failure, claimed_at, using)
+
+
+@_reading.forgotten_by
+def _lower_rate(
+    transport: str, domain: str, failure: Failure, claimed_at: float, using: str
+) -> None:
     rows = SlowedDomain.objects.using(using).filter(transport=transport, domain=domain)
     row = rows.annotate(now=clock.now()).first()
     if row is None:
@@ -273,12 +274,12 @@ def is_slowed_since(transport: str, domain: str, claimed_at: float, using: str) 
     return _complaints.get((using, transport, domain), claimed_at) > claimed_at
 
 
+@_reading.forgotten_by
 def set_free(domain: str, using: str) -> int:
     """Forget that a domain is slowed, for every transport; return for how many it was.
 
     ``domain`` may be written as people do, or as it is stored, whatever that is.
     """
-    _kept.clear()
     names = {domain, rules.ascii_domain(domain.strip().lower())}
     return SlowedDomain.objects.using(using).filter(domain__in=names).delete()[0]
 

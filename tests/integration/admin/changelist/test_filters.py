@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -12,9 +13,10 @@ from django.utils import timezone
 from benchmarks.rows import template
 from devservers.smtp_faults import refuse
 from django_epica_mail import outbox
+from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailBatch, EmailLog
-from django_epica_mail.retry import Kind
+from django_epica_mail.retry import Failure, Kind, Scope
 from tests.integration.admin.pages import html_of
 
 
@@ -130,3 +132,15 @@ def test_only_categories_of_recent_mail_are_offered(superuser, queue_mail, monke
     html = html_of(superuser, "emaillog_changelist")
     offered = [f"?category={category}" in html for category in ("old", "news", "orders")]
     assert offered == [False, True, True]
+
+
+def test_due_mail_to_a_slowed_domain_is_listed(listed, smtp, queue_mail, deliver) -> None:
+    queue_mail("a@slow.example", subject="sent before")
+    deliver()
+    failure = Failure(kind=Kind.THROTTLED, scope=Scope.DOMAIN)
+    slowed_domains.complain("smtp", "slow.example", failure, time.monotonic() - 9, "default")
+    queue_mail("a@slow.example", subject="waits")
+    queue_mail("a@slow.example", subject="later", send_at=timezone.now() + timedelta(hours=1))
+    queue_mail("a@fast.example", subject="flows")
+    assert listed(slowed="slow.example") == ["waits"]
+    assert listed(slowed="unknown.example") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import timedelta
 from html import unescape
 from typing import Any
@@ -16,7 +17,9 @@ from devservers.smtp_faults import refuse
 from django_epica_mail import maintenance
 from django_epica_mail.broker import workers
 from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.models import DeliveryGate, EmailLog
+from django_epica_mail.retry import Failure, Kind, Scope
 from tests.integration.admin.pages import client_of, html_of, text_in, url
 
 PAGE, OPERATE = "emailtotal_changelist", "deliverygate_operate"
@@ -273,6 +276,27 @@ def test_the_index_of_the_app_links_to_it(operator) -> None:
     assert index.count(f'href="{url(PAGE)}"') >= 2, "the link above the list, and the one in it"
 
 
+def test_slowed_domains_are_shown_with_why_and_what_waits(
+    smtp, queue_mail, operator, travel
+) -> None:
+    queue_mail("a@gmail.example", subject="Waits")
+    queue_mail("b@other.example", subject="Goes")
+    assert "Slowed domains" not in shown(operator)
+    travel(minutes=9)
+    reply = f"4.7.28 <b>too</b> fast {'x' * 999}"
+    failure = Failure(kind=Kind.THROTTLED, scope=Scope.DOMAIN, reply=reply)
+    slowed_domains.complain("smtp", "gmail.example", failure, time.monotonic() - 9, "default")
+    html = html_of(operator, PAGE)
+    text = text_in(html)
+    assert re.search(r"gmail\.example smtp 48\d 1 gmail\.example 9 min", text)
+    assert "4.7.28 &lt;b&gt;too&lt;/b&gt; fast" in html
+    assert len(max(text.split(), key=len)) < 200
+    (link,) = re.findall(r'href="([^"]*slowed=gmail.example[^"]*)"', html)
+    listed = text_in(operator.get(unescape(link)).content.decode())
+    assert "Waits" in listed
+    assert "Goes" not in listed
+
+
 def test_the_number_of_queries_does_not_grow_with_the_mail(
     smtp, queue_mail, deliver, operator, count, django_assert_max_num_queries
 ) -> None:
@@ -280,14 +304,14 @@ def test_the_number_of_queries_does_not_grow_with_the_mail(
     deliver()
     count()
     queue_mail()
-    with django_assert_max_num_queries(37):
+    with django_assert_max_num_queries(38):
         operator.get(url(PAGE), {"period": "30d"})
     for _ in range(30):
         queue_mail()
     deliver()
     count()
     queue_mail()
-    with django_assert_max_num_queries(37):
+    with django_assert_max_num_queries(38):
         operator.get(url(PAGE), {"period": "30d"})
 
 
