@@ -183,19 +183,30 @@ class _Search:
     @property
     def has_turn(self) -> bool:
         """Whether a slowed domain may get mail now."""
-        return bool(self._slowed.found and self._with_turn())
+        return bool(self._with_turn())
 
     def _with_turn(self) -> list[Slowed]:
+        if not self._slowed.found:
+            return []
         aliases = [it for it in self._aliases() if not self._state.needs_probe(it)]
         return self._slowed.with_turn(self._queue, aliases)
 
     def find(self) -> Batch | None:
-        """Claim due mail of a slowed domain whose turn it is, or else the most urgent due mail.
+        """Claim due mail of a slowed domain whose turn it is, or the most urgent other due mail.
 
-        Returns ``None`` if there is none.
+        Whichever was not claimed by the last search goes first, so that a domain that may get much
+        mail again does not hold up the others. Returns ``None`` if there is none of both.
         """
-        if self._slowed.found and (batch := self._find_slowed()) is not None:
-            return batch
+        searches = [self._find_slowed, self._find_others]
+        if self._starts.others_first:
+            searches.reverse()
+        for search in searches:
+            if (batch := search()) is not None:
+                self._starts.others_first = batch.is_slowed
+                return batch
+        return None
+
+    def _find_others(self) -> Batch | None:
         if (lanes := self.lanes_together()) is not None:
             return self._claim(lanes, self._limit)
         return self._find_by_heads()

@@ -36,6 +36,8 @@ class ScanStarts:
         self._looks: dict[frozenset[Lane], tuple[float, float]] = {}
         """When a claim last looked at everything, in monotonic seconds, and for how long."""
         self._slowed: tuple[tuple[str, str], ...] = ()
+        self.others_first = False
+        """Whether the next claim looks for other mail before that of slowed domains."""
 
     def begin(self) -> None:
         """Look at everything first, because a task begins; not while domains are slowed."""

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devservers.smtp_faults import DomainLimit, refuse
-from django_epica_mail import clock, outbox
+from django_epica_mail import clock, conf, outbox
 from django_epica_mail.delivery import claim, gates, worker
 from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.delivery.limits.slowed_domains import (
@@ -230,6 +230,19 @@ def test_claims_leave_out_a_slowed_domain_but_for_its_turns(smtp, travel) -> Non
     assert batch.is_slowed
     assert [mail.row.domain for mail in batch.mails] == ["slow.example"]
     assert claim.claim("emails") is None, "the turn is taken"
+
+
+def test_a_domain_that_recovers_does_not_go_ahead_of_urgent_mail(smtp, deliver, queue_mail) -> None:
+    to("slow.example", 60)
+    urgent = queue_mail("me@fine.example", priority=9)
+    # Twenty minutes after one complaint it may get more than any worker sends.
+    complained_at = timezone.now() - timedelta(minutes=20)
+    slow("slow.example", ceiling=10.0, changed_at=complained_at, since=complained_at)
+    deliver()
+    assert sent("slow.example") == 60
+    order = [mail.recipients[0] for mail in smtp.accepted]
+    assert order.index("me@fine.example") <= conf.get().batch_size
+    assert EmailLog.objects.get(pk=urgent.pk).status == "sent"
 
 
 def test_another_transport_may_send_to_the_domain(smtp) -> None:
