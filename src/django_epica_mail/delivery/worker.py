@@ -116,7 +116,7 @@ def deliver(queue: str, *, rung_at: float | None = None) -> int:
             else:
                 break
         else:
-            doorbell.ring(queue)  # the next task takes what is left: no queue starves another
+            search.ring_once()  # the next task takes what is left: no queue starves another
         if search.has_paced:  # so that each turn rings for the next, and no other task does
             waiting.ring_for_turn(queue)
     return settled
@@ -142,7 +142,7 @@ class _Search:
         self._using = claim.database()
         self._starts = scan_starts.of_queue(queue, self._using)
         self._linger = _LINGER
-        self._called_for_help = False
+        self._has_rung = False
         self._found: Batch | None = None
         self._is_empty = False
         self.has_paced = False
@@ -204,13 +204,17 @@ class _Search:
         """Keep a batch of another transport, to be returned next."""
         self._found = batch
 
+    def ring_once(self) -> None:
+        """Ring for another task, unless this one has: rings would pile up before other queues'."""
+        if not self._has_rung:
+            doorbell.ring(self._queue)
+            self._has_rung = True
+
     def _heed(self, batch: Batch | None) -> None:
         self.has_paced |= batch is not None and batch.is_slowed
         if batch is not None and len(batch.mails) >= conf.get().batch_size:
             self._linger = _LINGER
-            if not self._called_for_help:
-                doorbell.ring(self._queue)
-                self._called_for_help = True
+            self.ring_once()  # for help
 
 
 class _Run:

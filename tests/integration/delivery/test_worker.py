@@ -65,6 +65,16 @@ def test_a_due_mail_is_sent_once_and_its_attempt_recorded(smtp, queue_mail, deli
     assert attempt.seconds > 0
 
 
+def test_a_busy_task_rings_once(smtp, queue_mail, rings, epica_mail) -> None:
+    epica_mail(BATCH_SIZE=2, RUN_SECONDS=0.2)
+    smtp.inject(delay(0.05))
+    for _ in range(30):
+        queue_mail()
+    rings.clear()
+    assert 0 < worker.deliver("emails") < 30
+    assert rings == ["emails"]  # both for help, and for what the task leaves
+
+
 def test_mail_that_is_not_due_is_left_alone(smtp, queue_mail, deliver, travel) -> None:
     log = queue_mail()
     EmailLog.objects.update(due_at=log.created_at.replace(year=log.created_at.year + 1))
