@@ -24,6 +24,7 @@ MIDDLEWARE = [MIDDLEWARE[0], "whitenoise.middleware.WhiteNoiseMiddleware", *MIDD
 DEFAULT_FROM_EMAIL = os.environ.get("SHOP_FROM_EMAIL") or DEFAULT_FROM_EMAIL
 # The token that Prometheus sends to mail/metrics/; mail/health/ requires it for details.
 EPICA_MAIL = {**EPICA_MAIL, "MONITORING_TOKEN": os.environ.get("SHOP_MONITORING_TOKEN") or None}
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1  # so that no notification waits in a busy process
 SMTP_USER = os.environ.get("SHOP_SMTP_USER", "")
 SMTP_PASSWORD = os.environ.get("SHOP_SMTP_PASSWORD", "")
 SMTP_TLS = os.environ.get("SHOP_SMTP_TLS", "1") == "1"  # STARTTLS, usually on port 587
