@@ -23,6 +23,7 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 django.setup()
 
+from tests.faults.invariants import Verdict  # noqa: E402 - as below
 from tests.faults.run import SCENARIOS, Report, run  # noqa: E402 - imports models, which need django.setup()
 
 SECONDS = 60
@@ -42,11 +43,15 @@ def main() -> int:
     for name in cycle([arguments.scenario] if arguments.scenario else SCENARIOS):
         if reports and time.monotonic() >= end:
             break
+        print(f"seed {seed}, {name}: ", end="")
         with tempfile.TemporaryDirectory() as folder:
-            report = run(seed, name, Path(folder), seconds=SECONDS)
+            try:
+                report = run(seed, name, Path(folder), seconds=SECONDS)
+            except TimeoutError as error:  # mail that does not come to its end
+                report = Report(seed, name, verdict=Verdict(breaches=[str(error)]))
         reports.append(report)
         verdict = report.verdict
-        print(f"seed {seed}, {name}: {verdict.mails} mails, {sum(report.injected.values())} faults")
+        print(f"{verdict.mails} mails, {sum(report.injected.values())} faults")
         for breach in verdict.breaches:
             print(f"  BREACH {breach}")
         seed = seeds.randrange(1 << 30)
