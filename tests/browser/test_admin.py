@@ -190,7 +190,7 @@ def test_a_viewer_sees_no_content_and_no_buttons(shop: Shop, viewer: Chrome) -> 
     assert not viewer.all("iframe, .epica-operations, .epica-attachments")
     viewer.picture("viewer")
     viewer.open("/admin/epica_mail/deliverygate/")
-    assert not viewer.all(".epica-detail form")
+    assert not viewer.all(".epica-page form")
 
 
 def test_a_mail_links_to_its_celery_result(shop: Shop, english: Chrome) -> None:
@@ -203,7 +203,7 @@ def test_a_mail_links_to_its_celery_result(shop: Shop, english: Chrome) -> None:
         what="the result to be stored",
     )
     english.open(page_of(mail))
-    english.press(".epica-detail a[href*='django_celery_results/taskresult/']")
+    english.press(".epica-page a[href*='django_celery_results/taskresult/']")
     assert mail in english.text
 
 
