@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
-from itertools import product
 from typing import Any
 
 from django.db import router, transaction
@@ -19,6 +18,7 @@ from django_epica_mail.broker import doorbell, result_backend
 from django_epica_mail.delivery import gates
 from django_epica_mail.delivery.db_retry import Errors
 from django_epica_mail.delivery.limits import slowed_domains
+from django_epica_mail.delivery.limits.overdue import give_up_overdue
 from django_epica_mail.delivery.limits.waiting import has_claimable
 from django_epica_mail.delivery.outcome import Outcome, policy_of
 from django_epica_mail.delivery.prepare import recipient_outcomes
@@ -37,8 +37,7 @@ from django_epica_mail.models import (
 )
 from django_epica_mail.monitoring import reputation, totals
 from django_epica_mail.queueing.dequeue import queues
-from django_epica_mail.retry import ENDED_WORKER, PASSING, Decision, Failure, Kind, Result
-from django_epica_mail.rules import LEVELS
+from django_epica_mail.retry import ENDED_WORKER, PASSING, Failure, Kind, Result
 from django_epica_mail.tracking import evidence
 
 _CHUNK = 500
@@ -54,7 +53,6 @@ _POISON = Failure(
     kind=Kind.POISON,
     reply="This e-mail, sent alone, ended its worker for the second time in a row.",
 )
-_OVERDUE = Failure(kind=Kind.OVERDUE, reply="The transport was out of order for too long.")
 
 
 def dispatch() -> dict[str, int]:
@@ -113,41 +111,6 @@ def rescue() -> int:
             with errors:
                 count += _rescue(token, using, errors)
     errors.raise_first()
-    return count
-
-
-def give_up_overdue() -> int:
-    """Fail mail that has waited too long for a transport out of order; return how many e-mails."""
-    using = router.db_for_write(EmailLog)
-    rows = EmailLog.objects.using(using)
-    waiting = rows.filter(status__in=lifecycle.CLAIMABLE)  # never from a worker's hands
-    down = DeliveryGate.objects.using(using).filter(
-        scope=DeliveryGate.Scope.TRANSPORT, outages__gt=0
-    )
-    decision = Decision(moves=(lifecycle.GIVE_UP,), failure=_OVERDUE)
-
-    def give_up(mails: list[EmailLog]) -> int:
-        with transaction.atomic(using=using):
-            ids = [mail.pk for mail in mails]
-            moved = set(
-                waiting.move_returning_ids(
-                    lifecycle.GIVE_UP,
-                    ids,
-                    failure_kind=_OVERDUE.kind,
-                    reply=_OVERDUE.reply,
-                    finished_at=clock.now(),
-                )
-            )
-            outcomes = [Outcome(mail, None, decision) for mail in mails if mail.pk in moved]
-            rows.forget_content(it.mail.pk for it in outcomes if it.ends_content)
-        announce(outcomes, using)
-        return len(outcomes)
-
-    count = 0
-    for transport, level in product(list(down.values_list("name", flat=True)), LEVELS):
-        overdue = rows.filter(transport=transport, pending=level, give_up_at__lte=clock.now())
-        ordered = overdue.order_by("give_up_at", "id").defer("envelope")
-        count += ordered.change_in_chunks(_CHUNK, give_up)
     return count
 
 

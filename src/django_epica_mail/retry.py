@@ -15,6 +15,9 @@ from django_epica_mail import lifecycle
 THROTTLE_SECONDS = 60.0
 """Seconds a throttled mail waits if the server does not say how long."""
 
+_LEAST_SECONDS = 5.0
+"""Seconds a mail waits at least, however soon the server wants it again: 0 would be a busy loop."""
+
 JITTER = 0.1
 """By what share of itself a delay is longer at most."""
 
@@ -342,5 +345,5 @@ def _after_failure(failure: Failure, policy: Policy) -> Decision:
         usual = {Kind.OUTAGE: outage_delay, Kind.THROTTLED: THROTTLE_SECONDS}
         delay = usual.get(failure.kind, policy.retry_delay)
         if failure.retry_after is not None and failure.kind is not Kind.OUTAGE:
-            delay = failure.retry_after
+            delay = max(_LEAST_SECONDS, failure.retry_after)
     return Decision(moves=moves, failure=failure, delay=delay, uses_try=uses_try)

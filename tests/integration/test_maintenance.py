@@ -112,20 +112,6 @@ def test_the_sweep_does_not_ring_for_mail_that_cannot_be_sent(
     assert maintenance.dispatch()["rung"] == 1
 
 
-def test_mail_waiting_too_long_for_a_transport_is_given_up(
-    smtp, queue_mail, deliver, travel
-) -> None:
-    queue_mail()
-    queue_mail()
-    smtp.refuse_connections()
-    deliver()
-    assert maintenance.give_up_overdue() == 0
-    travel(hours=73)
-    assert maintenance.give_up_overdue() == 2
-    assert statuses() == {"failed": 2}
-    assert set(EmailLog.objects.values_list("failure_kind", flat=True)) == {"overdue"}
-
-
 def test_a_passing_failure_gets_one_more_attempt(
     smtp, queue_mail, deliver, epica_mail, travel
 ) -> None:
@@ -231,15 +217,6 @@ def test_content_is_deleted_with_every_final_status(smtp, deliver, keys, travel)
     assert statuses() == {"failed": 3, "cancelled": 3, "expired": 3}
     for logs in (refused, cancelled, expired):
         assert [has_content(log) for log in logs] == [True, False, False]
-
-
-def test_overdue_mail_loses_its_content(smtp, deliver, keys, travel) -> None:
-    logs = [with_attachment(keep_content=keep) for keep in ("always", "until_sent", "never")]
-    smtp.refuse_connections()
-    deliver()
-    travel(hours=73)
-    assert maintenance.give_up_overdue() == 3
-    assert [has_content(log) for log in logs] == [True, False, False]
 
 
 @pytest.mark.parametrize("keep", ["until_sent", "never"])

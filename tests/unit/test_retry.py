@@ -85,6 +85,12 @@ def test_a_mail_is_only_sent_again_if_that_is_safe_or_its_policy(on_unknown, is_
     assert resolve("unknown", is_over=True) == ("" if waits else "write off")
 
 
+@pytest.mark.parametrize(("asked", "delay"), [(-1.0, 5.0), (0.0, 5.0), (5.5, 5.5), (600.0, 600.0)])
+def test_a_mail_waits_some_seconds_however_soon_the_server_wants_it(asked, delay) -> None:
+    failure = Failure(kind=Kind.THROTTLED, code=429, retry_after=asked)
+    assert retry.conclude(Result(failure=failure), policy(), [0], False).delay == delay
+
+
 def test_an_unknown_outcome_always_passes_through_that_status() -> None:
     for on_unknown in ("resend", "hold", "fail"):
         assert decide(Kind.UNKNOWN, on_unknown=on_unknown).moves[0] is lifecycle.LOSE

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from email.utils import parseaddr
 from fnmatch import fnmatchcase
 from typing import Any
 from uuid import UUID
 
 from django.core.mail import EmailMessage
+from django.db import DatabaseError, connections
 
 from django_epica_mail import conf, lifecycle, replies, rules, signals, suppression
 from django_epica_mail.delivery.batch import Batch, ClaimedMail
@@ -40,11 +43,23 @@ _BARRED = Failure(
     reply="Not sent: EPICA_MAIL['ALLOWED_RECIPIENTS'] does not allow this address.",
 )
 
+_EXPIRED = Failure(kind=Kind.OVERDUE, reply="Not sent before it expired.")
+
 
 def prepare(mail: ClaimedMail, loader: MessageLoader) -> Attempt | Outcome:
-    """Return the attempt to make, or the outcome if the transport need not be asked."""
+    """Return the attempt to make, or the outcome if the transport need not be asked.
+
+    Raises ``DatabaseError`` if the database is lost. If only the content of this e-mail cannot be
+    read, the e-mail is postponed and the others go on.
+    """
+    try:
+        loader.fetch(mail.row)
+    except DatabaseError as error:
+        if not loader.has_database:
+            raise
+        return _unreadable(mail, loader, error)
     if mail.is_expired:
-        return Outcome(mail.row, None, Decision(moves=(lifecycle.EXPIRE,)))
+        return _expired(mail, loader)
     if loader.is_suppressed(mail.row):
         return _suppressed(mail, loader)
     if loader.is_slowed(mail.row):
@@ -58,11 +73,25 @@ def prepare(mail: ClaimedMail, loader: MessageLoader) -> Attempt | Outcome:
     return _hold_back(attempt) or attempt
 
 
-def unreadable(mail: ClaimedMail, loader: MessageLoader, error: Exception) -> Outcome:
-    """Return the outcome of an e-mail whose content the database does not return."""
-    reply = replies.reply_text(f"{type(error).__name__}: {error}")
-    failure = Failure(kind=Kind.TRANSIENT, reply=reply)
-    return judge(_attempt(mail, EmailMessage(), loader), Result(failure=failure))
+def too_late(attempt: Attempt, loader: MessageLoader) -> Outcome | None:
+    """Return the outcome of an e-mail that was ready when its lease would not outlast its sending.
+
+    It is postponed, and uses up a try: otherwise each claim would end like this one, and hold up
+    the mail behind it. ``None`` if only the mail before it was slow; the next claim begins with it.
+    """
+    batch, took = loader.batch, loader.took
+    spare = batch.outlasts_until - batch.claimed_at
+    if attempt.mail is not batch.mails[0] and sum(took.values()) <= spare:
+        return None
+    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in took.items())
+    reply = (
+        f"Not sent: it was ready {time.monotonic() - batch.claimed_at:.1f} s after its worker had "
+        f"claimed it, and must be within {spare:.1f} s. It took: {parts}."
+    )
+    logger.warning(
+        "E-mail %s was ready too late to be sent. It took: %s.", attempt.mail.row.pk, parts
+    )
+    return judge(attempt, Result(failure=Failure(kind=Kind.TRANSIENT, reply=reply)))
 
 
 def recipient_outcomes(mails: Iterable[EmailLog], using: str) -> dict[UUID, dict[int, str]]:
@@ -84,7 +113,10 @@ class MessageLoader:
 
     def __init__(self, batch: Batch) -> None:
         rows = [mail.row for mail in batch.mails]
-        self._using, self._claimed_at = batch.using, batch.claimed_at
+        self.batch = batch
+        self.took: dict[str, float] = {}
+        """Seconds that each part of preparing the e-mail fetched last has taken."""
+        self._using = batch.using
         self._attachments = self._find_attachments(rows) if batch.has_attachments else {}
         self._outcomes = recipient_outcomes(rows, batch.using)
         self._held_back: dict[UUID, dict[int, str]] = {}
@@ -99,12 +131,28 @@ class MessageLoader:
 
         Raises ``DatabaseError``. Afterwards ``message`` needs no database.
         """
+        self.took = {}
         wanted = self._attachments.get(mail.pk, [])
         kept = {pk: self._blobs[pk] for pk in wanted if pk in self._blobs}
         missing = [pk for pk in wanted if pk not in kept]
-        if missing:
-            kept.update(EmailAttachment.objects.using(self._using).in_bulk(missing))
+        with self.timed("reading its attachments"):
+            if missing:
+                kept.update(EmailAttachment.objects.using(self._using).in_bulk(missing))
         self._blobs = kept
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Note in ``took`` how long a part of preparing an e-mail takes."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.took[part] = time.monotonic() - began
+
+    @property
+    def has_database(self) -> bool:
+        """Whether the database still answers, after it has rejected a statement."""
+        return connections[self._using].is_usable()
 
     def message(self, mail: EmailLog) -> EmailMessage:
         """Build the message of the e-mail fetched last, addressed to its outstanding recipients.
@@ -148,7 +196,7 @@ class MessageLoader:
     def is_slowed(self, mail: EmailLog) -> bool:
         """Return whether the server has complained about the e-mail's domain since the claim."""
         return slowed_domains.is_slowed_since(
-            mail.transport, mail.domain, self._claimed_at, self._using
+            mail.transport, mail.domain, self.batch.claimed_at, self._using
         )
 
     def was_accepted(self, mail: EmailLog) -> bool:
@@ -246,12 +294,14 @@ class _ReceiverFailed(Exception):  # noqa: N818
 
 def _build(mail: ClaimedMail, loader: MessageLoader) -> Attempt:
     """Build the attempt; raise ``Veto`` if the site vetoes it, or whatever building raises."""
-    message = loader.message(mail.row)
-    instrument.keep_links_whole(message)
-    if mail.row.additions:
-        instrument.instrument(message, mail.row)
-    verp.set_return_address(message, mail.row)
-    _ask_site(mail.row, message)
+    with loader.timed("building it"):
+        message = loader.message(mail.row)
+        instrument.keep_links_whole(message)
+        if mail.row.additions:
+            instrument.instrument(message, mail.row)
+        verp.set_return_address(message, mail.row)
+    with loader.timed("the receivers of before_send"):
+        _ask_site(mail.row, message)
     # Last, so that no receiver of the site's can bypass it.
     envelope = restrict_recipients(message, loader.outstanding(mail.row))
     return _attempt(mail, message, loader, envelope)
@@ -286,6 +336,13 @@ def _ask_site(mail: EmailLog, message: EmailMessage) -> None:
         raise _ReceiverFailed(f"before_send: {error!r}") from error
 
 
+def _unreadable(mail: ClaimedMail, loader: MessageLoader, error: Exception) -> Outcome:
+    """Return the outcome of an e-mail whose content the database does not return."""
+    reply = replies.reply_text(f"{type(error).__name__}: {error}")
+    failure = Failure(kind=Kind.TRANSIENT, reply=reply)
+    return judge(_attempt(mail, EmailMessage(), loader), Result(failure=failure))
+
+
 def _failure_of(error: Exception) -> Failure:
     """Return the failure that an error while preparing an e-mail means."""
     if isinstance(error, _ReceiverFailed):
@@ -307,6 +364,14 @@ def _hold_back(attempt: Attempt) -> Outcome | None:
     delay = refusal.seconds if refusal.is_of_domain else 0.0
     decision = Decision(moves=(lifecycle.RELEASE,), delay=delay)
     return Outcome(row, None, decision, ends_batch=not refusal.is_of_domain)
+
+
+def _expired(mail: ClaimedMail, loader: MessageLoader) -> Outcome:
+    if not loader.was_accepted(mail.row):
+        return Outcome(mail.row, None, Decision(moves=(lifecycle.EXPIRE,)))
+    refused = dict.fromkeys(loader.outstanding(mail.row), _EXPIRED)
+    decision = Decision(moves=(lifecycle.SUCCEED,), failure=_EXPIRED, refused=refused)
+    return Outcome(mail.row, None, decision, held_back=loader.held_back(mail.row))
 
 
 def _suppressed(mail: ClaimedMail, loader: MessageLoader) -> Outcome:

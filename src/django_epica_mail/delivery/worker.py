@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from uuid import UUID
 
-from django.db import DatabaseError, Error, connections
+from django.db import Error, connections
 
 from django_epica_mail import conf
 from django_epica_mail.broker import doorbell, result_backend
@@ -21,7 +21,7 @@ from django_epica_mail.delivery.batch import Batch, ClaimedMail
 from django_epica_mail.delivery.db_retry import retry_on_database_errors
 from django_epica_mail.delivery.limits import scan_starts, slowed_domains, waiting
 from django_epica_mail.delivery.outcome import Attempt, Outcome, judge
-from django_epica_mail.delivery.prepare import MessageLoader, prepare, unreadable
+from django_epica_mail.delivery.prepare import MessageLoader, prepare, too_late
 from django_epica_mail.delivery.sender import Sender
 from django_epica_mail.delivery.settle import Settler
 from django_epica_mail.retry import Result
@@ -273,8 +273,8 @@ class _Run:
                 self._wait(sender, left)
             else:
                 ready = self._prepare(self._unbegun[0])
-                if time.monotonic() > self._batch.outlasts_until:
-                    continue  # preparing it took too long: it is released
+                if ready is None:
+                    continue  # it is released
                 mail = self._unbegun.popleft()
                 if mail.row.store_result:
                     self._results.append(mail.row.pk)
@@ -338,22 +338,18 @@ class _Run:
         self._take(batch)
         return True
 
-    def _prepare(self, mail: ClaimedMail) -> Attempt | Outcome:
+    def _prepare(self, mail: ClaimedMail) -> Attempt | Outcome | None:
         """Return the attempt to make, or the outcome if none is made.
 
-        Raises ``DatabaseError`` if the database is lost. If only the content of this e-mail cannot
-        be read, the e-mail is postponed and the others go on.
+        ``None`` if it is too late to make it now: the e-mail is released, with those behind it.
+        Raises ``DatabaseError`` if the database is lost.
         """
         if self._loader is None:
             self._loader = MessageLoader(self._batch)
-        loader = self._loader
-        try:
-            loader.fetch(mail.row)
-        except DatabaseError as error:
-            if not connections[self._using].is_usable():
-                raise
-            return unreadable(mail, loader, error)
-        return prepare(mail, loader)
+        ready = prepare(mail, self._loader)
+        if isinstance(ready, Outcome) or time.monotonic() <= self._batch.outlasts_until:
+            return ready
+        return too_late(ready, self._loader)
 
     def _collect(self, sender: Sender[Attempt], timeout: float | None) -> bool:
         """Note the outcomes of finished attempts, waiting up to ``timeout`` seconds for one.

@@ -458,3 +458,20 @@ def test_a_message_id_that_somebody_wrote_adds_no_header(smtp, deliver, message_
     for mail in smtp.accepted:
         assert "X-Evil" not in message_from_bytes(mail.content)
         assert b"X-Evil" not in mail.content.split(b"\r\n\r\n", 1)[1]
+
+
+def test_a_mail_that_expires_once_some_have_got_it_is_sent_and_names_the_others(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    smtp.inject(refuse("rcpt", 450, "4.2.1 Later", recipient=lambda it: it == "c@example.com"))
+    log = queue_mail("b@example.com", "c@example.com", expires_after=3600)
+    other = queue_mail("c@example.com", expires_after=3600)
+    deliver()
+    travel(days=1)
+    deliver()
+    log.refresh_from_db()
+    other.refresh_from_db()
+    assert (log.status, log.failure_kind, other.status) == ("sent", "overdue", "expired")
+    recipients = list(log.recipients.order_by("position").values_list("outcome", "reply"))
+    assert recipients == [("accepted", ""), ("refused", "Not sent before it expired.")]
+    assert len(smtp.accepted) == 1

@@ -241,6 +241,12 @@ def test_the_sweep_gives_up_what_is_overdue(examined) -> None:
     assert maintenance.give_up_overdue() == 3_000
 
 
+@pytest.mark.parametrize("pause", [{"transport": "down"}, {"queue": "emails"}])
+def test_the_sweep_spares_what_is_paused(examined, pause) -> None:
+    outbox.pause(**pause)
+    assert maintenance.give_up_overdue() == 0
+
+
 def test_a_worker_claims(examined) -> None:
     batch = held()
     assert {mail.row.priority for mail in batch.mails} == {5}
