@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -119,10 +118,10 @@ def test_a_claim_that_cannot_be_rescued_keeps_no_other(
     real = maintenance._rescue
     tries = iter([DataError("numeric value out of range")])
 
-    def rescue(token: uuid.UUID, using: str) -> int:
+    def rescue(*args: Any) -> int:
         if error := next(tries, None):
             raise error
-        return real(token, using)
+        return real(*args)
 
     monkeypatch.setattr(maintenance, "_rescue", rescue)
     with pytest.raises(DataError):
