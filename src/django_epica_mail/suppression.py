@@ -13,9 +13,10 @@ from typing import Any, TextIO
 from uuid import UUID
 
 from django.conf import settings
-from django.db import router
+from django.db import connections, router
 from django.db.models import BooleanField, Q, QuerySet
 from django.db.models.expressions import RawSQL
+from django.db.models.lookups import Exact
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 from django.utils.dateparse import parse_datetime
@@ -25,7 +26,7 @@ from django.utils.timezone import is_naive, make_aware
 from django_epica_mail import clock, conf, rules, spreadsheets
 from django_epica_mail._compat import batched
 from django_epica_mail.messages.addresses import canonical, is_complete
-from django_epica_mail.models import EmailLog, EmailRecipient, Suppression
+from django_epica_mail.models import EmailLog, EmailRecipient, Suppression, fields
 
 Reason = Suppression.Reason
 
@@ -173,7 +174,7 @@ def _outlasts(expires_at: datetime | None, row: Suppression) -> bool:
 
 def _key(row: Suppression) -> tuple[str, str, str]:
     """Return what is unique about an entry."""
-    return row.digest, row.scope, row.reason
+    return row.digest, fields.alike(row.scope, connections[_using()]), row.reason
 
 
 def remove(address: str, *, scope: str | None = None, reason: str | None = None) -> int:
@@ -197,7 +198,8 @@ def _in_force() -> Q:
 def match(address: str) -> Q:
     """Return the filter for the entries of an address."""
     wanted = canonical(address)
-    return Q(digest__in=[_digest(key, wanted) for key in _keys()]) | Q(address=wanted)
+    written = Q(address=wanted) & Q(Exact(fields.Exactly("address"), wanted))
+    return Q(digest__in=[_digest(key, wanted) for key in _keys()]) | written
 
 
 def is_suppressed(address: str, category: str = "") -> bool:
@@ -252,17 +254,22 @@ def listed(wanted: Iterable[str], using: str) -> dict[str, list[tuple[str, str]]
             .filter(_in_force())
         )
         for address, by, scope, reason in rows.values_list("address", "digest", "scope", "reason"):
-            found[address or whose[by]].append((scope, reason))
+            # By a collation that ignores accents, or some characters, others are found as well.
+            if whom := address or whose.get(by):
+                found[whom].append((scope, reason))
     return found
 
 
 def _reason(entries: Iterable[tuple[str, str]], category: str) -> str | None:
     """Return the gravest reason to suppress mail of a category, or ``None``."""
     exempt = category in conf.get().transactional
+    database = connections[_using()]
+    own = fields.alike(category, database)
     reasons = {
         reason
         for scope, reason in entries
-        if scope in ("", category) and not (exempt and reason == Reason.UNSUBSCRIBE)
+        if (not scope or fields.alike(scope, database) == own)
+        and not (exempt and reason == Reason.UNSUBSCRIBE)
     }
     return next((reason for reason in Reason.values if reason in reasons), None)
 

@@ -270,3 +270,27 @@ def test_a_setting_that_is_no_list_of_strings_is_refused(key: Any) -> None:
     for value in ("news", [1], None):
         with pytest.raises(ImproperlyConfigured, match=f"{key}.*list of strings"):
             conf.parse({key: value})
+
+
+def test_the_entry_of_a_similar_address_stays() -> None:
+    for address in ("rene@example.com", "rené@example.com"):
+        suppression.add(address)
+    assert suppression.remove("rene@example.com") == 1
+    assert Suppression.objects.get().address == "rené@example.com"
+
+
+@pytest.mark.parametrize("address", ["", "\N{SOFT HYPHEN}", "\N{ZERO WIDTH SPACE}"])
+def test_an_erased_entry_is_that_of_no_other_address(address: str) -> None:
+    suppression.add("erased@example.com")
+    Suppression.objects.update(address="")
+    assert not suppression.is_suppressed(address)
+    assert suppression.is_suppressed("erased@example.com")
+
+
+def test_who_left_one_of_two_categories_gets_none_that_the_database_takes_for_it() -> None:
+    suppression.add("a@example.com", scope="News", reason=Reason.UNSUBSCRIBE)
+    is_new = suppression.add("a@example.com", scope="news", reason=Reason.UNSUBSCRIBE)
+    assert is_new == (connection.vendor != "mysql")
+    assert suppression.is_suppressed("a@example.com", "News")
+    assert suppression.is_suppressed("a@example.com", "news")
+    assert not suppression.is_suppressed("a@example.com", "offers")

@@ -1,7 +1,7 @@
 """Gates that hold mail back for all workers: pauses, circuit breakers, and failover.
 
-Failover moves only mail that the failed transport surely did not accept: mail that waits, and mail
-that the transport could not even be asked to take.
+Failover moves only mail that the failed transport surely did not accept, in no attempt:
+``EmailQuerySet.surely_not_accepted``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import replace
 from functools import partial
 
 from django.core.mail import EmailMessage
-from django.db import models, router
+from django.db import connections, models, router
 
 from django_epica_mail import clock, conf, lifecycle, signals
 from django_epica_mail.delivery.limits.cached_reading import CachedReading
 from django_epica_mail.messages.addresses import canonical
-from django_epica_mail.models import DeliveryGate, EmailLog, bounds
+from django_epica_mail.models import DeliveryGate, EmailLog, bounds, fields
 from django_epica_mail.replies import without_addresses
 from django_epica_mail.retry import Failure, Result, Scope
 from django_epica_mail.rules import LEVELS
@@ -50,20 +50,25 @@ class Gates:
 
     def __init__(self, using: str) -> None:
         """Read the closed gates in one query; a gate that never closed has no row."""
+        self._database = connections[using]
         closed = DeliveryGate.objects.using(using).filter(
             models.Q(paused=True) | models.Q(outages__gt=0, scope=_TRANSPORT)
         )
         self._closed = {
-            (gate.scope, gate.name): gate for gate in closed.annotate(waiting=_waits_for_probe())
+            (gate.scope, fields.alike(gate.name, self._database)): gate
+            for gate in closed.annotate(waiting=_waits_for_probe())
         }
+
+    def _gate(self, scope: str, name: str) -> DeliveryGate | None:
+        return self._closed.get((scope, fields.alike(name, self._database)))
 
     def queue_is_open(self, queue: str) -> bool:
         """Return whether mail may be claimed from a queue."""
-        return (_QUEUE, queue) not in self._closed
+        return self._gate(_QUEUE, queue) is None
 
     def open_transports(self, aliases: Iterable[str]) -> list[str]:
         """Return the transports that may get mail, even if only one probe."""
-        gates = {alias: self._closed.get((_TRANSPORT, alias)) for alias in aliases}
+        gates = {alias: self._gate(_TRANSPORT, alias) for alias in aliases}
         return [
             alias
             for alias, gate in gates.items()
@@ -72,37 +77,32 @@ class Gates:
 
     def held_categories(self) -> list[str]:
         """Return the categories whose bulk mail may not be claimed."""
-        return sorted(name for scope, name in self._closed if scope == _CATEGORY)
+        return sorted(it.name for it in self._closed.values() if it.scope == _CATEGORY)
 
     def out_of_order(self) -> list[str]:
         """Return the transports whose breaker is open or half-open."""
-        return [
-            name
-            for (scope, name), gate in self._closed.items()
-            if scope == _TRANSPORT and gate.outages
-        ]
+        gates = self._closed.values()
+        return [gate.name for gate in gates if gate.scope == _TRANSPORT and gate.outages]
 
     def reply(self, alias: str) -> str:
         """Return the last reply of a transport that is out of order, otherwise an empty string."""
-        gate = self._closed.get((_TRANSPORT, alias))
+        gate = self._gate(_TRANSPORT, alias)
         return gate.reason if gate else ""
 
     def paused(self) -> list[str]:
         """Return what a person has paused, as in ``queue emails``."""
-        return sorted(
-            f"{scope} {name}" for (scope, name), gate in self._closed.items() if gate.paused
-        )
+        return sorted(f"{it.scope} {it.name}" for it in self._closed.values() if it.paused)
 
     def reasons(self) -> dict[str, str]:
         """Return the closed gates with the reason, in words for people."""
         return {
-            f"{scope} {name}": "paused" if gate.paused else f"out of order: {gate.reason}"
-            for (scope, name), gate in self._closed.items()
+            f"{it.scope} {it.name}": "paused" if it.paused else f"out of order: {it.reason}"
+            for it in self._closed.values()
         }
 
     def needs_probe(self, alias: str) -> bool:
         """Return whether a transport was out of order at the last attempt, and needs a probe."""
-        return (_TRANSPORT, alias) in self._closed
+        return self._gate(_TRANSPORT, alias) is not None
 
 
 _reading = CachedReading(Gates)
@@ -328,7 +328,8 @@ def _probe_time() -> models.Expression:
 def reroute(alias: str, using: str) -> int:
     """Move waiting mail of a transport that is out of order to its next usable transport.
 
-    Returns how many e-mails moved. Mail whose route names no other transport keeps waiting.
+    Returns how many e-mails moved. Mail whose route names no other transport keeps waiting, and so
+    does mail that this one may have accepted.
     """
     if not any(alias in rule.transports and rule.transports[1:] for rule in conf.get().routes):
         return 0
@@ -357,7 +358,7 @@ def _move_to_fallback(mails: list[EmailLog], usable: set[str], using: str) -> in
                 status__in=lifecycle.CLAIMABLE,
                 transport=group[0].transport,
             )
-            moved += rows.update(**group[0].failover(following))
+            moved += rows.surely_not_accepted().update(**group[0].failover(following))
     return moved
 
 

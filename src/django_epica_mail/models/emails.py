@@ -23,7 +23,7 @@ from django_epica_mail.models.fields import CopyCharField, CopyTextField
 from django_epica_mail.models.indexes import WaitingIndex
 from django_epica_mail.models.lists import JSONList, is_name, is_refusal
 from django_epica_mail.models.row import Row
-from django_epica_mail.retry import PASSING, Kind
+from django_epica_mail.retry import LOST, PASSING, Evidence, Kind
 from django_epica_mail.rules import check_seconds
 
 RECOVERABLE = (*PASSING, Kind.MESSAGE)
@@ -124,6 +124,28 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
             changed += number
             unchanged += len(chunk) - number
         return changed
+
+    def surely_not_accepted(self) -> EmailQuerySet:
+        """Leave out the e-mails that their transport may have accepted in some attempt.
+
+        It may have if the outcome of an attempt is lost, and no evidence since then says that the
+        mail was refused. Another transport would deliver it a second time, and does not know the
+        idempotency key that a provider may have kept.
+        """
+        events = apps.get_model("epica_mail", "EmailEvent")
+        refused = events.objects.using(self.db).filter(
+            email=models.OuterRef("email"),
+            kind=events.Kind.RESOLVED,
+            reason=Evidence.REFUSED.value,
+            created_at__gte=models.OuterRef("created_at"),
+        )
+        in_doubt = DeliveryAttempt.objects.using(self.db).filter(
+            ~models.Exists(refused),
+            email=models.OuterRef("pk"),
+            transport=models.OuterRef("transport"),
+            failure_kind__in=LOST,
+        )
+        return self.filter(~models.Exists(in_doubt))
 
     def lock_ids(self, size: int) -> list[uuid.UUID]:
         """Lock up to ``size`` rows and return their ids; skip rows that others have locked.

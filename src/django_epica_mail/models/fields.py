@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,32 @@ class CopyTextField(_Copy, models.TextField):  # type: ignore[type-arg]
 
 class CopyCharField(_Copy, models.CharField):  # type: ignore[type-arg]
     """A ``CharField`` that loses what its database cannot store."""
+
+
+def alike(text: str, connection: BaseDatabaseWrapper) -> str:
+    """Return what text has in common with all that its database takes for the same.
+
+    MySQL and MariaDB compare without regard to case, accents and spaces at the end, unless their
+    collation is binary; other databases compare exactly.
+    """
+    if connection.vendor != "mysql":
+        return text
+    folded = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(it for it in folded if not unicodedata.combining(it)).rstrip(" ")
+
+
+class Exactly(models.Func):
+    """A column of text that is compared exactly, whatever its collation takes for the same.
+
+    No index serves it: compare the column itself as well.
+    """
+
+    arity = 1
+    template = "%(expressions)s"
+
+    def as_mysql(self, compiler: Any, connection: BaseDatabaseWrapper, **context: Any) -> Any:
+        template = "CONVERT(%(expressions)s USING utf8mb4) COLLATE utf8mb4_bin"
+        return self.as_sql(compiler, connection, template=template, **context)
 
 
 def storable(value: Any, connection: BaseDatabaseWrapper) -> Any:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import cast
+from typing import Any, cast
 
 from django.db import router, transaction
 from django.db.models import Count
@@ -258,35 +258,34 @@ def _attempts(start: datetime, end: datetime, using: str) -> Iterator[tuple[_Key
             yield (queue, transport, Event.POSTPONED.value, kind, 0), None
 
 
+_UNIQUE = ("hour", "queue", "transport", "event", "failure_kind", "failure_code")
+"""The columns that identify a total: its hour, and those of a ``_Key``."""
+
+
+def _key_of(row: EmailTotal) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in _UNIQUE)
+
+
 def _write(hour: datetime, tallies: Mapping[_Key, _Tally], using: str) -> None:
     """Add tallies to their hour's totals and to the all-time totals.
 
     Other sweeps cannot write at the same time: this transaction has locked the mark.
     """
     totals = EmailTotal.objects.using(using)
-    existing = {
-        (row.hour, row.queue, row.transport, row.event, row.failure_kind, row.failure_code): row
-        for row in totals.filter(hour__in=[hour, ALL_TIME])
-    }
-    new, changed = [], []
-    for key, tally in tallies.items():
-        for at in (hour, ALL_TIME):
-            row = existing.get((at, *key))
-            if row is None:
-                queue, transport, event, kind, code = key
-                row = EmailTotal(
-                    hour=at,
-                    queue=queue,
-                    transport=transport,
-                    event=event,
-                    failure_kind=kind,
-                    failure_code=code,
-                )
-                new.append(row)
-            else:
-                changed.append(row)
-            row.count += tally.count
-            row.seconds += tally.seconds
-            row.buckets = sum_buckets(key[2], [row.buckets, tally.buckets])
-    totals.bulk_create(new)
-    totals.bulk_update(changed, ["count", "seconds", "buckets"], batch_size=100)
+    rows = totals.filter(hour__in=[hour, ALL_TIME])
+    wanted = {(at, *key): tally for key, tally in tallies.items() for at in (hour, ALL_TIME)}
+    existing = {_key_of(row): row for row in rows}
+    if new := wanted.keys() - existing.keys():
+        blank = [EmailTotal(**dict(zip(_UNIQUE, key, strict=True))) for key in sorted(new)]
+        totals.bulk_create(blank, ignore_conflicts=True)
+        existing = {_key_of(row): row for row in rows.all()}
+    changed: dict[int, EmailTotal] = {}
+    by_pk = {row.pk: row for row in existing.values()}
+    for key, tally in wanted.items():
+        # A name that the database takes for another one is counted with that.
+        row = existing.get(key) or by_pk[totals.get(**dict(zip(_UNIQUE, key, strict=True))).pk]
+        row.count += tally.count
+        row.seconds += tally.seconds
+        row.buckets = sum_buckets(row.event, [row.buckets, tally.buckets])
+        changed[row.pk] = row
+    totals.bulk_update(changed.values(), ["count", "seconds", "buckets"], batch_size=100)

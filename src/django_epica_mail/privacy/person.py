@@ -13,11 +13,18 @@ from uuid import UUID
 from django.apps import apps
 from django.core.mail import EmailMessage
 from django.db import models
+from django.db.models.lookups import In
 
 from django_epica_mail import messages
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import addresses, encryption
-from django_epica_mail.models import EmailBatch, EmailBatchPart, EmailLog, EmailRecipient
+from django_epica_mail.models import (
+    EmailBatch,
+    EmailBatchPart,
+    EmailLog,
+    EmailRecipient,
+    fields,
+)
 from django_epica_mail.privacy import occurrences
 from django_epica_mail.privacy.occurrences import Hit
 from django_epica_mail.replies import REPLY_LENGTH
@@ -72,6 +79,7 @@ class Person:
     def rows(self) -> models.Q:
         """Return the condition that a row's ``address`` is this person's."""
         theirs = models.Q(address__in=self.addresses)
+        theirs &= models.Q(In(fields.Exactly("address"), self.addresses))
         if self._tagged:
             for local, _, domain in (it.rpartition("@") for it in self.addresses):
                 theirs |= models.Q(address__startswith=f"{local}+", address__endswith=f"@{domain}")

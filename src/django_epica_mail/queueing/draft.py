@@ -12,6 +12,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 from django.core.mail.utils import DNS_NAME
+from django.db import connections, router
 from django.utils import timezone
 
 from django_epica_mail import clock, conf, messages, routing
@@ -25,9 +26,10 @@ from django_epica_mail.messages import (
     codec,
     encryption,
 )
-from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient
+from django_epica_mail.models import EmailAttachment, EmailBatch, EmailLog, EmailRecipient, fields
 from django_epica_mail.queueing import names
 from django_epica_mail.routing import Options
+from django_epica_mail.rules import shown
 from django_epica_mail.rules.routes import Facts
 from django_epica_mail.tracking import links
 from django_epica_mail.transports import config as transports
@@ -108,10 +110,20 @@ def _draft(
     log.subject = "" if log.keep_content == "never" else storable(message.subject)
     log.from_email = storable(message.from_email)
     log.message_id = storable(stored.message_id)[:255] or f"<{log.id}@{DNS_NAME}>"
-    log.idempotency_key = options.idempotency_key
+    log.idempotency_key = _storable_key(options.idempotency_key)
     log.store_result = bool(options.store_result)
     is_due = options.send_at is None or options.send_at <= timezone.now()
     return Draft(log, recipients, stored.blobs, is_due)
+
+
+def _storable_key(key: str | None) -> str | None:
+    """Return an idempotency key; raise ``ValueError`` if its database would store another one."""
+    if fields.storable(key, connections[router.db_for_write(EmailLog)]) != key:
+        raise ValueError(
+            "idempotency_key must have only characters that the database can store (see "
+            f"epica_mail.W010), such as ASCII; it is {shown(key)}."
+        )
+    return key
 
 
 def _store(message: EmailMessage, aliases: Sequence[str]) -> StoredMessage:

@@ -12,7 +12,7 @@ from django.core.mail import EmailMessage
 from django.db import router, transaction
 from django.db.models import Expression
 
-from django_epica_mail import clock
+from django_epica_mail import clock, rules
 from django_epica_mail._compat import batched
 from django_epica_mail.broker import celery_config, doorbell
 from django_epica_mail.exceptions import UnreadableEnvelope
@@ -87,7 +87,9 @@ def enqueue_pairs(pairs: Iterable[tuple[EmailMessage, Options]]) -> EmailBatch:
 def insert_drafts(drafts: Sequence[Draft]) -> list[EmailLog]:
     """Insert drafts in the caller's transaction and ring on its commit; return their rows.
 
-    If the idempotency key of a draft was used before, the existing row is returned instead.
+    If the idempotency key of a draft was used before, the existing row is returned instead. Raises
+    ``ValueError`` if the database takes the key for another one, as the collations that MySQL and
+    MariaDB use by default do; the draft is not inserted then, but others may be.
     """
     using = router.db_for_write(EmailLog)
     with _transaction(drafts, using):
@@ -108,6 +110,10 @@ def insert_drafts(drafts: Sequence[Draft]) -> list[EmailLog]:
         for name in ("created_at", "due_at", "give_up_at", "expires_at"):
             if isinstance(draft.log.__dict__.get(name), Expression):
                 delattr(draft.log, name)  # an expression: read the value from the database
+    # After the transaction, which may be the caller's: one mail that is refused leaves it usable.
+    for draft in drafts:
+        if found := earlier.get(draft.log.pk):
+            _check_key(draft.log.idempotency_key, found)
     return [earlier.get(draft.log.pk, draft.log) for draft in drafts]
 
 
@@ -132,36 +138,50 @@ def _pending_result(log: EmailLog) -> PendingResult:
 def _claim_keys(drafts: Sequence[Draft], using: str) -> dict[UUID, EmailLog]:
     """Insert the rows with idempotency keys; return the existing rows of used keys, by draft id.
 
-    Waits for another transaction that inserts the same key. No ``IntegrityError`` reaches the
-    caller's transaction.
+    These have the same key, or one that the database takes for the same. Waits for another
+    transaction that inserts the key. No ``IntegrityError`` reaches the caller's transaction.
     """
     keyed = {draft.log.idempotency_key: draft.log for draft in drafts if draft.log.idempotency_key}
     if not keyed:
         return {}
     rows = EmailLog.objects.using(using)
     known = rows.in_bulk(keyed, field_name="idempotency_key")
-    if len(known) < len(keyed):
+    if unseen := keyed.keys() - known.keys():
         # In one order: of two calls with the same keys, one waits for the other.
-        new = [keyed[key] for key in sorted(keyed.keys() - known.keys())]
-        sql.insert_rows(new, using, ignore_conflicts=True)
+        sql.insert_rows([keyed[key] for key in sorted(unseen)], using, ignore_conflicts=True)
         known = rows.in_bulk(keyed, field_name="idempotency_key")
         if unseen := keyed.keys() - known.keys():
             # Committed since this transaction began. Under REPEATABLE READ, the default of MySQL's
             # server, only a locking read finds them.
             locked = rows.select_for_update()
             known.update(locked.in_bulk(unseen, field_name="idempotency_key"))
+            # One by one, for only the database knows which key it takes for which.
+            known.update({key: locked.get(idempotency_key=key) for key in unseen - known.keys()})
     earlier = {}
     for draft in drafts:
         key = draft.log.idempotency_key
         if key is not None and known[key].pk != draft.log.pk:
             earlier[draft.log.pk] = known[key]
-            if _differs(known[key].envelope, draft.log.envelope):
+            is_same_key = known[key].idempotency_key == key
+            if is_same_key and _differs(known[key].envelope, draft.log.envelope):
                 logger.warning(
                     "The idempotency key of e-mail %s was used again for a different message, "
                     "which was not queued.",
                     known[key].pk,
                 )
     return earlier
+
+
+def _check_key(key: str | None, found: EmailLog) -> None:
+    """Raise ``ValueError`` if the row found for an idempotency key has another one."""
+    if key != found.idempotency_key:
+        raise ValueError(
+            f"idempotency_key {rules.shown(key)} is not distinct from "
+            f"{rules.shown(found.idempotency_key)}, the key of e-mail {found.pk}: the database "
+            "compares keys without regard to case, accents or spaces at the end. Give keys that "
+            "differ in more, such as lower-case hexadecimal digits, or give the column a binary "
+            "collation."
+        )
 
 
 def _differs(known: str, envelope: str) -> bool:

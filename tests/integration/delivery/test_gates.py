@@ -7,6 +7,7 @@ from datetime import timezone as dt_timezone
 
 import pytest
 from django.core.mail import EmailMessage
+from django.db import connection
 from django.utils import timezone
 
 from devservers.smtp_faults import refuse
@@ -263,3 +264,16 @@ def test_the_reason_of_a_gate_names_no_recipient(db) -> None:
     reply = "4.3.2 <ann@example.com>: Service not available"
     gates.trip("smtp", Failure(kind=Kind.OUTAGE, reply=reply), "default")
     assert DeliveryGate.objects.get().reason == "4.3.2 <…@example.com>: Service not available"
+
+
+def test_a_pause_holds_whatever_the_database_takes_for_its_name(db) -> None:
+    outbox.pause(queue="Emails")
+    outbox.resume(queue="Emails")
+    outbox.pause(queue="emails")
+    assert not gates.Gates("default").queue_is_open("emails")
+    is_exact = connection.vendor != "mysql"
+    for other in ("Emails", "émails", "emails "):
+        assert gates.Gates("default").queue_is_open(other) == is_exact
+    assert gates.Gates("default").queue_is_open("bulk_emails")
+    outbox.resume(queue="emails")
+    assert gates.Gates("default").queue_is_open("emails")

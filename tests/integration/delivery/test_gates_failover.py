@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import django
 import pytest
 from django.core.mail import EmailMessage
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from devservers.smtp import SMTPServer
 from devservers.smtp_faults import drop
 from django_epica_mail import maintenance, outbox
-from django_epica_mail.models import EmailLog
+from django_epica_mail.delivery import claim as claims
+from django_epica_mail.delivery import gates
+from django_epica_mail.delivery.outcome import Outcome
+from django_epica_mail.delivery.settle import settle
+from django_epica_mail.lifecycle import POSTPONE
+from django_epica_mail.models import DeliveryAttempt, EmailLog
+from django_epica_mail.retry import Decision, Failure, Kind, Result
+
+DOWN = Failure(kind=Kind.OUTAGE, reply="connection refused")
 
 
 @pytest.fixture
@@ -81,3 +92,125 @@ def test_nothing_fails_over_while_every_transport_is_tripped(two, deliver, epica
     assert maintenance.dispatch()["rerouted"] == 0
     assert {row.status for row in EmailLog.objects.all()} <= {"queued", "retrying"}
     assert EmailLog.objects.count() == len(logs)
+
+
+@pytest.fixture
+def in_doubt(two, deliver, epica_mail) -> Callable[[], EmailLog]:
+    """Queue a mail whose transport may have accepted it, and which is to be sent once more."""
+    epica_mail(ROUTES=[{"match": {"category": "y"}, "transport": ["smtp", "ses"]}])
+
+    def lose() -> EmailLog:
+        two.inject(drop("content", times=1))
+        log = queue(category="y")
+        deliver()
+        log.refresh_from_db()
+        assert (log.status, log.failure_kind, log.transport) == ("retrying", "unknown", "smtp")
+        return log
+
+    return lose
+
+
+def test_the_sweep_leaves_mail_that_may_have_been_accepted(in_doubt) -> None:
+    doubtful, waiting = in_doubt(), queue(category="y")
+    gates.trip("smtp", DOWN, "default")
+    assert maintenance.dispatch()["rerouted"] == 1
+    for log, transport in ((doubtful, "smtp"), (waiting, "ses")):
+        log.refresh_from_db()
+        assert log.transport == transport
+
+
+def test_the_mails_whose_lost_replies_opened_the_breaker_stay(
+    two, deliver, epica_mail, monkeypatch
+) -> None:
+    epica_mail(ROUTES=[{"match": {"category": "y"}, "transport": ["smtp", "ses"]}])
+    lost = Failure(kind=Kind.UNKNOWN, reply="503", is_confirmed=True)
+    send = "django_epica_mail.transports.connection.Connection.send"
+    monkeypatch.setattr(send, lambda self, message: Result(failure=lost, seconds=0.1))
+    log = queue(category="y")
+    deliver()
+    assert gates.Gates("default").out_of_order() == ["smtp"]
+    log.refresh_from_db()
+    assert (log.status, log.transport) == ("retrying", "smtp")
+
+
+def test_an_outage_at_the_next_attempt_does_not_make_it_fail_over(
+    two, in_doubt, deliver, travel
+) -> None:
+    log = in_doubt()
+    two.refuse_connections()
+    travel(minutes=6)
+    deliver()
+    log.refresh_from_db()
+    assert (log.status, log.failure_kind, log.transport) == ("retrying", "outage", "smtp")
+    assert maintenance.dispatch()["rerouted"] == 0, "nor does the sweep move it"
+    two.listen_again()
+    travel(minutes=6)
+    deliver()
+    log.refresh_from_db()
+    assert (log.status, log.transport) == ("sent", "smtp")
+    assert set(log.delivery_attempts.values_list("transport", flat=True)) == {"smtp"}
+
+
+def test_it_is_given_up_if_its_transport_stays_out_of_order(two, in_doubt, travel) -> None:
+    log = in_doubt()
+    gates.trip("smtp", DOWN, "default")
+    travel(hours=73)
+    assert maintenance.dispatch()["overdue"] == 1
+    log.refresh_from_db()
+    assert (log.status, log.failure_kind, log.transport) == ("failed", "overdue", "smtp")
+
+
+def test_a_person_may_move_it(in_doubt) -> None:
+    log = in_doubt()
+    assert outbox.move("smtp", to="ses") == 1
+    log.refresh_from_db()
+    assert log.transport == "ses"
+
+
+def says_refused(log: EmailLog) -> str:
+    return "refused"
+
+
+def test_evidence_that_it_was_refused_lets_it_fail_over(two, deliver, travel, epica_mail) -> None:
+    epica_mail(
+        ROUTES=[{"match": {"category": "y"}, "transport": ["smtp", "ses"]}],
+        EVIDENCE=f"{__name__}.says_refused",
+    )
+    two.inject(drop("content", times=1))
+    log = queue(category="y")
+    deliver()
+    travel(minutes=6)
+    maintenance.dispatch()
+    log.refresh_from_db()
+    assert (log.status, log.transport) == ("retrying", "smtp")
+    gates.trip("smtp", DOWN, "default")
+    assert maintenance.dispatch()["rerouted"] == 1
+
+
+def test_doubt_about_another_transport_keeps_no_mail(in_doubt) -> None:
+    log = in_doubt()
+    DeliveryAttempt.objects.update(transport="third")
+    gates.trip("smtp", DOWN, "default")
+    assert maintenance.dispatch()["rerouted"] == 1
+    log.refresh_from_db()
+    assert log.transport == "ses"
+
+
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_only_a_mail_with_earlier_attempts_costs_a_query(two, attempts: int) -> None:
+    numbers = []
+    for fallbacks in ([], ["ses"]):
+        log = queue(transport="smtp")
+        EmailLog.objects.filter(pk=log.pk).update(attempts=attempts, fallbacks=fallbacks)
+        batch = claims.claim("emails")
+        assert batch is not None
+        outcome = Outcome(
+            batch.mails[0].row,
+            Result(failure=DOWN, seconds=0.1),
+            Decision(moves=(POSTPONE,), failure=DOWN, uses_try=False),
+        )
+        with CaptureQueriesContext(connection) as queries:
+            settle([outcome], using="default")
+        numbers.append(len(queries))
+        EmailLog.objects.all().delete()
+    assert numbers[1] - numbers[0] == attempts

@@ -120,6 +120,8 @@ def test_mail_is_queued_and_sent_whole_by_such_a_database(charset, smtp, deliver
     message.attach(f"{TEXT}.pdf", b"\0" * 5_000, "application/pdf")
     smtp.inject(refuse("rcpt", 451, f"4.3.0 Later {TEXT}", times=1))
     log = outbox.enqueue(message, category=TEXT, idempotency_key="order-7")
+    with pytest.raises(ValueError, match="idempotency_key must have only characters that"):
+        outbox.enqueue(EmailMessage(TEXT, TEXT, None, ["b@example.com"]), idempotency_key=TEXT)
     plain = outbox.enqueue(EmailMessage(TEXT, TEXT, None, ["b@example.com"]), category=TEXT)
     batch = bulk.expand(
         send_bulk_emails_task.delay(

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from devservers.smtp_faults import drop, refuse
@@ -283,3 +284,19 @@ def test_of_a_mark_that_was_set_back_nothing_is_counted_before_the_first_mail(
 def test_what_a_row_has_beyond_its_buckets_is_ignored() -> None:
     size = len(totals.BOUNDS[Event.SENT]) + 1
     assert totals.sum_buckets(Event.SENT, [[1] * 60, [], [2]]) == [3, *[1] * (size - 1)]
+
+
+def test_names_that_a_database_takes_for_the_same_are_counted(
+    smtp, queue_mail, deliver, counted
+) -> None:
+    names = ("emails", "Emails", "émails")
+    for _ in range(2):
+        for name in names:
+            queue_mail(queue=name)
+        for name in names:
+            deliver(name)
+        assert counted()
+    assert all_time() == {"enqueued": 6, "attempt": 6, "sent": 6}
+    rows = EmailTotal.objects.filter(hour=ALL_TIME, event="sent")
+    assert rows.count() == (1 if connection.vendor == "mysql" else 3)
+    assert sum(sum(row.buckets) for row in rows) == 6

@@ -445,3 +445,16 @@ def test_text_that_looks_like_a_header_word_stops_nobody(smtp) -> None:
     call_command("epica_mail", "export", ADDRESS, stdout=StringIO())
     assert erase()["deleted"] == 1
     assert holding() == []
+
+
+def test_an_address_that_differs_in_accents_is_somebody_elses(smtp) -> None:
+    other = "änn@example.com"
+    both, theirs = queue(ADDRESS, cc=["bob@example.com"]), queue("bob@example.com")
+    EmailRecipient.objects.filter(address="bob@example.com").update(address=other)
+    EmailLog.objects.update(status="sent", pending=None)
+    suppression.add(other)
+    report = erase()
+    assert (report["deleted"], report["recipients"], report["suppressions"]) == (0, 1, 0)
+    assert {it.pk for it in EmailLog.objects.all()} == {both.pk, theirs.pk}
+    rows = EmailRecipient.objects.values_list("address", flat=True)
+    assert sorted(rows) == [other, other]
