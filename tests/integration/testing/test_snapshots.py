@@ -25,10 +25,10 @@ def mail(text: str = "Hi\r\nthere  \n") -> EmailMultiAlternatives:
     message = EmailMultiAlternatives(
         "Order ş",
         text,
-        "Shop <shop@epica.io>",
-        ["a@epica.io", "b@epica.io"],
-        reply_to=["help@epica.io"],
-        headers={"X-Shop": "1", "Message-ID": f"<{uuid7()}@epica.io>", "Date": str(time.time())},
+        "Shop <shop@djangoproject.com>",
+        ["a@djangoproject.com", "b@djangoproject.com"],
+        reply_to=["help@djangoproject.com"],
+        headers={"X-Shop": "1", "Message-ID": f"<{uuid7()}@djangoproject.com>", "Date": str(time.time())},
     )
     message.attach_alternative("<p>Hi</p>", "text/html")
     message.attach("bill.pdf", b"%PDF", "application/pdf")
@@ -48,8 +48,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_file_holds_what_a_reader_sees_and_nothing_that_differs_each_time(file: Path) -> None:
     assert file.read_bytes().decode() == (
-        "Subject: Order ş\nFrom: Shop <shop@epica.io>\nTo: a@epica.io, b@epica.io\n"
-        "Reply-To: help@epica.io\nX-Shop: 1\nAttachment: bill.pdf (application/pdf)\n"
+        "Subject: Order ş\nFrom: Shop <shop@djangoproject.com>\nTo: a@djangoproject.com, b@djangoproject.com\n"
+        "Reply-To: help@djangoproject.com\nX-Shop: 1\nAttachment: bill.pdf (application/pdf)\n"
         "Attachment: None (text/plain)\n\n--- text/plain\nHi\nthere\n\n--- text/html\n<p>Hi</p>\n"
     )
     assert_mail_snapshot(mail(), str(file))
@@ -88,7 +88,7 @@ def test_ids_and_tokens_are_masked(tmp_path: Path, file: Path, monkeypatch) -> N
             signing.dumps([number]),
             signing.TimestampSigner().sign("a"),
         )
-        return "".join(f"https://shop.epica.io/{part}/ \n" for part in parts) + f"Order {number}"
+        return "".join(f"https://www.djangoproject.com/{part}/ \n" for part in parts) + f"Order {number}"
 
     path = tmp_path / "order.txt"
     mask = {r"Order \d+": "Order <number>"}
@@ -105,15 +105,15 @@ def test_links_of_the_queue_are_masked(
 ) -> None:
     from django_epica_mail.outbox import enqueue
 
-    epica_mail(BASE_URL="https://shop.epica.io")
+    epica_mail(BASE_URL="https://www.djangoproject.com")
     for update in ("1", "0"):
-        message = EmailMultiAlternatives("News", "Hi", "shop@epica.io", ["a@epica.io"])
+        message = EmailMultiAlternatives("News", "Hi", "shop@djangoproject.com", ["a@djangoproject.com"])
         enqueue(message, unsubscribe=True, track_opens=True)
         (delivered,) = drain_email_queue()
         monkeypatch.setenv(UPDATE, update)
         assert_mail_snapshot(delivered, tmp_path / "news.txt")
     text = (tmp_path / "news.txt").read_text()
-    assert "List-Unsubscribe: <https://shop.epica.io/mail/unsubscribe/<signed>/>" in text
+    assert "List-Unsubscribe: <https://www.djangoproject.com/mail/unsubscribe/<signed>/>" in text
 
 
 @given(st.text(alphabet="aZ0-_=:./ \n", max_size=300))
