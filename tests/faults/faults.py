@@ -10,7 +10,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from devservers.smtp_faults import delay, drop, hang, refuse, throttle
+from devservers.smtp_faults import (
+    DomainLimit,
+    Reply,
+    Rule,
+    delay,
+    drop,
+    hang,
+    refuse,
+    throttle,
+)
 from tests.faults import traffic
 from tests.faults.servers import Postgres
 
@@ -188,6 +197,38 @@ def throttle_server(stack: Stack, rng: random.Random) -> None:
         _last(rng)
 
 
+def accept_by_other_codes(stack: Stack, rng: random.Random) -> None:
+    """Accept senders, recipients or mail with a 2xx code other than 250."""
+    stage = rng.choice(("mail", "rcpt", "content"))
+    with _rule(stack, Rule(stage, Reply(rng.choice((251, 252, 299)), "2.5.0 Will try"))):
+        _last(rng)
+
+
+def limit_recipients(stack: Stack, rng: random.Random) -> None:
+    """Take one or two recipients in a transaction, and refuse the rest."""
+    most = rng.randint(1, 2)
+    reply = Reply(*rng.choice(((452, "4.5.3 Too many recipients"), (552, "5.5.3 Too many"))))
+    with _rule(stack, Rule("rcpt", reply, lambda session: len(session.recipients) >= most)):
+        _last(rng)
+
+
+def limit_sessions(stack: Stack, rng: random.Random) -> None:
+    """Refuse all but the first mails on a connection.
+
+    For now: a transport that refused another mail twice is not asked twice again for an hour.
+    """
+    after, stage = rng.randint(1, 10), rng.choice(("mail", "rcpt", "content"))
+    reply = Reply(rng.choice((450, 452)), "4.5.0 Too many messages in this session")
+    with _rule(stack, Rule(stage, reply, lambda session: session.accepted >= after)):
+        _last(rng)
+
+
+def limit_domain(stack: Stack, rng: random.Random) -> None:
+    """Take few recipients of a domain in any second."""
+    with _rule(stack, DomainLimit(traffic.LIMITED, rng.randint(1, 5))):
+        _last(rng)
+
+
 def refuse_connections(stack: Stack, rng: random.Random) -> None:
     """Stop listening and end all connections for a while."""
     stack.site.smtp.refuse_connections()
@@ -275,6 +316,10 @@ MAIL_SERVER: tuple[Fault, ...] = (
     hang_server,
     slow_server,
     throttle_server,
+    accept_by_other_codes,
+    limit_recipients,
+    limit_sessions,
+    limit_domain,
     refuse_connections,
 )
 DATABASE: tuple[Fault, ...] = (

@@ -29,6 +29,8 @@ R = TypeVar("R")
 POLICIES = ("resend", "resend", "resend", "hold", "fail")
 ADDRESSEES = ("good",) * 8 + ("never", "later")
 """The local parts of addresses; the SMTP server always refuses "never", and "later" once."""
+LIMITED = "limited.example"
+"""The domain of a few mails, of which the server may take only some in a second."""
 SPOILED = '{"v": 99}'
 """An envelope that no version of the package can read."""
 
@@ -101,7 +103,8 @@ def _queue(rng: random.Random, mail: dict[str, str]) -> uuid.UUID:
 
 def _message(rng: random.Random, mail: dict[str, str]) -> EmailMessage:
     names = rng.sample(range(10), rng.choice((1, 1, 1, 2, 3)))
-    to = [f"{rng.choice(ADDRESSEES)}.{mail['key']}.{name}@example.com" for name in names]
+    domain = LIMITED if rng.random() < 0.03 else "example.com"
+    to = [f"{rng.choice(ADDRESSEES)}.{mail['key']}.{name}@{domain}" for name in names]
     # Like a provider's header against duplicates: it must be the same on every attempt.
     headers = {"Idempotency-Key": mail["key"]}
     if rng.random() < 0.3:

@@ -17,14 +17,14 @@ from django_epica_mail.testing import Finding, assert_mail_is_clean, drain_email
 from django_epica_mail.testing.lint import RULES, lint_templates
 
 GOOD = (
-    '<p>Hi <a href="https://www.djangoproject.com/orders/7?x=1&amp;y=2">Your order</a>'
-    '<a href="mailto:help@www.djangoproject.com">Help</a> <a href="#top">Up</a>'
-    '<img src="cid:logo" alt=""><img src="https://www.djangoproject.com/cup.png" alt="A cup"></p>'
+    '<p>Hi <a href="https://www.python.org/orders/7?x=1&amp;y=2">Your order</a>'
+    '<a href="mailto:help@www.python.org">Help</a> <a href="#top">Up</a>'
+    '<img src="cid:logo" alt=""><img src="https://www.python.org/cup.png" alt="A cup"></p>'
 )
 
 
 def mail(html: str = GOOD, text: str = "Hi", subject: str = "Order") -> EmailMessage:
-    message = EmailMultiAlternatives(subject, text, "shop@djangoproject.com", ["a@djangoproject.com"])
+    message = EmailMultiAlternatives(subject, text, "shop@python.org", ["a@python.org"])
     if html:
         message.attach_alternative(html, "text/html")
     return message
@@ -36,7 +36,7 @@ def rules_of(message: EmailMessage, **options: Any) -> list[str]:
 
 def test_a_good_mail_has_no_finding() -> None:
     assert lint_mail(mail()) == []
-    assert lint_mail(mail(html="", text="Plain: https://www.djangoproject.com/")) == []
+    assert lint_mail(mail(html="", text="Plain: https://www.python.org/")) == []
     assert_mail_is_clean(mail())
 
 
@@ -51,7 +51,7 @@ def test_a_good_mail_has_no_finding() -> None:
         ('<a href="http://[::1/">Go</a>', "link-empty"),
         ('<a href="/orders/7">Go</a>', "link-relative"),
         ('<a href="orders/7">Go</a>', "link-relative"),
-        ('<a href="//www.djangoproject.com/orders/7">Go</a>', "link-relative"),
+        ('<a href="//www.python.org/orders/7">Go</a>', "link-relative"),
         ('<img src="/static/cup.png" alt="Cup">', "link-relative"),
         ('<img alt="Cup">', "link-empty"),
         ('<a href="https://example.com/">Go</a>', "link-placeholder"),
@@ -62,7 +62,7 @@ def test_a_good_mail_has_no_finding() -> None:
         ('<a href="http://192.168.0.7/">Go</a>', "link-placeholder"),
         ('<a href="https://shop.test/">Go</a>', "link-placeholder"),
         ('<a href="https://intranet/">Go</a>', "link-placeholder"),
-        ('<img src="https://www.djangoproject.com/cup.png">', "image-alt"),
+        ('<img src="https://www.python.org/cup.png">', "image-alt"),
         ("<p>Dear {{ name }}</p>", "left-over"),
         ('<a href="{{ url }}">Go</a>', "left-over"),
         ("<p>{% url 'home' %}</p>", "left-over"),
@@ -93,7 +93,7 @@ def test_a_finding_names_the_words_the_value_and_the_remedy() -> None:
 
 
 def test_html_without_text_and_a_mail_without_a_subject_are_found() -> None:
-    html_only = EmailMessage("Order", GOOD, "shop@djangoproject.com", ["a@djangoproject.com"])
+    html_only = EmailMessage("Order", GOOD, "shop@python.org", ["a@python.org"])
     html_only.content_subtype = "html"
     assert rules_of(html_only) == ["text-missing"]
     assert rules_of(mail(text=" \n")) == ["text-missing"]
@@ -113,7 +113,7 @@ def test_bulk_mail_needs_both_headers_of_one_click() -> None:
     message = mail()
     assert rules_of(message) == []
     assert rules_of(message, bulk=True) == ["unsubscribe-missing"] * 2
-    message.extra_headers = {"list-unsubscribe": "<https://www.djangoproject.com/u>"}
+    message.extra_headers = {"list-unsubscribe": "<https://www.python.org/u>"}
     (finding,) = lint_mail(message, bulk=True)
     assert "List-Unsubscribe-Post" in finding.text
 
@@ -121,7 +121,7 @@ def test_bulk_mail_needs_both_headers_of_one_click() -> None:
 def test_bulk_mail_of_the_queue_is_clean_as_delivered(
     epica_outbox, public_pages, epica_mail
 ) -> None:
-    epica_mail(BASE_URL="https://www.djangoproject.com")
+    epica_mail(BASE_URL="https://www.python.org")
     enqueue(mail(), unsubscribe=True)
     (delivered,) = drain_email_queue()
     assert_mail_is_clean(delivered, bulk=True)

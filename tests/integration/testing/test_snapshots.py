@@ -25,10 +25,14 @@ def mail(text: str = "Hi\r\nthere  \n") -> EmailMultiAlternatives:
     message = EmailMultiAlternatives(
         "Order ş",
         text,
-        "Shop <shop@djangoproject.com>",
-        ["a@djangoproject.com", "b@djangoproject.com"],
-        reply_to=["help@djangoproject.com"],
-        headers={"X-Shop": "1", "Message-ID": f"<{uuid7()}@djangoproject.com>", "Date": str(time.time())},
+        "Shop <shop@python.org>",
+        ["a@python.org", "b@python.org"],
+        reply_to=["help@python.org"],
+        headers={
+            "X-Shop": "1",
+            "Message-ID": f"<{uuid7()}@python.org>",
+            "Date": str(time.time()),
+        },
     )
     message.attach_alternative("<p>Hi</p>", "text/html")
     message.attach("bill.pdf", b"%PDF", "application/pdf")
@@ -48,8 +52,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_file_holds_what_a_reader_sees_and_nothing_that_differs_each_time(file: Path) -> None:
     assert file.read_bytes().decode() == (
-        "Subject: Order ş\nFrom: Shop <shop@djangoproject.com>\nTo: a@djangoproject.com, b@djangoproject.com\n"
-        "Reply-To: help@djangoproject.com\nX-Shop: 1\nAttachment: bill.pdf (application/pdf)\n"
+        "Subject: Order ş\nFrom: Shop <shop@python.org>\nTo: a@python.org, b@python.org\n"
+        "Reply-To: help@python.org\nX-Shop: 1\nAttachment: bill.pdf (application/pdf)\n"
         "Attachment: None (text/plain)\n\n--- text/plain\nHi\nthere\n\n--- text/html\n<p>Hi</p>\n"
     )
     assert_mail_snapshot(mail(), str(file))
@@ -88,7 +92,7 @@ def test_ids_and_tokens_are_masked(tmp_path: Path, file: Path, monkeypatch) -> N
             signing.dumps([number]),
             signing.TimestampSigner().sign("a"),
         )
-        return "".join(f"https://www.djangoproject.com/{part}/ \n" for part in parts) + f"Order {number}"
+        return "".join(f"https://www.python.org/{part}/ \n" for part in parts) + f"Order {number}"
 
     path = tmp_path / "order.txt"
     mask = {r"Order \d+": "Order <number>"}
@@ -105,15 +109,15 @@ def test_links_of_the_queue_are_masked(
 ) -> None:
     from django_epica_mail.outbox import enqueue
 
-    epica_mail(BASE_URL="https://www.djangoproject.com")
+    epica_mail(BASE_URL="https://www.python.org")
     for update in ("1", "0"):
-        message = EmailMultiAlternatives("News", "Hi", "shop@djangoproject.com", ["a@djangoproject.com"])
+        message = EmailMultiAlternatives("News", "Hi", "shop@python.org", ["a@python.org"])
         enqueue(message, unsubscribe=True, track_opens=True)
         (delivered,) = drain_email_queue()
         monkeypatch.setenv(UPDATE, update)
         assert_mail_snapshot(delivered, tmp_path / "news.txt")
     text = (tmp_path / "news.txt").read_text()
-    assert "List-Unsubscribe: <https://www.djangoproject.com/mail/unsubscribe/<signed>/>" in text
+    assert "List-Unsubscribe: <https://www.python.org/mail/unsubscribe/<signed>/>" in text
 
 
 @given(st.text(alphabet="aZ0-_=:./ \n", max_size=300))
