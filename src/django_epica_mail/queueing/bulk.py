@@ -66,9 +66,14 @@ def submit(
     if options.batch_id is not None:
         batch.pk = _free_id(options.batch_id, using)
     files: parts.Files = {}
-    entries = (_stored(options.apply_to(it), None if is_foreign else files) for it in emails)
+
+    def stored(entry: object) -> Any:
+        return _stored(options.apply_to(entry), None if is_foreign else files)
+
     try:
-        parts.save(batch, entries, files, using)
+        # A map, for the frames of a generator are cut off from this one, which hides their
+        # variables from error reports.
+        parts.save(batch, map(stored, emails), files, using)
     except UnencodableValue as error:
         raise TypeError(
             f"An entry of emails holds a value of the type {error}, which cannot be stored for "

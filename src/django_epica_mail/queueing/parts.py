@@ -5,7 +5,6 @@ A long call is stored in parts, so that neither a process nor a statement holds 
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -46,12 +45,12 @@ class Part:
 
 def save(batch: EmailBatch, entries: Iterable[Any], files: Files, using: str) -> None:
     """Insert a batch with its entries; ``files`` are known when all of them are consumed."""
-    texts = _texts(entries)
-    first, second = next(texts), next(texts, None)
+    rest = iter(entries)
+    first, second = _take(rest), _take(rest)
     place = encryption.payload_of(batch.pk)
-    if second is None:
-        _, text = first
+    if not second:
         # Without files a list, which workers of an earlier version read too.
+        text = _list(first)
         payload = f'{{"entries": {text}, "files": {_json(files)}}}' if files else text
         batch.payload = encryption.seal(payload, place)
         batch.save(using=using, force_insert=True)
@@ -60,10 +59,10 @@ def save(batch: EmailBatch, entries: Iterable[Any], files: Files, using: str) ->
     # left with a usable transaction, without the rows inserted so far.
     with transaction.atomic(using=using):
         batch.save(using=using, force_insert=True)
-        for start, text in itertools.chain((first, second), texts):
-            pk = _part_id(batch, start)
-            payload = encryption.seal(text, encryption.payload_of(pk))
-            batch.parts.using(using).create(pk=pk, batch=batch, start=start, payload=payload)
+        start = _insert(batch, 0, first, using)
+        while second:
+            start = _insert(batch, start, second, using)
+            second = _take(rest)
         # Workers of an earlier version cannot read this, and leave the batch to a newer one.
         batch.payload = encryption.seal(f'{{"files": {_json(files)}}}', place)
         batch.save(using=using, update_fields=["payload"])
@@ -93,17 +92,28 @@ def find(batch: EmailBatch, position: int, using: str) -> Part | None:
     return None if part.is_behind(position) else part
 
 
-def _texts(entries: Iterable[Any]) -> Iterator[tuple[int, str]]:
-    """Yield the JSON of each part, with the number of its first entry; one if there is no entry."""
-    start, length = 0, 0
+def _take(entries: Iterator[Any]) -> list[str]:
+    """Return the JSON of each of the entries of the next part; none if there are no more."""
     texts: list[str] = []
-    for index, entry in enumerate(entries):
-        if length > PART_LENGTH:
-            yield start, f"[{', '.join(texts)}]"
-            start, texts, length = index, [], 0
+    length = 0
+    for entry in entries:
         texts.append(json.dumps(entry))
         length += len(texts[-1])
-    yield start, f"[{', '.join(texts)}]"
+        if length > PART_LENGTH:
+            break
+    return texts
+
+
+def _insert(batch: EmailBatch, start: int, texts: list[str], using: str) -> int:
+    """Insert the part that begins with an entry; return the number of the first after it."""
+    pk = _part_id(batch, start)
+    payload = encryption.seal(_list(texts), encryption.payload_of(pk))
+    batch.parts.using(using).create(pk=pk, batch=batch, start=start, payload=payload)
+    return start + len(texts)
+
+
+def _list(texts: list[str]) -> str:
+    return f"[{', '.join(texts)}]"
 
 
 def _json(files: Files) -> str:
