@@ -125,11 +125,13 @@ def _to_read(model: type[Model], name: Any) -> Any:
 def _without_nuls(view: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(view)
     def cleaned(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        if any("\0" in "".join((name, *values)) for name, values in request.GET.lists()):
-            query = QueryDict(mutable=True)
-            for name, values in request.GET.lists():
-                query.setlist(name.replace("\0", ""), [it.replace("\0", "") for it in values])
-            request.GET = query  # type: ignore[assignment] # which nobody changes below
+        for method in ("GET", "POST"):
+            given: QueryDict = getattr(request, method)
+            if any("\0" in "".join((name, *values)) for name, values in given.lists()):
+                fields = QueryDict(mutable=True)
+                for name, values in given.lists():
+                    fields.setlist(name.replace("\0", ""), [it.replace("\0", "") for it in values])
+                setattr(request, method, fields)
         return view(request, *args, **kwargs)
 
     return cleaned

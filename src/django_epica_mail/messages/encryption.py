@@ -42,6 +42,11 @@ def payload_of(batch_id: object) -> str:
     return f"payload/{batch_id}"
 
 
+def part_of(part_id: object) -> str:
+    """Return the place of a part of the entries of a bulk call."""
+    return f"part/{part_id}"
+
+
 def refusal_of(batch_id: object, index: int) -> str:
     """Return the place of the reason why a bulk call refused an entry."""
     return f"refusal/{batch_id}/{index}"

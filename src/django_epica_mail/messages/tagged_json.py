@@ -35,11 +35,16 @@ def refuse(value: object) -> NoReturn:
     raise UnencodableValue(f"{type(value).__module__}.{type(value).__qualname__}")
 
 
-def encode(value: Any, unknown: Callable[[Any], Any] = refuse) -> Any:
+MOST_LEVELS = 100
+"""How deep lists and dictionaries may stand in one another: who decodes them may have less room on
+the stack than who encodes them."""
+
+
+def encode(value: Any, unknown: Callable[[Any], Any] = refuse, levels: int = MOST_LEVELS) -> Any:
     """Return the JSON form of a value; lazy text is evaluated immediately.
 
     ``unknown`` returns the form of a value of any other type. By default it raises
-    ``UnencodableValue``.
+    ``UnencodableValue``. Raises ``RecursionError`` for a value of more than so many ``levels``.
     """
     if value is None or type(value) is str:
         return value  # nearly every value
@@ -51,13 +56,15 @@ def encode(value: Any, unknown: Callable[[Any], Any] = refuse) -> Any:
         return str(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else {TAG: "float", "v": repr(value)}
+    if levels <= 0 and isinstance(value, (dict, list, *_COLLECTIONS.values())):
+        raise RecursionError(f"Lists and dictionaries may be {MOST_LEVELS} deep in one another.")
     if isinstance(value, dict):
-        return _encode_dict(value, unknown)
+        return _encode_dict(value, unknown, levels - 1)
     if isinstance(value, list):
-        return [encode(item, unknown) for item in value]
+        return [encode(item, unknown, levels - 1) for item in value]
     for tag, collection in _COLLECTIONS.items():
         if isinstance(value, collection):
-            return {TAG: tag, "v": [encode(item, unknown) for item in value]}
+            return {TAG: tag, "v": [encode(item, unknown, levels - 1) for item in value]}
     for tag, kind in _SCALARS.items():
         if isinstance(value, kind.type):
             return {TAG: tag, "v": kind.pack(value)}
@@ -91,10 +98,14 @@ def decode(form: Any) -> Any:
     )
 
 
-def _encode_dict(value: dict[Any, Any], unknown: Callable[[Any], Any]) -> dict[str, Any]:
+def _encode_dict(
+    value: dict[Any, Any], unknown: Callable[[Any], Any], levels: int
+) -> dict[str, Any]:
     if TAG not in value and all(isinstance(key, str) for key in value):
-        return {key: encode(item, unknown) for key, item in value.items()}
-    pairs = [[encode(key, unknown), encode(item, unknown)] for key, item in value.items()]
+        return {key: encode(item, unknown, levels) for key, item in value.items()}
+    pairs = [
+        [encode(key, unknown, levels), encode(item, unknown, levels)] for key, item in value.items()
+    ]
     return {TAG: "dict", "v": pairs}
 
 

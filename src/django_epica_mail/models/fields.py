@@ -61,9 +61,9 @@ def alike(text: str, connection: BaseDatabaseWrapper) -> str:
     """Return what text has in common with all that its database takes for the same.
 
     MySQL and MariaDB compare without regard to case, accents and spaces at the end, unless their
-    collation is binary; other databases compare exactly.
+    collation is binary; other databases compare exactly. What a message names is no text at times.
     """
-    if connection.vendor != "mysql":
+    if connection.vendor != "mysql" or not isinstance(text, str):
         return text
     folded = unicodedata.normalize("NFKD", text.casefold())
     return "".join(it for it in folded if not unicodedata.combining(it)).rstrip(" ")

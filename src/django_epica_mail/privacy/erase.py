@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from django.apps import apps
-from django.db import connections, models, router, transaction
+from django.db import IntegrityError, connections, models, router, transaction
 from django.db.models import F
 
 from django_epica_mail import lifecycle, outbox
@@ -33,7 +33,7 @@ from django_epica_mail.privacy.reasons import change_reasons
 WAITING = lifecycle.CLAIMABLE | {lifecycle.Status.UNKNOWN}
 """The statuses in which a mail's recipients can still be changed."""
 
-_NOT_SCRUBBED = frozenset({"envelope", "payload", "address", "digest"})
+_NOT_SCRUBBED = frozenset({"envelope", "payload", "address", "digest", "key"})
 """Columns that are handled separately or never contain an address."""
 
 
@@ -205,8 +205,20 @@ def _scrub(person: Person, rows: models.QuerySet[Any], names: Sequence[str]) -> 
             if row[name] and (value := _scrubbed(person, rows.model, name, row[name])) != row[name]
         }
         if new:
-            count += rows.filter(pk=row["pk"]).update(**new)
+            count += _replace(rows.filter(pk=row["pk"]), new)
     return count
+
+
+def _replace(row: models.QuerySet[Any], new: Mapping[str, str | None]) -> int:
+    """Write the new texts of a row; return 0 if another row, erased before, has them already.
+
+    The row is then among what ``remains`` finds.
+    """
+    try:
+        with transaction.atomic(using=row.db):
+            return row.update(**new)
+    except IntegrityError:
+        return 0
 
 
 def _scrubbed(person: Person, model: type[models.Model], name: str, text: str) -> str | None:

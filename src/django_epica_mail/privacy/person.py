@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -195,14 +194,13 @@ def unfinished_batches(person: Person, using: str) -> list[UUID]:
     found: dict[UUID, None] = {}
     whole = EmailBatch.objects.using(using).exclude(payload="").values_list("pk", "pk", "payload")
     parts = EmailBatchPart.objects.using(using).values_list("batch_id", "pk", "payload")
-    for batch_id, pk, stored in itertools.chain(
-        whole.iterator(chunk_size=1), parts.iterator(chunk_size=1)
-    ):
-        try:
-            if person.is_mentioned_in(encryption.unseal(stored, encryption.payload_of(pk))):
+    for rows, place_of in ((whole, encryption.payload_of), (parts, encryption.part_of)):
+        for batch_id, pk, stored in rows.iterator(chunk_size=1):
+            try:
+                if person.is_mentioned_in(encryption.unseal(stored, place_of(pk))):
+                    found[batch_id] = None
+            except UnreadableEnvelope:
                 found[batch_id] = None
-        except UnreadableEnvelope:
-            found[batch_id] = None
     return list(found)
 
 

@@ -45,7 +45,7 @@ def reencrypt(*, advance: Callable[[int, int], None] = lambda done, total: None)
     texts = [
         (EmailLog.objects.using(using).exclude(envelope=""), "envelope", encryption.envelope_of),
         (EmailBatch.objects.using(using).exclude(payload=""), "payload", encryption.payload_of),
-        (EmailBatchPart.objects.using(using).all(), "payload", encryption.payload_of),
+        (EmailBatchPart.objects.using(using).all(), "payload", encryption.part_of),
     ]
     attachments = EmailAttachment.objects.using(using)
     total = sum(rows.count() for rows, *_ in texts) + attachments.count()

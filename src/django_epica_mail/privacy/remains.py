@@ -86,10 +86,11 @@ def _in_rows(
                 if _stands_in(person, rows.model, name, text_of(row[name]), using):
                     yield f"{rows.model._meta.label}.{name} {row['pk']}"
     for name in set(_SEALED).intersection(names):
-        owner = "batch_id" if rows.model is EmailBatchPart else "pk"
+        is_part = rows.model is EmailBatchPart
+        owner, place_of = ("batch_id", encryption.part_of) if is_part else ("pk", _SEALED[name])
         contents = rows.exclude(**{name: ""}).values_list("pk", owner, name)
         for pk, owner_id, stored in contents.iterator(chunk_size=50):
-            if str(owner_id) not in known and _is_in_sealed(person, stored, _SEALED[name](pk)):
+            if str(owner_id) not in known and _is_in_sealed(person, stored, place_of(pk)):
                 yield f"{rows.model._meta.label}.{name} {pk}"
 
 

@@ -26,6 +26,7 @@ from django_epica_mail import clock, conf
 from django_epica_mail.broker import celery_config, doorbell
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import UnencodableValue, encode, encryption
+from django_epica_mail.messages.tagged_json import MOST_LEVELS
 from django_epica_mail.models import EmailBatch, EmailLog
 from django_epica_mail.queueing import compose, draft, enqueue, parts
 from django_epica_mail.queueing.call_options import CallOptions
@@ -38,6 +39,10 @@ _NO_OPTIONS = CallOptions()
 _PACKAGE = __name__.partition(".")[0] + "."
 
 _PROGRESS = ("position", "accepted", "refused", "finished_at")
+
+_MOST_REFUSED, _MOST_REASONS = 10_000, 1_000
+"""How many refused entries are listed, and how many of these with the reason: each chunk writes the
+list anew, and MariaDB refuses a long statement."""
 
 _CHUNK_SECONDS = 5.0
 """Seconds after which a chunk gets no more entries: templates may be slow."""
@@ -78,6 +83,11 @@ def submit(
         raise TypeError(
             f"An entry of emails holds a value of the type {error}, which cannot be stored for "
             "the worker: give strings, numbers, bytes, dates, lists or dicts."
+        ) from None
+    except RecursionError:
+        raise ValueError(
+            f"An entry of emails holds lists or dicts more than {MOST_LEVELS} deep in one another, "
+            "or one that holds itself: give flatter values."
         ) from None
     return batch
 
@@ -269,7 +279,7 @@ class _Expansion:
                 done = not chunk.size or end >= batch.total
                 rows.update(
                     accepted=batch.accepted + enqueue.count_new(chunk.drafts, inserted),
-                    refused=[*batch.refused, *chunk.refused],
+                    refused=_bounded([*batch.refused, *chunk.refused]),
                     **({"finished_at": clock.now(), "payload": ""} if done else {}),
                 )
                 if part.is_behind(end):
@@ -303,6 +313,12 @@ def _refusal(batch: EmailBatch, index: int, entry: object, error: Exception) -> 
     sealed = encryption.seal(reason, encryption.refusal_of(batch.pk, index)) if reason else ""
     refusal = Refusal(index=index, error=type(error).__name__, rule=_rule(error))
     return {**refusal, "reason": sealed}
+
+
+def _bounded(refused: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first of the refused entries, of which only the very first keep their reason."""
+    later = ({**it, "reason": ""} for it in refused[_MOST_REASONS:_MOST_REFUSED])
+    return [*refused[:_MOST_REASONS], *later]
 
 
 def _keeps(entry: object) -> bool:

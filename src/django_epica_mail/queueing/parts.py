@@ -75,7 +75,7 @@ def load(batch: EmailBatch) -> tuple[Part | None, Files]:
     """
     if not batch.payload:
         return Part(0, [], is_all=True), {}
-    stored = _opened(batch.payload, batch.pk)
+    stored = _opened(batch.payload, encryption.payload_of(batch.pk))
     if isinstance(stored, list):
         return Part(0, stored, is_all=True), {}
     entries = stored.get("entries")
@@ -88,7 +88,7 @@ def find(batch: EmailBatch, position: int, using: str) -> Part | None:
     if row is None:
         return None
     # By the id that it must have: another part in its place is not read.
-    part = Part(row.start, _opened(row.payload, _part_id(batch, row.start)))
+    part = Part(row.start, _opened(row.payload, encryption.part_of(_part_id(batch, row.start))))
     return None if part.is_behind(position) else part
 
 
@@ -107,7 +107,7 @@ def _take(entries: Iterator[Any]) -> list[str]:
 def _insert(batch: EmailBatch, start: int, texts: list[str], using: str) -> int:
     """Insert the part that begins with an entry; return the number of the first after it."""
     pk = _part_id(batch, start)
-    payload = encryption.seal(_list(texts), encryption.payload_of(pk))
+    payload = encryption.seal(_list(texts), encryption.part_of(pk))
     batch.parts.using(using).create(pk=pk, batch=batch, start=start, payload=payload)
     return start + len(texts)
 
@@ -120,9 +120,9 @@ def _json(files: Files) -> str:
     return json.dumps(encode(files))
 
 
-def _opened(payload: str, pk: UUID) -> Any:
+def _opened(payload: str, place: str) -> Any:
     """Return what a batch or a part of it stores."""
-    return decode(json.loads(encryption.unseal(payload, encryption.payload_of(pk))))
+    return decode(json.loads(encryption.unseal(payload, place)))
 
 
 def _part_id(batch: EmailBatch, start: int) -> UUID:

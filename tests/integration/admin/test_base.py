@@ -148,7 +148,8 @@ def test_rows_that_fit_on_a_page_are_searched_for_once(
     with CaptureQueriesContext(connection) as queries:
         html = html_of(superuser, page, **query)
     assert re.search(r">\s*1 (e-mail|event|suppressed address)", html)
-    searches = [it["sql"] for it in queries if condition in it["sql"]]
+    statements = [it["sql"].replace("`", '"') for it in queries]  # as MariaDB quotes names
+    searches = [sql for sql in statements if condition in sql]
     assert len([sql for sql in searches if '"id" IN (' not in sql]) == 1
 
 

@@ -192,6 +192,20 @@ def test_a_viewer_of_gates_is_told_no_recipient(site, db) -> None:
     assert "ann@" not in html
 
 
+def test_a_viewer_of_slowed_domains_is_told_no_recipient(site, db) -> None:
+    slow_down("slow.example")
+    SlowedDomain.objects.update(reply="451 4.7.650 ann@slow.example too many")
+    html = html_of(client_of("view_deliverygate"), "deliverygate_changelist")
+    assert "4.7.650" in html
+    assert "ann@" not in html
+
+
+@pytest.mark.parametrize("do", ["resume domain \0", "pause queue \0x", "resume\0 domain x"])
+def test_a_nul_in_a_form_is_no_error(operator, db, do) -> None:
+    operator.raise_request_exception = False
+    assert press(operator, do).status_code == 404
+
+
 @pytest.mark.parametrize("domain", ["UPPER.example", "ü.example", "<b>%s{}\"'"])
 def test_the_button_of_a_damaged_domain_sets_it_free(operator, db, domain) -> None:
     slow_down("slow.example")

@@ -18,6 +18,7 @@ from django_epica_mail.delivery import claim
 from django_epica_mail.messages import codec
 from django_epica_mail.models import (
     DeliveryAttempt,
+    DeliveryGate,
     EmailAttachment,
     EmailBatch,
     EmailEvent,
@@ -458,3 +459,16 @@ def test_an_address_that_differs_in_accents_is_somebody_elses(smtp) -> None:
     assert {it.pk for it in EmailLog.objects.all()} == {both.pk, theirs.pk}
     rows = EmailRecipient.objects.values_list("address", flat=True)
     assert sorted(rows) == [other, other]
+
+
+def test_rows_that_would_become_alike_do_not_end_an_erasure(smtp, queue_mail) -> None:
+    mail = queue_mail("other@example.net")
+    EmailLog.objects.filter(pk=mail.pk).update(
+        status="sent", pending=None, reply="550 ann@example.com unknown"
+    )
+    for name in ("ann@example.com", "[erased]"):
+        DeliveryGate.objects.create(scope="queue", name=name)
+    done = erasure.erase(Person("ann@example.com"))
+    mail.refresh_from_db()
+    assert "ann@" not in mail.reply
+    assert any("DeliveryGate" in it for it in done["remains"])

@@ -492,3 +492,21 @@ def test_calls_that_cannot_be_read_keep_no_other_waiting(smtp, rings, travel, mo
         maintenance.dispatch()
         travel(seconds=5)
     assert rings.count("news") == 1
+
+
+def test_the_list_of_refused_entries_is_bounded(smtp, monkeypatch) -> None:
+    monkeypatch.setattr(bulk, "_MOST_REASONS", 3)
+    monkeypatch.setattr(bulk, "_MOST_REFUSED", 8)
+    monkeypatch.setattr(enqueue, "CHUNK", 2)
+    batch = bulk.expand(bulk.submit([*[BAD] * 12, *entries(2)]).pk)
+    assert (batch.accepted, batch.position) == (2, 14)
+    assert [bool(it["reason"]) for it in batch.refused] == [True] * 3 + [False] * 5
+
+
+def test_a_value_that_is_nested_deep_is_refused_in_the_call(db) -> None:
+    deep: Any = "x"
+    for _ in range(150):
+        deep = [deep]
+    with pytest.raises(ValueError, match="more than 100 deep"):
+        bulk.submit([{**entries(1)[0], "metadata": {"k": deep}}])
+    assert not EmailBatch.objects.exists()

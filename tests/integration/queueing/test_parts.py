@@ -117,6 +117,16 @@ def test_parts_are_sealed_for_their_place(smtp, epica_mail) -> None:
     assert bulk.expand(other.pk).accepted == 20
 
 
+def test_a_part_is_no_call_of_its_own(smtp, epica_mail) -> None:
+    epica_mail(ENCRYPTION_KEYS=[OLD], ENCRYPTION_REQUIRED=True)
+    batch = bulk.submit(entries(20))
+    part = batch.parts.get(start=7)
+    EmailBatch.objects.create(pk=part.pk, payload=part.payload, total=7)
+    with pytest.raises(MissingKey):
+        bulk.expand(part.pk)
+    assert not EmailLog.objects.exists()
+
+
 def test_a_part_that_is_gone_ends_no_call_early(smtp) -> None:
     batch = bulk.submit(entries(20))
     batch.parts.filter(start=7).delete()

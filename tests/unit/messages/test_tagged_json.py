@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_epica_mail.exceptions import UnreadableEnvelope
-from django_epica_mail.messages.tagged_json import UnencodableValue, decode, encode
+from django_epica_mail.messages.tagged_json import MOST_LEVELS, UnencodableValue, decode, encode
 
 keys = st.none() | st.booleans() | st.integers() | st.text() | st.just("$") | st.uuids()
 scalars = (
@@ -98,3 +98,13 @@ def test_a_value_without_a_form_is_refused_with_its_type() -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UnreadableEnvelope, match="'complex'"):
         decode([{"$": "complex", "v": "1j"}])
+
+
+@pytest.mark.parametrize("wrap", [lambda it: [it], lambda it: {"k": it}, lambda it: (it,)])
+def test_values_have_a_bounded_depth(wrap) -> None:
+    value = "x"
+    for _ in range(MOST_LEVELS):
+        value = wrap(value)
+    assert decode(encode(value)) == value
+    with pytest.raises(RecursionError):
+        encode(wrap(value))

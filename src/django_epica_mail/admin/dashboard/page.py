@@ -169,7 +169,7 @@ def _slowed_rows(using: str, moment: datetime, slowed: SlowedDomains) -> list[di
             "transport": it.slowed.row.transport,
             "rate": it.slowed.per_minute,
             "since": times.moment(it.slowed.row.since),
-            "reply": Truncator(it.slowed.row.reply).chars(_REPLY),
+            "reply": Truncator(it.slowed.reply).chars(_REPLY),
             "due": it.due,
             "oldest": _age(it.oldest_due_age),
             "query": links.query(slowed=it.slowed.row.domain, transport=it.slowed.row.transport),

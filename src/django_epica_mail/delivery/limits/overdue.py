@@ -19,6 +19,9 @@ from django_epica_mail.rules import LEVELS
 from django_epica_mail.transports import config as transports
 
 _CHUNK = 500
+_MOST_PAUSES = 50
+"""How many pauses, and transports that are configured no more, the sweep looks at: each costs
+queries for each of the others."""
 _OVERDUE = Failure(kind=Kind.OVERDUE, reply="The transport was out of order for too long.")
 _ACCEPTED = EmailRecipient.Outcome.ACCEPTED
 _HELD_BY: dict[str, Callable[[str], Q]] = {
@@ -94,11 +97,11 @@ def _spare_paused(using: str) -> None:
     for retries. Not at each sweep, which would write each row that waits each time.
     """
     gates, by_transport = DeliveryGate.objects.using(using), DeliveryGate.Scope.TRANSPORT
-    paused = list(gates.filter(paused=True, scope__in=_HELD_BY))
+    paused = list(gates.filter(paused=True, scope__in=_HELD_BY)[:_MOST_PAUSES])
     if not paused:
         return
-    known = gates.filter(scope=by_transport).values_list("name", flat=True)
-    aliases = {*transports.aliases(), *known}
+    known = gates.filter(scope=by_transport, outages__gt=0).values_list("name", flat=True)
+    aliases = {*transports.aliases(), *known[:_MOST_PAUSES]}
     patience = timedelta(seconds=conf.get().give_up_after)
     rows = EmailLog.objects.using(using)
     # One condition at a time: with OR, PostgreSQL would read all that waits, and sort it.

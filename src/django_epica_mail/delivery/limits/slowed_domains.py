@@ -122,6 +122,11 @@ class Slowed:
         """The e-mails per minute allowed now, for people."""
         return float(f"{60.0 * self.per_second:.3g}")
 
+    @property
+    def reply(self) -> str:
+        """The last complaint, without recipients, whoever has written it."""
+        return without_addresses(self.row.reply)
+
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON has it, with the rate allowed now."""
         return {
@@ -129,7 +134,7 @@ class Slowed:
             "domain": self.row.domain,
             "per_minute": self.per_minute,
             "since": self.row.since,
-            "reply": self.row.reply,
+            "reply": self.reply,
         }
 
 

@@ -36,7 +36,7 @@ from django_epica_mail.privacy.reencrypt import reencrypt
 from django_epica_mail.queueing import names
 from django_epica_mail.rules import LEVELS, MOST_DAYS
 from django_epica_mail.tasks import send_email_async
-from django_epica_mail.tracking.bounces import incoming, mailbox, reports
+from django_epica_mail.tracking.bounces import mailbox, reports
 
 _CHUNK = 500
 
@@ -237,7 +237,7 @@ class Command(BaseCommand):
                 content = file.read(reports.MAX_BYTES)
                 while path == "-" and file.read(1 << 16):
                     pass  # a server whose pipe is not read to the end counts that as a failure
-            received = incoming.receive(content, envelope_to=options["to"])
+            received = mailbox.receive(content, envelope_to=options["to"])
         except DatabaseError as error:
             raise CommandError(f"It cannot be stored: {error}", returncode=os.EX_TEMPFAIL) from None
         except OSError as error:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError
+from django.db import InterfaceError, InternalError, OperationalError
 
 from django_epica_mail import conf
 from django_epica_mail.exceptions import MailboxError, TokenRefused
@@ -70,7 +70,7 @@ def read(*, most: int = MOST_MESSAGES, seconds: float = RUN_SECONDS) -> dict[str
     counts: Counter[str] = Counter({it.value: 0 for it in Received})
     with opened() as mailbox:
         for number, (key, content) in enumerate(mailbox.unread(), 1):
-            received = _receive(content)
+            received = receive(content)
             counts[received.value] += 1
             is_done = received in (Received.RECORDED, Received.KNOWN)
             mailbox.mark(key, delete=is_done and conf.get().delete_bounces)
@@ -79,12 +79,16 @@ def read(*, most: int = MOST_MESSAGES, seconds: float = RUN_SECONDS) -> dict[str
     return dict(counts)
 
 
-def _receive(content: bytes) -> Received:
-    """Record a message; one that the package cannot deal with must not stop those after it."""
+def receive(content: bytes, *, envelope_to: str = "") -> Received:
+    """Record a message as ``incoming.receive`` does, whatever it is.
+
+    One that the package cannot deal with must not stop those after it. Raises the database's error
+    if it cannot be stored now.
+    """
     try:
-        return incoming.receive(content)
-    except DatabaseError:
-        raise
+        return incoming.receive(content, envelope_to=envelope_to)
+    except (OperationalError, InterfaceError, InternalError):
+        raise  # lost, or read-only for now
     except Exception as error:  # noqa: BLE001 - foreign input; without a traceback, which shows it
         logger.error("A message that came back cannot be read (%s).", type(error).__name__)
         return Received.UNRECOGNISED

@@ -132,7 +132,7 @@ class _Part:
                 content = binascii.a2b_base64(content)
             except binascii.Error:
                 content = b""
-        return content.decode("utf-8", "replace").replace("\r\n", "\n")
+        return content.decode("utf-8", "replace").replace("\0", "").replace("\r\n", "\n")
 
 
 def parse(content: bytes) -> Report | None:
@@ -316,7 +316,7 @@ def _rcpt(value: str) -> list[str]:
     """
     bare = _after_type(value).strip().strip("<>")
     decoded = re.sub(r"\+([0-9A-F]{2})", lambda it: chr(int(it[1], 16)), bare)
-    return [it for it in dict.fromkeys((bare, decoded)) if it]
+    return [it for it in dict.fromkeys((bare, decoded.replace("\0", ""))) if it]
 
 
 def _after_type(value: str) -> str:
@@ -370,7 +370,7 @@ def _part(raw: bytes) -> _Part:
         head, body = b"", raw[1:]
     else:
         head, _, body = raw.partition(b"\n\n")
-    fields = _fields(head[:_MAX_HEAD_BYTES].decode("utf-8", "replace"))
+    fields = _fields(head[:_MAX_HEAD_BYTES].decode("utf-8", "replace").replace("\0", ""))
     declared: Message[str, str] = Message()
     declared["Content-Type"] = (fields.get("content-type") or ["text/plain"])[0]
     kind, boundary = declared.get_content_type(), ""

@@ -10,7 +10,8 @@ from django.core.mail import EmailMessage
 from devservers.smtp_faults import refuse
 from django_epica_mail import lifecycle, maintenance, outbox, signals
 from django_epica_mail.delivery import gates
-from django_epica_mail.models import EmailLog, EmailRecipient
+from django_epica_mail.delivery.limits import overdue
+from django_epica_mail.models import DeliveryGate, EmailLog, EmailRecipient
 from django_epica_mail.retry import Failure, Kind
 
 A, B, C = "a@example.com", "b@example.com", "c@example.com"
@@ -142,3 +143,11 @@ def test_overdue_mail_that_some_have_got_is_sent_and_names_the_others(
     assert recipients(log)[B][0] == "accepted"
     assert recipients(log)[C] == ("refused", None, log.reply)
     assert "out of order" in log.reply
+
+
+def test_pauses_of_what_no_mail_waits_in_cost_the_sweep_little(db, django_assert_max_num_queries):
+    for number in range(200):
+        for scope in ("queue", "transport"):
+            DeliveryGate.objects.create(scope=scope, name=f"n{number}", paused=True)
+    with django_assert_max_num_queries(1100):
+        overdue.give_up_overdue()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
-from django.db import OperationalError
+from django.db import DataError, OperationalError
 
 from devservers.authority import TokenAuthority
 from devservers.imap import IMAPServer
@@ -142,21 +142,22 @@ def test_what_the_database_refuses_is_read_again(mailbox, sent, monkeypatch) -> 
     assert bounce_mailbox.read() == counts(recorded=1)
 
 
+@pytest.mark.parametrize("error", [RuntimeError, DataError])
 def test_one_message_that_cannot_be_read_does_not_stop_the_others(
-    mailbox, sent, monkeypatch, caplog
+    mailbox, sent, monkeypatch, caplog, error
 ) -> None:
     receive = incoming.receive
 
-    def fail_once(content: bytes) -> Any:
+    def fail_once(content: bytes, **options: Any) -> Any:
         if content == OFFER:
-            raise RuntimeError("secret@example.com")
-        return receive(content)
+            raise error("secret@example.com")
+        return receive(content, **options)
 
     monkeypatch.setattr(incoming, "receive", fail_once)
     mailbox.deliver(OFFER)
     mailbox.deliver(report_about(sent))
     assert bounce_mailbox.read() == counts(recorded=1, unrecognised=1)
-    assert "RuntimeError" in caplog.text
+    assert error.__name__ in caplog.text
     assert "secret@example.com" not in caplog.text
 
 

@@ -275,3 +275,25 @@ def test_only_the_beginning_of_a_large_report_is_read() -> None:
     content = returned("postfix")
     assert parse(content + b"x" * 3 * MAX_BYTES) == parse(content)
     assert parse(b"X-Padding: x\n" * (MAX_BYTES // 12) + content) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "550 5.1.1 user unknown\n\nMessage-ID: <a=00b@example.com>",
+        "550 5.1.1 user unknown: <a=00b@example.com>",
+    ],
+)
+def test_no_nul_reaches_the_database(text) -> None:
+    report = parsed(
+        "From: MAILER-DAEMON@mx.example\nSubject: Undelivered mail\nX: \0\n"
+        f"Content-Transfer-Encoding: quoted-printable\n\n{text}\n"
+    )
+    assert "\0" not in repr(report).replace("\\x00", "\0")
+
+
+def test_an_address_with_a_nul_in_its_international_form_is_read_without_it() -> None:
+    report = parsed(
+        status("Final-Recipient: rfc822; a+00b@example.com\nAction: failed\nStatus: 5.1.1")
+    )
+    assert "\\x00" not in repr(report)
