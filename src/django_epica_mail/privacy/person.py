@@ -192,10 +192,12 @@ def is_cut(model: type[models.Model], name: str, text: str) -> bool:
 def unfinished_batches(person: Person, using: str) -> list[UUID]:
     """Return the unexpanded bulk calls that mention a person or cannot be read."""
     found: dict[UUID, None] = {}
-    whole = EmailBatch.objects.using(using).exclude(payload="").values_list("pk", "pk", "payload")
-    parts = EmailBatchPart.objects.using(using).values_list("batch_id", "pk", "payload")
-    for rows, place_of in ((whole, encryption.payload_of), (parts, encryption.part_of)):
-        for batch_id, pk, stored in rows.iterator(chunk_size=1):
+    batches = EmailBatch.objects.using(using).exclude(payload="").values_list("pk", "payload")
+    whole = ((pk, pk, stored) for pk, stored in batches.iterator(chunk_size=1))
+    rows = EmailBatchPart.objects.using(using).values_list("batch_id", "pk", "payload")
+    parts = rows.iterator(chunk_size=1)
+    for contents, place_of in ((whole, encryption.payload_of), (parts, encryption.part_of)):
+        for batch_id, pk, stored in contents:
             try:
                 if person.is_mentioned_in(encryption.unseal(stored, place_of(pk))):
                     found[batch_id] = None

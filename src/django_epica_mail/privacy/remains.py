@@ -87,10 +87,12 @@ def _in_rows(
                     yield f"{rows.model._meta.label}.{name} {row['pk']}"
     for name in set(_SEALED).intersection(names):
         is_part = rows.model is EmailBatchPart
-        owner, place_of = ("batch_id", encryption.part_of) if is_part else ("pk", _SEALED[name])
-        contents = rows.exclude(**{name: ""}).values_list("pk", owner, name)
-        for pk, owner_id, stored in contents.iterator(chunk_size=50):
-            if str(owner_id) not in known and _is_in_sealed(person, stored, place_of(pk)):
+        owner = ["batch_id"] if is_part else []
+        place_of = encryption.part_of if is_part else _SEALED[name]
+        contents = rows.exclude(**{name: ""}).values_list("pk", *owner, name)
+        for pk, *owners, stored in contents.iterator(chunk_size=50):
+            is_known = not {str(it) for it in owners or [pk]}.isdisjoint(known)
+            if not is_known and _is_in_sealed(person, stored, place_of(pk)):
                 yield f"{rows.model._meta.label}.{name} {pk}"
 
 
