@@ -2,18 +2,18 @@
 
 A reading is the text as one decoder, or several after each other, give it back; each of its
 characters knows which piece of the original it stands for, so that what is found can be replaced.
-Only the surroundings of each at sign are read.
+Only the surroundings of each at sign are read. Octets that are no UTF-8, and words in an unknown
+charset, are read as far as possible, so that they hide nothing beside them.
 """
 
 from __future__ import annotations
 
+import base64
 import codecs
 import html
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from email.errors import HeaderParseError
-from email.header import decode_header, make_header
 from itertools import chain
 from typing import NamedTuple
 
@@ -49,11 +49,19 @@ _DEPTH = 3
 """How many encodings within each other are read."""
 _FEWEST = 3
 """How many characters must be left of an address that the end of a column cut off."""
-_LEFT = re.compile(r"[\w._+\-']*")
+_WINDOW = 4
+"""After how many reaches a window ends, so that dense text is read in parts and not all at once."""
+_BORDER = 4 * _WIDEST
+"""How near the border of a window nothing counts: a longer address may have been cut there. What
+is around the at sign of a window is further away."""
+_NO_OCTET = "\ufdd0"
+"""Follows ``=E9`` in a reading if that is no UTF-8: as in ``to=E9ann@example.com``, it may be no
+octet but the beginning of a longer address. No text contains this noncharacter of Unicode."""
+_LEFT = re.compile(rf"[\w._+\-'{_NO_OCTET}]*")
 """What can stand between a letter and the beginning of another local part, read backwards."""
 _RIGHT = re.compile(r"(?:[.-]\w[\w-]*)*")
-_QUADRATIC = frozenset({"punycode", "idna"})
-"""Codecs of Python that take quadratic time, and are the charsets of no mail."""
+_READ_AS_UTF_8 = frozenset({"ascii", "punycode", "idna", "unicode-escape"})
+"""Codecs that UTF-8 includes, or that are the charsets of no mail: some take quadratic time."""
 
 
 class Hit(NamedTuple):
@@ -79,11 +87,12 @@ class Needle:
         """Take the spellings; ``tagged`` includes ``local+tag@domain``."""
         self._folded = [fold(it) for it in spellings]
         tag = r"(?:\+[^\s@<>\"]*)?" if tagged else ""
-        forms = [
-            f"{re.escape(local)}{tag}@{re.escape(domain)}"
-            for local, _, domain in (it.rpartition("@") for it in self._folded)
-        ]
-        self._pattern = re.compile("|".join(sorted(forms, key=len, reverse=True)))
+        quote = r"\\{0,3}\""
+        forms = []
+        for address in sorted(self._folded, key=len, reverse=True):
+            local, _, domain = map(re.escape, address.rpartition("@"))
+            forms.append(f"(?:{quote}{local}{tag}{quote}|{local}{tag})@{domain}")
+        self._pattern = re.compile("|".join(forms))
         local = self._folded[0].rpartition("@")[0]
         self._letters = max(re.findall(r"[a-z0-9]+", local), key=len, default="")
         self._reach = _WIDEST * (max(map(len, self._folded)) + 8)
@@ -111,22 +120,40 @@ class Needle:
         """Yield the occurrences in a text as they are found, some of them repeatedly."""
         if not self.may_be_in(text):
             return
+        for start, end in self._windows(text):
+            window = text[start:end]
+            if not self.may_be_in(window):
+                continue
+            first = start + _BORDER if start else 0
+            last = end - _BORDER if end < len(text) else end
+            for hit in chain.from_iterable(map(self._hits, _readings(window, start))):
+                if first <= hit.start and hit.end <= last:
+                    yield hit
+
+    def _windows(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yield the surroundings of the at signs; those that overlap are one, up to a length."""
+        start = end = 0
         for at in _AT.finditer(text):
-            start = max(at.start() - self._reach, 0)
-            window = text[start : at.end() + self._reach]
-            if self.may_be_in(window):
-                yield from chain.from_iterable(map(self._hits, _readings(window, start)))
+            first = max(at.start() - self._reach, 0)
+            if first > end or first - start > _WINDOW * self._reach:
+                if end:
+                    yield start, end
+                start = first
+            end = min(at.end() + self._reach, len(text))
+        if end:
+            yield start, end
 
     def _hits(self, reading: _Reading) -> Iterator[Hit]:
         for match in self._pattern.finditer(reading.text):
             # Only the surroundings, or the time would grow with the square of the hits.
             before = reading.text[max(match.start() - self._reach, 0) : match.start()]
             after = reading.text[match.end() : match.end() + self._reach]
-            if _is_letter(before[-1:]) or _is_letter(after[:1]):
+            is_quoted = match[0][0] in '"\\'
+            if (_is_letter(before[-1:]) and not is_quoted) or _is_letter(after[:1]):
                 continue  # of another address
             left = _LEFT.match(before[::-1])
             right = _RIGHT.match(after)
-            prefix = (left[0][::-1] if left else "").lstrip(".+-'")
+            prefix = (left[0][::-1] if left else "").replace(_NO_OCTET, "").lstrip(".+-'")
             suffix = right[0] if right else ""
             if prefix.strip("_") == "" and after.startswith(prefix):
                 prefix = ""  # emphasis, as in _ann@example.com_
@@ -139,7 +166,8 @@ class Needle:
             for length in range(len(address) - 1, _FEWEST - 1, -1):
                 start = len(reading.text) - length
                 if start >= 0 and reading.text.endswith(address[:length]):
-                    if not _is_letter(reading.text[start - 1 : start] if start else ""):
+                    before = reading.text[start - 1 : start] if start else ""
+                    if before != _NO_OCTET and not _is_letter(before):
                         yield Hit(reading.pieces[start][0], reading.pieces[-1][1])
                     break
 
@@ -181,14 +209,15 @@ def _readings(window: str, start: int) -> Iterator[_Reading]:
     yield _folded(layer[0])
     if not _ENCODED.search(window):
         return
-    for _ in range(_DEPTH):
+    for depth in range(1, _DEPTH + 1):
         decoded = []
         for reading in layer:
             for pattern, decode in _DECODERS:
                 further = _decoded(reading, pattern, decode)
                 if further.text not in seen:
                     seen.add(further.text)
-                    decoded.append(further)
+                    if depth < _DEPTH:
+                        decoded.append(further)
                     yield _folded(further)
         layer = decoded
 
@@ -198,6 +227,8 @@ def _raw(text: str, start: int) -> _Reading:
 
 
 def _folded(reading: _Reading) -> _Reading:
+    if reading.text.isascii():
+        return _Reading(reading.text.lower(), reading.pieces)
     text: list[str] = []
     pieces: list[tuple[int, int]] = []
     for character, piece in zip(reading.text, reading.pieces, strict=True):
@@ -231,51 +262,80 @@ def _decoded(reading: _Reading, pattern: re.Pattern[str], decode: Callable[[str]
 
 
 def _from_octets(written: str) -> str:
-    """Return what ``%40%C3%BC`` or ``=40`` stands for; unchanged if it is not UTF-8."""
+    """Return the character that ``%40`` or ``%C3%BC`` stands for, even if it is no UTF-8."""
+    return bytes.fromhex(written.replace("%", "")).decode(errors="replace")
+
+
+def _from_quoted_printable(written: str) -> str:
+    """Return the character that ``=40`` or ``=C3=BC`` stands for; what is no UTF-8 is marked."""
     try:
-        return bytes.fromhex(written.replace(written[0], "")).decode()
+        return bytes.fromhex(written.replace("=", "")).decode()
     except UnicodeDecodeError:
-        return written
+        return re.sub("=[0-9A-F]{2}", rf"\g<0>{_NO_OCTET}", written)
 
 
 def _from_escape(written: str) -> str:
     escape = written.lstrip("\\")
-    return (
-        chr(int(escape[1:], 16)) if len(escape) > 1 else {"n": "\n", "r": "\r", "t": "\t"}[escape]
+    return chr(int(escape[1:], 16)) if len(escape) > 1 else _CONTROLS[escape]
+
+
+def _from_word(written: str) -> str:
+    """Return what an encoded word stands for, or nothing for the space between two of them."""
+    if written.isspace():
+        return ""
+    _, charset, encoding, content, _ = written.replace(_NO_OCTET, "").split("?")
+    charset = charset.partition("*")[0]  # without the language (RFC 2231, section 5)
+    if encoding in "Bb":
+        return _in_charset(_from_base64(content), charset)
+    # What is not encoded although it should be is in no charset.
+    return re.sub("[\0-\x7f]+", lambda part: _in_charset(_from_q(part[0]), charset), content)
+
+
+def _in_charset(octets: bytes, charset: str) -> str:
+    """Return text in a charset, or else in UTF-8, with U+FFFD for what cannot be decoded."""
+    try:
+        if codecs.lookup(charset).name not in _READ_AS_UTF_8:
+            return octets.decode(charset, errors="replace")
+    except (LookupError, ValueError):  # unknown, or no charset
+        pass
+    return octets.decode(errors="replace")
+
+
+def _from_base64(content: str) -> bytes:
+    """Return the octets of Base64 that may be cut off, padded within or otherwise damaged."""
+    octets = b""
+    parts = re.sub("[^A-Za-z0-9+/=]", "", content).split("=")
+    for part in filter(None, parts):
+        whole = part[:-1] if len(part) % 4 == 1 else part
+        octets += base64.b64decode(whole + "=" * (-len(whole) % 4))
+    return octets
+
+
+def _from_q(content: str) -> bytes:
+    octets = content.replace("_", " ").encode("ascii")
+    return re.sub(
+        rb"=([0-9A-Fa-f]{2})", lambda octet: bytes.fromhex(octet[1].decode("ascii")), octets
     )
 
 
-def _from_header(written: str) -> str:
-    """Return what encoded words stand for; if one of them cannot be read, it stays as it is."""
-    try:
-        return _decoded_words(written)
-    except (HeaderParseError, ValueError, LookupError):
-        return _WORD.sub(_word_or_itself, written)
+def _character(sign: str, between: str = "", unless: str = "") -> str:
+    """Return the pattern of one character in UTF-8, or of one octet that belongs to none."""
+    octet = "[0-9A-F]"
+    more = f"(?:{between}{sign}[89AB]{octet})"
+    forms = f"[CD]{octet}{more}|E{octet}{more}{{2}}|F{octet}{more}{{3}}|{octet}{{2}}{unless}"
+    return f"{sign}(?:{forms})"
 
 
-def _word_or_itself(word: re.Match[str]) -> str:
-    try:
-        return _decoded_words(word[0])
-    except (HeaderParseError, ValueError, LookupError):  # bad Base64, or an unknown charset
-        return word[0]
-
-
-def _decoded_words(written: str) -> str:
-    words = decode_header(written)
-    if any(charset and codecs.lookup(charset).name in _QUADRATIC for _, charset in words):
-        raise LookupError("This is the charset of no mail.")
-    return str(make_header(words))
-
-
-_WORD = re.compile(r"=\?[^?\s]+\?[BbQq]\?[^?\s]*\?=")
+_CONTROLS = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_WORD = r"=\?[^?\s]+\?[BbQq]\?"
 
 
 _DECODERS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
-    (re.compile(r"(?:%[0-9A-Fa-f]{2})+"), _from_octets),
+    (re.compile(_character("%"), re.IGNORECASE), _from_octets),
     (re.compile(r"=\r?\n"), lambda written: ""),
     # In capitals (RFC 2045, section 6.7), or every = before a word would be one.
-    (re.compile(r"(?:=[0-9A-F]{2})+"), _from_octets),
-    (re.compile(r"\\+(?:u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|[nrt])"), _from_escape),
+    (re.compile(_character("=", _SOFT, f"(?!{_NO_OCTET})")), _from_quoted_printable),
+    (re.compile(r"\\+(?:u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|[bfnrt])"), _from_escape),
     (re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|\w{2,31});?"), html.unescape),
-    (re.compile(r"(?:=\?[^?\s]+\?[BbQq]\?[^?\s]*\?=\s*)+"), _from_header),
+    (re.compile(rf"{_WORD}[^?\s]*\?=|(?<=\?=)\s+(?={_WORD})"), _from_word),
 )

@@ -365,6 +365,38 @@ def test_the_address_is_erased_from_a_mail_to_others_however_it_is_written(
     assert "ann" not in getattr(log, column).lower()
 
 
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("550 refus=E9=0D=0Aann@example.com", "550 refus=E9=0D=0A[erased]"),
+        (
+            "https://x.example/?q=caf%E9%20ann%40example.com",
+            "https://x.example/?q=caf%E9%20[erased]",
+        ),
+        ("%FF%61%6E%6E%40%65%78%61%6D%70%6C%65%2E%63%6F%6D", "%FF[erased]"),
+        ('550 <"ann"@example.com> unknown', "550 <[erased]> unknown"),
+        ("=?x-unknown?b?YW5uQGV4YW1wbGUuY29t?=", "[erased]"),
+    ],
+)
+def test_a_byte_that_is_no_utf_8_or_a_quote_hides_no_address(smtp, deliver, text, left) -> None:
+    log = queue("bob@example.com")
+    deliver()
+    EmailLog.objects.update(reply=text)
+    done = erase()
+    assert (done["texts"], done["left"], done["remains"]) == (1, [], [])
+    log.refresh_from_db()
+    assert log.reply == left
+
+
+def test_what_may_be_no_byte_but_a_longer_address_is_listed(smtp, deliver) -> None:
+    log = queue("bob@example.com")
+    deliver()
+    EmailLog.objects.update(reply="550 to=ADann@example.com unknown")
+    assert erase()["remains"] == [f"epica_mail.EmailLog.reply {log.pk}"]
+    log.refresh_from_db()
+    assert log.reply == "550 to=ADann@example.com unknown"
+
+
 @pytest.mark.parametrize("encoded", ["ann@example.com", "ann%40example.com", "ann%2540example.com"])
 def test_the_address_is_erased_from_links_that_others_followed(smtp, deliver, encoded) -> None:
     log = queue("bob@example.com")

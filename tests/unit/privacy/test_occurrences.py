@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from django_epica_mail.privacy import occurrences
 from django_epica_mail.privacy.occurrences import Needle, fold, replace
 
 ANN = Needle(["ann@example.com"])
@@ -72,6 +73,8 @@ def test_an_address_is_found_and_replaced_in_every_encoding(text: str) -> None:
         ("a@b.co", "=?utf-8?b?{}?=".format(base64.b64encode(b"aa@b.com").decode())),
         ("nn@example.com", "user=dann@example.com"),
         ("nn@example.com", "é\u0301nn@example.com"),
+        ("nn@example.com", "=?iso-8859-1?q?énn@example.com?="),
+        ("nn@example.com", "=C3=\r\n=A9nn@example.com"),
     ],
 )
 def test_another_address_is_never_touched(needle: str, text: str) -> None:
@@ -170,3 +173,136 @@ def test_a_long_word_is_read_in_linear_time(text) -> None:
     started = time.process_time()
     ANN.find(text)
     assert time.process_time() - started < 10  # seconds; before, up to minutes
+
+
+def word(charset: str, octets: bytes) -> str:
+    return f"=?{charset}?b?{base64.b64encode(octets).decode()}?="
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("?q=caf%E9%20ann%40example.com&n=1", "?q=caf%E9%20[erased]&n=1"),
+        ("caf%E9%3Cann%40example.com%3E%E9", "caf%E9%3C[erased]%3E%E9"),
+        ("caf%C3%A9%20ann%40example.com", "caf%C3%A9%20[erased]"),
+        ("%ABann%40example.com%BB", "%AB[erased]%BB"),
+        ("%FF%61%6E%6E%40example%2E%63%6F%6D%FF", "%FF[erased]%FF"),
+        ("%E2%82%61%6E%6E%40example.com%E2", "%E2%82[erased]%E2"),
+        ("%25E9%2520ann%2540example.com", "%25E9%2520[erased]"),
+        ("550 refus=E9=20ann=40example.com", "550 refus=E9=20[erased]"),
+        ("550 refus=E9=0D=0Aann@example.com", "550 refus=E9=0D=0A[erased]"),
+        ("550 refus=C3=\r\n=A9=20ann@example.com", "550 refus=C3=\r\n=A9=20[erased]"),
+    ],
+)
+def test_octets_that_are_no_utf_8_hide_no_address_and_are_kept(text: str, left: str) -> None:
+    assert replace(text, ANN.find(text)) == left
+
+
+@given(st.binary(max_size=12), st.binary(max_size=12))
+def test_any_octets_around_an_address_are_kept(before: bytes, after: bytes) -> None:
+    first, last = (f"{quote(before)}%20", f"%20{quote(after)}")
+    text = f"{first}%61nn%40example%2Ecom{last}"
+    assert replace(text, ANN.find(text)) == f"{first}[erased]{last}"
+
+
+@pytest.mark.parametrize(
+    ("text", "longer"),
+    [
+        ("to=ADann@example.com", "adann@example.com"),
+        ("to==E9=61=6E=6E=40example.com", "e9ann@example.com"),
+        ("=93ann@example.com=94", "93ann@example.com"),
+        ("=?iso-8859-1?q?=E9ann=40example.com?=", "e9ann@example.com"),
+        ("to=ADann=40example.com", "adann@example.com"),
+        ('mary."ann"@example.com', 'mary."ann"@example.com'),
+        ('said"ann"@example.com', 'said"ann"@example.com'),
+    ],
+)
+def test_what_may_be_no_octet_or_no_end_is_reported_and_left(text: str, longer: str) -> None:
+    hits = ANN.find(text)
+    assert [hit.longer for hit in hits] == [longer]
+    assert replace(text, hits) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        word("utf-8", b"caf\xe9 ann@example.com"),
+        word("us-ascii", b"caf\xe9 ann@example.com"),
+        word("utf-8", b"\xffann@example.com\xff"),
+        word("x-unknown", b"ann@example.com"),
+        word("unknown-8bit", b"to ann@example.com"),
+        word("zlib", b"ann@example.com"),
+        word("punycode", b"to ann@example.com"),
+        word("utf-8*en", b"ann@example.com"),
+        word("utf-8", b"to ann@example.com").replace("?=", "A?="),
+        "=?utf-8?b?dG8g=YW5uQGV4YW1wbGUuY29t?=",
+        "=?utf-8*en-GB?Q?caf=E9_ann=40example=2Ecom?=",
+        "=?utf-8?q?To_ann=40exam?=\r\n =?x-unknown?q?ple.com?=",
+    ],
+)
+def test_a_word_is_read_as_far_as_possible(text: str) -> None:
+    assert [hit.longer for hit in ANN.find(text)] == [""]
+
+
+def test_only_the_word_with_the_address_is_replaced() -> None:
+    other, own = word("utf-8", b"Caf\xe9"), word("iso-8859-1", b"\xabann@example.com\xbb")
+    text = f"{other} {own} {other} and more"
+    assert replace(text, ANN.find(text)) == f"{other} [erased] {other} and more"
+
+
+@pytest.mark.parametrize("before", [r"\f", r"\b", r"\\f", r"%5Cb"])
+def test_an_address_after_any_control_character_of_json_is_found(before: str) -> None:
+    text = f"{before}ann@example.com"
+    assert replace(text, ANN.find(text)) == f"{before}[erased]"
+
+
+@pytest.mark.parametrize(
+    "written", ['"ann"@example.com', r"\"ann\"@example.com", "&quot;ann&quot;@example.com",
+                "%22ann%22%40example.com"],
+)  # fmt: skip
+def test_quotes_around_the_local_part_are_replaced_too(written: str) -> None:
+    text = f"550 <{written}> unknown"
+    assert replace(text, ANN.find(text)) == "550 <[erased]> unknown"
+
+
+@pytest.mark.parametrize(
+    "text", ['"Smith ann"@example.com', '"joann"@example.com', 'ann"@example.com']
+)
+def test_another_quoted_local_part_is_never_touched(text: str) -> None:
+    assert ANN.find(text) == []
+
+
+MIXED = "@@@@@@@@@@@@@@%2541=3D41&amp;#65;\\u005cx41=?utf-8?q?=25?= "
+
+
+@pytest.mark.parametrize("unit", [MIXED, "@=", "ann@example.com ", "=?utf-8?q?ann?= "])
+@pytest.mark.parametrize("address", ["ann@example.com", f"ann.{'a' * 50}@{'b' * 40}.example.com"])
+def test_dense_text_is_read_in_few_and_short_windows(monkeypatch, unit, address) -> None:
+    needle = Needle([address])
+    text = unit * (20_000 // len(unit))
+    lengths = []
+    readings = occurrences._readings
+
+    def counted(window, start):
+        lengths.append(len(window))
+        assert sum(lengths) <= 2 * len(text)  # characters, each of which costs microseconds
+        return readings(window, start)
+
+    monkeypatch.setattr(occurrences, "_readings", counted)
+    needle.find(text)
+    assert max(lengths, default=0) < len(text)  # or every reading would be as long as the text
+
+
+@pytest.mark.parametrize("unit", [MIXED, "@ ", "=40 "])
+def test_every_address_in_dense_text_is_found_wherever_windows_end(unit: str) -> None:
+    text = "".join(f"{unit * (number % 7)} <ann%40example.com>" for number in range(200))
+    assert replace(text, ANN.find(text)) == text.replace("ann%40example.com", "[erased]")
+
+
+@pytest.mark.parametrize(
+    "text", ["aa@b.co{} @ a=40", "@ a=40{}a@b.community", "%C3%A9a@b.co{} @ a=40"]
+)
+def test_the_end_of_a_window_cuts_no_other_address(text: str) -> None:
+    needle = Needle(["a@b.co"])
+    assert not any(needle.find(text.format(" " * length)) for length in range(400))
+    assert not any(needle.find(text.format(" @" * length)) for length in range(400))
