@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 offset = timedelta()
 """How far the clock is shifted; zero outside tests."""
 
+SET_BACK = 60.0
+"""Seconds by which the clock may have been set back: a time no further ahead may be of the past."""
+
 
 class _UtcNow(Now):
     """The time of the statement, in UTC on every database.

@@ -41,8 +41,6 @@ _LONGEST_PAUSE = 3600.0
 """Seconds between two probes at most, however long a transport refuses."""
 _MOST_STEPS = 100
 """After so many failures every growing pause is the longest; a power beyond would overflow."""
-_AHEAD = 60.0
-"""Seconds by which the clock may have been set back."""
 
 
 class Gates:
@@ -183,7 +181,7 @@ def _waits_for_probe() -> models.Q:
 
     A time so far ahead that no worker has set it does not count.
     """
-    longest = max(_LONGEST_PAUSE, conf.get().breaker_seconds) + _AHEAD
+    longest = max(_LONGEST_PAUSE, conf.get().breaker_seconds) + clock.SET_BACK
     return models.Q(open_until__gt=clock.now(), open_until__lte=clock.now(longest))
 
 

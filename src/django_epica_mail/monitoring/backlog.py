@@ -34,9 +34,6 @@ _WINDOW = 500
 """How many due e-mails are looked at for the first that waits for no slowed domain."""
 _AGES = (86_400, 3_600, 600, 240)
 """The ages, in seconds, from which on it is looked for if the oldest e-mails all wait for one."""
-_AHEAD = 60.0
-"""Seconds by which the last sweep may be ahead of the clock, which may have been set back."""
-
 _Counts = Mapping[tuple[str, str], int]
 """The number of e-mails by queue and status."""
 
@@ -257,7 +254,7 @@ def last_sweep(using: str) -> datetime | None:
 
 def swept(using: str) -> QuerySet[DeliveryGate]:
     """Return the queues that were swept; not those whose time is one of the future."""
-    return DeliveryGate.objects.using(using).filter(last_sweep_at__lte=clock.now(_AHEAD))
+    return DeliveryGate.objects.using(using).filter(last_sweep_at__lte=clock.now(clock.SET_BACK))
 
 
 def age(at: datetime | None, moment: datetime) -> float | None:

@@ -29,11 +29,6 @@ FEWEST_FAILED = 10
 """With fewer failed mails than this, the share of failures is ignored."""
 
 
-_AHEAD = 60.0
-"""Seconds by which a time of the past may be ahead of the clock, which may have been set back; what
-is further ahead is no sign of life."""
-
-
 @dataclass(frozen=True, slots=True)
 class Check:
     """The result of one check."""
@@ -120,9 +115,10 @@ def measure(slowed: SlowedDomains | None = None) -> Measurements:
     ages = backlog.due_ages(using, moment, slowed)
     state = gates.Gates(using)
     working = set(state.open_transports(transports.aliases())) - set(state.out_of_order())
-    attempts = DeliveryAttempt.objects.using(using).filter(created_at__lte=clock.now(_AHEAD))
+    latest = clock.now(clock.SET_BACK)  # what is further ahead is no sign of life
+    attempts = DeliveryAttempt.objects.using(using).filter(created_at__lte=latest)
     last_attempt = attempts.order_by("-pk").values_list("created_at", flat=True).first()
-    longest = conf.get().lease_seconds + _AHEAD
+    longest = conf.get().lease_seconds + clock.SET_BACK
     leased = EmailLog.objects.using(using).filter(
         lease_until__gt=clock.now(), lease_until__lte=clock.now(longest)
     )

@@ -34,9 +34,6 @@ logger = logging.getLogger(__name__)
 _BUSY_SECONDS = 2.0
 """No question is begun after this time: the sweep has other work, and another sweep follows."""
 
-_AHEAD = 60.0
-"""Seconds by which an attempt may be ahead of the clock, which may have been set back."""
-
 _MOST = 100
 """How many e-mails one sweep looks at."""
 
@@ -107,7 +104,7 @@ def _resolve(mail: Any, using: str) -> bool:
 def _seconds_since(attempt: datetime, now: datetime) -> float:
     """Return the seconds since an attempt; endless if its time is none of the past."""
     waited = (now - attempt).total_seconds()
-    return waited if waited > -_AHEAD else float("inf")
+    return waited if waited > -clock.SET_BACK else float("inf")
 
 
 def ask(mail: EmailLog) -> tuple[Evidence, str]:

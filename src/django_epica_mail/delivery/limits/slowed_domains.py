@@ -53,8 +53,6 @@ _TRIES = 3
 """How often a turn is tried for while other workers are faster."""
 _MOST_TURNS = 2**31
 """Complaints and turns are counted up to this, and then from 0: each only differs from the next."""
-_AHEAD = 60.0
-"""Seconds by which a time of the past may be ahead of the clock, which may have been set back."""
 
 
 def rate(ceiling: float, seconds: float) -> float:
@@ -114,7 +112,7 @@ class Slowed:
     def next_at(self) -> datetime:
         """When the next turn is; now, if the row names a time that no worker has set."""
         next_at: datetime = self.row.next_at
-        latest = self.now + timedelta(seconds=_LONGEST_WAIT + _LONGEST_TURNS + _AHEAD)
+        latest = self.now + timedelta(seconds=_LONGEST_WAIT + _LONGEST_TURNS + clock.SET_BACK)
         return next_at if next_at <= latest else self.now
 
     @property
@@ -248,7 +246,7 @@ def _lower_rate(
         _slow_down(transport, domain, failure, using)
         return
     passed = (row.now - row.changed_at).total_seconds()
-    is_fresh = -_AHEAD <= passed < FORGOTTEN_SECONDS
+    is_fresh = -clock.SET_BACK <= passed < FORGOTTEN_SECONDS
     if not is_fresh:
         values = {**_values(failure, FIRST_RATE), "since": clock.now()}
     else:
@@ -303,7 +301,7 @@ def _is_fresh() -> models.Q:
 
     A time in the future is none of a complaint.
     """
-    first, last = clock.now(-FORGOTTEN_SECONDS), clock.now(_AHEAD)
+    first, last = clock.now(-FORGOTTEN_SECONDS), clock.now(clock.SET_BACK)
     return models.Q(changed_at__gt=first, changed_at__lte=last)
 
 
