@@ -1,4 +1,4 @@
-"""The exceptions of the package."""
+"""The exceptions of the package, and what those of the database mean."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from django.core.mail import message as django_mail
+from django.db import Error, InterfaceError, OperationalError
 
 # Contact forms catch BadHeaderError: a class of its own in Django 5.2, later ValueError itself.
 _BadHeader: type[ValueError] = getattr(django_mail, "BadHeaderError", ValueError)
@@ -94,3 +95,37 @@ class TokenRefused(EpicaMailError):  # noqa: N818
 
 class MailboxError(EpicaMailError):
     """The mailbox for bounces cannot be read; the message says why, without any secret."""
+
+
+_PASSING_CLASSES = (OperationalError, InterfaceError)
+"""Connection lost, server shut down or out of resources, deadlock, lock or statement time-out."""
+
+_PASSING_SQLSTATES = {
+    "25006": "read-only transaction: the server became a standby in a switch-over",
+    "40001": "serialization failure",
+    "40P01": "deadlock",
+    "55P03": "lock not available",
+    "57P01": "administrator shutdown",
+    "57P02": "crash shutdown",
+    "57P03": "cannot connect now: the server starts or recovers",
+}
+"""SQLSTATEs of PostgreSQL (appendix A of its documentation) that pass, whatever their class."""
+
+_PASSING_MYSQL_ERRORS = {
+    1205: "lock wait time-out",
+    1213: "deadlock",
+    1290: "the server runs with --read-only",
+    1792: "read-only transaction",
+    1836: "read-only mode",
+}
+"""Error numbers of MySQL and MariaDB that pass, whatever their class."""
+
+
+def is_passing(error: Error) -> bool:
+    """Return whether a database error may be over when the operation is repeated."""
+    if isinstance(error, _PASSING_CLASSES):
+        return True
+    cause = error.__cause__
+    sqlstate = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    number = error.args[0] if error.args else None
+    return sqlstate in _PASSING_SQLSTATES or number in _PASSING_MYSQL_ERRORS

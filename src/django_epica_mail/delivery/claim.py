@@ -18,10 +18,11 @@ from django.db import Error, connections, router
 from django_epica_mail import conf
 from django_epica_mail.delivery import gates
 from django_epica_mail.delivery.batch import Batch, batch_of
-from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_errors
+from django_epica_mail.delivery.db_retry import retry_on_database_errors
 from django_epica_mail.delivery.limits import rate_limits, slowed_domains, waiting
 from django_epica_mail.delivery.limits.scan_starts import ScanStarts
 from django_epica_mail.delivery.limits.slowed_domains import Slowed, SlowedDomains
+from django_epica_mail.exceptions import is_passing
 from django_epica_mail.models import EmailLog
 from django_epica_mail.queueing import dequeue
 from django_epica_mail.queueing.dequeue import (

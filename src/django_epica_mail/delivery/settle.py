@@ -15,8 +15,9 @@ from django.db.models.functions import Greatest
 from django_epica_mail import clock, conf, lifecycle, retry, signals
 from django_epica_mail.delivery.batch import Batch
 from django_epica_mail.delivery.claim import PATIENCE, Claiming
-from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_errors
+from django_epica_mail.delivery.db_retry import retry_on_database_errors
 from django_epica_mail.delivery.outcome import Outcome
+from django_epica_mail.exceptions import is_passing
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient, bounds
 from django_epica_mail.queueing.dequeue import Accepted

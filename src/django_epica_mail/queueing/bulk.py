@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.core.mail import EmailMessage
-from django.db import InterfaceError, OperationalError, connections, router, transaction
+from django.db import Error, OperationalError, connections, router, transaction
 from django.utils import translation
 from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail import clock, conf
 from django_epica_mail.broker import celery_config, doorbell
-from django_epica_mail.exceptions import UnreadableEnvelope
+from django_epica_mail.exceptions import UnreadableEnvelope, is_passing
 from django_epica_mail.messages import UnencodableValue, encode, encryption
 from django_epica_mail.messages.tagged_json import MOST_LEVELS
 from django_epica_mail.models import EmailBatch, EmailLog
@@ -304,7 +304,7 @@ def _passes(error: Exception) -> bool:
     if isinstance(error, OperationalError):
         is_of_sql = str(error).startswith(("no such ", "near ")) or _UNKNOWN_COLUMN in error.args
         return not is_of_sql
-    return isinstance(error, (InterfaceError, MemoryError))
+    return isinstance(error, MemoryError) or (isinstance(error, Error) and is_passing(error))
 
 
 def _refusal(batch: EmailBatch, index: int, entry: object, error: Exception) -> dict[str, Any]:

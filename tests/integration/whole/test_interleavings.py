@@ -25,9 +25,10 @@ from django_epica_mail.broker.publisher import Busy
 from django_epica_mail.delivery import claim, gates, worker
 from django_epica_mail.delivery import settle as settling
 from django_epica_mail.delivery.batch import Batch
-from django_epica_mail.delivery.db_retry import is_passing, retry_on_database_errors
+from django_epica_mail.delivery.db_retry import retry_on_database_errors
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.delivery.settle import Settler, settle
+from django_epica_mail.exceptions import is_passing
 from django_epica_mail.models import (
     DeliveryAttempt,
     DeliveryGate,

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import InterfaceError, InternalError, OperationalError
+from django.db import Error
 
 from django_epica_mail import conf
-from django_epica_mail.exceptions import MailboxError, TokenRefused
+from django_epica_mail.exceptions import MailboxError, TokenRefused, is_passing
 from django_epica_mail.replies import reply_text
 from django_epica_mail.tracking.bounces import incoming
 from django_epica_mail.tracking.bounces.incoming import Received
@@ -87,9 +87,9 @@ def receive(content: bytes, *, envelope_to: str = "") -> Received:
     """
     try:
         return incoming.receive(content, envelope_to=envelope_to)
-    except (OperationalError, InterfaceError, InternalError):
-        raise  # lost, or read-only for now
-    except Exception as error:  # noqa: BLE001 - foreign input; without a traceback, which shows it
+    except Exception as error:  # foreign input; without a traceback, which shows it
+        if isinstance(error, Error) and is_passing(error):
+            raise
         logger.error("A message that came back cannot be read (%s).", type(error).__name__)
         return Received.UNRECOGNISED
 
