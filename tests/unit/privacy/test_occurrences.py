@@ -88,6 +88,13 @@ def test_another_address_is_never_touched(needle: str, text: str) -> None:
         ("mary.ann@example.com", "mary.ann@example.com"),
         ("o'ann@example.com", "o'ann@example.com"),
         ("to ann@example.com.tr now", "ann@example.com.tr"),
+        ("to=ADann@example.com", "adann@example.com"),
+        ("to==E9=61=6E=6E=40example.com", "e9ann@example.com"),
+        ("=93ann@example.com=94", "93ann@example.com"),
+        ("=?iso-8859-1?q?=E9ann=40example.com?=", "e9ann@example.com"),
+        ("to=ADann=40example.com", "adann@example.com"),
+        ('mary."ann"@example.com', 'mary."ann"@example.com'),
+        ('said"ann"@example.com', 'said"ann"@example.com'),
     ],
 )
 def test_what_may_be_another_address_is_reported_and_left(text: str, longer: str) -> None:
@@ -203,24 +210,6 @@ def test_any_octets_around_an_address_are_kept(before: bytes, after: bytes) -> N
     first, last = (f"{quote(before)}%20", f"%20{quote(after)}")
     text = f"{first}%61nn%40example%2Ecom{last}"
     assert replace(text, ANN.find(text)) == f"{first}[erased]{last}"
-
-
-@pytest.mark.parametrize(
-    ("text", "longer"),
-    [
-        ("to=ADann@example.com", "adann@example.com"),
-        ("to==E9=61=6E=6E=40example.com", "e9ann@example.com"),
-        ("=93ann@example.com=94", "93ann@example.com"),
-        ("=?iso-8859-1?q?=E9ann=40example.com?=", "e9ann@example.com"),
-        ("to=ADann=40example.com", "adann@example.com"),
-        ('mary."ann"@example.com', 'mary."ann"@example.com'),
-        ('said"ann"@example.com', 'said"ann"@example.com'),
-    ],
-)
-def test_what_may_be_no_octet_or_no_end_is_reported_and_left(text: str, longer: str) -> None:
-    hits = ANN.find(text)
-    assert [hit.longer for hit in hits] == [longer]
-    assert replace(text, hits) == text
 
 
 @pytest.mark.parametrize(
