@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from django_epica_mail import conf, lifecycle
-from django_epica_mail.clock import uuid7
+from django_epica_mail.clock import now, uuid7
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import codec, encryption
 from django_epica_mail.models.bounds import Amount, Count, Moment, ReadableTimes, SmallCount
@@ -24,7 +24,7 @@ from django_epica_mail.models.indexes import WaitingIndex
 from django_epica_mail.models.lists import JSONList, is_name, is_refusal
 from django_epica_mail.models.row import Row
 from django_epica_mail.retry import LOST, PASSING, Evidence, Kind
-from django_epica_mail.rules import check_seconds
+from django_epica_mail.rules import LEVELS, check_seconds
 
 RECOVERABLE = (*PASSING, Kind.MESSAGE)
 """The kinds of failure after which an e-mail can be queued again, automatically or by a person."""
@@ -124,6 +124,27 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
             changed += number
             unchanged += len(chunk) - number
         return changed
+
+    def names(self, column: str) -> Iterator[str]:
+        """Yield all values of a column that leads an index, by one look-up for each."""
+        name = ""
+        while True:
+            following = self._rows().filter(models.Q((f"{column}__gt", name)))
+            name = following.aggregate(name=models.Min(column))["name"]
+            if name is None:
+                return
+            yield name
+
+    def due_to(self, domains: Iterable[str], transports: Iterable[str]) -> EmailQuerySet:
+        """Return the due e-mails to some domains."""
+        # By all columns of the index of domains, so that none of the finished ones are read.
+        return self.filter(
+            domain__in=domains,
+            queue__in=list(self.names("queue")),
+            transport__in=transports,
+            pending__in=LEVELS,
+            due_at__lte=now(),
+        )
 
     def surely_not_accepted(self) -> EmailQuerySet:
         """Leave out the e-mails that their transport may have accepted in some attempt.

@@ -175,14 +175,8 @@ def slowed_backlogs(using: str, moment: datetime, slowed: SlowedDomains) -> list
     """Return the slowed domains and what waits for each; ages are relative to ``moment``."""
     if not (found := slowed.found):
         return []
-    rows = EmailLog.objects.using(using).filter(
-        # All columns of the index, so that none of the domains' finished e-mails are read.
-        domain__in={it.row.domain for it in found},
-        queue__in=list(dequeue.queues(using)),
-        transport__in={it.row.transport for it in found},
-        pending__in=LEVELS,
-        due_at__lte=clock.now(),
-    )
+    domains, aliases = ({it.row.domain for it in found}, {it.row.transport for it in found})
+    rows = EmailLog.objects.using(using).due_to(domains, aliases)
     counted = rows.order_by().values_list("transport", "domain")
     waits = {
         (alias, domain): (number, oldest)

@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from django.db import connections, models, transaction
+from django.db import connections, transaction
 from django.db.models import BooleanField, Exists, ExpressionWrapper, Max, OuterRef, Q
 
 from django_epica_mail import clock, lifecycle, suppression
@@ -175,14 +175,7 @@ def release(token: uuid.UUID, using: str) -> None:
 
 def queues(using: str) -> Iterator[str]:
     """Yield the name of every queue that has rows, by one index look-up per name."""
-    name = ""
-    while True:
-        rows = EmailLog.objects.using(using).filter(queue__gt=name)
-        following = rows.aggregate(name=models.Min("queue"))["name"]
-        if following is None:
-            return
-        name = following
-        yield name
+    return EmailLog.objects.using(using).names("queue")
 
 
 def due_levels(queue: str, transport: str, using: str, domain: str | None = None) -> Iterator[int]:

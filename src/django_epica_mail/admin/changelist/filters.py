@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import admin
-from django.db.models import Min, Q
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -24,7 +23,7 @@ from django_epica_mail.admin.changelist import afterwards, links
 from django_epica_mail.clock import lowest_id_at
 from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.lifecycle import Status
-from django_epica_mail.models import EmailBatch, EmailLog, EmailQuerySet, EmailTotal
+from django_epica_mail.models import EmailBatch, EmailQuerySet, EmailTotal
 from django_epica_mail.monitoring import totals
 from django_epica_mail.retry import Kind
 from django_epica_mail.rules import LEVELS
@@ -87,7 +86,7 @@ class StatusFilter(Filter):
     def narrow(self, rows: EmailQuerySet, value: str) -> EmailQuerySet:
         found = rows.filter(status=value)
         if value in (Status.QUEUED, Status.RETRYING):
-            aliases = list(_hop(rows, "transport"))
+            aliases = list(rows.names("transport"))
             return found.filter(transport__in=aliases, pending__in=LEVELS)
         if value == Status.SENDING:
             return found.filter(lease_until__gt=clock.now(-_LONGEST_LEASE))
@@ -167,7 +166,7 @@ class QueueFilter(Filter):
     parameter_name = "queue"
 
     def offered(self, rows: EmailQuerySet) -> Iterator[tuple[str, Any]]:
-        yield from ((name, name) for name in _hop(rows, "queue"))
+        yield from ((name, name) for name in rows.names("queue"))
 
     def narrow(self, rows: EmailQuerySet, value: str) -> EmailQuerySet:
         return rows.filter(queue=value)
@@ -180,7 +179,7 @@ class TransportFilter(Filter):
     parameter_name = "transport"
 
     def offered(self, rows: EmailQuerySet) -> Iterator[tuple[str, Any]]:
-        yield from ((name, name) for name in _hop(rows, "transport"))
+        yield from ((name, name) for name in rows.names("transport"))
 
     def narrow(self, rows: EmailQuerySet, value: str) -> EmailQuerySet:
         return rows.filter(transport=value)
@@ -289,7 +288,7 @@ class NowFilter(Filter):
             return sent.filter(status=Status.SENT)
         if value not in ("waiting", "due"):
             return rows.none()
-        aliases = list(_hop(rows, "transport"))
+        aliases = list(rows.names("transport"))
         waiting = rows.filter(transport__in=aliases, pending__in=LEVELS)
         return waiting.filter(due_at__lte=clock.now()) if value == "due" else waiting
 
@@ -305,14 +304,7 @@ class SlowedFilter(Filter):
         yield from ((name, name) for name in sorted({it.row.domain for it in found}))
 
     def narrow(self, rows: EmailQuerySet, value: str) -> EmailQuerySet:
-        # All columns of the index, so that none of the domain's finished e-mails are read.
-        return rows.filter(
-            domain=value,
-            queue__in=list(_hop(rows, "queue")),
-            transport__in=list(_hop(rows, "transport")),
-            pending__in=LEVELS,
-            due_at__lte=clock.now(),
-        )
+        return rows.due_to([value], list(rows.names("transport")))
 
 
 FILTERS = (
@@ -335,14 +327,3 @@ def _span(since: datetime | None, until: datetime | None) -> str:
     """Return an interval in the words of a reader, in the current time zone."""
     first, last = (times.moment(it) if it else "…" for it in (since, until))
     return f"{first} - {last}"
-
-
-def _hop(rows: EmailQuerySet, column: str) -> Iterator[str]:
-    """Yield the values of a column that leads an index, by one index lookup for each."""
-    name = ""
-    every = EmailLog.objects.using(rows.db)
-    while True:
-        name = every.filter(Q((f"{column}__gt", name))).aggregate(name=Min(column))["name"]
-        if name is None:
-            return
-        yield name
