@@ -33,26 +33,37 @@ def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def table(rounds: Rounds) -> str:
-    """Return a table for each scenario, with each figure's ratio to ours in brackets."""
+    """Return a table for each scenario: medians, and what multiples of ours they are.
+
+    The multiples are the lowest and the highest of all rounds, each against our figure of the same
+    round.
+    """
     parts = []
     for scenario, subjects in rounds.items():
-        figures = {subject: medians(runs) for subject, runs in subjects.items()}
-        ours = next(iter(figures.values()))
-        names = list(dict.fromkeys(name for found in figures.values() for name in found))
+        ours = next(iter(subjects.values()))
+        names = list(dict.fromkeys(name for runs in subjects.values() for name in medians(runs)))
         lines = [f"### {_TITLES[scenario]}", "", f"| | {' | '.join(names)} |"]
         lines.append("|---" * (len(names) + 1) + "|")
-        for subject, found in figures.items():
-            cells = [_cell(found.get(name), ours.get(name)) for name in names]
+        for subject, runs in subjects.items():
+            cells = [_cell(name, runs, () if runs is ours else ours) for name in names]
             lines.append(f"| {subject} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(value: float | None, ours: float | None) -> str:
+def _cell(
+    name: str, runs: Sequence[Mapping[str, float]], ours: Sequence[Mapping[str, float]]
+) -> str:
+    value = medians(runs).get(name)
     if value is None:
         return ""
     shown = f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
-    return f"{shown} ({value / ours:.2f})" if ours and value != ours else shown
+    pairs = [(run.get(name), own.get(name)) for run, own in zip(runs, ours, strict=False)]
+    multiples = sorted(found / own for found, own in pairs if found is not None and own)
+    if not multiples:
+        return shown
+    lowest, highest = f"{multiples[0]:.2f}", f"{multiples[-1]:.2f}"
+    return f"{shown} ({lowest if lowest == highest else f'{lowest} to {highest}'})"
 
 
 def chart(rounds: Rounds) -> str:

@@ -236,6 +236,8 @@ def reply_text(words: bytes | str) -> str:
     """
     bounded = words[: 4 * REPLY_LENGTH]
     text = bounded.decode("utf-8", "replace") if isinstance(bounded, bytes) else str(bounded)
+    if text.isascii() and text.isprintable():  # as nearly all are: nothing is to be removed
+        return text.strip()[:REPLY_LENGTH]
     kept = map(_shown, _ESCAPE_SEQUENCE.sub("", text))
     return "".join(kept).strip()[:REPLY_LENGTH].encode("utf-8", "replace").decode()
 

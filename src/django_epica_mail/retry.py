@@ -257,6 +257,8 @@ def at_positions(result: Result, tried: Sequence[int]) -> Result:
     Refusals beyond those tried are dropped: they concern recipients that a site's own backend
     added, such as an archive.
     """
+    if not (result.refused or result.limited):
+        return result
     known = ((index, it) for index, it in result.refused.items() if index < len(tried))
     refused = {tried[index]: failure for index, failure in known}
     limited = frozenset(tried[index] for index in result.limited if index < len(tried))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from celery.app import app_or_default
@@ -73,7 +74,12 @@ def site_rate() -> str | None:
     second is written ``1/2s``. Raises ``ImproperlyConfigured`` for what is not a rate.
     """
     task = app_or_default().tasks.get(SINGLE_TASK)
-    amount, _, unit = str(getattr(task, "rate_limit", None) or 0).partition("/")
+    return _rate(str(getattr(task, "rate_limit", None) or 0))
+
+
+@lru_cache(maxsize=4)
+def _rate(written: str) -> str | None:
+    amount, _, unit = written.partition("/")
     try:
         exact = Fraction(amount.strip())
     except (ValueError, ZeroDivisionError):

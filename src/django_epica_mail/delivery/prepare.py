@@ -177,8 +177,11 @@ class MessageLoader:
 
     def outstanding(self, mail: EmailLog) -> list[int]:
         """Return the positions of the recipients that still have to get the e-mail."""
-        outcomes = self._outcomes.get(mail.pk) or dict.fromkeys(range(self._total), "")
+        outcomes = self._outcomes.get(mail.pk)
         held_back = self.held_back(mail)
+        if not (outcomes or held_back):
+            return list(range(self._total))
+        outcomes = outcomes or dict.fromkeys(range(self._total), "")
         return sorted(
             position
             for position, outcome in outcomes.items()

@@ -18,6 +18,7 @@ from django.db.models import BooleanField, Exists, ExpressionWrapper, Max, Outer
 from django_epica_mail import clock, lifecycle, suppression
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailQuerySet
 from django_epica_mail.models.bounds import MOST_SMALL
+from django_epica_mail.queueing.rows import instances
 from django_epica_mail.queueing.rows.columns import compile_expression
 from django_epica_mail.retry import ENDED_WORKER
 from django_epica_mail.rules import LEVELS
@@ -91,8 +92,7 @@ def take(
     """
     bounds = bounds or {}
     if lanes_together(using):
-        params = _lane_params(queue, lanes, bounds)
-        taken = _take_at_once(params, limit, lease, using, held_back=held_back)
+        taken = _take_at_once(queue, lanes, limit, lease, using, bounds, held_back=held_back)
         return _release_beyond_suspect(_in_order(taken), lease.token, using)
     for lane in lanes:
         rows_due = due(queue, *lane, using, held_back)
@@ -119,8 +119,7 @@ def settle_and_take(
     Only if ``lanes_together``. Returns the ids that were recorded, because their claims held them
     still, and the rows claimed.
     """
-    params = _lane_params(queue, lanes, bounds or {})
-    rows = _take_at_once(params, limit, lease, using, accepted, held_back)
+    rows = _take_at_once(queue, lanes, limit, lease, using, bounds or {}, accepted, held_back)
     settled = set(rows[0].settled or ()) if rows else set()
     taken = [row for row in rows if row.pk is not None]
     return settled, _release_beyond_suspect(_in_order(taken), lease.token, using)
@@ -253,10 +252,12 @@ def _release_beyond_suspect(rows: list[EmailLog], token: uuid.UUID, using: str) 
 
 
 # Every part of a statement sees the rows as they were before it. It must not claim what it is to
-# settle: a mail whose lease has ended may be due again, although its outcome is known here.
+# settle: a mail whose lease has ended may be due again, although its outcome is known here. Values
+# are arrays, so that the text stays the same: a driver reads a long text with many values slowly.
 _SETTLE = """
     accepted (id, email_id, token, number, transport, worker, seconds, code, reply, provider_id)
-        AS (VALUES {accepted}),
+        AS (SELECT * FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::smallint[], %s::text[],
+            %s::text[], %s::double precision[], %s::smallint[], %s::text[], %s::text[])),
     settled AS (
         UPDATE {log} AS mail
         SET status = '{sent}', pending = NULL, lease_until = NULL, finished_at = {now},
@@ -276,11 +277,6 @@ _SETTLE = """
         ON CONFLICT DO NOTHING
     ),
 """
-_ACCEPTED = (
-    "(%s::uuid, %s::uuid, %s::uuid, %s::smallint, %s, %s, %s::double precision, %s::smallint, %s, "
-    "%s)"
-)
-
 # The lanes are asked in their order, and only until the limit is reached. Rows of another
 # transport than the first one's are locked until the statement ends, and stay as they are. Rows are
 # compared as a whole, so that no other index than that of claims fits: with statistics from a time
@@ -288,7 +284,8 @@ _ACCEPTED = (
 _TAKE = """
 WITH {settle} picked AS MATERIALIZED (
     SELECT head.id, lane.position, lane.transport
-    FROM (VALUES {lanes}) AS lane (position, queue, transport, level, since),
+    FROM unnest(%s::text[], %s::text[], %s::smallint[], %s::timestamptz[])
+        WITH ORDINALITY AS lane (queue, transport, level, since, position),
     LATERAL (
         SELECT id FROM {log}
         WHERE (queue, transport, pending, due_at)
@@ -321,35 +318,28 @@ SELECT both_parts.settled, claimed.*
 FROM (SELECT ARRAY(SELECT id FROM settled) AS settled) AS both_parts
 LEFT JOIN claimed ON true
 """
-_LANE = "(%s, CAST(%s AS text), CAST(%s AS text), %s::smallint, %s::timestamptz)"
-
-
 _NOT_HELD = {
     "categories": "AND NOT (batch_id IS NOT NULL AND category = ANY (%s))",
     "domains": "AND NOT (domain || ' ' || transport = ANY (%s))",
 }
 
 
-@lru_cache(maxsize=256)
-def _take_statement(
-    accepted: int, lanes: int, now: str, lease_until: str, held: tuple[str, ...]
-) -> str:
-    settle = _SETTLE if accepted else ""
-    select = _SELECT_BOTH if accepted else _SELECT_CLAIMED
+@lru_cache(maxsize=16)
+def _take_statement(settles: bool, now: str, lease_until: str, held: tuple[str, ...]) -> str:
+    settle = _SETTLE if settles else ""
+    select = _SELECT_BOTH if settles else _SELECT_CLAIMED
     return (_TAKE.replace("{settle}", settle) + select).format(
-        accepted=", ".join([_ACCEPTED] * accepted),
         attempts=DeliveryAttempt._meta.db_table,
         most=MOST_SMALL,
         sent=lifecycle.SUCCEED.target,
         now=now,
         lease_until=lease_until,
-        lanes=", ".join([_LANE] * lanes),
         log=EmailLog._meta.db_table,
         links=EmailLog.attachments.through._meta.db_table,
         suppressions=suppression.TABLE,
         claimable=_quoted(lifecycle.CLAIMABLE),
         not_held=" ".join(_NOT_HELD[name] for name in held),
-        not_settled="AND id NOT IN (SELECT email_id FROM accepted)" if accepted else "",
+        not_settled="AND id NOT IN (SELECT email_id FROM accepted)" if settles else "",
         not_claimable=_quoted(set(lifecycle.Status) - lifecycle.CLAIMABLE),
         sending=lifecycle.CLAIM.target,
     )
@@ -359,19 +349,13 @@ def _quoted(statuses: Iterable[lifecycle.Status]) -> str:
     return ", ".join(f"'{status}'" for status in sorted(statuses))
 
 
-def _lane_params(queue: str, lanes: Sequence[Lane], bounds: Mapping[Lane, datetime]) -> list[Any]:
-    return [
-        value
-        for position, lane in enumerate(lanes)
-        for value in (position, queue, *lane, bounds.get(lane, "-infinity"))
-    ]
-
-
 def _take_at_once(
-    lanes: list[Any],
+    queue: str,
+    lanes: Sequence[Lane],
     limit: int,
     lease: Lease,
     using: str,
+    bounds: Mapping[Lane, datetime],
     accepted: Sequence[Accepted] = (),
     held_back: HeldBack = NOTHING,
 ) -> list[Any]:
@@ -380,12 +364,25 @@ def _take_at_once(
     domains = [f"{domain} {alias}" for alias, domain in held_back.domains]
     held = {"categories": list(held_back.categories), "domains": domains}
     held = {name: values for name, values in held.items() if values}
-    statement = _take_statement(len(accepted), len(lanes) // 5, now_sql, until_sql, tuple(held))
-    params = [*lanes, *now, *held.values(), limit, limit, lease.token, *until]
+    statement = _take_statement(bool(accepted), now_sql, until_sql, tuple(held))
+    asked = [(queue, *lane, bounds.get(lane, "-infinity")) for lane in lanes]
+    params = [*_arrays(asked), *now, *held.values(), limit, limit, lease.token, *until]
     params += [lease.worker, *now, *now]
     if accepted:
-        params = [*(value for it in accepted for value in it), *now, *now, *params]
-    return list(EmailLog.objects.using(using).raw(statement, params))
+        params = [*_arrays(accepted), *now, *now, *params]
+    return instances.read(EmailLog, statement, params, using)
+
+
+def _arrays(rows: Iterable[Sequence[object]]) -> list[Any]:
+    """Return each column of rows as the text of an array (PostgreSQL manual, 8.15.2)."""
+    return [f"{{{','.join(map(_element, column))}}}" for column in zip(*rows, strict=True)]
+
+
+def _element(value: object) -> str:
+    if value is None:
+        return "NULL"
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _in_order(rows: Iterable[EmailLog]) -> list[EmailLog]:

@@ -28,12 +28,12 @@ def settle_and_take():
     if not dequeue.lanes_together("default"):
         pytest.skip("only where one statement does both")
 
-    def run(rows):
+    def run(rows, **changes):
         accepted = [
             Accepted(
                 uuid.uuid4(), it.pk, it.lease_token, it.attempts + 1, it.transport, it.worker,
                 0.1, 250, "2.0.0 Ok", "",
-            )
+            )._replace(**changes)
             for it in rows
         ]  # fmt: skip
         lease = Lease(uuid.uuid4(), 60.0, "host:1")
@@ -124,6 +124,50 @@ def test_the_same_settle_twice_settles_once(smtp, queue_mail, settle_and_take) -
     settle_and_take(rows)
     assert settle_and_take(rows) == (set(), [])
     assert DeliveryAttempt.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "NULL",
+        "null",
+        "{}",
+        '"',
+        "\\",
+        'a"b\\',
+        "a,b",
+        "{a,{b}}",
+        "%s",
+        "it's ü €",
+        " both ",
+        "a\tb",
+    ],
+)
+def test_whatever_a_server_says_is_stored_as_it_is(
+    smtp, queue_mail, settle_and_take, reply
+) -> None:
+    queue_mail()
+    settle_and_take(take(), reply=reply, provider_id=reply[::-1])
+    attempt = DeliveryAttempt.objects.get()
+    assert (attempt.reply, attempt.provider_id) == (reply, reply[::-1])
+
+
+def test_what_a_transport_did_not_tell_is_stored_as_unknown(
+    smtp, queue_mail, settle_and_take
+) -> None:
+    queue_mail()
+    settle_and_take(take(), code=None, seconds=None)
+    attempt = DeliveryAttempt.objects.get()
+    assert (attempt.code, attempt.seconds, attempt.reply) == (None, None, "2.0.0 Ok")
+
+
+@pytest.mark.parametrize("queue", ['a "queue"', "back\\slash", "{braces}", "NULL"])
+def test_a_queue_may_have_any_name(smtp, queue_mail, queue) -> None:
+    log = queue_mail(queue=queue)
+    lease = Lease(uuid.uuid4(), 60.0, "host:1")
+    (row,) = dequeue.take(queue, [LANE], 10, lease, using=USING)
+    assert row.pk == log.pk
 
 
 def test_a_suspect_is_claimed_alone_and_the_others_are_released(smtp, queue_mail) -> None:

@@ -1,1 +1,1 @@
-"""Writes rows: the columns of each table, and the statements that insert them."""
+"""Writes and reads rows: the columns of each table, and statements of our own."""
