@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from email.message import Message
 
 from django.core.mail import EmailMessage
@@ -24,9 +25,25 @@ MAX_ENCODED_HEADER = 4096
 CLIPPED_BYTES = 102 * 1024
 """Gmail hides what follows in a mail's HTML (observed; Google publishes no number)."""
 _ADDRESS_HEADERS = frozenset({"from", "to", "cc", "reply-to", "sender"})
+_KINDS = {
+    **dict.fromkeys(_ADDRESS_HEADERS, "addresses"),
+    **{f"resent-{it}": "addresses" for it in _ADDRESS_HEADERS},
+    **dict.fromkeys(("content-type", "content-disposition", "mime-version"), "parameters"),
+    **dict.fromkeys(("content-transfer-encoding", "message-id", "resent-date"), "parameters"),
+}
+"""What Python reads in a header; the others are text."""
+_MOST_FOLDED = {"addresses": 4096, "parameters": 16 * 1024, "text": 64 * 1024, "headers": 10_000}
+"""Characters of all headers of a kind that are folded in a MIME object, and how many headers it has
+in all: Python takes long for more."""
+_DEARER = 8
+"""How many characters one counts that is not ASCII."""
+_LONGEST_LINE = 78
+"""Characters of a line that is written as it is (RFC 5322, section 2.1.1), if it is ASCII."""
+_MOST_COMPARED = 10_000_000
+"""Lines of a message times its boundaries: Python's parser compares each with each."""
 
 
-def check_depth(message: EmailMessage) -> None:
+def check_depth(message: EmailMessage | Message) -> None:
     """Raise ``InvalidMessage`` if parts within parts pass ``MAX_DEPTH``. Uses no recursion."""
     pending: list[tuple[object, int]] = [(message, 0)]
     while pending:
@@ -84,3 +101,32 @@ def check_length(what: str, value: object, most: int) -> None:
             f"The {what} has {len(text)} characters, but at most {most} are allowed: shorten it. "
             f"It starts with {text[:40]!r}."
         )
+
+
+def check_parsing(content: bytes) -> None:
+    """Raise ``InvalidMessage`` for a message in its wire format that Python takes long to parse."""
+    if content.count(b"\n") * content.lower().count(b"boundary") > _MOST_COMPARED:
+        raise InvalidMessage("The attached message has too many parts for its length.")
+
+
+def check_folding(part: Message) -> None:
+    """Raise ``InvalidMessage`` for headers of a MIME object that Python takes long to fold.
+
+    Those of the parts in it count as well. Short lines of ASCII are not folded.
+    """
+    counted = Counter[str]()
+    for inner in part.walk():
+        for name, value in inner.raw_items():
+            text = f"{name}: {value}"
+            counted["headers"] += 1
+            if not text.isascii() or any(len(it) > _LONGEST_LINE for it in text.splitlines()):
+                kind = _KINDS.get(name.lower(), "text")
+                counted[kind] += len(text) * (1 if text.isascii() else _DEARER)
+    for kind, most in _MOST_FOLDED.items():
+        if counted[kind] > most:
+            raise InvalidMessage(
+                f"The headers of the attached {part.get_content_type()} are too long to be written "
+                f"soon ({kind}: {counted[kind]}, at most {most}; characters that are not ASCII "
+                f"count as {_DEARER}): shorten them, or attach it as bytes of the type "
+                "application/octet-stream."
+            )

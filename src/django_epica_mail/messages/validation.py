@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import mimetypes
 import re
+from email import message_from_bytes
 from email import policy as policies
 from email.headerregistry import AddressHeader, UnstructuredHeader
 from email.message import Message, MIMEPart
@@ -27,6 +28,7 @@ from django.core.mail import (
 )
 from django.core.mail import message as django_mail
 from django.core.mail.backends import smtp
+from django.utils.encoding import force_bytes
 from django.utils.functional import Promise
 
 from django_epica_mail.exceptions import InvalidHeader, InvalidMessage
@@ -286,19 +288,17 @@ def _write_risky_headers(message: EmailMessage, mime: Message) -> None:
 
 
 def _check_part(part: Message) -> None:
-    """Raise for headers of a MIME object that Django's SMTP backend could not write."""
+    """Raise for headers of a MIME object that Django's SMTP backend could not write soon."""
+    bounds.check_folding(part)
     for inner in part.walk():
         policy = policies.SMTP if django.VERSION >= (6, 0) else inner.policy
+        of = f"of the attached {inner.get_content_type()}"
         for name, value in inner.raw_items():
             bounds.check_length(f"header {name!r} of an attached part", value, bounds.MAX_HEADER)
-            what = f"the header {name!r} of the attached {inner.get_content_type()}"
-            with _as_invalid_message(what):
+            with _as_invalid_message(f"the header {name!r} {of}"):
                 folded = policy.fold_binary(name, value)
             if _UNFOLDED_NEWLINE.search(folded.rstrip(b"\r\n")):
-                raise InvalidHeader(
-                    f"Headers cannot contain newlines: {name!r} of the attached "
-                    f"{inner.get_content_type()}."
-                )
+                raise InvalidHeader(f"Headers cannot contain newlines: {name!r} {of}.")
 
 
 def _attachment(item: Any) -> Attachment:
@@ -326,7 +326,23 @@ def _attachment(item: Any) -> Attachment:
             content = content.decode()
         except UnicodeDecodeError:
             mimetype = DEFAULT_ATTACHMENT_MIME_TYPE
+    if mimetype.startswith("message/") and isinstance(content, (str, bytes)):
+        wire = force_bytes(content, errors="surrogatepass")
+        if not _may_be_parsed(wire):  # it is attached as the file that it is
+            content, mimetype = wire, DEFAULT_ATTACHMENT_MIME_TYPE
     return EmailAttachment(filename, content, mimetype)
+
+
+def _may_be_parsed(wire: bytes) -> bool:
+    """Return whether Django, which parses a message in bytes and writes it anew, can do so soon."""
+    try:
+        bounds.check_parsing(wire)
+        parsed = message_from_bytes(wire)
+        bounds.check_depth(parsed)
+        _check_part(parsed)
+    except Exception:  # noqa: BLE001 - it may be anybody's
+        return False
+    return True
 
 
 def _attachment_content(content: Any, mimetype: str, filename: str | None) -> Any:

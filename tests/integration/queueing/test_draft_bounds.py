@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta, timezone
+from email import message_from_bytes, policy
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from typing import Any
@@ -152,3 +153,52 @@ def test_html_to_be_rewritten_has_a_bound(smtp, epica_mail, settings) -> None:
     settings.ROOT_URLCONF = (path("mail/", include("django_epica_mail.urls")),)
     with pytest.raises(InvalidMessage, match="HTML of a mail with tracked links"):
         outbox.enqueue(mail, transport="smtp", track_opens=True)
+
+
+HOSTILE_LETTERS = {
+    "not ASCII": b"To: " + "é ".encode() * 6_000,
+    "quotation marks": b"To: " + b'"' * 40_000,
+    "on short lines": b"To: " + b"\r\n ".join([b'"' * 70] * 500),
+    "in a part": b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
+    + b"--b\r\nTo: %s\r\n\r\nx\r\n" % ("é ".encode() * 200) * 30
+    + b"--b--",
+    "one that fails": b"MIME-Version: " + b"(" * 500,
+    "many headers": b"X: y\r\n" * 30_000 + b"Z: z",
+}
+
+
+@pytest.mark.parametrize("letter", HOSTILE_LETTERS.values(), ids=HOSTILE_LETTERS)
+def test_an_uploaded_letter_that_takes_long_to_parse_is_sent_as_a_file(
+    smtp, deliver, letter
+) -> None:
+    letter += b"\r\n\r\nBody\r\n"
+    mail = message()
+    mail.attach("letter.eml", letter)  # as a site does with what somebody has uploaded
+    started = time.process_time()
+    outbox.enqueue(mail, transport="smtp")
+    assert deliver() == 1
+    assert time.process_time() - started < 4  # seconds; before, minutes to hours in the worker
+    (_, part) = message_from_bytes(smtp.accepted[0].content).get_payload()
+    assert part.get_content_type() == "application/octet-stream"
+    assert part.get_filename() == "letter.eml"
+    assert part.get_payload(decode=True) == letter
+
+
+def test_an_ordinary_letter_is_sent_as_a_letter(smtp, deliver) -> None:
+    names = b", ".join(b"Name %d <n%d@example.com>" % (it, it) for it in range(60))
+    letter = b"From: =?utf-8?q?=C3=A7?= <c@example.com>\r\nTo: " + names + b"\r\n\r\nB\r\n"
+    mail = message()
+    mail.attach("letter.eml", letter)
+    outbox.enqueue(mail, transport="smtp")
+    assert deliver() == 1
+    assert b"Content-Type: message/rfc822" in smtp.accepted[0].content
+
+
+def test_a_part_whose_headers_take_long_to_fold_is_refused(smtp) -> None:
+    mail = message()
+    letter = HOSTILE_LETTERS["in a part"] + b"\r\n"
+    mail.attachments.append(message_from_bytes(letter, policy=policy.default))
+    started = time.process_time()
+    with pytest.raises(InvalidMessage, match="too long to be written soon"):
+        outbox.enqueue(mail, transport="smtp")
+    assert time.process_time() - started < 1
