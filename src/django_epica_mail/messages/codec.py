@@ -207,7 +207,8 @@ def without_recipients(
     form = _read(envelope, place)
     with _as_unreadable():
         _leave_out(form, is_left_out)
-    return encryption.reseal(json.dumps(form, allow_nan=False), envelope)
+        left = json.dumps(form, allow_nan=False)
+    return encryption.reseal(left, envelope)
 
 
 def _leave_out(form: dict[str, Any], is_left_out: Callable[[str], bool]) -> None:
@@ -319,7 +320,7 @@ def _unpack(form: Mapping[str, Any], fetch: Fetch) -> EmailMessage:
             for content, mimetype in form.get("alternatives", ())
         ]
     if "recipients" in form:
-        vars(message)["recipients"] = partial(list, tagged_json.decode(form["recipients"]))
+        vars(message)["recipients"] = partial(list, list(tagged_json.decode(form["recipients"])))
     return message
 
 

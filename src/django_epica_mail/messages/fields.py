@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 HEADER_FIELDS = ("subject", "from_email", "to", "cc", "bcc", "reply_to", "extra_headers")
 FIELDS = (*HEADER_FIELDS, "body", "content_subtype", "encoding")
 
+_ADDRESS_LISTS = ("to", "cc", "bcc", "reply_to")
 _NO_STR_FALLBACK = ("content_subtype", "encoding")
 """Fields that must have a JSON form; a value of any other field may be stored as its ``str()``."""
 _HEADERS_READ_BY_NAME = ("From", "To", "Cc", "Reply-To")
@@ -72,8 +73,15 @@ def pack_fields(message: EmailMessage, names: Iterable[str]) -> dict[str, Any]:
 
 
 def unpack(form: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message's attributes from their JSON form, adapted to this version of Django."""
+    """Return a message's attributes from their JSON form, adapted to this version of Django.
+
+    Raises ``TypeError`` and ``LookupError`` if lists of addresses or the headers are not what they
+    are in a message: whoever reads them must not fail.
+    """
     state: dict[str, Any] = {name: tagged_json.decode(value) for name, value in form.items()}
+    for name in _ADDRESS_LISTS:
+        iter(state[name] or ())
+    state["extra_headers"] = dict(state["extra_headers"])
     if django.VERSION >= (6, 0):  # drop what only Django 5.2 supports
         if isinstance(state["encoding"], Charset):
             state["encoding"] = state["encoding"].get_output_charset()

@@ -96,7 +96,7 @@ def _content(log: EmailLog, using: str) -> dict[str, Any]:
     files = log.attachments.using(using).filter(digest__in=log.attached_digests())
     return {
         "subject": str(message.subject),
-        "body": message.body,
+        "body": None if message.body is None else str(message.body),
         "alternatives": [
             {"type": it[1], "content": str(it[0])} for it in getattr(message, "alternatives", ())
         ],

@@ -321,3 +321,38 @@ def test_an_envelope_that_somebody_has_damaged_stops_nothing(
     other.refresh_from_db()
     assert (hurt.status in ("failed", "retrying"), other.status) == (True, "sent")
     assert [it.recipients for it in smtp.accepted] == [("to@example.com",)]
+
+
+FIELDS: list[tuple[str, Any]] = [
+    *(("reply_to", it) for it in (5, True, {"$": "float", "v": "nan"})),
+    *(("extra_headers", it) for it in (5, "x", ["x"], [[1]])),
+    ("body", {"$": "dict", "v": [[{"$": "tuple", "v": []}, 1]]}),
+    ("x", float("nan")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), FIELDS, ids=str)
+def test_a_field_of_a_message_that_somebody_has_damaged_stops_nothing(
+    smtp, deliver, name, value
+) -> None:
+    hurt, other, waiting = (
+        outbox.enqueue(
+            EmailMessage("S", "B", None, ["ann@example.com", "bob@example.com"]),
+            transport="smtp",
+            send_at=send_at,
+        )
+        for send_at in (None, None, timezone.now() + timedelta(days=1))
+    )
+    deliver()
+    for log in (hurt, waiting):
+        form = json.loads(log.envelope)
+        form["state"][name] = value
+        EmailLog.objects.filter(pk=log.pk).update(envelope=json.dumps(form))
+    found = json.dumps(export(Person("ann@example.com")), default=str)
+    assert all(str(it.pk) in found for it in (hurt, other, waiting))
+    assert str(other.pk) not in erase(Person("ann@example.com"), dry_run=True)["unreadable"]
+    again = outbox.send_again([hurt.pk, other.pk])
+    assert len(again) in (1, 2)
+    done = erase(Person("ann@example.com"))
+    assert {str(it.pk) for it in (hurt, other)}.isdisjoint(done["left"])
+    assert "ann@" not in "".join(EmailLog.objects.get(pk=other.pk).envelope)
