@@ -43,7 +43,7 @@ def export(person: Person, *, advance: Advance = lambda done, total: None) -> di
     of_app = models.Q(content_type__app_label="epica_mail")
     return {
         "address": person.addresses[0],
-        "mails": [_mail(it, person, using) for it in found if it.roles],
+        "mails": list(filter(None, (_mail(it, person, using) for it in found if it.roles))),
         "unreadable": [str(it.id) for it in found if not it.is_readable],
         "unfinished_batches": [str(pk) for pk in unfinished_batches(person, using)],
         "events": list(EmailEvent.objects.using(using).filter(theirs).values()),
@@ -60,8 +60,11 @@ def export(person: Person, *, advance: Advance = lambda done, total: None) -> di
     }
 
 
-def _mail(found: Found, person: Person, using: str) -> dict[str, Any]:
-    log = EmailLog.objects.using(using).get(pk=found.id)
+def _mail(found: Found, person: Person, using: str) -> dict[str, Any] | None:
+    """Return what the tables have about a mail; ``None`` if it was deleted since it was found."""
+    log = EmailLog.objects.using(using).filter(pk=found.id).first()
+    if log is None:
+        return None
     about: dict[str, Any] = {
         "id": str(log.pk),
         "roles": sorted(found.roles),

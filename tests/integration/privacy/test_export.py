@@ -233,3 +233,12 @@ def test_the_attachments_of_another_mail_are_not_listed(smtp) -> None:
     own.attachments.add(*victims.attachments.all())
     (mail,) = export()["mails"]
     assert [it["filename"] for it in mail["content"]["attachments"]] == ["a.bin"]
+
+
+def test_a_mail_that_is_deleted_meanwhile_does_not_end_an_export(smtp) -> None:
+    gone, kept = queue(ADDRESS), queue(ADDRESS)
+
+    def clean_up(done: int, total: int) -> None:
+        EmailLog.objects.filter(pk=gone.pk).delete()
+
+    assert [it["id"] for it in export(advance=clean_up)["mails"]] == [str(kept.pk)]
