@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from io import StringIO
 
 _SIGNS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -59,3 +59,18 @@ def line(cells: Iterable[str], *, quotes_all: bool = False) -> str:
     writer = csv.writer(written, quoting=csv.QUOTE_ALL if quotes_all else csv.QUOTE_MINIMAL)
     writer.writerow(cells)
     return written.getvalue()
+
+
+def read(file: Iterable[str]) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Yield the number and the cells of each line, or the error of a line that is no CSV."""
+    # Python 3.10 cannot read a NUL; its replacement is not valid in an address either.
+    reader = csv.reader(line.replace("\0", "\N{REPLACEMENT CHARACTER}") for line in file)
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:  # a cell that is too long; the next line is read as usual
+            yield reader.line_num, error
+            continue
+        if cells is None:
+            return
+        yield reader.line_num, cells

@@ -39,8 +39,8 @@ _DIGEST_LENGTH = 64
 
 TABLE = Suppression._meta.db_table
 
-_FIRST_YEAR, _LAST_YEAR = 1, 9999
-"""Years whose edges some time zone cannot show."""
+_FIRST_YEAR, _LAST_YEAR = 2, 9998
+"""Years whose edges some time zone cannot show, or no column holds."""
 
 _COLUMN_ALIASES = {"email": "address", "e-mail": "address", "email address": "address"}
 
@@ -337,6 +337,8 @@ def read_csv(
         entries = []
         for number, cells in chunk:
             try:
+                if isinstance(cells, csv.Error):
+                    raise ValueError(f"The line is no CSV: {cells}.")
                 entries.append(_csv_entry(cells))
             except ValueError as error:
                 refused.append({"line": number, "reason": str(error)})
@@ -346,20 +348,24 @@ def read_csv(
     return ImportReport(added, done - added - len(refused), refused)
 
 
-def _csv_rows(file: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the number and the named cells of each line that is not empty."""
-    # Python 3.10 cannot read a NUL; its replacement is not valid in an address either.
-    reader = csv.reader(line.replace("\0", "\N{REPLACEMENT CHARACTER}") for line in file)
-    names = [name.strip().lower().lstrip("\ufeff") for name in next(reader, [])]
+def _csv_rows(file: Iterable[str]) -> Iterator[tuple[int, dict[str, str] | csv.Error]]:
+    """Yield the number and the named cells of each line that is not empty, or its error."""
+    lines = spreadsheets.read(file)
+    _, heading = next(lines, (0, []))
+    if isinstance(heading, csv.Error):
+        raise ValueError(f"The first line is no CSV: {heading}.")
+    names = [name.strip().lower().lstrip("\ufeff") for name in heading]
     names = [_COLUMN_ALIASES.get(name, name) for name in names]
     if not {"address", "digest"} & set(names):
         raise ValueError(
             f"The first line must name a column 'address'; it names {', '.join(names) or 'none'}."
         )
-    for cells in reader:
-        if any(cells):
+    for number, cells in lines:
+        if isinstance(cells, csv.Error):
+            yield number, cells
+        elif any(cells):
             values = (spreadsheets.unescape(cell.strip()) for cell in cells)
-            yield reader.line_num, dict(zip(names, values, strict=False))
+            yield number, dict(zip(names, values, strict=False))
 
 
 def _csv_entry(cells: Mapping[str, str]) -> Suppression:

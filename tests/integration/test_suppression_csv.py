@@ -71,6 +71,21 @@ def test_an_invalid_time_or_category_is_refused(line) -> None:
     assert (done.added, len(done.refused)) == (0, 1)
 
 
+def test_a_line_that_is_no_csv_is_refused_and_the_others_are_added() -> None:
+    lines = ["address,note\n", "a@example.com,x\n", f"b@example.com,{'n' * 200_000}\n"]
+    done = suppression.read_csv([*lines, "c@example.com,x\n"])
+    assert (done.added, [it["line"] for it in done.refused]) == (2, [3])
+    with pytest.raises(ValueError, match="first line"):
+        suppression.read_csv([f"address,{'n' * 200_000}\n"])
+
+
+@pytest.mark.parametrize("at", ["9998-12-31T23:59:59-12:00", "0002-01-01T00:00:00+14:00"])
+def test_a_time_that_no_database_stores_is_refused_and_the_others_are_added(at) -> None:
+    lines = ["address,expires_at\n", "a@example.com,\n", f"b@example.com,{at}\n"]
+    done = suppression.read_csv(lines)
+    assert (done.added, [it["line"] for it in done.refused]) == (1, [3])
+
+
 def test_a_long_file_is_read_in_chunks() -> None:
     lines = ["address\n", *(f"{number}@example.com\n" for number in range(1000))]
     seen: list[int] = []
