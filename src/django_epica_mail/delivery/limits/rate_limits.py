@@ -122,9 +122,13 @@ class _Budgets:
         return max(0, int(self.ask(lambda: self._stats(key).remaining)))
 
     def wait(self, key: str) -> float:
-        """Return the seconds until the oldest use of a budget expires."""
+        """Return the seconds until the oldest use of a budget expires.
+
+        At most those in which every use does: whoever can write to the store, or a host whose clock
+        is ahead, could otherwise put mail off for ever.
+        """
         reset = float(self.ask(lambda: self._stats(key).reset_time))
-        return max(0.01, reset - time.time())
+        return max(0.01, min(reset - time.time(), float(self.items[key].get_expiry())))
 
     def has(self, key: str, cost: int) -> bool:
         item, cost = self.items[key], self._bounded(key, cost)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from celery import current_app
 from django.core.exceptions import ImproperlyConfigured
 from django.db.models import F
+from django.utils import timezone
 
 from django_epica_mail import conf
 from django_epica_mail.delivery import claim
@@ -189,3 +191,20 @@ def test_a_rate_of_an_international_domain_counts_every_spelling(
     queue_mail("b@xn--bcher-kva.example")
     deliver()
     assert len(smtp.accepted) == 1
+
+
+def test_times_of_the_future_in_the_store_put_mail_off_no_longer_than_the_rate_lasts(
+    smtp, queue_mail, deliver, budgets
+) -> None:
+    budgets(**{"@example.com": "1/h"})
+    assert rate_limits.take("smtp", ["a@example.com"]) is None
+    current: Any = rate_limits._current()
+    for uses in current._window.storage.events.values():
+        for use in uses:
+            use.atime = use.expiry = 1e13  # as somebody has written it
+    limited, other = queue_mail("b@example.com"), queue_mail("c@example.net")
+    deliver()
+    for row in (limited, other):
+        row.refresh_from_db()
+    assert (limited.status, other.status) == ("queued", "sent")
+    assert limited.due_at < timezone.now() + timedelta(hours=2.1)
