@@ -129,3 +129,12 @@ def is_passing(error: Error) -> bool:
     sqlstate = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
     number = error.args[0] if error.args else None
     return sqlstate in _PASSING_SQLSTATES or number in _PASSING_MYSQL_ERRORS
+
+
+def words_of(error: Error) -> str:
+    """Return what may be logged of a database error: its class, and the constraint that it names.
+
+    Its own words may quote the whole row, with addresses, subject and content.
+    """
+    constraint = getattr(getattr(error.__cause__, "diag", None), "constraint_name", None)
+    return f"{type(error).__name__}, {constraint}" if constraint else type(error).__name__

@@ -26,6 +26,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods, require_safe
 
 from django_epica_mail import conf, suppression
+from django_epica_mail.exceptions import words_of
 from django_epica_mail.messages.addresses import canonical, masked
 from django_epica_mail.monitoring.health import Check, HealthReport, examine
 from django_epica_mail.monitoring.metrics import exposition
@@ -101,8 +102,8 @@ def _record_visit(request: HttpRequest, email_id: UUID, kind: Kind, url: str = "
     )
     try:
         events.record_visit(visit)
-    except DatabaseError:
-        logger.exception("A visit to e-mail %s could not be recorded.", email_id)
+    except DatabaseError as error:  # without its traceback, which may show the row
+        logger.error("A visit to e-mail %s could not be recorded (%s).", email_id, words_of(error))
 
 
 def client_ip(request: HttpRequest) -> str | None:

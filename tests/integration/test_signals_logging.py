@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import traceback
+from types import SimpleNamespace
 
 import pytest
+from django.db import IntegrityError
+from django.test import RequestFactory
 
 from devservers.smtp_faults import drop, refuse
-from django_epica_mail import outbox, signals
+from django_epica_mail import maintenance, outbox, signals, views
+from django_epica_mail.models import EmailEvent
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +84,30 @@ def test_addresses_in_replies_are_never_logged(smtp, queue_mail, deliver, travel
     assert len(_of(log, caplog)) == 3
     texts = [f"{record.getMessage()} {vars(record)}" for record in caplog.records]
     assert not [text for text in texts if "secret" in text]
+
+
+def refused_row(*_: object, **__: object) -> None:
+    """Fail as PostgreSQL does if a row breaks a constraint."""
+    cause = Exception("x")
+    cause.diag = SimpleNamespace(constraint_name="epica_mail_mail_times")  # type: ignore[attr-defined]
+    row = "Failing row contains (ann@example.com, Secret subject)."
+    raise IntegrityError(row) from cause
+
+
+@pytest.mark.django_db(transaction=True)  # in one, the sweep raises at once
+def test_a_row_that_the_database_refuses_is_not_logged(
+    smtp, queue_mail, deliver, monkeypatch, caplog
+) -> None:
+    log = queue_mail("ann@example.com", subject="Secret subject")
+    monkeypatch.setattr("django_epica_mail.delivery.settle.settle", refused_row)
+    deliver()
+    monkeypatch.setattr(maintenance, "give_up_overdue", refused_row)
+    with pytest.raises(IntegrityError) as refused:
+        maintenance.dispatch()  # which Celery logs
+    monkeypatch.setattr("django_epica_mail.tracking.events.record_visit", refused_row)
+    views._record_visit(RequestFactory().get("/"), log.pk, EmailEvent.Kind.OPENED)
+    told = caplog.text + "".join(traceback.format_exception(refused.value))
+    assert "ann@" not in told
+    assert "Secret" not in told
+    assert told.count("IntegrityError, epica_mail_mail_times") == 2
+    assert str(log.pk) in caplog.text

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from django.db import Error, connections
 
-from django_epica_mail.exceptions import is_passing
+from django_epica_mail.exceptions import is_passing, words_of
 
 T = TypeVar("T")
 
@@ -68,10 +68,17 @@ class Errors:
         if not isinstance(error, Exception) or not self.is_of_one(error):
             return False
         logger.error("A part of the sweep failed (%s); the others go on.", type(error).__name__)
-        self._first = self._first or error
+        self._first = self._first or _without_row(error)
         return True
 
     def raise_first(self) -> None:
         """Raise the first error, if any."""
         if self._first is not None:
             raise self._first
+
+
+def _without_row(error: Exception) -> Exception:
+    """Return an error of which the log of a task shows no row that the database has refused."""
+    if not isinstance(error, Error) or error.__cause__ is None or is_passing(error):
+        return error
+    return type(error)(words_of(error))

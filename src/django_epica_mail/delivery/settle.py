@@ -17,7 +17,7 @@ from django_epica_mail.delivery.batch import Batch
 from django_epica_mail.delivery.claim import PATIENCE, Claiming
 from django_epica_mail.delivery.db_retry import retry_on_database_errors
 from django_epica_mail.delivery.outcome import Outcome
-from django_epica_mail.exceptions import is_passing
+from django_epica_mail.exceptions import is_passing, words_of
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient, bounds
 from django_epica_mail.queueing.dequeue import Accepted
@@ -124,7 +124,11 @@ class Settler:
             except Error as error:
                 if is_passing(error):
                     raise
-                logger.exception("The outcome of e-mail %s cannot be stored.", outcome.mail.pk)
+                logger.error(  # without a traceback, which would show the row
+                    "The outcome of e-mail %s cannot be stored (%s).",
+                    outcome.mail.pk,
+                    words_of(error),
+                )
             self._close([outcome], moved)
 
     def _close(self, outcomes: Sequence[Outcome], moved: Sequence[Outcome]) -> None:
