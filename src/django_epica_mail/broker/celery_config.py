@@ -53,7 +53,11 @@ def queue_of(task: str) -> str:
 
 def _route(task: str) -> dict[str, Any]:
     app = app_or_default()
-    route: Any = app.amqp.router.lookup_route(task) if app.conf.task_routes else None
+    route: Any = None
+    if app.conf.task_routes:
+        # As for a call without arguments: a router function may read them, and the task.
+        called: Any = app.tasks.get(task)
+        route = app.amqp.router.lookup_route(task, (), {}, {}, called)
     if isinstance(route, str):
         return {"queue": route}
     found = dict(route or {})

@@ -66,6 +66,16 @@ def test_a_celery_route_may_name_a_queue_object(task_routes) -> None:
     assert celery_config.site_route(bulk=True)["queue"] == "mass"
 
 
+def test_a_router_function_is_asked_as_celery_asks_it(smtp, task_routes) -> None:
+    def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any) -> Any:
+        if kwargs.get("urgent") or options.get("urgent") or len(args) > 1:
+            return {"queue": "urgent"}
+        return {"queue": "mail"} if task.name == name == SINGLE_TASK else None
+
+    task_routes((route,))
+    assert (queue_one().queue, celery_config.site_queue(bulk=True)) == ("mail", "bulk_emails")
+
+
 def test_routes_of_other_tasks_leave_mail_alone(smtp, task_routes) -> None:
     task_routes({"shop.tasks.*": {"queue": "shop", "priority": 1}})
     for bulk in (False, True):
