@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import ipaddress
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -57,9 +58,12 @@ def uses_mailers() -> bool:
 def under_test() -> bool:
     """Return whether Django's test runner has replaced the site's mail backends with locmem.
 
-    Delivery then uses locmem too: no test of a site can send real mail.
+    Delivery then uses locmem too: no test of a site can send real mail. The outbox alone does not
+    show it: whatever opens the locmem backend makes one, in production too.
     """
-    return hasattr(mail, "outbox") and not conf.get().real_transports_in_tests
+    runner = getattr(sys.modules.get("django.test.utils"), "_TestState", None)
+    is_at_work = hasattr(runner, "saved_data") and hasattr(mail, "outbox")
+    return is_at_work and not conf.get().real_transports_in_tests
 
 
 def is_queue(spec: Mapping[str, Any]) -> bool:

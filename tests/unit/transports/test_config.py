@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
+from django.test.utils import _TestState
 
 from django_epica_mail.backends import EmailBackend
 from django_epica_mail.transports import config
@@ -110,6 +112,15 @@ def test_under_test_unless_real_transports_are_allowed(epica_mail) -> None:
 def test_not_under_test_without_the_runners_outbox(epica_mail, monkeypatch) -> None:
     epica_mail(REAL_TRANSPORTS_IN_TESTS=False)
     monkeypatch.delattr(mail, "outbox")
+    assert not config.under_test()
+
+
+def test_an_outbox_that_no_runner_made_is_no_test(epica_mail, monkeypatch) -> None:
+    epica_mail(REAL_TRANSPORTS_IN_TESTS=False)
+    monkeypatch.delattr(_TestState, "saved_data")
+    assert hasattr(mail, "outbox"), "as after opening the locmem backend in production"
+    assert not config.under_test()
+    monkeypatch.delitem(sys.modules, "django.test.utils")
     assert not config.under_test()
 
 
