@@ -26,6 +26,22 @@ from celery import current_app
 print(json.dumps(sorted(name for name in current_app.tasks if "epica" in name)))
 """
 
+MADE_LATE = """
+import os, sys, threading
+from types import SimpleNamespace
+os.environ["DJANGO_SETTINGS_MODULE"] = "late"
+sys.modules["late"] = SimpleNamespace(SECRET_KEY="s", INSTALLED_APPS=["django_epica_mail"])
+from django.core.wsgi import get_wsgi_application
+get_wsgi_application()
+from celery import Celery, shared_task
+app = Celery("shop")
+@shared_task
+def resize(): pass
+thread = threading.Thread(target=lambda: print(resize.app.main))
+thread.start()
+thread.join()
+"""
+
 
 def config() -> Any:
     return apps.get_app_config("epica_mail")
@@ -43,18 +59,27 @@ def receivers() -> dict[str, int]:
     return {name: len(signal.receivers) for name, signal in connected.items()}
 
 
-def test_a_process_that_only_sets_up_django_has_the_tasks() -> None:
+def run(script: str) -> str:
+    """Return what a script prints in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", INSTALLED],
+        [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},  # pytest added to it
         check=True,
         capture_output=True,
         text=True,
         timeout=60,
     )
-    names = json.loads(done.stdout)
+    return done.stdout
+
+
+def test_a_process_that_only_sets_up_django_has_the_tasks() -> None:
+    names = json.loads(run(INSTALLED))
     assert {entry["task"] for entry in schedule.SCHEDULE.values()} <= set(names)
     assert "django_epica_mail.tasks.deliver_emails" in names
+
+
+def test_a_celery_app_made_after_the_start_is_still_that_of_all_threads() -> None:
+    assert run(MADE_LATE).strip() == "shop", "the site's own tasks go to its own broker"
 
 
 def test_receivers_are_connected_once_however_often_the_app_is_ready() -> None:

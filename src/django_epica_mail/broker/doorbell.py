@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from celery import _state
 from celery.app import app_or_default
 from celery.exceptions import QueueNotFound
 from django.conf import settings
@@ -176,8 +177,13 @@ def ring_for_batch(batch_id: str, *, queue: str | None = None) -> bool:
 def prepare() -> None:
     """Import what this process's first ring needs, so that no request has to wait for it.
 
-    Opens no connection, and leaves errors to the ring.
+    Opens no connection, and leaves errors to the ring. Does nothing before the site has made its
+    Celery app: asked now, Celery would make a default one, and the site's own would not become
+    that of all threads any more, for the site's own tasks either.
     """
+    made: Any = getattr(_state, "_get_active_apps", tuple)  # Celery's only list of them
+    if not made():
+        return
     with contextlib.suppress(Exception):
         _publisher(app_or_default())  # imports kombu's transport
         for module in _IMPORTED_BY_A_RING:
