@@ -204,6 +204,15 @@ def test_a_way_that_builds_differently_from_django_is_not_taken(
 
 
 @pytest.mark.usefixtures("fresh_choice")
+@pytest.mark.parametrize("charset", ["iso-8859-1", "us-ascii", "iso-8859-9"])
+def test_a_site_with_another_charset_sends_mail(settings: Any, charset: str) -> None:
+    settings.DEFAULT_CHARSET = charset
+    made = partial(simple_mail, subject="Order", body="Thank you.", from_email="shop@example.com")
+    made = partial(made, alternatives=[], extra_headers={"Message-ID": ID, "Date": "x"})
+    assert wire.build(made()) == raw.render(made())
+
+
+@pytest.mark.usefixtures("fresh_choice")
 def test_the_choice_takes_little_time() -> None:
     wire.chosen_way()
     wire.chosen_way.cache_clear()
