@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from celery import Task, shared_task
+from celery import Task, current_task, shared_task
 from celery.signals import (
     worker_init,
     worker_process_shutdown,
@@ -256,8 +256,12 @@ def _drop_dead_connections() -> None:
     """Close database connections that broke or became too old since the last task.
 
     Django does the same around a request. Connections in a transaction are left open, because tests
-    call tasks inside one.
+    call tasks inside one, and so are all in a task that runs in its caller's process, eagerly or
+    called as a function: the caller goes on using them.
     """
+    task: Any = current_task
+    if not task or task.request.is_eager or task.request.called_directly:
+        return
     for connection in connections.all(initialized_only=True):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()

@@ -7,7 +7,9 @@ from datetime import timedelta
 
 import pytest
 from celery import current_app
+from celery.app.trace import trace_task
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
+from django.db import connection
 from django.utils import timezone
 
 from devservers.smtp_faults import refuse
@@ -44,6 +46,19 @@ def test_a_ring_delivers_only_the_due_mail_of_its_queue(smtp, queue_mail) -> Non
     assert tasks.deliver_emails("emails") == 0, "a repeated ring finds nothing to send"
     assert tasks.deliver_emails("bulk_emails", rung_at=0.0) == 1
     assert len(smtp.accepted) == 2
+
+
+def test_only_a_message_to_a_worker_drops_old_connections(transactional_db, monkeypatch) -> None:
+    dropped: list[str] = []
+    monkeypatch.setattr(
+        connection, "close_if_unusable_or_obsolete", lambda: dropped.append(connection.alias)
+    )
+    tasks.deliver_emails("emails")
+    tasks.deliver_emails.apply(args=("emails",))
+    assert dropped == [], "the caller goes on using its connection"
+    task = current_app.tasks[tasks.deliver_emails.name]
+    trace_task(task, "1", ("emails",), {}, request={"id": "1"}, app=task.app)
+    assert dropped == ["default"]
 
 
 def test_the_sweep_rescues_and_rings(smtp, queue_mail, rings) -> None:
