@@ -51,14 +51,17 @@ mailbox for bounces every 5 min."""
 def offer(sender: AppConfig, using: str, **_: Any) -> None:
     """Add missing entries to django-celery-beat's tables. A receiver of ``post_migrate``.
 
-    An existing entry of the same name is left unchanged, because a person may have edited it.
+    An existing entry of the same name is left unchanged, because a person may have edited it. Only
+    the database that beat reads gets them.
     """
     if not apps.is_installed("django_celery_beat"):
         return
-    from django.db import connections
+    from django.db import connections, router
     from django_celery_beat.models import PeriodicTask
 
     table = PeriodicTask._meta.db_table
+    if using != router.db_for_write(PeriodicTask):
+        return
     if table not in connections[using].introspection.table_names():
         return  # its migrations have not run yet; this is called again after them
     for name, entry in SCHEDULE.items():

@@ -109,6 +109,11 @@ def test_edited_entries_stay_and_deleted_ones_return(beat) -> None:
     assert beat.PeriodicTask.objects.count() == len(SCHEDULE)
 
 
+def test_only_the_database_that_beat_reads_gets_the_entries(beat) -> None:
+    schedule.offer(SITE, "other")
+    assert not beat.PeriodicTask.objects.exists()
+
+
 def test_an_interval_of_the_site_is_used_again(beat) -> None:
     own = beat.IntervalSchedule.objects.create(every=5, period="seconds")
     schedule.offer(SITE, "default")
