@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from django.core.mail.backends.base import BaseEmailBackend
 from django.db import DatabaseError, router, transaction
 from django.views.decorators.debug import sensitive_variables
 
+from django_epica_mail.messages import bounds
 from django_epica_mail.models import EmailLog
 from django_epica_mail.queueing import enqueue
 from django_epica_mail.routing import Options
@@ -68,17 +70,20 @@ class EmailBackend(BaseEmailBackend):
         """Queue all of the messages or none, and return how many were queued.
 
         A message that cannot be sent raises the same exception as in Django's SMTP backend, even
-        with ``fail_silently``. Database errors are raised without it.
+        with ``fail_silently``. Database errors are raised without it. A subject that is too long is
+        cut: Django's error reports have the whole text of a log line as theirs, and a log line must
+        not raise.
         """
         if _reporting.get():
             # AdminEmailHandler is mailing our own report that the outbox failed.
             return 0
+        messages = map(_with_short_subject, email_messages or ())
         if not self.fail_silently:
-            return enqueue.enqueue_all(email_messages or (), self.options)
+            return enqueue.enqueue_all(messages, self.options)
         try:
             # A failed insert must leave the caller's transaction usable.
             with transaction.atomic(using=router.db_for_write(EmailLog)):
-                return enqueue.enqueue_all(email_messages or (), self.options)
+                return enqueue.enqueue_all(messages, self.options)
         except DatabaseError as error:
             self._report(error)
             return 0
@@ -93,3 +98,18 @@ class EmailBackend(BaseEmailBackend):
             )
         finally:
             _reporting.reset(token)
+
+
+def _with_short_subject(message: EmailMessage) -> EmailMessage:
+    """Return a message, or a copy of it whose subject is cut to ``MAX_SUBJECT`` characters."""
+    subject = str(message.subject)
+    if len(subject) <= bounds.MAX_SUBJECT:
+        return message
+    short = copy.copy(message)
+    short.subject = subject[: bounds.MAX_SUBJECT]
+    logger.warning(
+        "The subject of a mail has %s characters; it is cut to %s.",
+        len(subject),
+        bounds.MAX_SUBJECT,
+    )
+    return short

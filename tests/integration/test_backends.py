@@ -137,6 +137,30 @@ def test_the_report_of_an_enqueue_error_is_not_queued(broken_database, settings,
     assert len(calls) == 2, "once for the mail and once for the report, which is not stored"
 
 
+@pytest.mark.parametrize("text", ["x" * 2000, "\u015f " * 20_000], ids=["long", "very long"])
+def test_a_long_log_line_is_reported_and_does_not_raise(smtp, settings, caplog, text) -> None:
+    settings.ADMINS = (
+        ["admin@example.com"] if django.VERSION >= (6, 0) else [("Admin", "admin@example.com")]
+    )
+    handler = AdminEmailHandler()
+    logger = logging.getLogger("shop")
+    logger.addHandler(handler)
+    try:
+        logger.error("The bank answered: %s", text)
+    finally:
+        logger.removeHandler(handler)
+    subject = EmailLog.objects.get().subject
+    assert len(subject) == 998
+    assert "The bank answered: " in subject
+    assert "it is cut to 998" in caplog.text
+
+
+def test_the_callers_own_subject_is_not_cut(backend) -> None:
+    long = EmailMessage("x" * 2000, "Body", None, ["to@example.com"])
+    assert backend.send_messages([long]) == 1
+    assert len(long.subject) == 2000
+
+
 @pytest.mark.parametrize("name", ["username", "password", "host", "api_key"])
 def test_credentials_are_refused_naming_the_alternative(name) -> None:
     with pytest.raises(ImproperlyConfigured, match=rf"'{name}'.*TRANSPORTS"):
