@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import logging
+import os
 from collections.abc import Iterable
-from contextvars import ContextVar
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
-from django.db import DatabaseError, router, transaction
+from django.db import Error, connections, router, transaction
 from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail.messages import bounds
@@ -80,16 +83,31 @@ class EmailBackend(BaseEmailBackend):
         messages = map(_with_short_subject, email_messages or ())
         if not self.fail_silently:
             return enqueue.enqueue_all(messages, self.options)
+        if not _is_in_event_loop():
+            return self._queue_silently(messages)
+        # Django reports errors this way, and a log line in a coroutine must not raise. The thread
+        # has a connection and a transaction of its own.
+        with ThreadPoolExecutor(1) as threads:
+            work = threads.submit(copy_context().run, self._queue_and_close, list(messages))
+            return work.result()
+
+    def _queue_silently(self, messages: Iterable[EmailMessage]) -> int:
         try:
             # A failed insert must leave the caller's transaction usable.
             with transaction.atomic(using=router.db_for_write(EmailLog)):
                 return enqueue.enqueue_all(messages, self.options)
-        except DatabaseError as error:
+        except Error as error:
             self._report(error)
             return 0
 
+    def _queue_and_close(self, messages: Iterable[EmailMessage]) -> int:
+        try:
+            return self._queue_silently(messages)
+        finally:
+            connections[router.db_for_write(EmailLog)].close()
+
     @staticmethod
-    def _report(error: DatabaseError) -> None:
+    def _report(error: Error) -> None:
         token = _reporting.set(True)
         try:
             logger.error(
@@ -98,6 +116,15 @@ class EmailBackend(BaseEmailBackend):
             )
         finally:
             _reporting.reset(token)
+
+
+def _is_in_event_loop() -> bool:
+    """Return whether Django refuses to use the database here, as ``async_unsafe`` decides it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
 
 
 def _with_short_subject(message: EmailMessage) -> EmailMessage:

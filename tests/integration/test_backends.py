@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from unittest import mock
 
@@ -10,7 +11,7 @@ import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage, send_mail
-from django.db import OperationalError, connection, transaction
+from django.db import InterfaceError, OperationalError, connection, connections, transaction
 from django.utils.log import AdminEmailHandler
 
 from django_epica_mail.backends import EmailBackend
@@ -112,6 +113,28 @@ def test_fail_silently_leaves_the_callers_transaction_usable(broken_database, ca
         assert EmailLog.objects.count() == 0
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert "to@example.com" not in record.getMessage()
+
+
+def test_fail_silently_hides_a_connection_that_the_driver_has_lost(monkeypatch, caplog) -> None:
+    def fail(*args, **kwargs):
+        raise InterfaceError("connection already closed")
+
+    monkeypatch.setattr(enqueue, "insert_drafts", fail)
+    assert EmailBackend(fail_silently=True, transport="smtp").send_messages([message()]) == 0
+    assert "the database refused it (InterfaceError)" in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_log_line_in_a_coroutine_is_reported(monkeypatch) -> None:
+    # Otherwise the thread's connection to SQLite in memory stays open.
+    wrapper = type(connections["default"])
+    monkeypatch.setattr(wrapper, "is_in_memory_db", lambda _: False, raising=False)
+
+    async def view() -> int:
+        return EmailBackend(fail_silently=True, transport="smtp").send_messages([message()])
+
+    assert asyncio.run(view()) == 1
+    assert EmailLog.objects.get().subject == "Subject"
 
 
 def test_the_report_of_an_enqueue_error_is_not_queued(broken_database, settings, smtp) -> None:
