@@ -219,8 +219,10 @@ def _difference(model: type[Model], using: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a driver's value as one that can be compared: psycopg wraps JSON in an object."""
-    return getattr(value, "obj", value)
+    """Return a driver's value as one that can be compared: psycopg wraps JSON and bytes in objects,
+    with other names in its versions 3 and 2.
+    """
+    return getattr(value, "obj", getattr(value, "adapted", value))
 
 
 def _sample(model: type[Model]) -> Model:

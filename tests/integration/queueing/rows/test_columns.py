@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,6 +38,11 @@ def test_every_model_is_written_as_django_writes_it(caplog) -> None:
     assert [columns._difference(model, "default") for model in MODELS] == [""] * 3
     assert all(columns.writes_like_django(model, "default") for model in MODELS)
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("name", ["obj", "adapted"], ids=["psycopg", "psycopg2"])
+def test_a_value_that_the_driver_wraps_is_compared_itself(name: str) -> None:
+    assert columns._plain(SimpleNamespace(**{name: ["ş"]})) == ["ş"]
 
 
 @pytest.mark.parametrize(
