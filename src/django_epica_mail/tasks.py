@@ -39,7 +39,14 @@ from django_epica_mail.tracking.bounces import mailbox
 from django_epica_mail.transports import connection as transport_connection
 from django_epica_mail.transports import wire
 
-_OPTIONS: dict[str, Any] = {"acks_late": False, "ignore_result": True, "max_retries": 0}
+# A rate of 0 is no limit, and keeps away CELERY_TASK_DEFAULT_RATE_LIMIT, which is for the site's
+# own tasks: rings would pile up, and all mail would be limited. An annotation still counts.
+_OPTIONS: dict[str, Any] = {
+    "acks_late": False,
+    "ignore_result": True,
+    "max_retries": 0,
+    "rate_limit": 0,
+}
 _DELIVERY: dict[str, Any] = {**_OPTIONS, "Request": broker_trust.DeliveryRequest}
 _REST = timedelta(minutes=1)
 """For how long ``retry_failed_emails`` leaves mail alone that has failed."""

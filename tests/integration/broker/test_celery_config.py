@@ -123,6 +123,22 @@ def test_a_rate_that_is_none_is_named(monkeypatch) -> None:
     assert "rate_limit of django_epica_mail.tasks.send_email_task" in str(rate_limits.problem())
 
 
+def test_the_default_rate_of_the_sites_tasks_is_no_limit_of_mail(monkeypatch) -> None:
+    app = Celery("site", set_as_current=False)
+    app.conf.task_default_rate_limit = "100/m"
+    monkeypatch.setattr(celery_config, "app_or_default", lambda: app)
+    ours = [task for name, task in app.tasks.items() if name.startswith("django_epica_mail.")]
+    assert {task.rate_limit for task in ours} == {0}
+    assert celery_config.site_rate() is None
+
+
+def test_an_annotation_for_single_mail_is_its_limit(monkeypatch) -> None:
+    app = Celery("site", set_as_current=False)
+    app.conf.task_annotations = {SINGLE_TASK: {"rate_limit": "10/m"}}
+    monkeypatch.setattr(celery_config, "app_or_default", lambda: app)
+    assert celery_config.site_rate() == "10/m"
+
+
 def test_an_app_without_our_tasks_has_no_rate(monkeypatch) -> None:
     app = Celery("empty", set_as_current=False)
     monkeypatch.setattr(celery_config, "app_or_default", lambda: app)
