@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -18,7 +19,8 @@ from django.contrib.auth.decorators import login_not_required
 from django.core.signing import BadSignature, SignatureExpired
 from django.db import DatabaseError, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
-from django.shortcuts import render
+from django.template import TemplateDoesNotExist, loader
+from django.template.backends.django import DjangoTemplates
 from django.utils.crypto import constant_time_compare
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
@@ -78,14 +80,14 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
     try:
         email_id, url = links.read_click(token)
     except SignatureExpired:
-        return _private(render(request, _LINK_TEMPLATE, {"state": "expired"}, status=410))
+        return _private(_page(request, _LINK_TEMPLATE, {"state": "expired"}, status=410))
     except BadSignature:
         raise Http404 from None
     _record_visit(request, email_id, Kind.CLICKED, url)
     if links.leads_home(url):
         return _private(HttpResponseRedirect(url))
     context = {"state": "leaving", "url": url, "host": urlsplit(url).hostname}
-    return _private(render(request, _LINK_TEMPLATE, context))
+    return _private(_page(request, _LINK_TEMPLATE, context))
 
 
 def _record_visit(request: HttpRequest, email_id: UUID, kind: Kind, url: str = "") -> None:
@@ -122,6 +124,25 @@ def client_ip(request: HttpRequest) -> str | None:
     except ValueError:
         return None
     return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def _page(
+    request: HttpRequest, template: str, context: dict[str, Any], *, status: int = 200
+) -> HttpResponse:
+    """Return a page, rendered by the site's engines or, if none finds its template, by our own.
+
+    None does on a site that has only Jinja2, say.
+    """
+    try:
+        content: str = loader.render_to_string(template, context, request)
+    except TemplateDoesNotExist:
+        content = _own_engine().get_template(template).render(context, request)
+    return HttpResponse(content, status=status)
+
+
+@cache
+def _own_engine() -> DjangoTemplates:
+    return DjangoTemplates({"NAME": "epica_mail", "DIRS": [], "APP_DIRS": True, "OPTIONS": {}})
 
 
 def _private(response: HttpResponse) -> HttpResponse:
@@ -230,14 +251,14 @@ def _preferences_page(
         "is_refused": state == "refused",
     }
     status = 429 if state == "refused" else 200  # RFC 6585, section 4
-    return _with_secret_url(render(request, _PREFERENCES_TEMPLATE, context, status=status))
+    return _with_secret_url(_page(request, _PREFERENCES_TEMPLATE, context, status=status))
 
 
 def _unsubscribe_page(
     request: HttpRequest, state: str, category: str, *, status: int = 200
 ) -> HttpResponse:
     context = {"state": state, "category": category}
-    return _with_secret_url(render(request, _UNSUBSCRIBE_TEMPLATE, context, status=status))
+    return _with_secret_url(_page(request, _UNSUBSCRIBE_TEMPLATE, context, status=status))
 
 
 def _with_secret_url(response: HttpResponse) -> HttpResponse:

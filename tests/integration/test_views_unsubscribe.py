@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.core import signing
@@ -73,6 +74,17 @@ def test_a_post_without_cookies_unsubscribes(site, smtp, deliver, browser) -> No
     deliver()
     again.refresh_from_db()
     assert again.status == "suppressed"
+
+
+def test_the_pages_need_no_engine_of_the_site(site, settings, browser) -> None:
+    settings.TEMPLATES = [
+        {"BACKEND": "django.template.backends.jinja2.Jinja2", "APP_DIRS": True},
+    ]
+    page = urlsplit(links.unsubscribe_url("to@example.com", "news")).path
+    shown = browser.get(page)
+    assert (shown.status_code, b'<form method="post"' in shown.content) == (200, True)
+    assert browser.post(page, ONE_CLICK).status_code == 200
+    assert suppression.is_suppressed("to@example.com", "news")
 
 
 def test_unsubscribing_twice_has_the_effect_of_once(site, smtp, deliver, browser) -> None:
