@@ -13,6 +13,7 @@ from datetime import datetime
 from functools import cached_property, partial
 from itertools import count
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections, router
 
 from django_epica_mail import conf
@@ -43,8 +44,17 @@ failure."""
 
 
 def database() -> str:
-    """Return the alias of the database that holds the queue."""
-    return router.db_for_write(EmailLog)
+    """Return the alias of the database that holds the queue.
+
+    Raises ``ImproperlyConfigured`` if nothing is committed there: what was sent would be due again.
+    """
+    using = router.db_for_write(EmailLog)
+    if not connections[using].settings_dict["AUTOCOMMIT"]:
+        raise ImproperlyConfigured(
+            f"Mail cannot be sent with DATABASES[{using!r}]['AUTOCOMMIT'] = False, because its "
+            "outcome is never committed: remove it (see epica_mail.E010)."
+        )
+    return using
 
 
 def claim(queue: str, *, starts: ScanStarts | None = None) -> Batch | None:

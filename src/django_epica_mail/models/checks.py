@@ -86,6 +86,13 @@ def check_database() -> Iterator[CheckMessage]:
 
 
 def _check_transactions(using: str) -> Iterator[CheckMessage]:
+    if not connections[using].settings_dict["AUTOCOMMIT"]:
+        yield Error(
+            f"DATABASES[{using!r}]['AUTOCOMMIT'] is False: nothing that a worker records would be "
+            "committed, and each mail would be sent again and again. So no worker sends any.",
+            hint="Remove it, or route epica_mail to another database.",
+            id="epica_mail.E010",
+        )
     if using != DEFAULT_DB_ALIAS:
         yield checks.Warning(
             f"Mail is stored in the database {using!r}, outside the transactions of "

@@ -7,10 +7,12 @@ from datetime import timedelta
 
 import pytest
 from django.core.checks import ERROR
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections
 from django.utils import timezone
 
 from django_epica_mail import outbox
+from django_epica_mail.delivery import worker
 from django_epica_mail.models import EmailLog, checks
 
 
@@ -99,3 +101,14 @@ def test_tables_in_the_schema_of_each_tenant_are_refused(db, settings, given, se
         assert (message.id, message.level) == ("epica_mail.E009", ERROR)
         assert message.msg.startswith(f"{setting} lists")
         assert "SHARED_APPS alone" in str(message.hint)
+
+
+def test_a_database_that_commits_nothing_sends_nothing(smtp, queue_mail, monkeypatch) -> None:
+    queue_mail()
+    monkeypatch.setitem(connection.settings_dict, "AUTOCOMMIT", False)
+    assert [it.id for it in checks.check_database()] == ["epica_mail.E010"]
+    with pytest.raises(ImproperlyConfigured, match="AUTOCOMMIT"):
+        worker.deliver("emails")
+    with pytest.raises(ImproperlyConfigured, match="AUTOCOMMIT"):
+        worker.deliver_one(EmailLog.objects.get().pk)
+    assert smtp.accepted == []
