@@ -21,6 +21,7 @@ from django_epica_mail.messages import bounds
 from django_epica_mail.models import EmailLog
 from django_epica_mail.queueing import enqueue
 from django_epica_mail.routing import Options
+from django_epica_mail.transports import config
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,12 @@ class EmailBackend(BaseEmailBackend):
         retry: Any = None,
         **kwargs: Any,
     ) -> None:
-        refused = [name for name in _CONNECTION_OPTIONS if kwargs.get(name)]
+        refused = [
+            name
+            for name in _CONNECTION_OPTIONS
+            # Much code repeats the site's own account in each call, which asks for nothing.
+            if (value := kwargs.get(name)) and not config.has_option(transport, name, value)
+        ]
         if refused:
             given_as = _GIVEN_AS.get(refused[0], "")
             raise ImproperlyConfigured(

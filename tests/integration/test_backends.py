@@ -10,7 +10,7 @@ import django
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
-from django.core.mail import EmailMessage, send_mail
+from django.core.mail import EmailMessage, get_connection, send_mail
 from django.db import InterfaceError, OperationalError, connection, connections, transaction
 from django.utils.log import AdminEmailHandler
 
@@ -242,3 +242,33 @@ def test_credentials_in_send_mail_raise_an_error_that_names_them(db, settings) -
     settings.EMAIL_BACKEND = "django_epica_mail.backends.EmailBackend"
     with pytest.raises(ImproperlyConfigured, match="'username', the auth_user of send_mail"):
         send_mail("S", "M", None, ["a@example.com"], auth_user="u", auth_password="secret")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+@pytest.mark.parametrize("style", ["EMAIL_BACKEND", "TRANSPORTS", "MAILERS"])
+def test_the_sites_own_account_in_a_call_is_no_other_account(db, settings, style) -> None:
+    account = {"username": "shop", "password": "secret"}
+    server = {**account, "host": "smtp.example.com", "port": 587, "use_tls": True}
+    smtp = {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": server}
+    queue = {"BACKEND": "django_epica_mail.backends.EmailBackend"}
+    if style == "MAILERS":
+        if django.VERSION < (6, 1):
+            pytest.skip("MAILERS came with Django 6.1")
+        settings.MAILERS = {"default": {**queue, "OPTIONS": {"transport": "smtp"}}, "smtp": smtp}
+    else:
+        if hasattr(settings, "MAILERS"):
+            del settings.MAILERS
+        settings.EMAIL_BACKEND = queue["BACKEND"]
+        if style == "TRANSPORTS":
+            settings.EPICA_MAIL = {**settings.EPICA_MAIL, "TRANSPORTS": {"smtp": smtp}}
+        else:
+            settings.EMAIL_HOST_USER, settings.EMAIL_HOST_PASSWORD = account.values()
+            settings.EMAIL_HOST, settings.EMAIL_PORT = "smtp.example.com", 587
+            settings.EMAIL_USE_TLS = True
+    account = {"auth_user": "shop", "auth_password": "secret"}
+    assert send_mail("S", "M", None, ["a@example.com"], **account) == 1
+    assert get_connection(**{**server, "port": "587"}).send_messages([message()]) == 1
+    for name in ("username", "password", "host", "port"):
+        with pytest.raises(ImproperlyConfigured, match=f"'{name}'"):
+            get_connection(**{**server, name: "1"})
+    assert EmailLog.objects.count() == 2

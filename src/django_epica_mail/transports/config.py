@@ -198,6 +198,21 @@ def unencrypted_logins() -> Iterator[tuple[str, str]]:
             yield alias, host
 
 
+def has_option(transport: str | None, name: str, value: object) -> bool:
+    """Return whether a transport connects with this value of an option already.
+
+    ``transport`` is by default that of a mail that names none. Only options of SMTP are compared.
+    """
+    try:
+        spec = specs()[transport or default_alias()]
+        backend = import_string(spec.get("BACKEND", DJANGO_SMTP))
+        is_smtp = issubclass(backend, import_string(DJANGO_SMTP))
+    except (ImproperlyConfigured, ImportError, KeyError):
+        return False
+    own = _smtp_option(spec.get("OPTIONS", {}), name) if name in _SETTING_OF_OPTION else None
+    return is_smtp and own is not None and str(own) == str(value)
+
+
 def _smtp_option(options: Mapping[str, Any], name: str) -> Any:
     if options.get(name) is not None or uses_mailers():
         return options.get(name)
