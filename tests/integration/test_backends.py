@@ -12,6 +12,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage, get_connection, send_mail
 from django.db import InterfaceError, OperationalError, connection, connections, transaction
+from django.utils.functional import SimpleLazyObject
 from django.utils.log import AdminEmailHandler
 
 from django_epica_mail.backends import EmailBackend
@@ -272,3 +273,25 @@ def test_the_sites_own_account_in_a_call_is_no_other_account(db, settings, style
         with pytest.raises(ImproperlyConfigured, match=f"'{name}'"):
             get_connection(**{**server, name: "1"})
     assert EmailLog.objects.count() == 2
+
+
+def test_everything_that_is_evaluated_lazily_is_queued(smtp, deliver) -> None:
+    def later(value):
+        return SimpleLazyObject(lambda: value)
+
+    mail = EmailMessage(
+        later("Subject"),
+        later("Body"),
+        later("shop@example.com"),
+        [later("a@example.com")],
+        cc=[later("Bo <b@example.com>")],
+        reply_to=[later("r@example.com")],
+        headers={"X-Order": later("7")},
+        attachments=[(later("a.txt"), later("text"), later("text/plain"))],
+    )
+    assert EmailBackend(transport="smtp").send_messages([mail]) == 1
+    deliver()
+    (sent,) = smtp.accepted
+    assert sorted(sent.recipients) == ["a@example.com", "b@example.com"]
+    for line in (b"Subject: Subject", b"From: shop@example.com", b"X-Order: 7", b'name="a.txt"'):
+        assert line in sent.content

@@ -41,12 +41,13 @@ def is_plain(address: object) -> bool:
 
     ``False`` only means that Django has to decide.
     """
-    return isinstance(address, str) and _PLAIN.fullmatch(address) is not None
+    # A SimpleLazyObject may be an instance of str, but no pattern takes it.
+    return isinstance(address, str) and _PLAIN.fullmatch(str(address)) is not None
 
 
 def is_plain_and_bare(address: object) -> bool:
     """Return whether an address is plain and has no display name."""
-    return isinstance(address, str) and _PLAIN_BARE.fullmatch(address) is not None
+    return isinstance(address, str) and _PLAIN_BARE.fullmatch(str(address)) is not None
 
 
 def canonical(address: object) -> str:

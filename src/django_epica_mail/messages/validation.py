@@ -29,7 +29,7 @@ from django.core.mail import (
 from django.core.mail import message as django_mail
 from django.core.mail.backends import smtp
 from django.utils.encoding import force_bytes
-from django.utils.functional import Promise
+from django.utils.functional import LazyObject, Promise
 
 from django_epica_mail.exceptions import InvalidHeader, InvalidMessage
 from django_epica_mail.messages import addresses, bounds
@@ -350,6 +350,8 @@ def _attachment_content(content: Any, mimetype: str, filename: str | None) -> An
         return bytes(content)
     if isinstance(content, Promise):
         return str(content)
+    if isinstance(content, LazyObject):
+        _, (content,) = content.__reduce__()  # what it stands for
     is_message = mimetype.startswith("message/") and isinstance(content, (EmailMessage, Message))
     if is_message or isinstance(content, (str, bytes)):
         return content
@@ -387,7 +389,7 @@ def _media_type(mimetype: Any, owner: str) -> str:
 
 
 def _single_line(value: Any, what: str) -> str:
-    if isinstance(value, Promise):
+    if isinstance(value, (Promise, LazyObject)):
         value = str(value)
     if not isinstance(value, str):
         raise InvalidMessage(f"The {what} is {value!r}: pass a str.")

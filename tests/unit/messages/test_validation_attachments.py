@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from django.core.mail import EmailAlternative, EmailMessage
-from django.utils.functional import lazystr
+from django.utils.functional import SimpleLazyObject, lazystr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +16,10 @@ from tests import corpus
 
 names = st.none() | st.sampled_from(["a.txt", "a.csv", "a.pdf", "a.html.gz", "a", "ğ.json"])
 types = st.sampled_from(["text/plain", "text/csv; x=y", "application/pdf", "message/rfc822", None])
+
+
+def later(value: Any) -> SimpleLazyObject:
+    return SimpleLazyObject(lambda: value)
 
 
 @given(names, st.text() | st.binary(), types)
@@ -41,8 +45,10 @@ def test_a_tuple_becomes_what_attach_would_make_of_it(
         (("a.pdf", memoryview(b"%PDF")), ("a.pdf", b"%PDF", "application/pdf")),
         ((lazystr("a.txt"), lazystr("text")), ("a.txt", "text", "text/plain")),
         (("a", "text", lazystr("text/html")), ("a", "text", "text/html")),
+        ((later("a.txt"), later("text")), ("a.txt", "text", "text/plain")),
+        ((later("a.pdf"), later(b"%PDF")), ("a.pdf", b"%PDF", "application/pdf")),
     ],
-    ids=range(7),
+    ids=range(9),
 )
 def test_short_lazy_and_buffer_forms_are_accepted(item: Any, expected: Any) -> None:
     message = EmailMessage()
