@@ -375,6 +375,5 @@ def announce_moves(move: lifecycle.Move, ids: Iterable[uuid.UUID]) -> None:
 def _may_have_been_sent(outcome: Outcome) -> bool:
     """Return whether an e-mail that is not ``sent`` may have been accepted by some attempt."""
     failure = outcome.decision.failure
-    if failure is None:
-        return False
-    return failure.kind in retry.LOST or outcome.mail.attempts > 0
+    is_in_doubt = failure is not None and failure.kind in retry.LOST
+    return outcome.target is not Status.SENT and (is_in_doubt or outcome.mail.attempts > 0)

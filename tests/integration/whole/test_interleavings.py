@@ -227,6 +227,23 @@ def test_a_mail_known_to_have_arrived_is_not_sent_again(
     assert worker.deliver("emails") == 0
 
 
+def test_a_mail_known_to_have_arrived_is_not_sent_again_after_a_limit_refused_it(
+    smtp, queue_mail, travel
+) -> None:
+    """The proof comes while a worker holds the mail, which a rate limit then refuses."""
+    log = queue_mail(on_unknown="resend")
+    claimed()
+    travel(minutes=5)
+    maintenance.rescue()
+    batch = claimed()
+    events.record(delivered(log))
+    settler = Settler(batch.using)
+    settler.add(Outcome(batch.mails[0].row, None, Decision(moves=(lifecycle.RELEASE,))))
+    settler.flush()
+    assert EmailLog.objects.get().status == "sent"
+    assert worker.deliver("emails") == 0
+
+
 @pytest.mark.parametrize("on_unknown", ["hold", "resend", "fail"])
 def test_proof_for_one_recipient_does_not_lose_another(
     smtp, queue_mail, deliver, travel, on_unknown
