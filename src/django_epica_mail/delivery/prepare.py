@@ -385,9 +385,11 @@ def _suppressed(mail: ClaimedMail, loader: MessageLoader) -> Outcome:
 
 def _unsent(mail: ClaimedMail, loader: MessageLoader, failure: Failure) -> Outcome:
     """Return the outcome of an e-mail that is not sent to its outstanding recipients at all."""
+    failure = Failure(kind=failure.kind, reply=replies.reply_text(failure.reply))
+    held_back = loader.held_back(mail.row)
     if loader.was_accepted(mail.row):
         decision = Decision(moves=(lifecycle.SUCCEED,))
-    else:
-        failure = Failure(kind=failure.kind, reply=replies.reply_text(failure.reply))
-        decision = Decision(moves=(lifecycle.SUPPRESS,), failure=failure)
-    return Outcome(mail.row, None, decision, held_back=loader.held_back(mail.row))
+        stopped = dict.fromkeys(loader.outstanding(mail.row), failure.reply)
+        return Outcome(mail.row, None, decision, held_back={**stopped, **held_back})
+    decision = Decision(moves=(lifecycle.SUPPRESS,), failure=failure)
+    return Outcome(mail.row, None, decision, held_back=held_back)

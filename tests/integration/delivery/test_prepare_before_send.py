@@ -119,6 +119,9 @@ def test_a_veto_of_the_rest_leaves_partly_accepted_mail_sent(
     log.refresh_from_db()
     assert log.status == "sent"
     assert len(smtp.accepted) == 1
+    stopped, reached = log.recipients.order_by("position")
+    assert (stopped.get_outcome_display(), stopped.reply) == ("suppressed", "no more")
+    assert (reached.get_outcome_display(), reached.reply) == ("accepted", "")
 
 
 def test_a_vetoed_mail_is_credited_with_no_attempt(smtp, queue_mail, deliver, hook, travel) -> None:
