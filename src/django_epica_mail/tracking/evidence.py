@@ -155,18 +155,20 @@ def _decide(mail: EmailLog, move: lifecycle.Move, using: str) -> bool:
     if move is lifecycle.SUCCEED:
         return events.succeed(mail, using)
     rows = EmailLog.objects.using(using)
+    unknown = rows.filter(status=Status.UNKNOWN)  # an event or a person may have decided meanwhile
     with transaction.atomic(using=using):
         if move is lifecycle.RESEND:
-            is_moved = rows.move(move, [mail.pk], due_at=clock.now())
+            is_moved = unknown.move(move, [mail.pk], due_at=clock.now())
             doorbell.ring_on_commit(mail.queue, using=using)
         else:
             recipients = EmailRecipient.objects.using(using).filter(email=mail)
             if recipients.filter(outcome=EmailRecipient.Outcome.ACCEPTED).exists():
                 move = lifecycle.SUCCEED  # for these; an earlier attempt was accepted
+            is_moved = unknown.move(move, [mail.pk], finished_at=clock.now())
+            if is_moved and move is lifecycle.SUCCEED:
                 recipients.filter(outcome="").update(
                     outcome=EmailRecipient.Outcome.REFUSED, reply=mail.reply
                 )
-            is_moved = rows.move(move, [mail.pk], finished_at=clock.now())
             if is_moved and mail.forgets_content(move.target, mail.failure_kind):
                 rows.forget_content([mail.pk])
         if is_moved:

@@ -204,6 +204,33 @@ def test_what_was_accepted_for_others_before_does_not_fail(
     assert (log.status, list(outcomes)) == ("sent", ["accepted", "refused"])
 
 
+def test_what_a_person_decides_while_the_site_is_asked_refuses_no_recipient(
+    smtp, queue_mail, deliver, says, travel, epica_mail, monkeypatch
+) -> None:
+    epica_mail(MAX_RETRIES=1)
+    says("refused")
+    smtp.inject(refuse("rcpt", 450, "4.2.1 busy", recipient="slow@example.com".__eq__, times=1))
+    log = queue_mail("fast@example.com", "slow@example.com")
+    deliver()
+    smtp.inject(drop("content", times=1))
+    travel(minutes=6)
+    deliver()
+    ask = evidence.ask
+
+    def ask_and_decide(mail: EmailLog) -> Any:
+        answer = ask(mail)
+        assert outbox.decide([mail.pk], "resend") == 1
+        return answer
+
+    monkeypatch.setattr(evidence, "ask", ask_and_decide)
+    travel(minutes=20)
+    assert evidence.resolve() == 0
+    deliver()
+    log.refresh_from_db()
+    assert (log.status, log.recipients.filter(outcome="refused").count()) == ("sent", 0)
+    assert smtp.accepted[-1].recipients == ("slow@example.com",)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
