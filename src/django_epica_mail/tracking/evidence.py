@@ -65,7 +65,8 @@ def _due(using: str) -> list[Any]:
     rows = EmailLog.objects.using(using).filter(
         failure_kind__in=LOST, finished_at=None, status=Status.UNKNOWN, due_at__lte=clock.now()
     )
-    rows = rows.exclude(failure_kind=Kind.POISON)  # set apart for a person
+    is_set_apart = Q(failure_kind=Kind.POISON) & ~Q(on_unknown=EmailLog.IfUnknown.FAIL)
+    rows = rows.exclude(is_set_apart)  # for a person
     if conf.get().evidence is None:
         rows = rows.exclude(on_unknown=EmailLog.IfUnknown.HOLD)  # only evidence could move it
     attempts = DeliveryAttempt.objects.using(using).order_by("number")
@@ -92,7 +93,9 @@ def _resolve(mail: Any, using: str) -> bool:
     move = retry.resolve(
         evidence,
         mail.on_unknown,
-        is_over=mail.too_old or mail.tries > mail.max_retries,
+        is_over=mail.too_old
+        or mail.tries > mail.max_retries
+        or mail.failure_kind == Kind.POISON,  # it would end a third worker
         is_patient=waited < settings.evidence_wait,
     )
     if move is None or not _decide(mail, move, using):

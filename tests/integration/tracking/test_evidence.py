@@ -21,6 +21,7 @@ from django.utils import timezone
 from devservers.http_service import HTTPService
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import maintenance, outbox
+from django_epica_mail.delivery import claim
 from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog, EmailRecipient
 from django_epica_mail.tracking import events, evidence
 
@@ -354,6 +355,29 @@ def test_the_worked_example_asks_the_provider(
         assert evidence.resolve() == 1
     log.refresh_from_db()
     assert (log.status, resolved()) == (status, words)
+
+
+@pytest.mark.parametrize(
+    ("said", "status"), [("accepted", "sent"), ("refused", "failed"), ("unknown", "failed")]
+)
+def test_a_mail_that_ended_its_worker_twice_fails_if_its_policy_says_so(
+    smtp, queue_mail, says, travel, said: str, status: str
+) -> None:
+    says("refused")
+    log = queue_mail(on_unknown="fail")
+    assert claim.claim("emails") is not None
+    travel(minutes=5)
+    assert maintenance.rescue() == 1
+    assert evidence.resolve() == 1
+    assert claim.claim("emails") is not None
+    travel(minutes=5)
+    assert maintenance.rescue() == 1
+    log.refresh_from_db()
+    assert (log.status, log.failure_kind) == ("unknown", "poison")
+    says(said)
+    assert evidence.resolve() == 1
+    log.refresh_from_db()
+    assert log.status == status
 
 
 def test_content_ends_with_the_decision(smtp, deliver, says, travel) -> None:
