@@ -166,6 +166,15 @@ class Result:
     limited: frozenset[int] = frozenset()
     """Those of ``refused`` that the server may accept in a transaction of their own."""
 
+    @property
+    def doubt(self) -> Failure | None:
+        """Why it is unknown whether some recipients were accepted; ``None`` if all are known.
+
+        Others may have been accepted, in a transaction of their own.
+        """
+        failures = (self.failure, *self.refused.values())
+        return next((it for it in failures if it is not None and it.kind in LOST), None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -300,8 +309,7 @@ def conclude(
     if result.failure is not None:
         decision = _after_failure(result.failure, policy)
         if result.failure.kind in LOST:
-            for_now = {p: it for p, it in result.refused.items() if p not in refused_for_good}
-            decision = replace(decision, not_accepted=for_now)
+            decision = replace(decision, not_accepted=_refused_for_now(result))
         if decision.moves[-1].target is not lifecycle.Status.FAILED:
             return replace(decision, refused=refused_for_good)
         refused = {p: result.refused.get(p, result.failure) for p in outstanding}
@@ -313,10 +321,19 @@ def conclude(
         decision = _after_failure(mildest(result.refused.values()), policy)
         if decision.moves[-1].target is not lifecycle.Status.FAILED:
             accepted = frozenset(outstanding).difference(result.refused)
-            return replace(decision, accepted=accepted, refused=refused_for_good)
+            not_accepted = _refused_for_now(result) if result.doubt else {}
+            return replace(
+                decision, accepted=accepted, refused=refused_for_good, not_accepted=not_accepted
+            )
         moves = (*decision.moves[:-1], lifecycle.SUCCEED)
         return Decision(moves=moves, refused=result.refused)
     return Decision(moves=(lifecycle.SUCCEED,), refused=result.refused)
+
+
+def _refused_for_now(result: Result) -> dict[int, Failure]:
+    """Return the refusals of recipients that may be accepted later, and surely are not yet."""
+    decided = (Kind.PERMANENT, *LOST)
+    return {position: it for position, it in result.refused.items() if it.kind not in decided}
 
 
 def _after_failure(failure: Failure, policy: Policy) -> Decision:

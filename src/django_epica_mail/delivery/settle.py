@@ -330,7 +330,7 @@ def _accepted(outcome: Outcome) -> Accepted:
 
 
 def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:
-    failure = result.failure
+    failure = result.doubt or result.failure
     return DeliveryAttempt(
         email=mail,
         number=mail.attempts + 1,
@@ -339,7 +339,7 @@ def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:
         created_at=clock.now(),
         seconds=result.seconds,
         failure_kind=failure.kind if failure else "",
-        code=result.code,
+        code=failure.code if failure else result.code,
         reply=failure.reply if failure else result.reply,
         provider_id=result.provider_id,
     )

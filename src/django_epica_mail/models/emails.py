@@ -551,7 +551,7 @@ class DeliveryAttempt(Row):
     worker = CopyCharField(_("worker"), max_length=255)
     created_at = Moment(_("recorded at"))
     seconds = Amount(_("seconds"), null=True, blank=True)
-    #: Empty if the server accepted the mail for every recipient of the attempt.
+    #: Empty if the server accepted the mail for some recipients, and no other is in doubt.
     failure_kind = models.CharField(_("failure"), max_length=16, choices=Kind, blank=True)
     code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
     reply = CopyTextField(_("server's reply"), blank=True)

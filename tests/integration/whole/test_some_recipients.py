@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from devservers.smtp_faults import drop, refuse
+from devservers.smtp_faults import Drop, Reply, Rule, drop, refuse
 from django_epica_mail import clock, maintenance, outbox
 from django_epica_mail.delivery import claim
 from django_epica_mail.delivery.batch import Batch
@@ -237,3 +237,34 @@ def test_an_answer_after_the_next_claim_is_not_written(smtp, queue_mail, travel)
     assert following is not None
     settle(batch, Result(refused={1: Failure(kind=Kind.TRANSIENT, code=450)}, seconds=0.1), 2)
     assert outcomes(log) == ("sending", ["", ""])
+
+
+@pytest.fixture
+def one_in_doubt(smtp, queue_mail, deliver) -> EmailLog:
+    """Send a mail in three transactions: a has it, b was refused for now, c is in doubt."""
+    smtp.inject(refuse("rcpt", 450, times=1, recipient=B.__eq__))
+    limit = Reply(552, "5.5.3 Too many recipients")
+    smtp.inject(Rule("rcpt", limit, lambda session: len(session.recipients) >= 1))
+    smtp.inject(Rule("content", Drop(accepted=True), lambda session: session.accepted == 1, 1))
+    log: EmailLog = queue_mail(A, B, C, on_unknown="resend")
+    deliver()
+    assert sent_to(smtp) == [(A,), (C,)]
+    assert outcomes(log) == ("retrying", ["accepted", "", ""])
+    return log
+
+
+def test_proof_for_whom_a_later_transaction_left_in_doubt_is_believed(
+    smtp, one_in_doubt, deliver, travel
+) -> None:
+    report_delivery(one_in_doubt, C)
+    assert outcomes(one_in_doubt) == ("retrying", ["accepted", "", "accepted"])
+    travel(minutes=6)
+    deliver()
+    assert sent_to(smtp)[2:] == [(B,)]
+    assert outcomes(one_in_doubt)[0] == "sent"
+
+
+def test_whom_a_later_transaction_left_in_doubt_does_not_fail_over(one_in_doubt) -> None:
+    [attempt] = one_in_doubt.delivery_attempts.all()
+    assert (attempt.failure_kind, attempt.code) == ("unknown", None)
+    assert not EmailLog.objects.surely_not_accepted().exists()
