@@ -22,7 +22,7 @@ from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailRecipient, bounds
 from django_epica_mail.queueing.dequeue import Accepted
 from django_epica_mail.queueing.rows import sql
-from django_epica_mail.retry import Kind, Result
+from django_epica_mail.retry import Result
 from django_epica_mail.tracking import events
 from django_epica_mail.tracking.bounces import incoming
 
@@ -196,7 +196,7 @@ _LATE_MOVES = {
 def _settle_alike(outcomes: list[Outcome], token: uuid.UUID, using: str) -> list[Outcome]:
     ids = [outcome.mail.pk for outcome in outcomes]
     held = EmailLog.objects.using(using).filter(status=Status.SENDING)
-    if held.move(lifecycle.SUCCEED, ids, token=token, **_values(outcomes[0], using)) == len(ids):
+    if held.move(lifecycle.SUCCEED, ids, token=token, **_values(outcomes[0])) == len(ids):
         return outcomes
     rows = EmailLog.objects.using(using).filter(pk__in=ids, lease_token=token).order_by()
     statuses = dict(rows.values_list("pk", "status"))
@@ -220,7 +220,7 @@ def _settle_late(
     """
     move = _LATE_MOVES.get((Status(status), outcome.target)) if status else None
     rows, mail = EmailLog.objects.using(using).filter(status=status), outcome.mail
-    values = _values(outcome, using)
+    values = _values(outcome)
     if outcome.result is not None:
         values["attempts"] = mail.attempts + 1
         values["tries"] = Greatest("tries", mail.tries + int(outcome.decision.uses_try))
@@ -233,7 +233,7 @@ def _settle_one(outcome: Outcome, using: str) -> Outcome | None:
     """Write an outcome; return it as written, or ``None`` if the claim lost the e-mail."""
     rows, ids, token = EmailLog.objects.using(using), [outcome.mail.pk], _token(outcome)
     held, moves = rows.filter(status=Status.SENDING), outcome.decision.moves
-    values: list[dict[str, object]] = [*({} for _ in moves[1:]), _values(outcome, using)]
+    values: list[dict[str, object]] = [*({} for _ in moves[1:]), _values(outcome)]
     if held.move(moves[0], ids, token=token, **values[0]):
         for move, columns in zip(moves[1:], values[1:], strict=True):
             rows.move(move, ids, token=token, **columns)
@@ -279,9 +279,9 @@ def _written(outcome: Outcome) -> tuple[str, int, str]:
     return outcome.target, attempts + made, failure.kind if failure else ""
 
 
-def _values(outcome: Outcome, using: str) -> dict[str, object]:
+def _values(outcome: Outcome) -> dict[str, object]:
     """Return the columns that an outcome sets in addition to the status."""
-    mail, decision = outcome.mail, outcome.decision
+    decision = outcome.decision
     if decision.moves == (lifecycle.RELEASE,):  # as it was, and where it was in the queue
         return {"due_at": clock.now(decision.delay)} if decision.delay else {}
     failure = decision.failure
@@ -298,18 +298,9 @@ def _values(outcome: Outcome, using: str) -> dict[str, object]:
         values["due_at"] = clock.now(decision.delay)  # for the search for evidence
     if target in lifecycle.CLAIMABLE:
         values["due_at"] = clock.now(retry.jittered(decision.delay))
-        if failure is not None and failure.kind is Kind.OUTAGE and _may_fail_over(mail, using):
-            values.update(mail.failover(mail.fallbacks[0]))
     if target in lifecycle.FINAL:
         values["finished_at"] = clock.now()
     return values
-
-
-def _may_fail_over(mail: EmailLog, using: str) -> bool:
-    """Return whether another transport takes over an e-mail; asks about earlier attempts only."""
-    if not mail.attempts or not mail.fallbacks:
-        return bool(mail.fallbacks)
-    return EmailLog.objects.using(using).filter(pk=mail.pk).surely_not_accepted().exists()
 
 
 def _accepted(outcome: Outcome) -> Accepted:
