@@ -38,7 +38,10 @@ class Moment(Unseen, models.DateTimeField):  # type: ignore[type-arg]
     """A time that is read as one from ``EARLIEST`` to ``LATEST``."""
 
     def from_db_value(self, value: Any, expression: Any, connection: BaseDatabaseWrapper) -> Any:
-        """Return the time, or the nearest that is in bounds.
+        """Return the time, or the nearest that is in bounds, in UTC.
+
+        The driver returns times in the zone of the connection, ``DATABASES``' ``TIME_ZONE``. Python
+        subtracts and orders those of one zone by its clocks, which a summer time sets back.
 
         MariaDB's driver returns ``None`` for the day zero of its calendar, and SQLite's for text
         that is no time: that is ``EARLIEST`` in a column that holds no NULL.
@@ -48,7 +51,7 @@ class Moment(Unseen, models.DateTimeField):  # type: ignore[type-arg]
             return EARLIEST if is_damaged else None
         if value.tzinfo is None:
             return value  # with USE_TZ = False, which a check refuses
-        return min(max(value, EARLIEST), LATEST)
+        return min(max(value, EARLIEST), LATEST).astimezone(timezone.utc)
 
     def _is_own(self, expression: Any) -> bool:
         """Return whether an expression is this column itself, which is not NULL, of its table.

@@ -7,6 +7,7 @@ import math
 from datetime import datetime, timedelta, timezone
 from io import StringIO
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.apps import apps
@@ -37,6 +38,7 @@ TIMES = [
     if isinstance(field, models.DateTimeField)
 ]
 """Every column of times: the table and the column."""
+BERLIN = ZoneInfo("Europe/Berlin")
 ON_POSTGRESQL = pytest.mark.skipif(
     connection.vendor != "postgresql", reason="no other database stores such times"
 )
@@ -55,6 +57,20 @@ def test_every_time_is_read_as_one_that_leaves_room(at: datetime) -> None:
     assert read == at or not EARLIEST <= at <= LATEST
     assert (read - timedelta(days=366 * 300)).year < (read + timedelta(days=364)).year
     assert django_timezone.localtime(read)
+
+
+def test_times_of_a_connection_with_a_zone_are_told_apart_when_its_clocks_are_set_back() -> None:
+    before, after = (
+        Moment().from_db_value(
+            datetime(2026, 10, 25, hour, 30, tzinfo=timezone.utc).astimezone(BERLIN),
+            None,
+            connection,
+        )
+        for hour in (0, 1)
+    )
+    assert before < after
+    assert after - before == timedelta(hours=1)
+    assert after.hour == 1
 
 
 @given(st.floats() | st.integers() | st.text(), st.sampled_from([MOST_SMALL, MOST_BIG]))
