@@ -245,7 +245,10 @@ def _publish(
         )
         return False
     except QueueNotFound:
-        _say_queue_is_missing(queue)  # the broker is well, and other queues may be configured
+        # Raised before the broker is asked: the next caller finds out whether it is back.
+        with _bell.lock:
+            _bell.silent_until = now if was_silent else _bell.silent_until
+        _say_queue_is_missing(queue)
         return False
     except Exception as error:  # noqa: BLE001 - the mail is stored, and the sweep will ring
         with _bell.lock:

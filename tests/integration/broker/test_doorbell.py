@@ -230,6 +230,17 @@ def test_a_queue_that_is_not_configured_silences_no_other(redis, bell, celery, c
     assert "The queue typo is not in CELERY_TASK_QUEUES" in record.getMessage()
 
 
+def test_after_the_pause_a_queue_that_is_not_configured_silences_no_other(
+    redis, bell, celery
+) -> None:
+    queues = [Queue("celery"), Queue("emails")]
+    celery(redis.url(), task_create_missing_queues=False, task_queues=queues)
+    bell.silent_until = time.monotonic() - 0.001
+    assert doorbell.ring("a typo") is False, "each sweep rings for it first"
+    assert doorbell.ring("emails") is True
+    assert bell.silent_until == 0
+
+
 def test_a_ring_reaches_the_broker_that_is_alive(redis, bell, celery) -> None:
     celery(f"redis://127.0.0.1:{free_port()}/0;{redis.url()}")
     assert doorbell.ring("emails") is True
