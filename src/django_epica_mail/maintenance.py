@@ -332,7 +332,7 @@ def _forget_old_content(using: str) -> None:
             status__in=lifecycle.FINAL,
             finished_at__lt=clock.now(-timedelta(days=days)),
         )
-        rows = finished.exclude(envelope="").order_by("finished_at")
+        rows = unforgotten = finished.exclude(envelope="").order_by("finished_at")
         while portion := list(rows.values_list("pk", "finished_at")[:_CHUNK]):
             with transaction.atomic(using=using):
                 locked = finished.filter(pk__in=[pk for pk, _ in portion]).lock_ids(_CHUNK)
@@ -340,7 +340,7 @@ def _forget_old_content(using: str) -> None:
             # Skip those before from now on. A second less, because SQLite compares times as text
             # and its own have fewer digits than Django's.
             latest = max(at for _, at in portion if at is not None)
-            rows = rows.filter(finished_at__gte=latest - timedelta(seconds=1))
+            rows = unforgotten.filter(finished_at__gte=latest - timedelta(seconds=1))
 
 
 def _forget_old_reasons(age: timedelta, using: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections import Counter
 from datetime import datetime, timedelta
@@ -11,10 +12,11 @@ import pytest
 from cryptography.fernet import Fernet
 from django.core.mail import EmailMessage
 from django.db import DataError, connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from devservers.smtp_faults import refuse
-from django_epica_mail import maintenance, outbox, tasks
+from django_epica_mail import clock, maintenance, outbox, tasks
 from django_epica_mail.delivery import claim
 from django_epica_mail.models import (
     DeliveryAttempt,
@@ -286,6 +288,21 @@ def test_cleanup_deletes_content_sooner_than_rows(
     deliver()
     assert maintenance.cleanup() == 0
     assert [has_content(log) for log in (*old, young)] == [False] * 5 + [True]
+
+
+def test_statements_of_the_cleanup_do_not_grow(smtp, deliver, travel, epica_mail, monkeypatch):
+    """SQLite refuses a statement of a thousand conditions, and each has to be planned."""
+    monkeypatch.setattr(maintenance, "_CHUNK", 1)
+    epica_mail(KEEP_CONTENT_DAYS=7)
+    logs = [with_attachment() for _ in range(4)]
+    deliver()
+    for seconds, log in enumerate(logs):
+        EmailLog.objects.filter(pk=log.pk).update(finished_at=clock.now(-60 * seconds))
+    travel(days=8)
+    with CaptureQueriesContext(connection) as queries:
+        maintenance.cleanup()
+    assert not any(has_content(log) for log in logs)
+    assert max(len(re.findall("finished_at. >= ", it["sql"])) for it in queries) == 1
 
 
 FAR = datetime(9998, 12, 31, tzinfo=dt_timezone.utc)
