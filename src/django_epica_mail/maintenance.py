@@ -337,6 +337,8 @@ def _forget_old_content(using: str) -> None:
             with transaction.atomic(using=using):
                 locked = finished.filter(pk__in=[pk for pk, _ in portion]).lock_ids(_CHUNK)
                 EmailLog.objects.using(using).forget_content(locked)
+            if not locked:
+                break  # another transaction holds them: the next clean-up goes on
             # Skip those before from now on. A second less, because SQLite compares times as text
             # and its own have fewer digits than Django's.
             latest = max(at for _, at in portion if at is not None)

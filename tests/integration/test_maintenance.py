@@ -24,6 +24,7 @@ from django_epica_mail.models import (
     EmailAttachment,
     EmailBatch,
     EmailLog,
+    EmailQuerySet,
 )
 from django_epica_mail.models.bounds import LATEST
 from django_epica_mail.monitoring import backlog, health
@@ -303,6 +304,25 @@ def test_statements_of_the_cleanup_do_not_grow(smtp, deliver, travel, epica_mail
         maintenance.cleanup()
     assert not any(has_content(log) for log in logs)
     assert max(len(re.findall("finished_at. >= ", it["sql"])) for it in queries) == 1
+
+
+def test_the_cleanup_waits_for_no_row_that_another_transaction_holds(
+    smtp, deliver, travel, epica_mail, monkeypatch
+) -> None:
+    epica_mail(KEEP_CONTENT_DAYS=7)
+    log = with_attachment()
+    deliver()
+    travel(days=8)
+    asked = Counter[str]()
+
+    def lock_none(rows: EmailQuerySet, size: int) -> list[uuid.UUID]:
+        asked["times"] += 1
+        assert asked["times"] < 50, "it asks again and again"
+        return []
+
+    monkeypatch.setattr(EmailQuerySet, "lock_ids", lock_none)
+    maintenance.cleanup()
+    assert has_content(log)
 
 
 FAR = datetime(9998, 12, 31, tzinfo=dt_timezone.utc)
