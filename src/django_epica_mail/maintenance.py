@@ -71,7 +71,8 @@ def dispatch() -> dict[str, int]:
         done["overdue"] = give_up_overdue()
     with errors:
         for transport in gates.Gates(using).out_of_order():
-            done["rerouted"] += gates.reroute(transport, using)
+            with errors:
+                done["rerouted"] += gates.reroute(transport, using)
     with errors:
         for batch_id, queue in _unfinished_batches(using):
             done["rung"] += doorbell.ring_for_batch(str(batch_id), queue=queue or None)
@@ -79,11 +80,8 @@ def dispatch() -> dict[str, int]:
         mirror_results()
     with errors:
         for queue in queues(using):
-            if has_claimable(queue, using):
-                done["rung"] += doorbell.ring(queue)
-            DeliveryGate.objects.using(using).update_or_create(
-                scope=DeliveryGate.Scope.QUEUE, name=queue, defaults={"last_sweep_at": clock.now()}
-            )
+            with errors:
+                done["rung"] += _look_at(queue, using)
     with errors:
         evidence.resolve()  # after the rings: a site's function may take its time
     with errors:
@@ -230,6 +228,17 @@ def forget_given_up(using: str) -> int:
                 EmailLog.objects.using(using).forget_content(locked)
             count += len(locked)
     return count
+
+
+def _look_at(queue: str, using: str) -> bool:
+    """Ring for a queue if it has mail to claim, and note that it was swept; return whether a ring
+    was accepted.
+    """
+    has_rung = has_claimable(queue, using) and doorbell.ring(queue)
+    DeliveryGate.objects.using(using).update_or_create(
+        scope=DeliveryGate.Scope.QUEUE, name=queue, defaults={"last_sweep_at": clock.now()}
+    )
+    return has_rung
 
 
 def _unfinished_batches(using: str) -> list[tuple[uuid.UUID, str]]:

@@ -108,6 +108,26 @@ def test_a_part_of_the_sweep_that_fails_costs_no_ring(
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_queue_that_cannot_be_looked_at_keeps_no_other_from_its_ring(
+    smtp, queue_mail, rings, monkeypatch
+) -> None:
+    for queue in ("large", "later"):
+        queue_mail(queue=queue)
+    rings.clear()
+    real = maintenance.has_claimable
+
+    def look(queue: str, using: str) -> bool:
+        if queue == "large":
+            raise OperationalError("canceling statement due to statement timeout")
+        return real(queue, using)
+
+    monkeypatch.setattr(maintenance, "has_claimable", look)
+    with pytest.raises(OperationalError):
+        maintenance.dispatch()
+    assert rings == ["later"]
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_claim_that_cannot_be_rescued_keeps_no_other(
     smtp, queue_mail, travel, monkeypatch
 ) -> None:
