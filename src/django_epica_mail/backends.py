@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 from django.core.mail.backends.base import BaseEmailBackend
@@ -79,9 +80,9 @@ class EmailBackend(BaseEmailBackend):
         """Queue all of the messages or none, and return how many were queued.
 
         A message that cannot be sent raises the same exception as in Django's SMTP backend, even
-        with ``fail_silently``. Database errors are raised without it. A subject that is too long is
-        cut: Django's error reports have the whole text of a log line as theirs, and a log line must
-        not raise.
+        with ``fail_silently``. Database errors are raised without it. A report to ``ADMINS`` or
+        ``MANAGERS`` whose subject is too long gets a shorter one: ``AdminEmailHandler`` has the
+        whole text of a log line as subject, and a log line must not raise.
         """
         if _reporting.get():
             # AdminEmailHandler is mailing our own report that the outbox failed.
@@ -134,15 +135,22 @@ def _is_in_event_loop() -> bool:
 
 
 def _with_short_subject(message: EmailMessage) -> EmailMessage:
-    """Return a message, or a copy of it whose subject is cut to ``MAX_SUBJECT`` characters."""
+    """Return a message; for a report, a copy whose subject is cut to ``MAX_SUBJECT`` characters."""
     subject = str(message.subject)
-    if len(subject) <= bounds.MAX_SUBJECT:
+    if len(subject) <= bounds.MAX_SUBJECT or not _is_report(message):
         return message
     short = copy.copy(message)
     short.subject = subject[: bounds.MAX_SUBJECT]
     logger.warning(
-        "The subject of a mail has %s characters; it is cut to %s.",
+        "The subject of a report has %s characters; it is cut to %s.",
         len(subject),
         bounds.MAX_SUBJECT,
     )
     return short
+
+
+def _is_report(message: EmailMessage) -> bool:
+    """Return whether a message goes to nobody but ``ADMINS`` and ``MANAGERS``."""
+    # Django 5.2 has pairs of name and address.
+    staff = {it if isinstance(it, str) else it[1] for it in (*settings.ADMINS, *settings.MANAGERS)}
+    return set(message.recipients()) <= staff

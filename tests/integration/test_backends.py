@@ -16,6 +16,7 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.log import AdminEmailHandler
 
 from django_epica_mail.backends import EmailBackend
+from django_epica_mail.exceptions import InvalidMessage
 from django_epica_mail.models import EmailLog
 from django_epica_mail.queueing import enqueue
 
@@ -179,10 +180,17 @@ def test_a_long_log_line_is_reported_and_does_not_raise(smtp, settings, caplog, 
     assert "it is cut to 998" in caplog.text
 
 
-def test_the_callers_own_subject_is_not_cut(backend) -> None:
+def test_the_callers_own_message_keeps_its_subject(backend, settings) -> None:
+    settings.MANAGERS = ["to@example.com"] if django.VERSION >= (6, 0) else [("", "to@example.com")]
     long = EmailMessage("x" * 2000, "Body", None, ["to@example.com"])
     assert backend.send_messages([long]) == 1
     assert len(long.subject) == 2000
+
+
+def test_other_mail_with_such_a_subject_is_refused(backend) -> None:
+    long = EmailMessage("x" * 2000, "Body", None, ["to@example.com"])
+    with pytest.raises(InvalidMessage, match="The subject has 2000 characters"):
+        backend.send_messages([long])
 
 
 @pytest.mark.parametrize("name", ["username", "password", "host", "api_key"])
