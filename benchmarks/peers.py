@@ -36,6 +36,7 @@ _EPICA: dict[str, Any] = {
     "apps": ("django_epica_mail",),
     "worker": (*_CELERY_WORKER, "-Q", "celery,emails,bulk_emails"),
     "calls": "epica",
+    "scenarios": "ABCDPHLG",
 }
 _POST_OFFICE: dict[str, Any] = {
     "packages": ("django-post_office==3.12.0", "celery[redis]"),

@@ -17,6 +17,7 @@ _TITLES = {
     "P": "P: a backlog",
     "H": "H: a backlog while a report holds a snapshot",
     "L": "L: a lone mail, from the call to its arrival",
+    "G": "G: a round trip of 20 ms, by processes",
 }
 _FASTER = ("B", "C", "D", "P", "H")
 _BAR, _GAP, _LABEL, _WIDTH = 16, 6, 170, 720

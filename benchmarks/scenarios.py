@@ -70,6 +70,17 @@ def slow_server(testbed: Testbed, subject: Subject, scale: float) -> Figures:
     return _add_faults({"mails/s": run["rate"]}, run)
 
 
+def growth(testbed: Testbed, subject: Subject, scale: float) -> Figures:
+    """Measure a backlog over such a network with 1, 2 and 4 processes, 500 mails for each."""
+    found: Figures = {}
+    for processes in (1, 2, 4):
+        number = int(500 * scale) * processes
+        run = _send_through(testbed, subject, "single", number, processes, delay=0.02, before=True)
+        found[f"mails/s -c{processes}"] = run["rate"]
+        _add_faults(found, run)
+    return found
+
+
 def backlog(testbed: Testbed, subject: Subject, scale: float) -> Figures:
     """Measure how fast a worker drains a backlog that was queued before it started."""
     run = _send_through(testbed, subject, "single", int(5000 * scale), 2, before=True)
@@ -101,6 +112,7 @@ SCENARIOS: dict[str, Callable[[Testbed, Subject, float], Figures]] = {
     "P": backlog,
     "H": held_snapshot,
     "L": lone_mail,
+    "G": growth,
 }
 
 
