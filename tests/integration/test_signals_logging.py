@@ -109,5 +109,5 @@ def test_a_row_that_the_database_refuses_is_not_logged(
     told = caplog.text + "".join(traceback.format_exception(refused.value))
     assert "ann@" not in told
     assert "Secret" not in told
-    assert told.count("IntegrityError, epica_mail_mail_times") == 2
+    assert told.count("IntegrityError, epica_mail_mail_times") == 3
     assert str(log.pk) in caplog.text
