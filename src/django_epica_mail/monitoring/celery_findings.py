@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -253,4 +254,4 @@ def sweep_queue() -> str:
 def option_q(wanted: Iterable[str]) -> str:
     """Return the value of ``-Q`` for one worker of all these queues and the default one."""
     default = celery_config.default_queue()
-    return ",".join([default, *sorted(set(wanted) - {default})])
+    return shlex.quote(",".join([default, *sorted(set(wanted) - {default})]))

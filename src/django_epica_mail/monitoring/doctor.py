@@ -197,12 +197,18 @@ def _held_back(using: str) -> Iterator[Finding]:
             "info" if is_paused else "warning",
             "paused" if is_paused else "out-of-order",
             f"Mail of the {gate} is held back: {reason}",
-            f"To resume it, run manage.py epica_mail resume --{gate}."
+            f"To resume it, run manage.py epica_mail resume --{_argument(gate)}."
             if is_paused
             else "It is retried automatically. To find the cause, run doctor --open.",
         )
     if not transports.under_test():
         yield from _transports_gone(using)
+
+
+def _argument(gate: str) -> str:
+    """Return the option of a gate, such as ``queue emails``, whose name may be of anybody's row."""
+    scope, _, name = gate.partition(" ")
+    return f"{scope} {shlex.quote(name)}"
 
 
 def _transports_gone(using: str) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from devservers.smtp import SMTPServer
 from django_epica_mail import clock, maintenance, outbox
-from django_epica_mail.models import EmailEvent, EmailLog, ReputationDay
+from django_epica_mail.models import DeliveryGate, EmailEvent, EmailLog, ReputationDay
 from django_epica_mail.monitoring import celery_findings, doctor
 from django_epica_mail.monitoring.doctor import Finding
 from django_epica_mail.privacy.reencrypt import reencrypt
@@ -74,6 +74,12 @@ def test_mail_held_back_is_found(smtp, queue_mail, deliver) -> None:
     queue_mail()
     deliver()
     assert "transport smtp" in found("out-of-order").text
+
+
+def test_a_command_to_copy_has_no_command_of_somebody_elses(smtp) -> None:
+    DeliveryGate.objects.create(scope="queue", name="a; rm -rf ~", paused=True)
+    assert "resume --queue 'a; rm -rf ~'." in found("paused").remedy
+    assert celery_findings.option_q({"emails", "$(rm -rf ~)"}).startswith("'celery,$(rm")
 
 
 def test_mail_for_a_removed_transport_is_found(smtp, queue_mail) -> None:
