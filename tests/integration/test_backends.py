@@ -303,3 +303,13 @@ def test_everything_that_is_evaluated_lazily_is_queued(smtp, deliver) -> None:
     assert sorted(sent.recipients) == ["a@example.com", "b@example.com"]
     for line in (b"Subject: Subject", b"From: shop@example.com", b"X-Order: 7", b'name="a.txt"'):
         assert line in sent.content
+
+
+def test_recipients_that_a_class_yields_are_queued(smtp, deliver) -> None:
+    class Copied(EmailMessage):
+        def recipients(self):
+            yield from [*super().recipients(), "archive@example.com"]
+
+    assert EmailBackend(transport="smtp").send_messages([Copied("S", "B", None, ["a@x.com"])]) == 1
+    deliver()
+    assert list(smtp.accepted[0].recipients) == ["a@x.com", "archive@example.com"]

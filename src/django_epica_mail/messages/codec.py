@@ -272,7 +272,7 @@ def _pack_raw(message: EmailMessage, wire: bytes, keep: Keep) -> dict[str, Any]:
     return {
         "class": mime.class_path(type(message)),
         "state": fields.pack_fields(message, (*fields.HEADER_FIELDS, "encoding")),
-        "recipients": tagged_json.encode(message.recipients(), unknown=str),
+        "recipients": _pack_recipients(message),
         "raw": keep(wire, "", "message/rfc822"),
     }
 
@@ -299,8 +299,15 @@ def _pack(
     if message.attachments:
         form["attachments"] = [_pack_attachment(item, keep) for item in attachments(message)]
     if getattr(message.recipients, "__func__", None) is not EmailMessage.recipients:
-        form["recipients"] = tagged_json.encode(message.recipients(), unknown=str)
+        form["recipients"] = _pack_recipients(message)
     return form
+
+
+def _pack_recipients(message: EmailMessage) -> Any:
+    """Return the recipients in the order of the rows, whatever a class returns: a set has another
+    order in each process.
+    """
+    return tagged_json.encode(list(message.recipients()), unknown=str)
 
 
 def _unpack(form: Mapping[str, Any], fetch: Fetch) -> EmailMessage:

@@ -78,7 +78,7 @@ def _draft(
 ) -> Draft:
     if options.transport is not None:
         names.check_transport(options.transport)
-    count = len(message.recipients())
+    count = len(list(message.recipients()))  # which a class may return as a generator
     if not count:
         raise ValueError("The message has no recipients: add at least one to to, cc or bcc.")
     check_recipients(count)

@@ -56,6 +56,20 @@ def test_computed_recipients_are_removed_too() -> None:
     assert reload(message).recipients() == [it for it in before if it != "ann@example.com"]
 
 
+@pytest.mark.parametrize("kind", [set, tuple, iter, dict.fromkeys])
+@pytest.mark.parametrize("base", [EmailMessage, corpus.Signed])
+def test_computed_recipients_keep_their_order_in_every_process(kind: Any, base: Any) -> None:
+    class Computed(base):  # type: ignore[misc]
+        def recipients(self) -> Any:
+            return kind([f"{letter}@example.com" for letter in "abcdefgh"])
+
+    message = Computed("S", "B", to=["to@example.com"])
+    stored = messages.dump(message)
+    assert json.loads(stored.envelope)["recipients"] == list(message.recipients())
+    blobs = {blob.digest: blob.content for blob in stored.blobs}
+    assert messages.load(stored.envelope, blobs).recipients() == list(message.recipients())
+
+
 def test_a_message_stored_as_bytes_loses_the_recipient_too() -> None:
     message = corpus.Signed("S", "Body", to=["bob@example.com", "ann@example.com"])
     back = reload(message)
