@@ -339,7 +339,8 @@ def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:
 def announce(outcomes: Sequence[Outcome], using: str) -> None:
     """Send ``email_moved`` for committed moves, and record and apply what else they tell.
 
-    That is recipients that do not exist, and events that arrived before the settle.
+    That is recipients that do not exist, and events that arrived before the settle. Both may be
+    repeated, and are if the database fails in passing: nobody else would do it.
     """
     for outcome in outcomes:
         for move in outcome.decision.moves:
@@ -349,12 +350,18 @@ def announce(outcomes: Sequence[Outcome], using: str) -> None:
                 move=move,
                 failure=outcome.decision.failure,
             )
-        if outcome.decision.refused:
-            incoming.record_refusals(outcome.mail.pk, outcome.decision.refused)
+    todo = [
+        partial(incoming.record_refusals, outcome.mail.pk, outcome.decision.refused)
+        for outcome in outcomes
+        if outcome.decision.refused
+    ]
     provider_ids = {it.result.provider_id for it in outcomes if it.result is not None} - {""}
     open_ones = [outcome.mail.pk for outcome in outcomes if _may_have_been_sent(outcome)]
     if provider_ids or open_ones:
-        events.apply_early_events(open_ones, provider_ids, using)
+        todo.append(partial(events.apply_early_events, open_ones, provider_ids, using))
+    until = time.monotonic() + PATIENCE
+    for step in todo:
+        retry_on_database_errors(step, until=until, using=using)
 
 
 def announce_moves(move: lifecycle.Move, ids: Iterable[uuid.UUID]) -> None:

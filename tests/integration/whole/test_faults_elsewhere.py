@@ -11,16 +11,18 @@ import pytest
 from django.core.mail import EmailMessage
 from django.db import DataError, OperationalError, connection, connections, transaction
 
-from django_epica_mail import clock, lifecycle, maintenance, outbox
+from devservers.smtp_faults import refuse
+from django_epica_mail import clock, lifecycle, maintenance, outbox, signals
 from django_epica_mail.broker import result_backend
 from django_epica_mail.delivery import claim, prepare
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.delivery.settle import Settler, settle
-from django_epica_mail.models import EmailLog, PendingResult
+from django_epica_mail.models import EmailLog, PendingResult, Suppression
 from django_epica_mail.queueing import bulk, compose, enqueue
 from django_epica_mail.queueing import draft as drafts
 from django_epica_mail.retry import Decision, Failure, Kind
 from django_epica_mail.routing import Options
+from django_epica_mail.tracking.bounces import incoming
 
 # A settle whose reply was lost.
 
@@ -83,6 +85,36 @@ def test_a_worker_without_memory_refuses_no_entry_of_a_bulk_call(smtp, monkeypat
         bulk.expand(batch.pk)
     done = bulk.expand(batch.pk)
     assert (done.accepted, done.refused) == (1, [])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_deadlock_after_the_settle_hides_no_move_and_no_refusal(
+    smtp, queue_mail, deliver, epica_mail, monkeypatch
+) -> None:
+    epica_mail(SUPPRESS_REFUSED=True)
+    smtp.inject(refuse("rcpt", 550, "5.1.1 No such user"))
+    logs = [queue_mail(f"{letter}@example.com") for letter in "ab"]
+    moved = []
+
+    def note(sender: Any, *, email_id: Any, move: Any, **_: Any) -> None:
+        moved.append(email_id)
+
+    errors = iter([OperationalError("deadlock detected")])
+    real = incoming.record_refusals
+
+    def record(*args: Any) -> None:
+        if error := next(errors, None):
+            raise error
+        real(*args)
+
+    monkeypatch.setattr(incoming, "record_refusals", record)
+    signals.email_moved.connect(note)
+    try:
+        deliver()
+    finally:
+        signals.email_moved.disconnect(note)
+    assert moved == [log.pk for log in logs]
+    assert {it.address for it in Suppression.objects.all()} == {"a@example.com", "b@example.com"}
 
 
 # The sweep.
