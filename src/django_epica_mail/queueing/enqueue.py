@@ -141,7 +141,10 @@ def _claim_keys(drafts: Sequence[Draft], using: str) -> dict[UUID, EmailLog]:
     These have the same key, or one that the database takes for the same. Waits for another
     transaction that inserts the key. No ``IntegrityError`` reaches the caller's transaction.
     """
-    keyed = {draft.log.idempotency_key: draft.log for draft in drafts if draft.log.idempotency_key}
+    keyed: dict[str, EmailLog] = {}
+    for draft in drafts:
+        if draft.log.idempotency_key:
+            keyed.setdefault(draft.log.idempotency_key, draft.log)  # the first of them counts
     if not keyed:
         return {}
     rows = EmailLog.objects.using(using)

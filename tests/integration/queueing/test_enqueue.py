@@ -172,6 +172,15 @@ def test_a_key_used_twice_in_one_call_makes_one_mail() -> None:
     assert EmailLog.objects.count() == EmailRecipient.objects.count() == 2
 
 
+def test_of_messages_with_one_key_in_one_call_the_first_is_queued() -> None:
+    options = Options(transport="smtp", idempotency_key="order-7")
+    pair = [
+        drafts.draft(message(subject), options, of_celery={}) for subject in ("First", "Second")
+    ]
+    enqueue.insert_drafts(pair)
+    assert EmailLog.objects.get().subject == "First"
+
+
 def test_it_rings_after_the_commit_and_not_after_a_rollback(
     rings, django_capture_on_commit_callbacks
 ) -> None:
