@@ -19,6 +19,9 @@ from typing import NamedTuple
 
 ERASED = "[erased]"
 
+_WORD = r"=\?[^?\s]+\?[BbQq]\?[^?\s]{0,32768}\?="
+"""A word of a header (RFC 2047), which is no longer than the longest header: ``bounds.MAX_HEADER``.
+What is longer is read as the text that it is, or it would take as much memory as it is long."""
 _SOFT = r"(?:=\r?\n)?"
 """A soft line break (RFC 2045, section 6.7), which may split what is encoded."""
 _AT = re.compile(
@@ -27,7 +30,7 @@ _AT = re.compile(
     rf"|[ux](?:{_SOFT}0)*{_SOFT}4{_SOFT}0"
     rf"|(?:#|2{_SOFT}3)(?:{_SOFT}0)*{_SOFT}6{_SOFT}4"
     rf"|{_SOFT.join('commat')}"
-    r"|=\?[^?\s]+\?[BQ]\?[^?\s]*\?=",
+    rf"|{_WORD}",
     re.IGNORECASE,
 )
 """The ways to write an at sign, without what may itself be encoded before it, and the words of a
@@ -303,12 +306,9 @@ def _in_charset(octets: bytes, charset: str) -> str:
 
 def _from_base64(content: str) -> bytes:
     """Return the octets of Base64 that may be cut off, padded within or otherwise damaged."""
-    octets = b""
     parts = re.sub("[^A-Za-z0-9+/=]", "", content).split("=")
-    for part in filter(None, parts):
-        whole = part[:-1] if len(part) % 4 == 1 else part
-        octets += base64.b64decode(whole + "=" * (-len(whole) % 4))
-    return octets
+    wholes = (part[:-1] if len(part) % 4 == 1 else part for part in parts)
+    return b"".join(base64.b64decode(it + "=" * (-len(it) % 4)) for it in wholes)
 
 
 def _from_q(content: str) -> bytes:
@@ -327,7 +327,6 @@ def _character(sign: str, between: str = "", unless: str = "") -> str:
 
 
 _CONTROLS = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-_WORD = r"=\?[^?\s]+\?[BbQq]\?"
 
 
 _DECODERS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
@@ -337,5 +336,5 @@ _DECODERS: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
     (re.compile(_character("=", _SOFT, f"(?!{_NO_OCTET})")), _from_quoted_printable),
     (re.compile(r"\\+(?:u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|[bfnrt])"), _from_escape),
     (re.compile(r"&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|\w{2,31});?"), html.unescape),
-    (re.compile(rf"{_WORD}[^?\s]*\?=|(?<=\?=)\s+(?={_WORD})"), _from_word),
+    (re.compile(rf"{_WORD}|(?<=\?=)\s+(?==\?[^?\s]+\?[BbQq]\?)"), _from_word),
 )

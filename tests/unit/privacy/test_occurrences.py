@@ -173,13 +173,20 @@ def test_a_word_that_cannot_be_read_hides_no_other(bad) -> None:
         "=?punycode?q?" + "a" * 200_000 + "-" + "a" * 200_000 + "?=",
         "=?utf-8?q?" + "a" * 100_000 + "<ann@example.com?=",
         "=?utf-8?q?" + "ann@example.com," * 10_000 + "?=",
+        "=?utf-8?b?" + "QQ=" * 1_500_000 + "?=",
     ],
-    ids=["quadratic charset", "long local part", "many within one word"],
+    ids=["quadratic charset", "long local part", "many within one word", "padded within"],
 )
 def test_a_long_word_is_read_in_linear_time(text) -> None:
     started = time.process_time()
     ANN.find(text)
     assert time.process_time() - started < 10  # seconds; before, up to minutes
+
+
+def test_a_word_longer_than_a_header_is_not_taken_apart_as_a_whole() -> None:
+    text = f"=?utf-8?b?{'QUFB' * 250_000}?= =?utf-8?q?{'a_' * 100_000}ann=40example.com?="
+    assert max(end - start for start, end in ANN._windows(text)) < 10_000  # characters
+    assert len(ANN.find(text)) == 1
 
 
 def word(charset: str, octets: bytes) -> str:
