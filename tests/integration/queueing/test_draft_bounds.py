@@ -9,6 +9,7 @@ from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from typing import Any
 
+import django
 import pytest
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.urls import include, path
@@ -162,9 +163,10 @@ HOSTILE_LETTERS = {
     "in a part": b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
     + b"--b\r\nTo: %s\r\n\r\nx\r\n" % ("é ".encode() * 200) * 30
     + b"--b--",
-    "one that fails": b"MIME-Version: " + b"(" * 500,
     "many headers": b"X: y\r\n" * 30_000 + b"Z: z",
 }
+if django.VERSION >= (6, 0):
+    HOSTILE_LETTERS["one that fails"] = b"MIME-Version: " + b"(" * 500
 
 
 @pytest.mark.parametrize("letter", HOSTILE_LETTERS.values(), ids=HOSTILE_LETTERS)
@@ -194,6 +196,7 @@ def test_an_ordinary_letter_is_sent_as_a_letter(smtp, deliver) -> None:
     assert b"Content-Type: message/rfc822" in smtp.accepted[0].content
 
 
+@pytest.mark.skipif(django.VERSION < (6, 0), reason="Django attaches no such object")
 def test_a_part_whose_headers_take_long_to_fold_is_refused(smtp) -> None:
     mail = message()
     letter = HOSTILE_LETTERS["in a part"] + b"\r\n"
