@@ -6,6 +6,7 @@ Failover moves only mail that the failed transport surely did not accept, in no 
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -15,6 +16,7 @@ from functools import partial
 
 from django.core.mail import EmailMessage
 from django.db import connections, models, router
+from django.db.models.functions import Cast
 
 from django_epica_mail import clock, conf, lifecycle, signals
 from django_epica_mail.delivery.limits.cached_reading import CachedReading
@@ -338,8 +340,18 @@ def reroute(alias: str, using: str) -> int:
 
 def _reroute_level(alias: str, level: int, usable: set[str], using: str) -> int:
     rows = EmailLog.objects.using(using).filter(transport=alias, pending=level)
-    waiting = rows.exclude(fallbacks=[]).order_by("give_up_at", "id").only("transport", "fallbacks")
+    # Only those that one of them may take: a backlog without is not read at each sweep.
+    named = rows.annotate(names=Cast("fallbacks", models.TextField())).filter(_names_any_of(usable))
+    waiting = named.order_by("give_up_at", "id").only("transport", "fallbacks")
     return waiting.change_in_chunks(_CHUNK, lambda mails: _move_to_fallback(mails, usable, using))
+
+
+def _names_any_of(aliases: Iterable[str]) -> models.Q:
+    """Return the condition for the JSON text ``names`` to name one of the transports, and perhaps
+    for some other text.
+    """
+    forms = {json.dumps(it, ensure_ascii=plain) for it in aliases for plain in (True, False)}
+    return models.Q(*(("names__contains", it) for it in forms), _connector=models.Q.OR)
 
 
 def _move_to_fallback(mails: list[EmailLog], usable: set[str], using: str) -> int:

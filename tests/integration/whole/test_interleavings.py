@@ -424,6 +424,31 @@ def test_failover_skips_what_cannot_move_and_moves_nothing_back(
     assert EmailLog.objects.filter(transport="second").count() == 3
 
 
+@pytest.mark.parametrize("name", ["second", "zwölf%"])
+def test_a_backlog_that_no_usable_transport_may_take_is_not_read(
+    smtp, queue_mail, settings, epica_mail, monkeypatch, name: str
+) -> None:
+    """Two transports are out of order, a third is not: each sweep read all that waited."""
+    epica_mail(ROUTES=[{"transport": ["smtp", name]}])
+    for _ in range(3):
+        queue_mail()
+    EmailLog.objects.update(fallbacks=[name])
+    monkeypatch.setattr(gates.transports, "aliases", lambda: ("smtp", name, "third"))
+    for alias in ("smtp", name):
+        gates.trip(alias, Failure(kind=Kind.OUTAGE, reply="down"), "default")
+    read = []
+    move = gates._move_to_fallback
+
+    def note(mails: list[EmailLog], *args: Any) -> int:
+        read.append(len(mails))
+        return move(mails, *args)
+
+    monkeypatch.setattr(gates, "_move_to_fallback", note)
+    assert (gates.reroute("smtp", "default"), read) == (0, [])
+    gates.reset(name, "default")
+    assert (gates.reroute("smtp", "default"), read) == (3, [3])
+
+
 def test_a_row_changed_by_hand_does_not_stop_the_sweep(smtp, queue_mail, travel) -> None:
     stuck, overdue = queue_mail(), queue_mail()
     gates.trip("smtp", Failure(kind=Kind.OUTAGE, reply="down"), "default")
