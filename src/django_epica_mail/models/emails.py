@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -112,14 +113,16 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
             self.forget_content(ids)
             self._rows().filter(pk__in=ids).only("pk").delete()
 
-    def change_in_chunks(self, size: int, change: Callable[[list[EmailLog]], int]) -> int:
-        """Call ``change`` with the rows in lists of ``size``; return the sum of what it returns.
+    def change_in_chunks(
+        self, size: int, change: Callable[[list[EmailLog]], int], most: int = sys.maxsize
+    ) -> int:
+        """Call ``change`` with up to ``most`` rows in lists of ``size``; return the sum it returns.
 
         ``change`` returns how many rows of its list no longer match the query. The others are not
         met again: a row that cannot be changed neither stops nor repeats the work.
         """
         changed = unchanged = 0
-        while chunk := list(self[unchanged : unchanged + size]):
+        while changed + unchanged < most and (chunk := list(self[unchanged : unchanged + size])):
             number = change(chunk)
             changed += number
             unchanged += len(chunk) - number

@@ -19,6 +19,9 @@ from django_epica_mail.rules import LEVELS
 from django_epica_mail.transports import config as transports
 
 _CHUNK = 500
+_MOST = 5_000
+"""How many e-mails of one transport and priority a sweep gives up, which takes it some seconds: it
+has queues to ring for. The next ones go on."""
 _MOST_PAUSES = 50
 """How many pauses, and transports that are configured no more, the sweep looks at: each costs
 queries for each of the others."""
@@ -46,7 +49,7 @@ def give_up_overdue() -> int:
     for transport, level in product(down, LEVELS):
         overdue = rows.filter(transport=transport, pending=level, give_up_at__lte=clock.now())
         ordered = overdue.order_by("give_up_at", "id").defer("envelope")
-        count += ordered.change_in_chunks(_CHUNK, lambda mails: _give_up(mails, using))
+        count += ordered.change_in_chunks(_CHUNK, lambda mails: _give_up(mails, using), _MOST)
     return count
 
 

@@ -151,3 +151,16 @@ def test_pauses_of_what_no_mail_waits_in_cost_the_sweep_little(db, django_assert
             DeliveryGate.objects.create(scope=scope, name=f"n{number}", paused=True)
     with django_assert_max_num_queries(1100):
         overdue.give_up_overdue()
+
+
+def test_a_long_backlog_is_given_up_by_several_sweeps(
+    smtp, queue_mail, travel, monkeypatch
+) -> None:
+    """One that gave up 100,000 mails kept all queues from their rings for half a minute."""
+    monkeypatch.setattr(overdue, "_CHUNK", 2)
+    monkeypatch.setattr(overdue, "_MOST", 4)
+    for _ in range(5):
+        queue_mail()
+    gates.trip("smtp", Failure(kind=Kind.OUTAGE, reply="down"), "default")
+    travel(hours=73)
+    assert [maintenance.dispatch()["overdue"] for _ in range(3)] == [4, 1, 0]
