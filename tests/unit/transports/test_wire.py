@@ -214,11 +214,13 @@ def test_a_site_with_another_charset_sends_mail(settings: Any, charset: str) -> 
 
 @pytest.mark.usefixtures("fresh_choice")
 def test_the_choice_takes_little_time() -> None:
-    wire.chosen_way()
-    wire.chosen_way.cache_clear()
-    began = time.process_time()
-    wire.chosen_way()
-    assert time.process_time() - began < 0.05
+    taken = []
+    for _ in range(4):  # the first one imports; other load on the machine slows some of the others
+        wire.chosen_way.cache_clear()
+        began = time.process_time()
+        wire.chosen_way()
+        taken.append(time.process_time() - began)
+    assert min(taken) < 0.05
 
 
 def test_parts_of_one_message_do_not_leak_into_the_next() -> None:
