@@ -121,6 +121,8 @@ LONG = "x" * 10_000_000
         ({"headers": {"X-A": LONG}}, "header 'X-A' has 10000000 characters, but at most 32768"),
         ({"headers": {"X-A": "ş" * 5000}}, "header 'X-A' has 5000 characters, but at most 4096"),
         ({"headers": {LONG: "x"}}, "name of a header has"),
+        ({"headers": {"Reply-To": ",".join(["é " * 250] * 8)}}, "header 'Reply-To' has 4007"),
+        ({"headers": {"Resent-From": '"' * 2100}}, "address in the header 'Resent-From'"),
         ({"headers": {"To": '""' * 10_000 + " <a@example.com>"}}, "address in the header 'To'"),
         ({"to": ['""' * 10_000 + " <a@example.com>"]}, "address in to has 20016 characters"),
         ({"from_email": '""' * 10_000 + " <a@example.com>"}, "address in from_email has"),
