@@ -6,6 +6,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from celery import _state
 from celery.app import app_or_default
 from django.core.exceptions import ImproperlyConfigured
 
@@ -26,6 +27,16 @@ BULK_TASK = "django_epica_mail.tasks.send_bulk_emails_task"
 
 _FINEST = 86_400
 """A rate is a whole number of mails in up to so many units of time."""
+
+
+def has_app() -> bool:
+    """Return whether this process has made a Celery app, without asking for the current one.
+
+    Celery would then make a default one, which would stay that of all threads, although the site
+    makes its own later.
+    """
+    made: Any = getattr(_state, "_get_active_apps", tuple)  # Celery's only list of them
+    return bool(made())
 
 
 def site_route(*, bulk: bool) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
 from celery import _state
@@ -11,6 +13,7 @@ from celery.app import app_or_default
 from celery.app.defaults import DEFAULTS
 from celery.app.routes import MapRoute, prepare
 from django.apps import apps
+from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage
 
@@ -27,8 +30,12 @@ _UNRELATED_TASK = "unrelated.tasks.task"
 def check_app() -> Iterator[CheckMessage]:
     """Warn if threads of this process do not find the site's Celery app.
 
-    Looks in a new thread, like a web server's: an app may be current only in the main thread.
+    Looks in a new thread, like a web server's: an app may be current only in the main thread. Some
+    sites make it with their URLs, which Django's own checks import too.
     """
+    if not celery_config.has_app():
+        with contextlib.suppress(Exception):
+            import_module(getattr(settings, "ROOT_URLCONF"))  # noqa: B009 - a site may have none
     with ThreadPoolExecutor(1) as threads:
         app = threads.submit(app_or_default).result()
     if doorbell.delivers_here(app):

@@ -15,14 +15,13 @@ from contextvars import ContextVar
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from celery import _state
 from celery.app import app_or_default
 from celery.exceptions import QueueNotFound
 from django.conf import settings
 from django.db import transaction
 
 from django_epica_mail import _compat, conf
-from django_epica_mail.broker.celery_config import BULK_TASK, TASK, site_queue
+from django_epica_mail.broker.celery_config import BULK_TASK, TASK, has_app, site_queue
 from django_epica_mail.broker.publisher import NO_RETRIES, Busy, Publisher
 
 if TYPE_CHECKING:
@@ -181,8 +180,7 @@ def prepare() -> None:
     Celery app: asked now, Celery would make a default one, and the site's own would not become
     that of all threads any more, for the site's own tasks either.
     """
-    made: Any = getattr(_state, "_get_active_apps", tuple)  # Celery's only list of them
-    if not made():
+    if not has_app():
         return
     with contextlib.suppress(Exception):
         _publisher(app_or_default())  # imports kombu's transport

@@ -51,6 +51,36 @@ def test_w003_a_catch_all_celery_route(task_routes, routes, tasks) -> None:
         assert task in str(message.hint)
 
 
+def test_the_checks_leave_an_app_made_with_the_urls_that_of_all_threads(tmp_path) -> None:
+    (tmp_path / "late_urls.py").write_text(
+        "from celery import Celery; Celery('shop'); urlpatterns = []"
+    )
+    code = """
+import os, sys, threading
+from types import SimpleNamespace
+os.environ["DJANGO_SETTINGS_MODULE"] = "late"
+sys.path.append(sys.argv[1])
+sys.modules["late"] = SimpleNamespace(
+    SECRET_KEY="s", INSTALLED_APPS=["django_epica_mail"], ROOT_URLCONF="late_urls",
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+)
+import django
+django.setup()
+from celery import shared_task
+from django.core.checks import run_checks
+run_checks(tags=["mail"])
+import late_urls
+@shared_task
+def resize(): pass
+thread = threading.Thread(target=lambda: print(resize.app.main))
+thread.start()
+thread.join()
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "shop", "the site's own tasks go to its own broker"
+
+
 def test_w007_a_process_without_the_sites_celery_app() -> None:
     code = """
 import django
