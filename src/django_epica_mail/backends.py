@@ -151,6 +151,7 @@ def _with_short_subject(message: EmailMessage) -> EmailMessage:
 
 def _is_report(message: EmailMessage) -> bool:
     """Return whether a message goes to nobody but ``ADMINS`` and ``MANAGERS``."""
-    # Django 5.2 has pairs of name and address.
-    staff = {it if isinstance(it, str) else it[1] for it in (*settings.ADMINS, *settings.MANAGERS)}
-    return set(message.recipients()) <= staff
+    # Django 5.2 has pairs of name and address; since 6.0, addresses may be lazy.
+    named = (*settings.ADMINS, *settings.MANAGERS)
+    staff = {str(it[1] if isinstance(it, (tuple, list)) else it) for it in named}
+    return {str(it) for it in message.recipients()} <= staff

@@ -10,9 +10,9 @@ import django
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
-from django.core.mail import EmailMessage, get_connection, send_mail
+from django.core.mail import EmailMessage, get_connection, mail_admins, send_mail
 from django.db import InterfaceError, OperationalError, connection, connections, transaction
-from django.utils.functional import SimpleLazyObject
+from django.utils.functional import SimpleLazyObject, lazystr
 from django.utils.log import AdminEmailHandler
 
 from django_epica_mail.backends import EmailBackend
@@ -178,6 +178,13 @@ def test_a_long_log_line_is_reported_and_does_not_raise(smtp, settings, caplog, 
     assert len(subject) == 998
     assert "The bank answered: " in subject
     assert "it is cut to 998" in caplog.text
+
+
+@pytest.mark.skipif("django.VERSION < (6, 0)", reason="lazy addresses came with Django 6.0")
+def test_a_report_to_a_lazy_address_is_a_report(smtp, settings) -> None:
+    settings.ADMINS = [lazystr("admin@example.com")]
+    mail_admins("x" * 2000, "Body")
+    assert EmailLog.objects.get().subject.endswith("x")
 
 
 def test_the_callers_own_message_keeps_its_subject(backend, settings) -> None:
