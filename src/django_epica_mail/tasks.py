@@ -263,15 +263,18 @@ def _drop_dead_connections() -> None:
     """Close database connections that broke or became too old since the last task.
 
     Django does the same around a request. Connections in a transaction are left open, because tests
-    call tasks inside one, and so are all in a task that runs in its caller's process, eagerly or
-    called as a function: the caller goes on using them.
+    call tasks inside one, and so are those that work in a task that runs in its caller's process,
+    eagerly or called as a function: the caller goes on using them.
     """
     task: Any = current_task
-    if not task or task.request.is_eager or task.request.called_directly:
-        return
+    is_own = task and not (task.request.is_eager or task.request.called_directly)
     for connection in connections.all(initialized_only=True):
-        if not connection.in_atomic_block:
+        if connection.in_atomic_block:
+            continue
+        if is_own:
             connection.close_if_unusable_or_obsolete()
+        elif connection.errors_occurred and not connection.is_usable():
+            connection.close()
 
 
 def _close_connections(**_: object) -> None:

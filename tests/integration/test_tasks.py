@@ -61,6 +61,19 @@ def test_only_a_message_to_a_worker_drops_old_connections(transactional_db, monk
     assert dropped == ["default"]
 
 
+def test_a_broken_connection_is_dropped_in_the_callers_process_too(
+    transactional_db, monkeypatch
+) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(connection, "close", lambda: closed.append(connection.alias))
+    monkeypatch.setattr(connection, "is_usable", lambda: False)
+    tasks.retry_failed_emails()
+    assert closed == []
+    monkeypatch.setattr(connection, "errors_occurred", True)
+    tasks.retry_failed_emails()
+    assert closed == ["default"], "a scheduler that calls the function goes on after an outage"
+
+
 def test_the_sweep_rescues_and_rings(smtp, queue_mail, rings) -> None:
     queue_mail()
     rings.clear()
