@@ -1,6 +1,6 @@
 """Run the long form of the fault suite: many runs with random seeds, summed up in a table.
 
-    tox run -e faults-long -- --minutes 30
+    tox run -e faults-long -- --minutes 60
 
 Prints a line for each run and, at the end, a table in Markdown with a row for each scenario. The
 exit code is 1 if an invariant was violated; ``--seed`` with the printed seed repeats that run.
