@@ -105,8 +105,9 @@ def _visible(text: str) -> str:
     return "".join(it for it in text if unicodedata.category(it) not in ("Cf", "Cc")).strip()
 
 
-_MOST_PARSED = 2000
-"""Characters. Longer text is no address, and parsers take quadratic time."""
+_MOST_PARSED = 512
+"""Characters of an address with its display name, as ``bounds.MAX_ADDRESS``. Longer text is no
+address, and parsers take quadratic time: what reports and webhooks name was not bounded before."""
 
 
 def _rcpt(text: str) -> str:

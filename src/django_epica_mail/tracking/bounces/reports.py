@@ -20,6 +20,7 @@ from itertools import islice
 
 from django.utils import timezone
 
+from django_epica_mail.messages.addresses import LENGTH
 from django_epica_mail.models import EmailEvent
 from django_epica_mail.replies import reply_text
 
@@ -184,7 +185,7 @@ def _delivery_status(part: _Part, lines: Sequence[str]) -> Iterator[Verdict]:
     groups = part.text.strip("\n").split("\n\n", MAX_RECIPIENTS + 1)
     for group in groups[: MAX_RECIPIENTS + 1]:
         fields = _fields(group)
-        named = [*fields.get("original-recipient", ()), *fields.get("final-recipient", ())]
+        named = [it for of in ("original", "final") for it in fields.get(f"{of}-recipient", ())[:2]]
         if not named:
             continue  # the group about the message as a whole
         status = _STATUS_CODE.search((fields.get("status") or [""])[0])
@@ -315,8 +316,8 @@ def _rcpt(value: str) -> list[str]:
     An address that came in ORCPT may be in xtext (RFC 3461, section 4), where ``+2B`` is a plus.
     """
     bare = _after_type(value).strip().strip("<>")
-    decoded = re.sub(r"\+([0-9A-F]{2})", lambda it: chr(int(it[1], 16)), bare)
-    return [it for it in dict.fromkeys((bare, decoded.replace("\0", ""))) if it]
+    decoded = re.sub(r"\+([0-9A-F]{2})", lambda it: chr(int(it[1], 16)), bare).replace("\0", "")
+    return [it for it in dict.fromkeys((bare, decoded)) if 0 < len(it) <= LENGTH]
 
 
 def _after_type(value: str) -> str:
@@ -328,7 +329,7 @@ def _after_type(value: str) -> str:
 
 def _addresses(value: str) -> tuple[str, ...]:
     found = getaddresses([value[:_MAX_VALUE]])
-    return tuple(address for _, address in found[:1] if address)
+    return tuple(address for _, address in found[:1] if 0 < len(address) <= LENGTH)
 
 
 # -- MIME (RFC 2045, RFC 2046), bounded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -343,4 +344,20 @@ def test_a_recipient_refused_beside_others_is_suppressed_at_once(
     log = queue_mail(GONE, "other@example.com")
     assert refused_at_once(smtp, log, deliver) == {"accepted": "sent", "retried": "retrying"}[later]
     assert [entry.address for entry in Suppression.objects.all()] == [GONE]
+    assert events() == [("bounced", GONE, "permanent")]
+
+
+@pytest.mark.parametrize("mark", ['"', "a.", "a "])
+def test_a_report_whose_recipients_take_long_to_parse_is_received_soon(sent, mark: str) -> None:
+    long = mark * (1900 // len(mark))
+    names = "".join(f"Original-Recipient: rfc822;{long}{number}\n" for number in range(250))
+    content = (
+        f"To: {verp.address(PATTERN, sent.pk)}\n"
+        "Content-Type: multipart/report; boundary=b\n\n--b\n"
+        f"Content-Type: message/delivery-status\n\n{names}"
+        f"Final-Recipient: rfc822; {GONE}\nAction: failed\nStatus: 5.1.1\n\n--b--\n"
+    )
+    began = time.process_time()
+    assert incoming.receive(content.encode()) is RECORDED
+    assert time.process_time() - began < 1.5  # it took 5 seconds and more
     assert events() == [("bounced", GONE, "permanent")]
