@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 1 << 16
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_MAX_GREETING_BYTES = 1 << 16  # of all replies before the first mail: smtplib joins them slowly
 _MAX_HEARD_BYTES = 1 << 24  # of all replies about one mail, lest they fill the memory
 _MAX_PIPELINED_RECIPIENTS = 100
 """With more recipients, client and server might each wait for the other to read."""
@@ -382,13 +383,12 @@ class _DeadlineReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        sock = self._client.sock
-        if sock is None:
+        if (sock := self._client.sock) is None:
             return 0
         sock.settimeout(self._client.seconds_left())
-        count = sock.recv_into(buffer)
-        self._client.heard += count
-        if self._client.heard > _MAX_HEARD_BYTES:
+        self._client.heard += (count := sock.recv_into(buffer))
+        is_greeting = self._client.stage is Stage.CONNECT
+        if self._client.heard > (_MAX_GREETING_BYTES if is_greeting else _MAX_HEARD_BYTES):
             raise OSError("the server's replies about this mail do not end")
         return count
 

@@ -41,15 +41,37 @@ def endless() -> Iterator[int]:
     assert not thread.is_alive()
 
 
+@pytest.fixture
+def boasting() -> Iterator[int]:
+    """Start a server that offers AUTH in 250,000 lines of its reply to EHLO; return its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(b"220 ready\r\n")
+                    connection.recv(1000)
+                    connection.sendall(b"250-AUTH=X\r\n" * 250_000 + b"250 OK\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("server", ["endless", "boasting"])
 def test_a_reply_that_does_not_end_is_left_before_it_fills_the_memory(
-    smtp, settings, epica_mail, queue_mail, deliver, endless
+    smtp, settings, epica_mail, queue_mail, deliver, request, server
 ) -> None:
-    options = {"host": "127.0.0.1", "port": endless}
+    port = request.getfixturevalue(server)
+    options = {"host": "127.0.0.1", "port": port}
     if django.VERSION >= (6, 1):
         backend = settings.MAILERS["smtp"]["BACKEND"]
         settings.MAILERS = {**settings.MAILERS, "smtp": {"BACKEND": backend, "OPTIONS": options}}
     else:
-        settings.EMAIL_PORT = endless
+        settings.EMAIL_PORT = port
     log = queue_mail()
     deliver()
     log.refresh_from_db()
