@@ -5,6 +5,7 @@ anymail is optional, so its classes and attributes are recognised by name.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,7 +130,8 @@ def has_template(message: EmailMessage) -> bool:
 def restrain(backend: Any) -> None:
     """Limit a backend to the time allowed for one mail, and stop boto3 from retrying on its own.
 
-    boto3 would also retry after a time-out, when the provider may have accepted the mail.
+    boto3 would also retry after a time-out, when the provider may have accepted the mail. At DEBUG
+    it logs each request whole, mail and all: it does so only if the site asks for that by name.
     """
     seconds = conf.get().send_timeout / 2  # once to connect, once to read the answer
     timeout = getattr(backend, "timeout", None)
@@ -137,6 +139,9 @@ def restrain(backend: Any) -> None:
         backend.timeout = min(timeout, seconds)
     config = getattr(backend, "client_params", {}).get("config")
     if config is not None:
+        boto = logging.getLogger("botocore")
+        if boto.level == logging.NOTSET:
+            boto.setLevel(logging.INFO)
         once = type(config)(
             retries=config.retries or {"total_max_attempts": 1},
             connect_timeout=min(config.connect_timeout, seconds),

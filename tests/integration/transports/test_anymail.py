@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import logging
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -97,6 +99,21 @@ def test_our_id_is_sent_and_the_providers_id_is_stored(provider, deliver, api) -
     attempt = DeliveryAttempt.objects.get()
     known = taken.metadata["anymail_id"] if api == "sendgrid" else taken.id
     assert (attempt.provider_id, attempt.reply) == (known, "queued")
+
+
+def test_no_library_logs_a_mail_at_debug(provider, deliver, api, caplog) -> None:
+    secret = "https://example.com/reset/MjA-secret"
+    message = EmailMessage("S", secret * 9, "shop@example.com", ["ann@example.com"])
+    outbox.enqueue(message, transport=api)
+    with caplog.at_level(logging.DEBUG):
+        assert deliver() == 1
+    (taken,) = provider.taken
+    assert taken.recipients == ("ann@example.com",)
+    assert "ann@example.com" not in caplog.text
+    assert secret not in caplog.text
+    # in Base64, whatever comes before it
+    coded = {base64.b64encode(secret[at:].encode())[:24].decode() for at in range(3)}
+    assert not [it for it in coded if it in caplog.text]
 
 
 def test_the_callers_tags_and_metadata_are_sent(provider, deliver, api) -> None:
