@@ -15,7 +15,7 @@ from celery.app.task import Context
 from celery.backends.base import DisabledBackend
 from django.db import transaction
 
-from django_epica_mail import _compat, conf, lifecycle
+from django_epica_mail import _compat, clock, conf, lifecycle
 from django_epica_mail.broker.celery_config import SINGLE_TASK
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailLog, PendingResult
@@ -57,17 +57,20 @@ def expect(ids: Iterable[UUID], using: str) -> None:
 def mirror(ids: Iterable[UUID], using: str) -> int:
     """Write the current results of mails to the result backend; return how many are done.
 
-    Takes bounded time and never raises an error of the backend; the sweep continues later.
+    Takes bounded time and never raises an error of the backend; the sweep continues later, with
+    the result that was refused behind the others: it may be the only one that the backend refuses.
     """
     wanted = list(ids)
     if not wanted or time.monotonic() < _mirror.silent_until:
         return 0
     stored = set()
-    for log in EmailLog.objects.using(using).filter(pk__in=wanted).only(*_SHOWN):
+    logs = {it.pk: it for it in EmailLog.objects.using(using).filter(pk__in=wanted).only(*_SHOWN)}
+    for log in filter(None, map(logs.get, wanted)):
         state, value = outcome(log)
         if state in (states.PENDING, states.STARTED):
             continue
         if not store(str(log.pk), state, value, SINGLE_TASK, worker=log.worker, queue=log.queue):
+            PendingResult.objects.using(using).filter(email_id=log.pk).update(due_at=clock.now())
             break
         if log.status in lifecycle.FINAL or log.status == Status.UNKNOWN:
             stored.add((log.pk, log.status, log.finished_at))

@@ -122,6 +122,24 @@ def test_a_backend_that_is_down_stops_no_mail_and_is_written_later(
     assert not PendingResult.objects.exists()
 
 
+def test_a_result_that_is_refused_each_time_holds_up_no_other(smtp, backend, mirror) -> None:
+    refused, *others = [send() for _ in range(3)]
+    outbox.cancel(list(EmailLog.objects.values_list("pk", flat=True)))
+    store = backend.store_result
+
+    def refuse_one(task_id: str, *args: Any, **kwargs: Any) -> None:
+        if task_id == refused.id:
+            raise ValueError("The value is too long.")
+        store(task_id, *args, **kwargs)
+
+    backend.store_result = refuse_one  # type: ignore[method-assign]
+    for _ in range(2):
+        mirror.silent_until = 0
+        maintenance.mirror_results()
+    assert {task_id for task_id, *_ in backend.stored} == {it.id for it in others}
+    assert str(PendingResult.objects.get().pk) == refused.id
+
+
 def test_a_backend_that_fails_midway_keeps_what_it_has(smtp, backend, mirror, db) -> None:
     logs = [EmailLog.objects.get(pk=send().id) for _ in range(3)]
     EmailLog.objects.update(status="sent")
