@@ -134,7 +134,7 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
         while True:
             following = self._rows().filter(models.Q((f"{column}__gt", name)))
             name = following.aggregate(name=models.Min(column))["name"]
-            if name is None:
+            if not isinstance(name, str):  # none, or a BLOB of SQLite's, which comes after text
                 return
             yield name
 

@@ -286,7 +286,7 @@ def _by_queue_and_transport(using: str) -> Iterator[tuple[tuple[str, str], list[
         while True:  # one index look-up per transport
             rows = EmailLog.objects.using(using).filter(queue=queue, transport__gt=alias)
             following = rows.aggregate(name=Min("transport"))["name"]
-            if following is None:
+            if not isinstance(following, str):  # as in ``EmailQuerySet.names``
                 break
             alias = following
             if levels := list(dequeue.due_levels(queue, alias, using)):

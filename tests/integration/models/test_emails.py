@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from itertools import islice
 
 import pytest
 from django.db import IntegrityError, connection, transaction
@@ -157,3 +158,17 @@ def test_the_recipients_of_a_sent_mail_show_accepted(smtp, queue_mail, deliver) 
     assert recipient.get_outcome_display() == "accepted"
     recipient.outcome = "refused"
     assert recipient.get_outcome_display() == "refused"
+
+
+def test_names_end_where_one_of_sqlites_is_no_text(queue_mail) -> None:
+    if connection.vendor != "sqlite":
+        pytest.skip("the others store no bytes in a column of text")
+    queue_mail()
+    damaged = queue_mail()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE epica_mail_emaillog SET queue = x'ff', transport = x'ff' WHERE id = %s",
+            [damaged.pk.hex],
+        )
+    assert list(islice(EmailLog.objects.all().names("queue"), 9)) == ["emails"]
+    assert list(islice(EmailLog.objects.all().names("transport"), 9)) == ["smtp"]

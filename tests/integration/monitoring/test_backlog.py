@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta, timezone
+from itertools import islice
 from typing import Any
 
 import pytest
+from django.db import connection
 
 from devservers.smtp_faults import drop, refuse
 from django_epica_mail import clock, maintenance, outbox
@@ -292,3 +294,16 @@ def test_what_waits_for_slowed_domains_is_counted_up_to_a_limit(
     measured = health.measure()
     assert measured.slowed_due == 4
     assert "3+ mails wait" in health.examine().checks[0].text
+
+
+def test_the_search_for_transports_ends_where_one_of_sqlites_is_no_text(queue_mail) -> None:
+    if connection.vendor != "sqlite":
+        pytest.skip("the others store no bytes in a column of text")
+    queue_mail()
+    damaged = queue_mail()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE epica_mail_emaillog SET transport = x'ff' WHERE id = %s", [damaged.pk.hex]
+        )
+    found = islice(backlog._by_queue_and_transport("default"), 9)
+    assert [flow for flow, _levels in found] == [("emails", "smtp")]
