@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import router, transaction
-from django.db.models import Q
-from django.db.models.functions import Coalesce
+from django.db.models import CharField, Q
+from django.db.models.functions import Cast, Coalesce
 from django.utils import timezone
 
 from django_epica_mail import clock, conf, lifecycle, retry
@@ -102,12 +102,13 @@ def rescue() -> int:
     expired = EmailLog.objects.using(using).filter(
         lease_until__lte=clock.now(), status=Status.SENDING
     )
-    tokens = expired.order_by().values_list("lease_token", flat=True).distinct()
+    # As text, for one that is no UUID would fail the reading of all.
+    tokens = expired.order_by().values_list(Cast("lease_token", CharField()), flat=True).distinct()
     errors, count = Errors(using), 0
     for token in list(tokens[:_CLAIMS_PER_SWEEP]):
         if token is not None:
             with errors:
-                count += _rescue(token, using, errors)
+                count += _rescue(uuid.UUID(token), using, errors)
     errors.raise_first()
     return count
 
@@ -194,10 +195,10 @@ def cleanup(days: int | None = None, *, advance: Callable[[int], None] = lambda 
         while True:
             with transaction.atomic(using=using):
                 ids = rows.lock_ids(_CHUNK)  # no row may be requeued before it is deleted
-                EmailLog.objects.using(using).delete_with_content(ids)
-            if not ids:
+                deleted = EmailLog.objects.using(using).delete_with_content(ids)
+            if not deleted:
                 break
-            count += len(ids)
+            count += deleted
             advance(count)
     forget_given_up(using)
     _forget_old_content(using)
@@ -318,7 +319,8 @@ def _delete_events(age: timedelta, using: str) -> None:
     unknown.exclude(url="").update(url="")  # it may be a secret of a mail whose content is not kept
     old = events.filter(email=None, created_at__lt=clock.now(-age))
     while ids := list(old.values_list("pk", flat=True)[:_CHUNK]):
-        events.filter(pk__in=ids).delete()
+        if not events.filter(pk__in=ids).delete()[0]:
+            break
 
 
 def _delete_orphaned_attachments(using: str) -> None:

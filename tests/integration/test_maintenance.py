@@ -25,6 +25,7 @@ from django_epica_mail.models import (
     EmailBatch,
     EmailLog,
     EmailQuerySet,
+    EmailRecipient,
 )
 from django_epica_mail.models.bounds import LATEST
 from django_epica_mail.monitoring import backlog, health
@@ -417,3 +418,42 @@ def test_a_time_of_the_future_is_no_sign_of_life(smtp, queue_mail, deliver, trav
     assert {"worker", "beat"} <= failing
     if at == "sweep":
         assert backlog.last_sweep("default") < timezone.now()
+
+
+def damage(column: str, value: str, log: EmailLog) -> None:
+    """Write a value into a column of ids; skip the test where the database has a type for them."""
+    if connection.features.has_native_uuid_field:
+        pytest.skip("the database refuses it")
+    with connection.cursor() as cursor:
+        statement = f"UPDATE epica_mail_emaillog SET {column} = %s WHERE id = %s"
+        cursor.execute(statement, [value, log.pk.hex])
+
+
+def test_a_claim_that_is_no_uuid_leaves_the_others_to_be_rescued(queue_mail) -> None:
+    hurt, other = queue_mail(), queue_mail()
+    for log in (hurt, other):
+        EmailLog.objects.filter(pk=log.pk).update(
+            status="sending", pending=None, lease_token=uuid.uuid4(), lease_until=timezone.now()
+        )
+    damage("lease_token", "no-uuid", hurt)
+    with pytest.raises(ValueError, match="hexadecimal"):
+        maintenance.rescue()
+    assert statuses() == {"sending": 1, "retrying": 1}
+
+
+def test_the_clean_up_ends_though_an_id_is_written_otherwise(queue_mail, monkeypatch) -> None:
+    hurt = queue_mail()
+    long_ago = timezone.now() - timedelta(days=400)
+    EmailRecipient.objects.all().delete()
+    EmailLog.objects.update(status="sent", pending=None, finished_at=long_ago)
+    damage("id", f"0x{hurt.pk.hex[2:]}", hurt)
+    looked = []
+    lock_ids = EmailQuerySet.lock_ids
+
+    def lock_ids_twice(rows: EmailQuerySet, size: int) -> list[uuid.UUID]:
+        looked.append(size)
+        assert len(looked) < 50, "it does not end"
+        return lock_ids(rows, size)
+
+    monkeypatch.setattr(EmailQuerySet, "lock_ids", lock_ids_twice)
+    assert maintenance.cleanup() == 0

@@ -106,12 +106,16 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
         # The links that were followed are content as well.
         events.filter(email__in=ids).exclude(url="").update(url="")
 
-    def delete_with_content(self, ids: Iterable[uuid.UUID]) -> None:
-        """Delete e-mails, and the attachments that no other e-mail uses."""
+    def delete_with_content(self, ids: Iterable[uuid.UUID]) -> int:
+        """Delete e-mails, and the attachments that no other e-mail uses; return how many e-mails.
+
+        Fewer than ``ids`` if a row's id is not written as this package writes it, on SQLite say.
+        """
         ids = list(ids)
         with transaction.atomic(using=self.db):
             self.forget_content(ids)
-            self._rows().filter(pk__in=ids).only("pk").delete()
+            _, deleted = self._rows().filter(pk__in=ids).only("pk").delete()
+        return deleted.get(EmailLog._meta.label, 0)
 
     def change_in_chunks(
         self, size: int, change: Callable[[list[EmailLog]], int], most: int = sys.maxsize
