@@ -107,10 +107,7 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
         events.filter(email__in=ids).exclude(url="").update(url="")
 
     def delete_with_content(self, ids: Iterable[uuid.UUID]) -> int:
-        """Delete e-mails, and the attachments that no other e-mail uses; return how many e-mails.
-
-        Fewer than ``ids`` if a row's id is not written as this package writes it, on SQLite say.
-        """
+        """Delete e-mails, and the attachments that no other uses; return how many were found."""
         ids = list(ids)
         with transaction.atomic(using=self.db):
             self.forget_content(ids)
