@@ -431,9 +431,10 @@ def damage(column: str, value: str, log: EmailLog) -> None:
 
 def test_a_claim_that_is_no_uuid_leaves_the_others_to_be_rescued(queue_mail) -> None:
     hurt, other = queue_mail(), queue_mail()
+    ended = timezone.now() - timedelta(minutes=1)
     for log in (hurt, other):
         EmailLog.objects.filter(pk=log.pk).update(
-            status="sending", pending=None, lease_token=uuid.uuid4(), lease_until=timezone.now()
+            status="sending", pending=None, lease_token=uuid.uuid4(), lease_until=ended
         )
     damage("lease_token", "no-uuid", hurt)
     with pytest.raises(ValueError, match="hexadecimal"):
