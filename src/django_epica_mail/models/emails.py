@@ -129,11 +129,11 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
             unchanged += len(chunk) - number
         return changed
 
-    def names(self, column: str) -> Iterator[str]:
-        """Yield all values of a column that leads an index, by one look-up for each."""
+    def names(self, column: str, **leading: str) -> Iterator[str]:
+        """Yield all values of a column that follows ``leading`` in an index, by a look-up each."""
         name = ""
         while True:
-            following = self._rows().filter(models.Q((f"{column}__gt", name)))
+            following = self._rows().filter(models.Q((f"{column}__gt", name)), **leading)
             name = following.aggregate(name=models.Min(column))["name"]
             if not isinstance(name, str):  # none, or a BLOB of SQLite's, which comes after text
                 return

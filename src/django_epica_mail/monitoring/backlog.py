@@ -282,13 +282,7 @@ def _count_backlog(
 def _by_queue_and_transport(using: str) -> Iterator[tuple[tuple[str, str], list[int]]]:
     """Yield each queue and transport for which mail waits, with the priorities it has."""
     for queue in dequeue.queues(using):
-        alias = ""
-        while True:  # one index look-up per transport
-            rows = EmailLog.objects.using(using).filter(queue=queue, transport__gt=alias)
-            following = rows.aggregate(name=Min("transport"))["name"]
-            if not isinstance(following, str):  # as in ``EmailQuerySet.names``
-                break
-            alias = following
+        for alias in EmailLog.objects.using(using).names("transport", queue=queue):
             if levels := list(dequeue.due_levels(queue, alias, using)):
                 yield (queue, alias), levels
 
