@@ -6,7 +6,7 @@ import base64
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import django
 import pytest
@@ -22,43 +22,47 @@ from django_epica_mail.retry import Kind, Result
 from django_epica_mail.transports import connection as transport_connection
 
 
-@pytest.fixture
-def endless() -> Iterator[int]:
-    """Start a server whose greeting does not end; return its port."""
+@contextlib.contextmanager
+def serving(talk: Callable[[socket.socket], object]) -> Iterator[int]:
+    """Start a server that talks to one client, until that hangs up; return its port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
             with contextlib.suppress(OSError):
                 connection, _ = server.accept()
                 with connection:
-                    while True:
-                        connection.sendall((b"220-" + b"x" * 4000 + b"\r\n") * 100)
+                    talk(connection)
 
         thread = threading.Thread(target=serve)
         thread.start()
         yield server.getsockname()[1]
     thread.join(timeout=10)
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def endless() -> Iterator[int]:
+    """Start a server whose greeting does not end; return its port."""
+
+    def talk(connection: socket.socket) -> None:
+        while True:
+            connection.sendall((b"220-" + b"x" * 4000 + b"\r\n") * 100)
+
+    with serving(talk) as port:
+        yield port
 
 
 @pytest.fixture
 def boasting() -> Iterator[int]:
     """Start a server that offers AUTH in 250,000 lines of its reply to EHLO; return its port."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                connection, _ = server.accept()
-                with connection:
-                    connection.sendall(b"220 ready\r\n")
-                    connection.recv(1000)
-                    connection.sendall(b"250-AUTH=X\r\n" * 250_000 + b"250 OK\r\n")
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(b"220 ready\r\n")
+        connection.recv(1000)
+        connection.sendall(b"250-AUTH=X\r\n" * 250_000 + b"250 OK\r\n")
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield server.getsockname()[1]
-    thread.join(timeout=10)
-    assert not thread.is_alive()
+    with serving(talk) as port:
+        yield port
 
 
 @pytest.mark.parametrize("server", ["endless", "boasting"])
