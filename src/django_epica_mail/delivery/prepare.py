@@ -190,7 +190,7 @@ class MessageLoader:
 
     def held_back(self, mail: EmailLog) -> Mapping[int, str]:
         """Return the recipients of an e-mail on the suppression list, with the reason."""
-        return self._held_back.get(mail.pk, {})
+        return self._held_back.get(mail.pk, {}) if self._held_back else {}
 
     def is_suppressed(self, mail: EmailLog) -> bool:
         """Return whether every outstanding recipient is on the suppression list."""

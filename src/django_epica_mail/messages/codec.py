@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
 from email.mime.base import MIMEBase
@@ -168,7 +167,7 @@ def load_with_terms(
             )
         return bytes(blobs[digest])
 
-    with _as_unreadable():
+    with _AsUnreadable():
         message = _unpack_raw(form, fetch) if "raw" in form else _unpack(form, fetch)
         return message, _terms(form)
 
@@ -176,7 +175,7 @@ def load_with_terms(
 def terms(envelope: str, place: str) -> Terms | None:
     """Return the terms of a stored message; raise as ``load_with_terms`` does."""
     form = _read(envelope, place)
-    with _as_unreadable():
+    with _AsUnreadable():
         return _terms(form)
 
 
@@ -205,7 +204,7 @@ def without_recipients(
     ``UnreadableEnvelope`` and ``MissingKey`` as ``load`` does.
     """
     form = _read(envelope, place)
-    with _as_unreadable():
+    with _AsUnreadable():
         _leave_out(form, is_left_out)
         left = json.dumps(form, allow_nan=False)
     return encryption.reseal(left, envelope)
@@ -227,7 +226,7 @@ def _leave_out(form: dict[str, Any], is_left_out: Callable[[str], bool]) -> None
 def _read(envelope: str, place: str | None) -> dict[str, Any]:
     """Return the JSON of a stored message."""
     plain = encryption.unseal(envelope, place)
-    with _as_unreadable():
+    with _AsUnreadable():
         form = json.loads(plain)
     version = form.get("v") if isinstance(form, dict) else None
     if version != VERSION:
@@ -243,24 +242,28 @@ def _terms(form: Mapping[str, Any]) -> Terms | None:
     return None if terms is None else Terms(str(terms["additions"]), str(terms["keep_content"]))
 
 
-@contextmanager
-def _as_unreadable() -> Iterator[None]:
-    """Raise ``UnreadableEnvelope`` for whatever is wrong with a damaged form."""
-    try:
-        yield
-    except UnreadableEnvelope:
-        raise
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise UnreadableEnvelope(
-            f"The stored message is damaged ({type(error).__name__}), or somebody has changed it."
-        ) from None
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+class _AsUnreadable:
+    """Raises ``UnreadableEnvelope`` for whatever is wrong with a damaged form."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if isinstance(error, _DAMAGED) and not isinstance(error, UnreadableEnvelope):
+            raise UnreadableEnvelope(
+                f"The stored message is damaged ({type(error).__name__}), or somebody has changed "
+                "it."
+            ) from None
 
 
 def _message_id(message: EmailMessage) -> str:

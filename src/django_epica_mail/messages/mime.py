@@ -16,6 +16,7 @@ from email.message import Message, MIMEPart
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from django.apps import apps
+from django.core.mail import EmailMessage, EmailMultiAlternatives
 
 from django_epica_mail import conf
 from django_epica_mail.exceptions import UnstorableMessage
@@ -102,12 +103,19 @@ def class_path(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
+_DJANGOS: dict[str, Any] = {class_path(cls): cls for cls in (EmailMessage, EmailMultiAlternatives)}
+"""The classes of nearly all messages, which are not looked for again with each."""
+
+
 def find_class(path: str, base: type[T]) -> type[T] | None:
     """Return the subclass of ``base`` at ``module:qualified.name``, or ``None`` if none exists.
 
     Imports only modules that may hold classes of messages: to import a module is to run it, and a
     stored path may be somebody else's.
     """
+    usual = _DJANGOS.get(path)
+    if usual is not None and issubclass(usual, base):
+        return usual  # type: ignore[no-any-return]
     module, _, name = path.partition(":")
     if not name or not _may_import(module):
         return None

@@ -305,7 +305,7 @@ WHERE mail.id = ANY (ARRAY(
         SELECT id FROM picked
         WHERE transport = (SELECT transport FROM picked ORDER BY position LIMIT 1)))
     AND mail.status IN ({claimable})
-RETURNING mail.*,
+RETURNING {columns},
     mail.give_up_at <= {now} AS too_old,
     coalesce(mail.expires_at <= {now}, false) AS is_expired,
     EXISTS (SELECT 1 FROM {suppressions}) AS has_suppressions,
@@ -330,6 +330,7 @@ def _take_statement(settles: bool, now: str, lease_until: str, held: tuple[str, 
     select = _SELECT_BOTH if settles else _SELECT_CLAIMED
     return (_TAKE.replace("{settle}", settle) + select).format(
         attempts=DeliveryAttempt._meta.db_table,
+        columns=", ".join(f'mail."{field.column}"' for field in EmailLog._meta.concrete_fields),
         most=MOST_SMALL,
         sent=lifecycle.SUCCEED.target,
         now=now,
@@ -381,8 +382,10 @@ def _arrays(rows: Iterable[Sequence[object]]) -> list[Any]:
 def _element(value: object) -> str:
     if value is None:
         return "NULL"
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    text = str(value)
+    if "\\" in text or '"' in text:
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 def _in_order(rows: Iterable[EmailLog]) -> list[EmailLog]:

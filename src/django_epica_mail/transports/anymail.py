@@ -9,6 +9,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from django.core.mail import EmailMessage
@@ -103,7 +104,12 @@ _MAX_RETRY_AFTER = 24 * 3600.0
 
 def is_provider(backend: BaseEmailBackend | type[BaseEmailBackend]) -> bool:
     """Return whether a backend is one of anymail's."""
-    cls = backend if isinstance(backend, type) else type(backend)
+    cls: Any = backend if isinstance(backend, type) else type(backend)
+    return _is_of_anymail(cls)
+
+
+@lru_cache
+def _is_of_anymail(cls: type) -> bool:
     return any(base.__module__ == "anymail.backends.base" for base in cls.__mro__)
 
 

@@ -11,8 +11,9 @@ import logging
 import platform
 import random
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timezone, tzinfo
 from email.headerregistry import AddressHeader
 from email.message import EmailMessage as Part
 from email.message import Message
@@ -318,7 +319,13 @@ def _date_now() -> str:
     if not _IS_MODERN:
         return formatdate(localtime=settings.EMAIL_USE_LOCALTIME)
     zone = get_current_timezone() if settings.EMAIL_USE_LOCALTIME else timezone.utc
-    return format_datetime(datetime.now(zone))
+    return _date_at(int(time.time()), zone)
+
+
+@lru_cache(maxsize=1)
+def _date_at(seconds: int, zone: tzinfo) -> str:
+    """Return a time as a header has it; many mails are built in one second."""
+    return format_datetime(datetime.fromtimestamp(seconds, zone))
 
 
 def _header_line(name: str, value: object) -> bytes:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from email import message_from_bytes
+from email.utils import mktime_tz, parsedate_tz
 from functools import partial
 from typing import Any
 
 import pytest
 from django.core.mail import EmailAlternative, EmailAttachment, EmailMessage, EmailMultiAlternatives
+from django.utils import timezone
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -243,3 +246,23 @@ def test_nul_and_bare_line_ends_never_reach_the_wire(content) -> None:
 def test_a_mail_that_is_fit_for_the_wire_is_left_as_it_is() -> None:
     content = b"A: b\r\n\r\n.\r\n"
     assert wire.cleaned(content) is content
+
+
+@pytest.mark.parametrize("in_local_time", [True, False])
+def test_dates_of_one_second_are_those_of_django_in_each_zone(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, in_local_time: bool
+) -> None:
+    settings.EMAIL_USE_LOCALTIME = in_local_time
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.25)
+    dates = set()
+    for zone in ("Asia/Tokyo", "America/Lima"):
+        with timezone.override(zone):
+            message = EmailMessage(
+                "Subject", "Body", "a@b.co", ["c@d.co"], headers={"Message-ID": ID}
+            )
+            written = wire.write_simple(message, "boundary")
+        assert written is not None
+        parsed = message_from_bytes(written)
+        assert mktime_tz(parsedate_tz(parsed["Date"])) == 1_700_000_000
+        dates.add(parsed["Date"])
+    assert len(dates) == (2 if in_local_time and wire._IS_MODERN else 1)

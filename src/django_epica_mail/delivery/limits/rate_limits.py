@@ -173,11 +173,13 @@ _compat.run_after_fork(_budgets.clear)
 
 def _rates() -> Mapping[str, str]:
     """Return every rate of the site, including the annotation of Celery's task."""
-    of_celery = celery_config.site_rate()
+    of_celery, rates = celery_config.site_rate(), conf.get().rates
+    if not (of_celery or rates):
+        return {}
     everything = {} if of_celery is None else {EVERYTHING: of_celery}
     return everything | {
         rules.address_pattern(key) if key.startswith("@") else key: rate
-        for key, rate in conf.get().rates.items()
+        for key, rate in rates.items()
     }
 
 
