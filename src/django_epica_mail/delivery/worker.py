@@ -31,8 +31,11 @@ logger = logging.getLogger(__name__)
 _TURN_SECONDS = 5.0
 """Seconds after which a worker stops claiming for one transport, and looks at all of them again."""
 
-_LINGER, _LONGEST_LINGER = 0.01, 0.025
+_LINGER, _LONGEST_LINGER = 0.01, 0.05
 """Seconds a worker waits after a batch that was not full, first and at most."""
+
+_ENOUGH = 0.8
+"""The part of a full batch from which on a task waits no longer for the next one."""
 
 _SOON = 0.05
 """Seconds that a known outcome waits for others while mails are in flight."""
@@ -141,7 +144,7 @@ class _Search:
         self._queue, self._until = queue, until
         self._using = claim.database()
         self._starts = scan_starts.of_queue(queue, self._using)
-        self._linger = _LINGER
+        self._linger, self._wanted = _LINGER, conf.get().batch_size
         self._has_rung = False
         self._found: Batch | None = None
         self._is_empty = False
@@ -184,13 +187,17 @@ class _Search:
     ) -> Batch | None:
         """Settle what is known and claim the next batch, if possible in one transaction.
 
-        ``only`` restricts it to a transport. After a small batch it waits a moment first, so that
-        the next one holds more mails: each claim costs a commit, however many mails it holds.
+        ``only`` restricts it to a transport. After a batch that was not full it waits a moment
+        first, so that the next one holds more mails: each claim costs a commit, however many mails
+        it holds. The task learns how long is enough: other workers take their part of what comes.
         """
-        if len(batch.mails) < conf.get().batch_size and only is None and not batch.is_slowed:
+        found = len(batch.mails)
+        if found < self._wanted and only is None and not batch.is_slowed:
             settler.flush()
             time.sleep(self._linger)
-            self._linger = min(self._linger * 1.5, _LONGEST_LINGER)
+            if found < self._wanted * _ENOUGH:
+                self._linger = min(self._linger * 1.5, _LONGEST_LINGER)
+        self._wanted = min(limit, conf.get().batch_size)
         following = settler.settle_and(
             claim.Claiming(
                 self._queue, self._using, limit=limit, transport=only, starts=self._starts
@@ -213,7 +220,6 @@ class _Search:
     def _heed(self, batch: Batch | None) -> None:
         self.has_paced |= batch is not None and batch.is_slowed
         if batch is not None and len(batch.mails) >= conf.get().batch_size:
-            self._linger = _LINGER
             self.ring_once()  # for help
 
 

@@ -75,6 +75,33 @@ def test_a_busy_task_rings_once(smtp, queue_mail, rings, epica_mail) -> None:
     assert rings == ["emails"]  # both for help, and for what the task leaves
 
 
+@pytest.mark.parametrize(
+    ("arriving", "waits"),
+    [
+        # The first batch holds one mail; each of the others what arrives during a wait.
+        ([1, 1, 1], [10, 15, 22.5, 33.75]),
+        ([9, 8, 8], [10, 15, 15, 15]),
+        # What has grown stays after a full batch, which needs no wait.
+        ([1, 13, 9], [10, 15, 22.5, 33.75]),
+        ([1] * 6, [10, 15, 22.5, 33.75, 50, 50, 50]),
+    ],
+)
+def test_a_task_learns_how_long_to_wait_for_a_full_batch(
+    smtp, queue_mail, deliver, monkeypatch, arriving: list[int], waits: list[float]
+) -> None:
+    queue_mail()
+    coming, waited = iter(arriving), []
+
+    def sleep(seconds: float) -> None:
+        waited.append(round(seconds * 1000, 2))
+        for _ in range(next(coming, 0)):
+            queue_mail()
+
+    monkeypatch.setattr(worker.time, "sleep", sleep)
+    assert deliver() == 1 + sum(arriving)
+    assert waited == waits
+
+
 def test_mail_that_is_not_due_is_left_alone(smtp, queue_mail, deliver, travel) -> None:
     log = queue_mail()
     EmailLog.objects.update(due_at=log.created_at.replace(year=log.created_at.year + 1))
