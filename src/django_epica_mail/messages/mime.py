@@ -19,7 +19,7 @@ from django.apps import apps
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 
 from django_epica_mail import conf
-from django_epica_mail.exceptions import UnstorableMessage
+from django_epica_mail.exceptions import InvalidMessage, UnstorableMessage
 from django_epica_mail.messages import tagged_json
 
 if TYPE_CHECKING:
@@ -96,6 +96,40 @@ def unpack(form: Mapping[str, Any], fetch: Fetch) -> Message:
     )
     vars(part).update(tagged_json.decode(form.get("attributes", {})))
     return part
+
+
+def check_payloads(part: Message) -> None:
+    """Raise ``InvalidMessage`` for a payload, also of a part in it, that Python could not write.
+
+    ``email.generator`` writes multiparts and messages from lists, anything else from text that is
+    ASCII or escaped bytes. A delivery status is written only from a list of its blocks, which
+    Django 5.2 does not make of text.
+    """
+    for inner in part.walk():
+        payload, kind = vars(inner)["_payload"], inner.get_content_type()
+        is_text = isinstance(payload, str) and _is_writable(payload)
+        if inner.get_content_maintype() == "multipart":
+            is_valid = is_text or payload is None or isinstance(payload, list)
+        elif kind.replace("_", "-") == "message/delivery-status":
+            is_valid = isinstance(payload, list)
+        elif inner.get_content_maintype() == "message":
+            is_valid = is_text or (isinstance(payload, list) and bool(payload))
+        else:
+            is_valid = is_text or payload is None
+        if not is_valid:
+            raise InvalidMessage(
+                f"An attachment of the type {kind} cannot be written from a payload of the type "
+                f"{type(payload).__name__}: attach it as a MIME object that "
+                "email.message_from_bytes() returns, or as application/octet-stream."
+            )
+
+
+def _is_writable(payload: str) -> bool:
+    try:
+        payload.encode("ascii", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def class_path(cls: type) -> str:

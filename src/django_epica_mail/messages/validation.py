@@ -33,11 +33,11 @@ from django.utils.functional import LazyObject, Promise
 
 from django_epica_mail.exceptions import InvalidHeader, InvalidMessage
 from django_epica_mail.messages import addresses, bounds
+from django_epica_mail.messages.mime import check_payloads
 from django_epica_mail.messages.raw import builds_itself
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
 
 Attachment: TypeAlias = EmailAttachment | Message
 
@@ -46,6 +46,8 @@ _PLAIN_HEADER_NAME = re.compile("X-[A-Za-z0-9-]{1,60}", re.ASCII | re.IGNORECASE
 _BUILD_OPTIONS = frozenset({"mixed_subtype", "alternative_subtype"})
 """Attributes that, when set on a message, change how Django builds it."""
 _NEWLINE = re.compile(r"[\r\n]")
+_PARSED_TYPES = "message/" if django.VERSION >= (6, 0) else "message/rfc822"
+"""How media types start whose content Django parses and writes anew, if it is text or bytes."""
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _UNFOLDED_NEWLINE = re.compile(rb"\r\n(?![ \t])|\r(?![ \t\n])|(?<!\r)\n(?![ \t])")
 """A newline that does not start a folded line; RFC 5322, section 2.2.3."""
@@ -93,8 +95,7 @@ def check(message: EmailMessage, rules: Rules = Rules.SMTP) -> None:
     Calls Django's own ``message()`` on a copy without the content of attachments, which is checked
     separately; the message itself does not change. Skips that for most messages, whose parts are
     certainly valid: building costs more than everything else in the caller. A message that builds
-    its own MIME is not built here either: ``dump`` builds it, once, and its errors reach the
-    caller.
+    its own MIME is not built here: ``dump`` builds it, once, and its errors reach the caller.
     """
     check_injection(message)
     if rules is Rules.FIELDS:
@@ -109,6 +110,7 @@ def check(message: EmailMessage, rules: Rules = Rules.SMTP) -> None:
         mime = copy.message()
         if django.VERSION >= (6, 0):
             _write_risky_headers(copy, mime)
+    check_payloads(mime)
 
 
 def attachments(message: EmailMessage) -> list[Attachment]:
@@ -326,7 +328,7 @@ def _attachment(item: Any) -> Attachment:
             content = content.decode()
         except UnicodeDecodeError:
             mimetype = DEFAULT_ATTACHMENT_MIME_TYPE
-    if mimetype.startswith("message/") and isinstance(content, (str, bytes)):
+    if mimetype.startswith(_PARSED_TYPES) and isinstance(content, (str, bytes)):
         wire = force_bytes(content, errors="surrogatepass")
         if not _may_be_parsed(wire):  # it is attached as the file that it is
             content, mimetype = wire, DEFAULT_ATTACHMENT_MIME_TYPE

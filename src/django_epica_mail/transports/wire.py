@@ -234,12 +234,13 @@ def _build_with_django(message: EmailMessage) -> bytes:
 
 
 def _set_boundaries(mime: Message) -> None:
-    """Give each multipart a boundary.
+    """Give each multipart a boundary, but for one whose content is text already.
 
     Otherwise the standard library would scan the whole text to choose one.
     """
     for part in mime.walk():
-        if part.get_content_maintype() == "multipart" and part.get_boundary() is None:
+        is_open = part.get_content_maintype() == "multipart" and part.get_boundary() is None
+        if is_open and not isinstance(part.get_payload(), str):
             part.set_boundary(new_boundary())
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from email.message import Message
+from email.mime.base import MIMEBase
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from django_epica_mail.messages import check, dump, load
 from django_epica_mail.messages.validation import alternatives, attachments
+from django_epica_mail.transports import wire
 from tests import corpus
 
 names = st.none() | st.sampled_from(["a.txt", "a.csv", "a.pdf", "a.html.gz", "a", "ğ.json"])
@@ -88,3 +92,64 @@ def test_a_list_set_to_none_counts_as_empty() -> None:
     assert load(stored.envelope, {}).attachments == []
     loaded = corpus.wire_bytes(load(stored.envelope, {}))
     assert corpus.normalise(loaded) == corpus.normalise(corpus.wire_bytes(message))
+
+
+REPORT = "Reporting-MTA: dns; a.example\n\nFinal-Recipient: rfc822; b@example.com\n"
+NESTED = [
+    *("message/delivery-status", "message/delivery_status", "message/disposition-notification"),
+    *("message/feedback-report", "message/partial", "message/rfc822", "message/rfc822; x=y"),
+    *("multipart/mixed", "multipart/report", "multipart/signed"),
+]
+CONTENTS = {"text": REPORT, "bytes": REPORT.encode(), "binary": b"\xff\0", "line ends": "ğ\r\r\n"}
+
+
+def part(kind: str, payload: Any) -> Message:
+    made = MIMEBase(*kind.split("/"))
+    made.set_payload(payload)
+    return made
+
+
+PARTS = {
+    "status as text": lambda: part("message/delivery-status", REPORT),
+    "status of blocks": lambda: part("message/delivery-status", [Message(), Message()]),
+    "status without payload": lambda: MIMEBase("message", "delivery-status"),
+    "letter": lambda: part("message/rfc822", [Message()]),
+    "letter as text": lambda: part("message/rfc822", REPORT),
+    "letter without payload": lambda: MIMEBase("message", "rfc822"),
+    "letter of nothing": lambda: part("message/rfc822", []),
+    "binary without payload": lambda: MIMEBase("application", "pdf"),
+    "binary of parts": lambda: part("application/pdf", [Message()]),
+    "binary that is not ASCII": lambda: part("application/pdf", "ğ"),
+    "binary of escaped bytes": lambda: part("application/pdf", "\udcff"),
+    "multipart as text": lambda: part("multipart/mixed", "text"),
+    "multipart without payload": lambda: MIMEBase("multipart", "mixed"),
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+def test_a_type_of_messages_or_multiparts_is_sent_as_django_does_or_refused(kind, content) -> None:
+    require_as_django(lambda: ("report", content, kind))
+
+
+@pytest.mark.parametrize("make", PARTS.values(), ids=PARTS)
+def test_a_mime_object_is_sent_as_django_does_or_refused(make) -> None:
+    require_as_django(make)
+
+
+def require_as_django(make: Callable[[], Any]) -> None:
+    def message() -> EmailMessage:
+        made = corpus.plain(headers={"Message-ID": "<1@example.com>"})
+        made.attachments = [make()]
+        return made
+
+    try:
+        expected = corpus.wire_bytes(message())
+    except Exception:  # noqa: BLE001 - Python's generator raises what comes
+        with pytest.raises((TypeError, ValueError)):
+            check(message())
+        return
+    check(message())
+    stored = dump(message())
+    loaded = load(stored.envelope, {blob.digest: blob.content for blob in stored.blobs})
+    assert corpus.normalise(wire.build(loaded)) == corpus.normalise(expected)
