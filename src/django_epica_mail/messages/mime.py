@@ -191,7 +191,9 @@ def _pack_header(part: Message, name: str, value: Any) -> Any:
     if not hasattr(value, "fold"):
         return str(value)
     form = [str(value)]
-    if _unpack_header(name, form).fold(policy=part.policy) != value.fold(policy=part.policy):
+    # A part of the old policy has a parsed header once it was written under a new one.
+    policy = part.policy if isinstance(part.policy, policies.EmailPolicy) else policies.SMTP
+    if _unpack_header(name, form).fold(policy=policy) != value.fold(policy=policy):
         raise _unstorable(part, f"its header {name!r} cannot be rebuilt from its own text")
     return form
 
