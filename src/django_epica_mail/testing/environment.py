@@ -19,7 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.mail.backends.base import BaseEmailBackend
 from django.core.mail.backends.smtp import EmailBackend as DjangoSMTPBackend
 from django.test import override_settings
-from django.test.utils import TestContextDecorator, _TestState
+from django.test.utils import TestContextDecorator
 from django.utils import timezone
 
 from django_epica_mail import clock
@@ -128,9 +128,10 @@ class _Deliveries:
 
 def _site_settings() -> dict[str, Any]:
     """Return the mail settings that the test runner replaced, but with harmless transports."""
-    replaced = getattr(_TestState, "saved_data", None)
     if transports.uses_mailers():
-        mailers: Mapping[str, Mapping[str, Any]] = getattr(replaced, "mailers", settings.MAILERS)
+        mailers: Mapping[str, Mapping[str, Any]] = transports.before_tests(
+            "mailers", settings.MAILERS
+        )
         queues = {alias for alias, spec in mailers.items() if transports.is_queue(spec)}
         if queues:
             kept = {alias: mailers[alias] if alias in queues else _LOCMEM for alias in mailers}
@@ -139,7 +140,7 @@ def _site_settings() -> dict[str, Any]:
             f"No alias in MAILERS uses the queue; the aliases are: {', '.join(mailers)}. Set "
             f"{transports.QUEUE_BACKEND} in the settings that the tests run with."
         )
-    backend = getattr(replaced, "email_backend", None) or settings.EMAIL_BACKEND
+    backend = transports.before_tests("email_backend", settings.EMAIL_BACKEND)
     if transports.is_queue({"BACKEND": backend}):
         return {"EMAIL_BACKEND": backend}
     raise ImproperlyConfigured(

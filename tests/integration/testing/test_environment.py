@@ -7,11 +7,12 @@ import unittest
 from datetime import timedelta
 from typing import ClassVar
 
+import django  # noqa: F401 - in a condition below
 import pytest
 from celery import current_app
 from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
-from django.core.mail import EmailMessage
+from django.core.mail import EmailMessage, get_connection
 from django.db import transaction
 from django.test import TestCase, override_settings
 from django.utils import timezone
@@ -96,6 +97,17 @@ def test_a_site_that_does_not_use_the_queue_is_reported(monkeypatch) -> None:
     monkeypatch.setattr(transports, "QUEUE_BACKEND", "elsewhere.EmailBackend")
     with pytest.raises(ImproperlyConfigured, match=r"queue.*elsewhere\.EmailBackend"):
         queued_mail().enable()
+
+
+@pytest.mark.skipif("django.VERSION < (6, 1)", reason="MAILERS came with Django 6.1")
+@pytest.mark.filterwarnings("ignore:get_connection")
+def test_a_call_that_names_the_site_s_own_account_is_queued_as_outside_of_tests() -> None:
+    with queued_mail():
+        connection = get_connection(host="127.0.0.1", port=1)
+        connection.send_messages([EmailMessage("S", "B", to=["a@example.com"])])
+        assert len(drain_email_queue()) == 1
+        with pytest.raises(ImproperlyConfigured, match="'host'"):
+            get_connection(host="elsewhere.example.com", port=1)
 
 
 def test_a_change_that_fails_leaves_nothing_changed(monkeypatch, rings) -> None:
