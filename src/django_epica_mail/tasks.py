@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from celery import Task, current_task, shared_task
 from celery.signals import (
@@ -176,10 +177,14 @@ def send_bulk_emails_task(self: Any, emails: Sequence[Mapping[str, Any]] | str) 
     transaction and returns a ``BatchResult``. Entries that come through the broker, because another
     project calls the task by its name, raise ``PermissionError`` unless
     ``EPICA_MAIL["BULK_ENTRIES_FROM_BROKER"]`` is set: whoever can write to the broker could send
-    any mail.
+    any mail. The same call that comes twice raises ``ValueError`` the second time.
     """
     is_foreign = not isinstance(emails, str) and broker_trust.check(self)
     _drop_dead_connections()
+    if is_foreign and (call := _uuid(self.request.id)) is not None:
+        # As a batch of the call's id: the ring that expands the last entries reports to its caller.
+        options = call_options.CallOptions(batch_id=call)
+        emails = str(bulk.submit(emails, options=options, is_foreign=True).pk)
     if isinstance(emails, str):
         until = time.monotonic() + conf.get().run_seconds
         batch, result_id = bulk.expand(emails, until=until), emails
@@ -190,6 +195,15 @@ def send_bulk_emails_task(self: Any, emails: Sequence[Mapping[str, Any]] | str) 
     if batch.is_finished and result_id is not None:
         result_backend.store(result_id, "SUCCESS", report, BULK_TASK)
     return report
+
+
+def _uuid(task_id: object) -> UUID | None:
+    """Return the id of a call as the key of a row, or ``None`` if it is written in another way."""
+    try:
+        key = UUID(str(task_id))
+    except ValueError:
+        return None
+    return key if str(key) == task_id else None
 
 
 @shared_task(name="django_epica_mail.tasks.send_email_task", **_DELIVERY)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from celery import Celery, current_app
@@ -19,19 +20,20 @@ from redis.exceptions import NoPermissionError
 
 from devservers.redis import RedisServer
 from django_epica_mail import conf, tasks
+from django_epica_mail.broker import result_backend
 from django_epica_mail.models import EmailBatch, EmailLog
-from django_epica_mail.queueing import bulk
+from django_epica_mail.queueing import bulk, enqueue
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "production.md"
 
 ENTRY = {"subject": "S", "message": "M", "from_email": None, "recipient_list": ["a@example.com"]}
 
 
-def run_as_worker(task, *args, **message):
+def run_as_worker(task, *args, call_id="a-task", **message):
     """Execute a task as a worker does that got it from the broker; return its state and result."""
-    message = {"id": "a-task", "task": task.name, "delivery_info": {}, "retries": 0, **message}
+    message = {"id": call_id, "task": task.name, "delivery_info": {}, "retries": 0, **message}
     trace = build_tracer(task.name, task, app=current_app._get_current_object())
-    done = trace("a-task", list(args), {}, message)
+    done = trace(call_id, list(args), {}, message)
     if done.info is None:
         return "SUCCESS", done.retval
     return done.info.state, done.retval.exception
@@ -105,6 +107,34 @@ def test_a_callback_that_the_workers_main_process_calls_sends_nothing(smtp) -> N
 def test_a_site_can_trust_its_broker(smtp, epica_mail) -> None:
     epica_mail(BULK_ENTRIES_FROM_BROKER=True)
     assert run_as_worker(tasks.send_bulk_emails_task, [ENTRY])[0] == "SUCCESS"
+    assert EmailLog.objects.count() == 1
+
+
+def test_the_last_ring_reports_to_the_caller_of_a_call_that_takes_longer_than_a_task(
+    smtp, epica_mail, rings, monkeypatch
+) -> None:
+    epica_mail(BULK_ENTRIES_FROM_BROKER=True, RUN_SECONDS=0.001)
+    monkeypatch.setattr(enqueue, "CHUNK", 2)
+    reports: dict[str, Any] = {}
+    monkeypatch.setattr(
+        result_backend, "store", lambda key, state, report, *_: reports.update({key: report})
+    )
+    call = str(uuid4())
+    for done in (2, 4, 5):
+        assert not reports
+        argument = call if EmailBatch.objects.exists() else [ENTRY] * 5
+        run_as_worker(tasks.send_bulk_emails_task, argument, call_id=call)
+        assert EmailLog.objects.count() == done
+    assert len(rings) == 2
+    assert reports[call]["accepted"] == 5
+
+
+def test_a_call_of_another_project_that_comes_twice_sends_its_mail_once(smtp, epica_mail) -> None:
+    epica_mail(BULK_ENTRIES_FROM_BROKER=True)
+    call = str(uuid4())
+    states = [run_as_worker(tasks.send_bulk_emails_task, [ENTRY], call_id=call) for _ in range(2)]
+    assert [state for state, _ in states] == ["SUCCESS", "FAILURE"]
+    assert "in use" in str(states[1][1])
     assert EmailLog.objects.count() == 1
 
 
