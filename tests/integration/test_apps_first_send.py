@@ -28,6 +28,7 @@ def test_the_first_mail_of_a_serving_process_imports_nothing(tmp_path, handler) 
             assert client.llen("emails") >= 1, "the ring was published within the call"
     assert report["has_transport"]
     assert report["imported"] == [[], []]
+    assert not report["is_finalized"], "making the app's tasks would take longer than all the rest"
 
 
 def test_a_command_imports_no_transport_when_it_starts(tmp_path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import _state
 from celery.app import app_or_default
+from celery.app.routes import MapRoute
 from django.core.exceptions import ImproperlyConfigured
 
 from django_epica_mail.routing import BULK_QUEUE, QUEUE
@@ -25,6 +26,7 @@ SINGLE_TASK = "django_epica_mail.tasks.send_email_task"
 BULK_TASK = "django_epica_mail.tasks.send_bulk_emails_task"
 """The tasks whose entries in ``CELERY_TASK_ROUTES`` choose the queue of single and bulk mail."""
 
+_MAP_ROUTE: Any = MapRoute
 _FINEST = 86_400
 """A rate is a whole number of mails in up to so many units of time."""
 
@@ -67,13 +69,23 @@ def _route(task: str) -> dict[str, Any]:
     route: Any = None
     if app.conf.task_routes:
         # As for a call without arguments: a router function may read them, and the task.
-        called: Any = app.tasks.get(task)
-        route = app.amqp.router.lookup_route(task, (), {}, {}, called)
+        route = app.amqp.router.lookup_route(task, (), {}, {}, task_for_routers(app, task))
     if isinstance(route, str):
         return {"queue": route}
     found = dict(route or {})
     queue = found.get("queue")
     return {"queue": getattr(queue, "name", queue), "priority": found.get("priority")}
+
+
+def task_for_routers(app: Celery, name: str) -> Any:
+    """Return the task that router functions are asked with; ``None`` while nothing would read it.
+
+    Celery makes the tasks of an app once they are asked for. That takes a process's first mail
+    milliseconds, and handlers of ``on_after_finalize`` that a site connects later never run.
+    """
+    known: Any = app
+    asks_functions = any(not isinstance(it, _MAP_ROUTE) for it in known.amqp.router.routes)
+    return app.tasks.get(name) if known.finalized or asks_functions else None
 
 
 def task_queues() -> set[str]:

@@ -21,7 +21,13 @@ from django.conf import settings
 from django.db import transaction
 
 from django_epica_mail import _compat, conf
-from django_epica_mail.broker.celery_config import BULK_TASK, TASK, has_app, site_queue
+from django_epica_mail.broker.celery_config import (
+    BULK_TASK,
+    TASK,
+    has_app,
+    site_queue,
+    task_for_routers,
+)
 from django_epica_mail.broker.publisher import NO_RETRIES, Busy, Publisher
 
 if TYPE_CHECKING:
@@ -218,7 +224,7 @@ def _publish(
         # Bypasses a task's own apply_async, which is for calls by the site.
         app.send_task(
             task,
-            task_type=app.tasks[task],
+            task_type=task_for_routers(app, task),
             result_cls=_NoResult,  # type: ignore[arg-type]
             add_to_parent=False,
             args=args or (queue,),

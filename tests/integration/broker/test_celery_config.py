@@ -76,6 +76,21 @@ def test_a_router_function_is_asked_as_celery_asks_it(smtp, task_routes) -> None
     assert (queue_one().queue, celery_config.site_queue(bulk=True)) == ("mail", "bulk_emails")
 
 
+@pytest.mark.parametrize("routes", [lambda name, *_, **__: None, "tests.integration.broker.route"])
+def test_a_router_function_has_the_task_also_before_the_site_has_used_its_app(routes: Any) -> None:
+    app = Celery("of-a-test", set_as_current=False)
+    app.conf.task_routes = (routes, {SINGLE_TASK: "mail"})
+    assert celery_config.task_for_routers(app, SINGLE_TASK).name == SINGLE_TASK
+
+
+def test_routes_by_name_leave_the_tasks_of_the_app_unmade_until_the_site_needs_them() -> None:
+    app = Celery("of-a-test", set_as_current=False)
+    app.conf.task_routes = {SINGLE_TASK: "mail"}
+    assert celery_config.task_for_routers(app, SINGLE_TASK) is None
+    app.finalize()
+    assert celery_config.task_for_routers(app, SINGLE_TASK).name == SINGLE_TASK
+
+
 def test_routes_of_other_tasks_leave_mail_alone(smtp, task_routes) -> None:
     task_routes({"shop.tasks.*": {"queue": "shop", "priority": 1}})
     for bulk in (False, True):

@@ -28,6 +28,7 @@ settings.configure(
 for name in imported_before:
     import_module(name)
 app = Celery("site", broker=broker)
+app.conf.task_routes = {"shop.tasks.*": {"queue": "shop"}}
 app.set_default()
 django.setup()
 has_transport = "kombu.transport.redis" in sys.modules
@@ -43,4 +44,5 @@ for _ in range(2):
     costs.append(1000 * (time.process_time() - started))
     imported.append(sorted(set(sys.modules) - known))
     known = set(sys.modules)
-print(json.dumps({"has_transport": has_transport, "imported": imported, "ms": costs}))
+report = {"imported": imported, "ms": costs, "is_finalized": app.finalized}
+print(json.dumps({"has_transport": has_transport, **report}))
