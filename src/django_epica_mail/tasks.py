@@ -21,6 +21,7 @@ from celery.signals import (
     worker_shutdown,
     worker_shutting_down,
 )
+from celery.utils.functional import firstmethod
 from django.core.mail import EmailMessage
 from django.db import connections
 from django.views.decorators.debug import sensitive_variables
@@ -40,10 +41,20 @@ from django_epica_mail.tracking.bounces import mailbox
 from django_epica_mail.transports import connection as transport_connection
 from django_epica_mail.transports import wire
 
+
+def _annotate(task: Any) -> None:
+    """Apply the site's annotations, but of ``"*"`` no rate, which is for the site's own tasks."""
+    Task.annotate.__func__(task)  # type: ignore[attr-defined]
+    by_name: Any = firstmethod("annotate")  # type: ignore[arg-type] # it takes a name
+    of_this_task = by_name(task.app.annotations, task) or {}
+    task.rate_limit = of_this_task.get("rate_limit", _OPTIONS["rate_limit"])
+
+
 # A rate of 0 is no limit, and keeps away CELERY_TASK_DEFAULT_RATE_LIMIT, which is for the site's
-# own tasks: rings would pile up, and all mail would be limited. An annotation still counts.
+# own tasks: rings would pile up, and all mail would be limited. An annotation by name still counts.
 _OPTIONS: dict[str, Any] = {
     "acks_late": False,
+    "annotate": classmethod(_annotate),
     "ignore_result": True,
     "max_retries": 0,
     "rate_limit": 0,

@@ -60,6 +60,20 @@ def of_settings() -> Iterator[Finding]:
         )
 
 
+def of_limits() -> Iterator[Finding]:
+    """Find rate limits of the tasks that deliver mail: they delay it, and do not limit it."""
+    for name in (celery_config.TASK, celery_config.SWEEP_TASK, celery_config.BULK_TASK):
+        limit = getattr(app_or_default().tasks.get(name), "rate_limit", None)
+        if limit:
+            yield Finding(
+                "warning",
+                "task-rate-limit",
+                f"Each worker starts {name} at most {limit} by CELERY_TASK_ANNOTATIONS: mail waits "
+                "for it, but each run sends whatever is due.",
+                "Remove that rate_limit. To limit mail, set EPICA_MAIL['RATES'].",
+            )
+
+
 def of_results() -> Iterator[Finding]:
     """Find settings of results that do not suit mail."""
     settings_of_celery = app_or_default().conf

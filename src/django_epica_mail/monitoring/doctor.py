@@ -75,7 +75,12 @@ def examine(*, open_transports: bool = False) -> list[Finding]:
     if not any(message.id == "epica_mail.E001" for message in messages):
         found += _from_checks(checks.check_deployment())
         found += [*_send_mail(), *celery_findings.of_settings(), *celery_findings.of_results()]
-        found += [*celery_findings.of_rates(), *_rows(), *_public_pages()]
+        found += [
+            *celery_findings.of_rates(),
+            *celery_findings.of_limits(),
+            *_rows(),
+            *_public_pages(),
+        ]
         found += (*_connections(), *_mailbox()) if open_transports else ()
     levels = ("error", "warning", "info")
     return sorted(found, key=lambda finding: levels.index(finding.level))

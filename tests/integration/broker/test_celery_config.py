@@ -147,6 +147,26 @@ def test_the_default_rate_of_the_sites_tasks_is_no_limit_of_mail(monkeypatch) ->
     assert celery_config.site_rate() is None
 
 
+class _Slow:
+    """An annotation of a site's own class, which knows tasks by name."""
+
+    def annotate(self, task: Any) -> dict[str, Any]:
+        return (
+            {"rate_limit": "7/m"} if task.name == "django_epica_mail.tasks.deliver_emails" else {}
+        )
+
+
+def test_an_annotation_of_all_tasks_is_no_limit_of_mail(monkeypatch) -> None:
+    app = Celery("site", set_as_current=False)
+    app.conf.task_annotations = [{"*": {"rate_limit": "10/m", "max_retries": 5}}, _Slow()]
+    monkeypatch.setattr(celery_config, "app_or_default", lambda: app)
+    ours = {name: it for name, it in app.tasks.items() if name.startswith("django_epica_mail.")}
+    assert {it.max_retries for it in ours.values()} == {5}, "other annotations count"
+    assert ours.pop(celery_config.TASK).rate_limit == "7/m", "one by name counts"
+    assert {it.rate_limit for it in ours.values()} == {0}
+    assert celery_config.site_rate() is None
+
+
 def test_an_annotation_for_single_mail_is_its_limit(monkeypatch) -> None:
     app = Celery("site", set_as_current=False)
     app.conf.task_annotations = {SINGLE_TASK: {"rate_limit": "10/m"}}

@@ -12,7 +12,7 @@ from celery import Celery, current_app
 
 from devservers.redis import RedisServer
 from django_epica_mail import maintenance
-from django_epica_mail.broker import workers
+from django_epica_mail.broker import celery_config, workers
 from django_epica_mail.monitoring import celery_findings, doctor
 from django_epica_mail.monitoring.celery_findings import Finding
 from django_epica_mail.schedule import SCHEDULE
@@ -62,6 +62,14 @@ def test_a_queue_without_a_worker_is_found() -> None:
     assert (finding.level, finding.id) == ("error", "queue-without-worker")
     assert "the queue bulk_emails" in finding.text
     assert list(celery_findings.without_worker({"emails": ""}, consumed)) == []
+
+
+def test_a_rate_limit_of_notifications_is_found(monkeypatch) -> None:
+    assert "task-rate-limit" not in ids()
+    monkeypatch.setattr(current_app.tasks[celery_config.TASK], "rate_limit", "10/m")
+    finding = found("task-rate-limit")
+    assert finding.level == "warning"
+    assert f"{celery_config.TASK} at most 10/m" in finding.text
 
 
 def test_routed_queues_and_queues_with_mail_need_a_worker(
