@@ -13,7 +13,7 @@ from uuid import UUID
 
 from django.core.mail import EmailMessage
 from django.db import router, transaction
-from django.db.models import Prefetch
+from django.db.models import Exists, OuterRef, Prefetch
 from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail import clock, conf, lifecycle, routing
@@ -57,6 +57,11 @@ class Verdict(str, Enum):
     """It counts as ``failed`` and is not sent again."""
 
 
+_CANCELLED = "Cancelled before it was accepted."
+_WRITTEN_OFF = "Written off: it is not known whether it was accepted."
+_ENDED = ("pk", "keep_content", "queue", "attempts")
+"""The columns that are read of what a person ends."""
+
 _MOVES = {
     Verdict.ARRIVED: lifecycle.SUCCEED,
     Verdict.RESEND: lifecycle.RESEND,
@@ -69,7 +74,7 @@ class Cancelled:
     """The result of ``cancel``."""
 
     cancelled: list[UUID]
-    """The e-mails that will not be sent."""
+    """The e-mails that will not be sent, or not to those recipients who have not got them yet."""
     too_late: list[UUID]
     """The e-mails that a worker had already claimed or finished, and ids that do not exist."""
 
@@ -103,22 +108,18 @@ def enqueue_many(messages: Iterable[EmailMessage], **options: Any) -> EmailBatch
 def cancel(ids: Iterable[UUID | str]) -> Cancelled:
     """Cancel e-mails that no worker has claimed yet, and report which were too late.
 
-    Runs in the caller's transaction and is undone by its rollback.
+    An e-mail that some of its recipients have got already is not sent to the others: it is
+    ``sent``, and these are ``refused``. Runs in the caller's transaction and is undone by its
+    rollback.
     """
     wanted = _uuids(ids)
     using = router.db_for_write(EmailLog)
-    rows = EmailLog.objects.using(using)
     with transaction.atomic(using=using):
-        moved = rows.move_returning(
-            lifecycle.CANCEL, wanted, only=["pk", "keep_content"], finished_at=clock.now()
-        )
-        end = lifecycle.CANCEL.target
-        rows.forget_content(mail.pk for mail in moved if mail.forgets_content(end))
-        found = {mail.pk for mail in moved}
-        cancelled = [pk for pk in wanted if pk in found]
-        if cancelled:
-            tell = partial(announce_moves, lifecycle.CANCEL, cancelled)
-            transaction.on_commit(tell, using=using)
+        outcomes = _end(lifecycle.CANCEL, wanted, _CANCELLED, using)
+        if outcomes:
+            transaction.on_commit(partial(announce, outcomes, using), using=using)
+    found = {it.mail.pk for it in outcomes}
+    cancelled = [pk for pk in wanted if pk in found]
     return Cancelled(cancelled=cancelled, too_late=[pk for pk in wanted if pk not in found])
 
 
@@ -176,7 +177,8 @@ def decide(ids: Iterable[UUID | str], verdict: Verdict | str) -> int:
     """Decide about e-mails whose outcome is unknown; return how many were decided.
 
     ``verdict`` is a ``Verdict`` or its value: ``"arrived"`` (they become sent), ``"resend"`` (they
-    are sent once more, and may arrive twice) or ``"write_off"`` (they become failed). Raises
+    are sent once more, and may arrive twice) or ``"write_off"`` (they become failed; one that some
+    of its recipients have surely got becomes sent, and the others are ``refused``). Raises
     ``ValueError`` for any other value.
     """
     try:
@@ -185,19 +187,20 @@ def decide(ids: Iterable[UUID | str], verdict: Verdict | str) -> int:
         known = ", ".join(repr(it.value) for it in Verdict)
         raise ValueError(f"verdict must be one of {known}; it is {verdict!r}.") from None
     using = router.db_for_write(EmailLog)
-    unknown = EmailLog.objects.using(using).filter(status=lifecycle.Status.UNKNOWN)
+    wanted = _uuids(ids)
     with transaction.atomic(using=using):
-        moved = unknown.move_returning(
-            move, _uuids(ids), only=["pk", "keep_content", "queue"], **_values_of(move)
-        )
-        outcomes = [Outcome(mail, None, Decision(moves=(move,))) for mail in moved]
-        unknown.forget_content(it.mail.pk for it in outcomes if it.ends_content)
-        result_backend.expect([mail.pk for mail in moved], using)
+        if move is lifecycle.WRITE_OFF:
+            outcomes = _end(move, wanted, _WRITTEN_OFF, using)
+        else:
+            unknown = EmailLog.objects.using(using).filter(status=lifecycle.Status.UNKNOWN)
+            moved = unknown.move_returning(move, wanted, only=_ENDED, **_values_of(move))
+            outcomes = _outcomes(move, moved, using)
+        result_backend.expect([it.mail.pk for it in outcomes], using)
         if move is lifecycle.RESEND:
-            for queue in {mail.queue for mail in moved}:
+            for queue in {it.mail.queue for it in outcomes}:
                 doorbell.ring_on_commit(queue, using=using)
         transaction.on_commit(partial(announce, outcomes, using), using=using)
-    return len(moved)
+    return len(outcomes)
 
 
 @sensitive_variables()
@@ -299,6 +302,40 @@ arequeue = coroutine_of(requeue)
 apause = coroutine_of(pause)
 aresume = coroutine_of(resume)
 amove = coroutine_of(move)
+
+
+def _end(move: lifecycle.Move, ids: list[UUID], words: str, using: str) -> list[Outcome]:
+    """End e-mails by a move to a status that says that nobody got them; return what was done.
+
+    One that some recipients have got is ``sent`` instead, as wherever partly delivered mail ends;
+    the others are recorded as refused, with these ``words``.
+    """
+    rows, recipients = EmailLog.objects.using(using), EmailRecipient.objects.using(using)
+    accepted = recipients.filter(email=OuterRef("pk"), outcome=EmailRecipient.Outcome.ACCEPTED)
+    waiting = rows.filter(status__in=move.sources)
+    partly = set(waiting.filter(Exists(accepted), pk__in=ids).values_list("pk", flat=True))
+    parts = [(move, waiting, [pk for pk in ids if pk not in partly])]
+    if partly:
+        unknown = waiting.filter(status=lifecycle.Status.UNKNOWN)
+        parts += [(lifecycle.SUCCEED, unknown, [*partly]), (lifecycle.CONFIRM, waiting, [*partly])]
+    outcomes: list[Outcome] = []
+    for made, among, some in parts:
+        moved = among.move_returning(made, some, only=_ENDED, finished_at=clock.now())
+        outcomes += _outcomes(made, moved, using)
+    sent = [it.mail.pk for it in outcomes if it.mail.pk in partly]
+    if sent:
+        left = recipients.filter(email__in=sent, outcome="")
+        left.update(outcome=EmailRecipient.Outcome.REFUSED, code=None, reply=words)
+        result_backend.expect(sent, using)
+    return outcomes
+
+
+def _outcomes(move: lifecycle.Move, moved: list[EmailLog], using: str) -> list[Outcome]:
+    """Return what a move means for e-mails; delete the content that goes with it."""
+    outcomes = [Outcome(mail, None, Decision(moves=(move,))) for mail in moved]
+    ended = [it.mail.pk for it in outcomes if it.ends_content]
+    EmailLog.objects.using(using).forget_content(ended)
+    return outcomes
 
 
 def _values_of(move: lifecycle.Move) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from django.test import TestCase
 from django.utils import timezone
 
 from devservers.smtp_faults import Drop, Reply, Rule, drop, refuse
-from django_epica_mail import clock, maintenance, outbox
+from django_epica_mail import clock, maintenance, outbox, signals
 from django_epica_mail.delivery import claim
 from django_epica_mail.delivery.batch import Batch
 from django_epica_mail.delivery.outcome import Attempt, Envelope, judge
@@ -58,6 +61,21 @@ def outcomes(log: EmailLog) -> tuple[str, list[str]]:
     log.refresh_from_db()
     recipients = log.recipients.order_by("position").values_list("outcome", flat=True)
     return log.status, list(recipients)
+
+
+@contextmanager
+def receiving(moved: list[str]) -> Iterator[None]:
+    """Note the targets of moves in ``moved``, as they are announced after the commit."""
+
+    def note(move: Any, **_: object) -> None:
+        moved.append(move.target)
+
+    signals.email_moved.connect(note)
+    try:
+        with TestCase.captureOnCommitCallbacks(execute=True):
+            yield
+    finally:
+        signals.email_moved.disconnect(note)
 
 
 def sent_to(smtp: Any) -> list[tuple[str, ...]]:
@@ -268,3 +286,34 @@ def test_whom_a_later_transaction_left_in_doubt_does_not_fail_over(one_in_doubt)
     [attempt] = one_in_doubt.delivery_attempts.all()
     assert (attempt.failure_kind, attempt.code) == ("unknown", None)
     assert not EmailLog.objects.surely_not_accepted().exists()
+
+
+@pytest.mark.parametrize(("end", "words"), [("cancel", "Cancelled"), ("write_off", "Written off")])
+@pytest.mark.parametrize("keep_content", ["always", "until_sent"])
+def test_what_a_person_ends_for_some_says_that_others_have_got_it(
+    smtp, queue_mail, deliver, travel, end: str, words: str, keep_content: str
+) -> None:
+    """a has got the mail; whether b has is open, or b still waits for it."""
+    moved: list[str] = []
+    smtp.inject(refuse("rcpt", 450, times=1, recipient=B.__eq__))
+    log = queue_mail(A, B, on_unknown="hold", keep_content=keep_content)
+    nobody = queue_mail(C, on_unknown="hold", keep_content=keep_content)
+    EmailLog.objects.filter(pk=nobody.pk).update(due_at=clock.now(600))
+    deliver()
+    ids = [log.pk, nobody.pk]
+    with receiving(moved):
+        if end == "cancel":
+            assert outbox.cancel(ids).cancelled == ids
+        else:
+            EmailLog.objects.update(status="unknown", pending=None)
+            assert outbox.decide(ids, "write_off") == 2
+    ended = "cancelled" if end == "cancel" else "failed"
+    assert outcomes(log) == ("sent", ["accepted", "refused"])
+    assert outcomes(nobody) == (ended, [""])
+    for mail in (log, nobody):
+        assert bool(mail.envelope) == (keep_content == "always")
+        assert mail.finished_at is not None
+    refused = log.recipients.get(position=1)
+    assert (refused.code, refused.reply.split(" before")[0].split(":")[0]) == (None, words)
+    assert moved == [ended, "sent"]
+    assert outbox.cancel(ids).too_late == ids
