@@ -20,8 +20,7 @@ from django_epica_mail.delivery.db_retry import Errors
 from django_epica_mail.delivery.limits import slowed_domains
 from django_epica_mail.delivery.limits.overdue import give_up_overdue
 from django_epica_mail.delivery.limits.waiting import has_claimable
-from django_epica_mail.delivery.outcome import Outcome, policy_of
-from django_epica_mail.delivery.prepare import recipient_outcomes
+from django_epica_mail.delivery.outcome import Outcome, policy_of, recipient_outcomes
 from django_epica_mail.delivery.settle import announce, announce_moves, settle
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import (

@@ -368,7 +368,9 @@ def _move_to_fallback(mails: list[EmailLog], usable: set[str], using: str) -> in
                 status__in=lifecycle.CLAIMABLE,
                 transport=group[0].transport,
             )
-            moved += rows.surely_not_accepted().update(**group[0].failover(following))
+            # Another would deliver it twice: it does not know the key that a provider has kept.
+            rows = rows.surely_not_accepted(transport=models.OuterRef("transport"))
+            moved += rows.update(**group[0].failover(following))
     return moved
 
 

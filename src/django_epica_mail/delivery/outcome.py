@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from uuid import UUID
 
 from django.core.mail import EmailMessage
 
 from django_epica_mail import conf, lifecycle, retry
 from django_epica_mail.delivery.batch import ClaimedMail
-from django_epica_mail.models import EmailLog
+from django_epica_mail.models import EmailLog, EmailRecipient
 from django_epica_mail.retry import Decision, Failure, Policy, Result
 
 
@@ -95,6 +97,17 @@ def judge(attempt: Attempt, result: Result) -> Outcome:
     policy = policy_of(mail.row, too_old=mail.too_old)
     decision = retry.conclude(result, policy, attempt.envelope.tried, attempt.was_accepted)
     return Outcome(mail.row, result, decision, held_back=attempt.held_back, too_old=mail.too_old)
+
+
+def recipient_outcomes(mails: Iterable[EmailLog], using: str) -> dict[UUID, dict[int, str]]:
+    """Return what is known of each recipient of e-mails tried before, by id and position."""
+    tried_before = [mail.pk for mail in mails if mail.attempts]
+    found: dict[UUID, dict[int, str]] = defaultdict(dict)
+    if tried_before:
+        rows = EmailRecipient.objects.using(using).filter(email_id__in=tried_before)
+        for row in rows.only("email_id", "position", "outcome"):
+            found[row.email_id][row.position] = row.outcome
+    return found
 
 
 def policy_of(mail: EmailLog, *, too_old: bool) -> Policy:

@@ -18,7 +18,13 @@ from django.db import DatabaseError, connections
 from django_epica_mail import conf, lifecycle, replies, rules, signals, suppression
 from django_epica_mail.delivery.batch import Batch, ClaimedMail
 from django_epica_mail.delivery.limits import rate_limits, slowed_domains
-from django_epica_mail.delivery.outcome import Attempt, Envelope, Outcome, judge
+from django_epica_mail.delivery.outcome import (
+    Attempt,
+    Envelope,
+    Outcome,
+    judge,
+    recipient_outcomes,
+)
 from django_epica_mail.exceptions import MissingKey, Veto
 from django_epica_mail.messages import RawMessage
 from django_epica_mail.messages import addresses as forms
@@ -44,6 +50,7 @@ _BARRED = Failure(
 )
 
 _EXPIRED = Failure(kind=Kind.OVERDUE, reply="Not sent before it expired.")
+_IN_DOUBT = Failure(kind=Kind.UNKNOWN, reply="Expired; an attempt may have been accepted.")
 
 
 def prepare(mail: ClaimedMail, loader: MessageLoader) -> Attempt | Outcome:
@@ -92,17 +99,6 @@ def too_late(attempt: Attempt, loader: MessageLoader) -> Outcome | None:
         "E-mail %s was ready too late to be sent. It took: %s.", attempt.mail.row.pk, parts
     )
     return judge(attempt, Result(failure=Failure(kind=Kind.TRANSIENT, reply=reply)))
-
-
-def recipient_outcomes(mails: Iterable[EmailLog], using: str) -> dict[UUID, dict[int, str]]:
-    """Return what is known of each recipient of e-mails tried before, by id and position."""
-    tried_before = [mail.pk for mail in mails if mail.attempts]
-    found: dict[UUID, dict[int, str]] = defaultdict(dict)
-    if tried_before:
-        rows = EmailRecipient.objects.using(using).filter(email_id__in=tried_before)
-        for row in rows.only("email_id", "position", "outcome"):
-            found[row.email_id][row.position] = row.outcome
-    return found
 
 
 class MessageLoader:
@@ -201,6 +197,11 @@ class MessageLoader:
         return slowed_domains.is_slowed_since(
             mail.transport, mail.domain, self.batch.claimed_at, self._using
         )
+
+    def is_in_doubt(self, mail: EmailLog) -> bool:
+        """Return whether an earlier attempt may have been accepted, and nothing shows it yet."""
+        rows = EmailLog.objects.using(self._using).filter(pk=mail.pk)
+        return bool(mail.attempts) and not rows.surely_not_accepted().exists()
 
     def was_accepted(self, mail: EmailLog) -> bool:
         """Return whether an earlier attempt was accepted for some of the recipients."""
@@ -370,6 +371,8 @@ def _hold_back(attempt: Attempt) -> Outcome | None:
 
 
 def _expired(mail: ClaimedMail, loader: MessageLoader) -> Outcome:
+    if loader.is_in_doubt(mail.row):
+        return Outcome(mail.row, None, Decision(moves=(lifecycle.LOSE,), failure=_IN_DOUBT))
     if not loader.was_accepted(mail.row):
         return Outcome(mail.row, None, Decision(moves=(lifecycle.EXPIRE,)))
     refused = dict.fromkeys(loader.outstanding(mail.row), _EXPIRED)

@@ -248,7 +248,7 @@ def _settle_one(outcome: Outcome, using: str) -> Outcome | None:
         outcome = late
     recipients = EmailRecipient.objects.using(using).filter(email=outcome.mail)
     failure = outcome.decision.failure
-    is_lost = failure is not None and failure.kind in retry.LOST
+    is_lost = failure is not None and failure.kind in retry.LOST and outcome.result is not None
     if outcome.mail.attempts and (is_lost or outcome.target is Status.SENT):
         # Those refused for now in an earlier attempt of unknown outcome are in doubt as well now,
         # or accepted.

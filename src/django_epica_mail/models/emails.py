@@ -150,12 +150,10 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
             due_at__lte=now(),
         )
 
-    def surely_not_accepted(self) -> EmailQuerySet:
-        """Leave out the e-mails that their transport may have accepted in some attempt.
+    def surely_not_accepted(self, **which: Any) -> EmailQuerySet:
+        """Leave out the e-mails that may have been accepted in some attempt, of those ``which``.
 
-        It may have if the outcome of an attempt is lost, and no evidence since then says that the
-        mail was refused. Another transport would deliver it a second time, and does not know the
-        idempotency key that a provider may have kept.
+        It may have been if its outcome is lost, and no evidence since then says it was refused.
         """
         events = apps.get_model("epica_mail", "EmailEvent")
         refused = events.objects.using(self.db).filter(
@@ -167,8 +165,8 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
         in_doubt = DeliveryAttempt.objects.using(self.db).filter(
             ~models.Exists(refused),
             email=models.OuterRef("pk"),
-            transport=models.OuterRef("transport"),
             failure_kind__in=LOST,
+            **which,
         )
         return self.filter(~models.Exists(in_doubt))
 

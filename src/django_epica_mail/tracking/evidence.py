@@ -71,7 +71,11 @@ def _due(using: str) -> list[Any]:
         rows = rows.exclude(on_unknown=EmailLog.IfUnknown.HOLD)  # only evidence could move it
     attempts = DeliveryAttempt.objects.using(using).order_by("number")
     recipients = EmailRecipient.objects.using(using).order_by("position")
-    found = rows.annotate(now=clock.now(), too_old=Q(give_up_at__lte=clock.now()))
+    found = rows.annotate(
+        now=clock.now(),
+        too_old=Q(give_up_at__lte=clock.now()),
+        is_expired=Q(expires_at__isnull=False, expires_at__lte=clock.now()),
+    )
     return list(
         found.order_by("due_at", "id").prefetch_related(
             Prefetch("delivery_attempts", attempts), Prefetch("recipients", recipients)
@@ -96,7 +100,8 @@ def _resolve(mail: Any, using: str) -> bool:
         is_over=mail.too_old
         or mail.tries > mail.max_retries
         or mail.failure_kind == Kind.POISON,  # it would end a third worker
-        is_patient=waited < settings.evidence_wait,
+        # An expired one is not sent again: it waits for proof as long as mail may wait.
+        is_patient=waited < settings.evidence_wait or (mail.is_expired and not mail.too_old),
     )
     if move is None or not _decide(mail, move, using):
         return False
@@ -183,7 +188,7 @@ def _decide(mail: EmailLog, move: lifecycle.Move, using: str) -> bool:
 
 def _record(mail: EmailLog, evidence: Evidence, words: str) -> None:
     """Record a decision and its evidence, for the history of the e-mail."""
-    what = f"{mail.pk} {events.Kind.RESOLVED} {mail.attempts}"
+    what = f"{mail.pk} {events.Kind.RESOLVED} {mail.attempts} {evidence.value}"
     events.record(
         EmailEvent(
             email_id=mail.pk,

@@ -232,6 +232,90 @@ def test_what_a_person_decides_while_the_site_is_asked_refuses_no_recipient(
     assert smtp.accepted[-1].recipients == ("slow@example.com",)
 
 
+# Mail in doubt that expires before it is sent again.
+
+
+@pytest.fixture
+def lose_for_good(lose, smtp, deliver, travel) -> Callable[..., EmailLog]:
+    """Send a mail whose reply is lost, and let it expire before the next attempt."""
+
+    def send(*to: str, **options: Any) -> EmailLog:
+        log = lose(*to, expires_after=timedelta(seconds=200), **options)
+        assert log.status == "retrying"
+        travel(seconds=400)
+        before = len(smtp.accepted)
+        deliver()
+        log.refresh_from_db()
+        assert (log.status, log.failure_kind) == ("unknown", "unknown"), (
+            "nobody knows if it arrived"
+        )
+        assert (len(smtp.accepted), log.attempts, log.pending) == (before, 1, None)
+        return log
+
+    return send
+
+
+def prove(log: EmailLog) -> None:
+    at = log.created_at
+    events.record(EmailEvent(email_id=log.pk, key="k", kind="delivered", at=at, created_at=at))
+    log.refresh_from_db()
+
+
+def test_mail_in_doubt_that_expires_stays_so_until_it_is_proved(lose_for_good, travel) -> None:
+    log = lose_for_good()
+    for _ in range(3):
+        travel(seconds=120)
+        assert evidence.resolve() == 0, "it may not be sent again, and may have arrived"
+    prove(log)
+    assert (log.status, log.failure_kind) == ("sent", "")
+
+
+def test_mail_in_doubt_that_expires_fails_when_mail_is_given_up_and_may_be_proved_then(
+    lose_for_good, travel, epica_mail
+) -> None:
+    epica_mail(GIVE_UP_AFTER=3600)
+    log = lose_for_good()
+    travel(seconds=3600)
+    assert evidence.resolve() == 1
+    log.refresh_from_db()
+    assert (log.status, log.failure_kind) == ("failed", "unknown")
+    assert maintenance.retry_failed() == 0
+    prove(log)
+    assert log.status == "sent"
+
+
+@pytest.mark.parametrize(("said", "status"), [("accepted", "sent"), ("refused", "expired")])
+def test_the_site_decides_about_mail_in_doubt_that_has_expired(
+    lose_for_good, travel, deliver, smtp, epica_mail, monkeypatch, said: str, status: str
+) -> None:
+    log = lose_for_good()
+    epica_mail(EVIDENCE=ASKED)
+    monkeypatch.setattr(_site, "answer", lambda email: "unknown")
+    travel(seconds=120)
+    assert evidence.resolve() == 0
+    monkeypatch.setattr(_site, "answer", lambda email: said)
+    travel(seconds=1200)
+    before = len(smtp.accepted)
+    assert evidence.resolve() == 1
+    deliver()
+    log.refresh_from_db()
+    assert (log.status, len(smtp.accepted)) == (status, before)
+
+
+def test_whom_an_attempt_in_doubt_refused_for_now_is_still_known_when_the_mail_expires(
+    smtp, queue_mail, deliver, travel
+) -> None:
+    smtp.inject(refuse("rcpt", 450, "4.2.1 busy", recipient="slow@example.com".__eq__, times=1))
+    smtp.inject(drop("content", times=1))
+    log = queue_mail("fast@example.com", "slow@example.com", expires_after=timedelta(seconds=200))
+    deliver()
+    travel(seconds=400)
+    deliver()
+    log.refresh_from_db()
+    codes = log.recipients.order_by("position").values_list("code", flat=True)
+    assert (log.status, list(codes)) == ("unknown", [None, 450])
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -10,8 +10,7 @@ from django.db import router, transaction
 from django.db.models import Q
 
 from django_epica_mail import clock, conf, lifecycle
-from django_epica_mail.delivery.outcome import Outcome
-from django_epica_mail.delivery.prepare import recipient_outcomes
+from django_epica_mail.delivery.outcome import Outcome, recipient_outcomes
 from django_epica_mail.delivery.settle import announce
 from django_epica_mail.models import DeliveryGate, EmailLog, EmailRecipient
 from django_epica_mail.retry import Decision, Failure, Kind
