@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import product
 from typing import Any
 
 from django.db import router, transaction
@@ -128,8 +129,8 @@ def retry_failed(
     """Queue mail that failed for a passing reason for one more attempt; return how many e-mails.
 
     Leaves out what failed less than ``rest`` ago. Works in portions, and calls ``advance`` with the
-    number so far after each. Mail that was refused for good or may have been accepted is never
-    queued again automatically.
+    number so far after each. Mail that was refused for good is never queued again automatically,
+    and mail that some attempt may have delivered only if its own policy is to ``resend`` it.
     """
     using = router.db_for_write(EmailLog)
     patience = timedelta(seconds=conf.get().give_up_after)
@@ -162,8 +163,10 @@ def retry_failed(
         advance(count)
         return len(ids)
 
-    for kind in PASSING:
-        rows = failed.filter(failure_kind=kind).order_by("finished_at")
+    may_arrive_twice = Q(on_unknown=EmailLog.IfUnknown.RESEND)
+    parts = failed.filter(may_arrive_twice), failed.exclude(may_arrive_twice).surely_not_accepted()
+    for among, kind in product(parts, PASSING):
+        rows = among.filter(failure_kind=kind).order_by("finished_at")
         if rest:
             rows = rows.filter(finished_at__lte=clock.now(-rest))
         newest = rows.values_list("finished_at", flat=True).last()

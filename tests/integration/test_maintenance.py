@@ -15,7 +15,7 @@ from django.db import DataError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from devservers.smtp_faults import refuse
+from devservers.smtp_faults import drop, refuse
 from django_epica_mail import clock, maintenance, outbox, tasks
 from django_epica_mail.delivery import claim
 from django_epica_mail.models import (
@@ -140,6 +140,27 @@ def test_a_failure_at_a_full_second_gets_one_too(queue_mail) -> None:
         at = f"{timezone.now() - timedelta(minutes=1):%Y-%m-%d %H:%M:%S}.000"
         cursor.execute("UPDATE epica_mail_emaillog SET finished_at = %s", [at])
     assert maintenance.retry_failed() == 1
+
+
+@pytest.mark.parametrize(("policy", "count"), [("resend", 1), ("hold", 0), ("fail", 0)])
+def test_only_the_policy_to_resend_retries_what_an_earlier_attempt_may_have_delivered(
+    smtp, queue_mail, deliver, epica_mail, policy: str, count: int
+) -> None:
+    """The reply was lost; a person had the mail sent again, and it was refused for now."""
+    epica_mail(MAX_RETRIES=0)
+    smtp.inject(drop("content", accepted=True, times=1))
+    log = queue_mail(on_unknown=policy)
+    known = queue_mail(on_unknown=policy)
+    deliver()
+    assert outbox.requeue([log.pk]) == 1
+    smtp.inject(refuse("rcpt", 451, times=2))
+    deliver()
+    log.refresh_from_db()
+    EmailLog.objects.filter(pk=known.pk).update(status="failed", failure_kind="transient")
+    assert (log.status, log.failure_kind) == ("failed", "transient")
+    assert maintenance.retry_failed() == 1 + count
+    log.refresh_from_db()
+    assert log.status == ("queued" if count else "failed")
 
 
 @pytest.mark.parametrize("kind", ["permanent", "unknown", "worker_lost", "message", "overdue"])
