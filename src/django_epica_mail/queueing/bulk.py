@@ -12,11 +12,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 from django.db import Error, OperationalError, connections, router, transaction
 from django.utils import translation
@@ -24,7 +26,7 @@ from django.views.decorators.debug import sensitive_variables
 
 from django_epica_mail import clock, conf
 from django_epica_mail.broker import celery_config, doorbell
-from django_epica_mail.exceptions import UnreadableEnvelope, is_passing
+from django_epica_mail.exceptions import MissingExtra, UnreadableEnvelope, is_passing
 from django_epica_mail.messages import UnencodableValue, encode, encryption
 from django_epica_mail.messages.tagged_json import MOST_LEVELS
 from django_epica_mail.models import EmailBatch, EmailLog
@@ -46,6 +48,9 @@ list anew, and MariaDB refuses a long statement."""
 
 _CHUNK_SECONDS = 5.0
 """Seconds after which a chunk gets no more entries: templates may be slow."""
+
+_OF_SITE = (ImproperlyConfigured, MissingExtra)
+"""Errors of this worker's settings or packages, with which nothing is wrong with an entry."""
 
 _UNKNOWN_COLUMN = 1054
 """MySQL's number for it; like SQLite's errors of SQL, it has the class of those that pass."""
@@ -241,7 +246,8 @@ class _Expansion:
     def _made_of(self, entries: Sequence[Any], start: int) -> _Chunk:
         """Return what becomes of the first entries; in no transaction, for templates may query.
 
-        An error that passes is raised, and the sweep rings again.
+        An error that passes is raised, and the sweep rings again. So is one of the site's
+        configuration, for as long as mail may wait, once the entries before are recorded.
         """
         of_celery = celery_config.site_route(bulk=True)
         until = time.monotonic() + _CHUNK_SECONDS
@@ -255,11 +261,21 @@ class _Expansion:
             except Exception as error:  # a bad entry or template must not stop others
                 if _passes(error):
                     raise
+                if isinstance(error, _OF_SITE) and self._may_wait():
+                    if end > start:
+                        break
+                    raise
                 refused.append(_refusal(self._batch, index, entry, error))
             end = index + 1
             if time.monotonic() >= until:
                 break
         return _Chunk(end - start, drafts, refused)
+
+    def _may_wait(self) -> bool:
+        """Return whether the call is no older than mail may become that waits for its transport."""
+        patience = timedelta(seconds=conf.get().give_up_after)
+        rows = EmailBatch.objects.using(self._using).filter(pk=self._batch.pk)
+        return rows.filter(created_at__gt=clock.now(-patience)).exists()
 
     def _record(self, start: int, part: parts.Part, chunk: _Chunk) -> bool:
         """Insert the mails of a chunk, and record it in the batch; return whether this worker did.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
+from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
 from django.db import DataError, InterfaceError, OperationalError, connection
 from django.test import TestCase
@@ -29,6 +30,7 @@ from django_epica_mail.tasks import (
     send_email_async,
     send_templated_email_async,
 )
+from django_epica_mail.transports import config as transports
 
 OLD, NEW = (Fernet.generate_key().decode() for _ in range(2))
 
@@ -379,6 +381,44 @@ def test_an_error_that_passes_refuses_no_entry(smtp, monkeypatch, error) -> None
     assert (batch.position, batch.accepted, batch.refused) == (4, 4, [])
     assert bulk.expand(batch.pk).accepted == 8
     assert EmailLog.objects.count() == 8
+
+
+def without_default() -> str:
+    raise ImproperlyConfigured("This mail names no transport.")
+
+
+def test_a_configuration_error_of_the_worker_refuses_no_entry(
+    smtp, rings, travel, monkeypatch
+) -> None:
+    """A worker without DEFAULT_TRANSPORT, which the site's other processes have."""
+    named = [{**entry, "transport": "smtp"} for entry in entries(4)[:2]]
+    result = send_bulk_emails_task.delay([*named, *entries(4)[2:]])
+    with monkeypatch.context() as patches:
+        patches.setattr(transports, "default_alias", without_default)
+        with pytest.raises(ImproperlyConfigured, match="no transport"):
+            send_bulk_emails_task(result.id)
+    batch = EmailBatch.objects.get()
+    assert (batch.position, batch.accepted, batch.refused) == (2, 2, [])
+    rings.clear()
+    travel(seconds=30)
+    assert maintenance.dispatch()["rung"] >= 1
+    assert "bulk_emails" in rings
+    assert send_bulk_emails_task(result.id)["accepted"] == 4
+
+
+def test_a_configuration_error_refuses_entries_once_mail_would_be_given_up(
+    smtp, epica_mail, travel
+) -> None:
+    """One entry may need what the site never sets up; the call ends without it."""
+    epica_mail(GIVE_UP_AFTER=3600)
+    needs_key = {**entries(1)[0], "keep_content": "never"}
+    result = send_bulk_emails_task.delay([needs_key, *entries(2)])
+    with pytest.raises(ImproperlyConfigured, match="ENCRYPTION_KEYS"):
+        send_bulk_emails_task(result.id)
+    travel(seconds=3601)
+    report = send_bulk_emails_task(result.id)
+    assert report["accepted"] == 2
+    assert [(it["index"], it["error"]) for it in report["refused"]] == [(0, "ImproperlyConfigured")]
 
 
 @pytest.mark.django_db(transaction=True)
