@@ -60,6 +60,7 @@ _OPTIONS: dict[str, Any] = {
     "rate_limit": 0,
 }
 _DELIVERY: dict[str, Any] = {**_OPTIONS, "Request": broker_trust.DeliveryRequest}
+_BULK: dict[str, Any] = {**_OPTIONS, "Request": broker_trust.BulkRequest}
 _REST = timedelta(minutes=1)
 """For how long ``retry_failed_emails`` leaves mail alone that has failed."""
 
@@ -178,7 +179,7 @@ class _BulkTask(Task):  # type: ignore[type-arg] # generic for type checkers alo
 
 
 @shared_task(
-    name="django_epica_mail.tasks.send_bulk_emails_task", base=_BulkTask, bind=True, **_DELIVERY
+    name="django_epica_mail.tasks.send_bulk_emails_task", base=_BulkTask, bind=True, **_BULK
 )
 def send_bulk_emails_task(self: Any, emails: Sequence[Mapping[str, Any]] | str) -> dict[str, Any]:
     """Queue one mail per entry; return the batch's id, counts, mail ids and refused entries.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celery import _state
 from celery.app import app_or_default
 from celery.app.routes import MapRoute
+from celery.exceptions import SoftTimeLimitExceeded
 from django.core.exceptions import ImproperlyConfigured
 
 from django_epica_mail.routing import BULK_QUEUE, QUEUE
@@ -27,6 +28,9 @@ BULK_TASK = "django_epica_mail.tasks.send_bulk_emails_task"
 """The tasks whose entries in ``CELERY_TASK_ROUTES`` choose the queue of single and bulk mail."""
 
 _MAP_ROUTE: Any = MapRoute
+INTERRUPTION = SoftTimeLimitExceeded
+"""What is raised in a task that takes longer than its worker allows."""
+
 _FINEST = 86_400
 """A rate is a whole number of mails in up to so many units of time."""
 

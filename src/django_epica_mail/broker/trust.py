@@ -18,12 +18,15 @@ _CHAIN = "epica_mail_chain"
 """The attribute of a request that keeps its chain as it came."""
 
 
+_RECORD_SECONDS = 30
+"""Seconds that a bulk call has, after it was interrupted, to record what it has done."""
+
+
 class DeliveryRequest(Request):
-    """The message of a delivery or a bulk call, as a worker takes it, with no time limit but ours.
+    """The message of a delivery, as a worker takes it, with no time limit but ours.
 
     Whoever can write to the broker could otherwise have a worker killed twice while it sends a
-    mail, which then fails. The site's own limits are meant for its own tasks. A bulk call that is
-    interrupted would begin its entries again and again.
+    mail, which then fails. The site's own limits are meant for its own tasks.
     """
 
     @property
@@ -31,6 +34,23 @@ class DeliveryRequest(Request):
         """The seconds after which the task is killed, and after which it is interrupted."""
         seconds = conf.get().task_seconds
         return seconds, seconds
+
+    @time_limits.setter
+    def time_limits(self, told: object) -> None:
+        """Ignore what the message says."""
+
+
+class BulkRequest(DeliveryRequest):
+    """The message of a bulk call, likewise: an entry that never ends is interrupted, and refused.
+
+    A worker that is killed instead records nothing, and the next one would begin it again.
+    """
+
+    @property
+    def time_limits(self) -> tuple[int, int]:
+        """The seconds after which the task is killed, and after which it is interrupted."""
+        seconds = conf.get().task_seconds
+        return seconds + _RECORD_SECONDS, seconds
 
     @time_limits.setter
     def time_limits(self, told: object) -> None:

@@ -212,7 +212,8 @@ class EmailBatch(Row):
     queue = models.CharField(max_length=64, blank=True, default="", db_default="", editable=False)
     #: The number of entries expanded or refused so far.
     position = Count(default=0, editable=False)
-    #: When a worker last expanded entries, or the sweep last rang for one; NULL before that.
+    #: When a worker last expanded entries, or the sweep last rang for one; NULL before that. While
+    #: a worker is at it, the time by which it must have ended.
     active_at = Moment(null=True, editable=False)
     #: When the last entry was expanded or refused; NULL before that.
     finished_at = Moment(_("finished at"), null=True, blank=True, db_index=True)

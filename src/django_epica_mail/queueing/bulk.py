@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from traceback import walk_tb
@@ -232,10 +232,12 @@ class _Expansion:
             return False
         size = 1 if start < self._alone_until else enqueue.CHUNK
         entries = self._part.entries_from(start, size)
+        self._note_begun(start)
         try:
             return self._record(start, self._part, self._made_of(entries, start))
         except Exception as error:
             if _passes(error) or connections[self._using].in_atomic_block or not entries:
+                self._note_begun(start, is_over=True)
                 raise
             if len(entries) == 1:
                 refused = [_refusal(self._batch, start, entries[0], error)]
@@ -259,7 +261,8 @@ class _Expansion:
                     draft.draft(message, options, of_celery=of_celery, bulk=True, batch=self._batch)
                 )
             except Exception as error:  # a bad entry or template must not stop others
-                if _passes(error):
+                is_endless = isinstance(error, celery_config.INTERRUPTION)
+                if _passes(error) and not is_endless:
                     raise
                 if isinstance(error, _OF_SITE) and self._may_wait():
                     if end > start:
@@ -270,6 +273,16 @@ class _Expansion:
             if time.monotonic() >= until:
                 break
         return _Chunk(end - start, drafts, refused)
+
+    def _note_begun(self, start: int, *, is_over: bool = False) -> None:
+        """Keep the sweep from ringing until this worker must have ended, or if it ``is_over``.
+
+        An entry may take long, or never end: one worker is enough for it.
+        """
+        seconds = 0.0 if is_over else conf.get().task_seconds
+        mine = EmailBatch.objects.using(self._using).filter(pk=self._batch.pk, position=start)
+        with suppress(Error) if is_over else nullcontext():
+            mine.filter(finished_at=None).update(active_at=clock.now(seconds))
 
     def _may_wait(self) -> bool:
         """Return whether the call is no older than mail may become that waits for its transport."""
@@ -317,6 +330,8 @@ def _passes(error: Exception) -> bool:
     """Return whether an error is no fault of an entry: another worker, or this one later, may
     succeed.
     """
+    if isinstance(error, celery_config.INTERRUPTION):
+        return True  # unless it comes while the entry is made
     if isinstance(error, OperationalError):
         is_of_sql = str(error).startswith(("no such ", "near ")) or _UNKNOWN_COLUMN in error.args
         return not is_of_sql

@@ -206,8 +206,11 @@ def test_the_documented_users_of_redis_can_ring_and_work_and_the_web_can_do_no_m
 
 
 @pytest.mark.parametrize("limits", [[0.1, None], [None, 0.1], "soon", [1, 2, 3], None])
-@pytest.mark.parametrize("name", ["deliver_emails", "send_email_task"])
-def test_no_time_limit_of_a_message_interrupts_a_mail(name, limits) -> None:
+@pytest.mark.parametrize(
+    ("name", "to_record"),
+    [("deliver_emails", 0), ("send_email_task", 0), ("send_bulk_emails_task", 30)],
+)
+def test_no_time_limit_of_a_message_interrupts_a_mail(name, to_record, limits) -> None:
     task = getattr(tasks, name)
     seen: list[Any] = []
 
@@ -223,4 +226,4 @@ def test_no_time_limit_of_a_message_interrupts_a_mail(name, limits) -> None:
     )  # fmt: skip
     request.execute_using_pool(Pool())
     seconds = conf.get().task_seconds
-    assert seen == [(seconds, seconds)]
+    assert seen == [(seconds + to_record, seconds)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from cryptography.fernet import Fernet
 from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage
@@ -16,7 +17,7 @@ from django.test import TestCase
 from django.utils import translation
 from django.utils.translation import gettext_lazy
 
-from django_epica_mail import maintenance, outbox
+from django_epica_mail import conf, maintenance, outbox
 from django_epica_mail.broker import doorbell
 from django_epica_mail.exceptions import InvalidMessage, MissingKey
 from django_epica_mail.models import EmailBatch, EmailLog
@@ -519,6 +520,66 @@ def test_the_sweep_rings_for_no_call_that_advances(smtp, monkeypatch, travel) ->
     travel(seconds=5)
     maintenance.dispatch()
     assert rung == [1]  # one ring in twenty seconds is enough
+
+
+def test_an_entry_that_never_ends_takes_one_worker_and_is_refused(
+    smtp, monkeypatch, travel, rings
+) -> None:
+    """Its worker is interrupted in the end; until then, the sweep sends no other to it."""
+    result = send_bulk_emails_task.delay(entries(3))
+    compose, rung = bulk.compose.compose, []
+
+    def composing(given: Any) -> Any:
+        if given["subject"] == "Mail 1":
+            for _ in range(int(conf.get().task_seconds // 25)):
+                travel(seconds=25)
+                maintenance.dispatch()
+            rung.extend(rings)
+            raise SoftTimeLimitExceeded
+        return compose(given)
+
+    monkeypatch.setattr(bulk.compose, "compose", composing)
+    rings.clear()
+    report = send_bulk_emails_task(result.id)
+    assert "bulk_emails" not in rung
+    assert report["accepted"] == 2
+    assert [(it["index"], it["error"]) for it in report["refused"]] == [
+        (1, "SoftTimeLimitExceeded")
+    ]
+
+
+def test_a_call_whose_worker_was_killed_goes_on(smtp, monkeypatch, travel, rings) -> None:
+    result = send_bulk_emails_task.delay(entries(3))
+
+    def kill(given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patches:
+        patches.setattr(bulk.compose, "compose", kill)
+        with pytest.raises(KeyboardInterrupt):
+            send_bulk_emails_task(result.id)
+    rings.clear()
+    travel(seconds=conf.get().task_seconds + 25)
+    maintenance.dispatch()
+    assert rings.count("bulk_emails") == 1
+    assert send_bulk_emails_task(result.id)["accepted"] == 3
+
+
+def test_an_interruption_while_entries_are_recorded_refuses_none(smtp, monkeypatch, travel, rings):
+    result = send_bulk_emails_task.delay(entries(1))
+
+    def interrupt(drafts: Any) -> Any:
+        raise SoftTimeLimitExceeded
+
+    with monkeypatch.context() as patches:
+        patches.setattr(bulk.enqueue, "insert_drafts", interrupt)
+        with pytest.raises(SoftTimeLimitExceeded):
+            send_bulk_emails_task(result.id)
+    assert EmailBatch.objects.get().refused == []
+    rings.clear()
+    travel(seconds=25)
+    maintenance.dispatch()
+    assert rings == ["bulk_emails"], "at once, because that worker has ended"
 
 
 def test_calls_that_cannot_be_read_keep_no_other_waiting(smtp, rings, travel, monkeypatch) -> None:
