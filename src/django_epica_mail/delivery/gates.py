@@ -30,7 +30,8 @@ from django_epica_mail.transports import config as transports
 _TRANSPORT = DeliveryGate.Scope.TRANSPORT
 _QUEUE = DeliveryGate.Scope.QUEUE
 _CATEGORY = DeliveryGate.Scope.CATEGORY
-_CHUNK = 500
+_CHUNK, _MOST_MOVED = 500, 5_000
+"""How many e-mails are read together, and how many a sweep or a worker moves, in some seconds."""
 _BY, _NOTE = 150, 200
 """The most characters of the columns `paused_by` and `note`."""
 
@@ -328,22 +329,23 @@ def _probe_time() -> models.Expression:
 def reroute(alias: str, using: str) -> int:
     """Move waiting mail of a transport that is out of order to its next usable transport.
 
-    Returns how many e-mails moved. Mail whose route names no other transport keeps waiting, and so
-    does mail that this one may have accepted.
+    Returns how many e-mails moved, the most urgent ones first; the sweep calls again for those
+    beyond ``_MOST_MOVED``. Mail whose route names no other transport keeps waiting, and so does
+    mail that this one may have accepted.
     """
     if not any(alias in rule.transports and rule.transports[1:] for rule in conf.get().routes):
         return 0
     state = Gates(using)
     usable = set(state.open_transports(transports.aliases())) - set(state.out_of_order()) - {alias}
-    return sum(_reroute_level(alias, level, usable, using) for level in LEVELS) if usable else 0
-
-
-def _reroute_level(alias: str, level: int, usable: set[str], using: str) -> int:
-    rows = EmailLog.objects.using(using).filter(transport=alias, pending=level)
+    rows, moved = EmailLog.objects.using(using).surely_not_accepted(transport=alias), 0
     # Only those that one of them may take: a backlog without is not read at each sweep.
-    named = rows.annotate(names=Cast("fallbacks", models.TextField())).filter(_names_any_of(usable))
-    waiting = named.order_by("give_up_at", "id").only("transport", "fallbacks")
-    return waiting.change_in_chunks(_CHUNK, lambda mails: _move_to_fallback(mails, usable, using))
+    rows = rows.annotate(names=Cast("fallbacks", models.TextField())).filter(_names_any_of(usable))
+    for level in reversed(LEVELS) if usable else ():
+        waiting = rows.filter(transport=alias, pending=level).order_by("give_up_at", "id")
+        moved += waiting.only("transport", "fallbacks").change_in_chunks(
+            _CHUNK, lambda mails: _move_to_fallback(mails, usable, using), _MOST_MOVED - moved
+        )
+    return moved
 
 
 def _names_any_of(aliases: Iterable[str]) -> models.Q:

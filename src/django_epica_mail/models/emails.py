@@ -123,7 +123,7 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
         met again: a row that cannot be changed neither stops nor repeats the work.
         """
         changed = unchanged = 0
-        while changed + unchanged < most and (chunk := list(self[unchanged : unchanged + size])):
+        while chunk := list(self[unchanged:][: min(size, most - changed - unchanged)]):
             number = change(chunk)
             changed += number
             unchanged += len(chunk) - number

@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 
 from devservers.smtp import SMTPServer
 from devservers.smtp_faults import drop
-from django_epica_mail import maintenance, outbox
+from django_epica_mail import clock, maintenance, outbox
 from django_epica_mail.delivery import claim as claims
 from django_epica_mail.delivery import gates
 from django_epica_mail.delivery.outcome import Outcome
@@ -67,6 +67,27 @@ def test_no_mail_fails_over_to_a_transport_that_gets_none(
     maintenance.dispatch()
     log.refresh_from_db()
     assert (log.status, log.transport, log.fallbacks) == ("retrying", "ses", [fallback])
+
+
+def test_a_long_backlog_fails_over_in_several_sweeps_the_urgent_mail_first(
+    two, monkeypatch
+) -> None:
+    """What stays in doubt with its transport keeps none of it behind."""
+    monkeypatch.setattr(gates, "_CHUNK", 2)
+    monkeypatch.setattr(gates, "_MOST_MOVED", 4, raising=False)
+    for _ in range(5):
+        doubtful = queue(category="x", priority=9)
+        lost = {"transport": "ses", "worker": "w", "failure_kind": Kind.UNKNOWN}
+        DeliveryAttempt.objects.create(email=doubtful, number=1, created_at=clock.now(), **lost)
+    for priority in (0, 5, 0, 5, 9):
+        queue(category="x", priority=priority)
+    gates.trip("ses", DOWN, "default")
+    numbers, rows = [], EmailLog.objects.filter(transport="smtp")
+    for _ in range(3):
+        numbers.append(maintenance.dispatch()["rerouted"])
+        if len(numbers) == 1:
+            assert sorted(rows.values_list("priority", flat=True)) == [0, 5, 5, 9]
+    assert numbers == [4, 1, 0]
 
 
 def test_mail_without_another_transport_waits(two, deliver) -> None:

@@ -19,8 +19,8 @@ from django_epica_mail.transports import config as transports
 
 _CHUNK = 500
 _MOST = 5_000
-"""How many e-mails of one transport and priority a sweep gives up, which takes it some seconds: it
-has queues to ring for. The next ones go on."""
+"""How many e-mails a sweep spares, and of each transport and priority gives up, which takes it some
+seconds: it has queues to ring for. The next ones go on."""
 _MOST_PAUSES = 50
 """How many pauses, and transports that are configured no more, the sweep looks at: each costs
 queries for each of the others."""
@@ -41,7 +41,8 @@ def give_up_overdue() -> int:
     Mail that a person has paused gets more time instead, because nothing tries it meanwhile.
     """
     using = router.db_for_write(EmailLog)
-    _spare_paused(using)
+    if not _spare_paused(using):
+        return 0  # the next sweep goes on; what is paused must not be given up before it is spared
     gates = DeliveryGate.objects.using(using).filter(scope=DeliveryGate.Scope.TRANSPORT)
     down = list(gates.filter(outages__gt=0).values_list("name", flat=True))
     rows, count = EmailLog.objects.using(using), 0
@@ -92,20 +93,21 @@ def _end(move: lifecycle.Move, mails: list[EmailLog], using: str) -> list[Outcom
     return [Outcome(mail, None, decision) for mail in mails if mail.pk in moved]
 
 
-def _spare_paused(using: str) -> None:
+def _spare_paused(using: str) -> bool:
     """Give mail held by a pause ``GIVE_UP_AFTER`` from now, once half of its own has passed.
 
-    So whenever the pause ends, at least the other half is left, for a transport to recover and
-    for retries. Not at each sweep, which would write each row that waits each time.
+    Returns whether all of it has that; otherwise the next sweep goes on. So whenever the pause
+    ends, at least the other half is left, for a transport to recover and for retries. Not at each
+    sweep, which would write each row that waits each time.
     """
     gates, by_transport = DeliveryGate.objects.using(using), DeliveryGate.Scope.TRANSPORT
     paused = list(gates.filter(paused=True, scope__in=_HELD_BY)[:_MOST_PAUSES])
     if not paused:
-        return
+        return True
     known = gates.filter(scope=by_transport, outages__gt=0).values_list("name", flat=True)
     aliases = {*transports.aliases(), *known[:_MOST_PAUSES]}
     patience = timedelta(seconds=conf.get().give_up_after)
-    rows = EmailLog.objects.using(using)
+    rows, left = EmailLog.objects.using(using), _MOST
     # One condition at a time: with OR, PostgreSQL would read all that waits, and sort it.
     for gate in paused:
         within = [gate.name] if gate.scope == by_transport else aliases
@@ -113,7 +115,12 @@ def _spare_paused(using: str) -> None:
             waiting = rows.filter(_HELD_BY[gate.scope](gate.name), transport=transport)
             old = waiting.filter(pending=level, give_up_at__lte=clock.now(patience / 2))
             ordered = old.order_by("give_up_at", "id").only("pk")
-            ordered.change_in_chunks(_CHUNK, lambda mails: _spare(mails, patience, using))
+            left -= ordered.change_in_chunks(
+                _CHUNK, lambda mails: _spare(mails, patience, using), left
+            )
+            if not left:
+                return False
+    return True
 
 
 def _spare(mails: list[EmailLog], patience: timedelta, using: str) -> int:

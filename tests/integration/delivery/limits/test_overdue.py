@@ -8,7 +8,7 @@ import pytest
 from django.core.mail import EmailMessage
 
 from devservers.smtp_faults import refuse
-from django_epica_mail import lifecycle, maintenance, outbox, signals
+from django_epica_mail import clock, lifecycle, maintenance, outbox, signals
 from django_epica_mail.delivery import gates
 from django_epica_mail.delivery.limits import overdue
 from django_epica_mail.models import DeliveryGate, EmailLog, EmailRecipient
@@ -164,3 +164,23 @@ def test_a_long_backlog_is_given_up_by_several_sweeps(
     gates.trip("smtp", Failure(kind=Kind.OUTAGE, reply="down"), "default")
     travel(hours=73)
     assert [maintenance.dispatch()["overdue"] for _ in range(3)] == [4, 1, 0]
+
+
+@pytest.mark.parametrize("pause", PAUSES, ids=lambda pause: next(iter(pause)))
+def test_a_long_paused_backlog_is_spared_by_several_sweeps_and_none_of_it_given_up(
+    smtp, travel, monkeypatch, pause
+) -> None:
+    """No sweep ran for as long as mail may wait; one that spared 100,000 mails took 25 s."""
+    monkeypatch.setattr(overdue, "_CHUNK", 2)
+    monkeypatch.setattr(overdue, "_MOST", 4)
+    for _ in range(9):
+        newsletter()
+    gates.trip("smtp", OUTAGE, "default")
+    outbox.pause(**pause)
+    travel(hours=73)
+    left = []
+    for _ in range(4):
+        assert maintenance.dispatch()["overdue"] == 0
+        left.append(EmailLog.objects.filter(give_up_at__lte=clock.now()).count())
+    assert left == [5, 1, 0, 0]
+    assert kinds() == {("queued", "")}
