@@ -29,7 +29,7 @@ class JSONList(Unseen, models.JSONField):
         """Return the items of the list."""
         try:
             items = super().from_db_value(value, expression, connection)
-        except RecursionError:
+        except (RecursionError, ValueError):  # such as bytes, or a number of 5,000 digits
             return []
         return [it for it in items if self._is_item(it)] if isinstance(items, list) else []
 

@@ -1,9 +1,8 @@
 """Attacks by somebody who can write to the database: no value in one row stops the other mail.
 
-Each column of times, numbers and lists gets values at its edges, one at a time. Then a worker
-claims, the sweep runs and counts, and health and metrics are taken. With the last value in each
-column of a table, the pages of the admin are opened. ``test_admin_security`` writes into the
-columns of text.
+Each column of times, numbers and lists gets values at its edges, one at a time. Then a worker claims, the sweep runs and counts, and health and metrics are
+taken. With the last value in each column of a table, the pages of the admin are opened.
+``test_admin_security`` writes into the columns of text.
 """
 
 from __future__ import annotations
@@ -45,7 +44,10 @@ EDGES: list[tuple[type[models.Field[Any, Any]], tuple[object, ...]]] = [
     (models.PositiveIntegerField, (0, 2**31 - 1)),
     (models.PositiveBigIntegerField, (0, 2**63 - 1)),
     (models.FloatField, (1e-300, -1.0, 1e300)),
-    (models.JSONField, ("{}", "[" + "1," * 60 + "1]", f"[{10**400}, true, -1, null]")),
+    (
+        models.JSONField,
+        ("{}", "[" + "1," * 60 + "1]", f"[{10**400}, true, -1, null]", f"[{'9' * 5000}]"),
+    ),
 ]
 """What is written into the columns of a kind; the first kind that fits counts."""
 
