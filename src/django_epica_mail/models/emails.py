@@ -20,7 +20,7 @@ from django_epica_mail.clock import now, uuid7
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import codec, encryption
 from django_epica_mail.models.bounds import Amount, Count, Moment, ReadableTimes, SmallCount
-from django_epica_mail.models.fields import CopyCharField, CopyTextField
+from django_epica_mail.models.fields import CopyCharField, CopyTextField, Line, Text
 from django_epica_mail.models.indexes import WaitingIndex
 from django_epica_mail.models.lists import JSONList, is_name, is_refusal
 from django_epica_mail.models.row import Row
@@ -131,10 +131,10 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
 
     def names(self, column: str, **leading: str) -> Iterator[str]:
         """Yield all values of a column that follows ``leading`` in an index, by a look-up each."""
-        name = ""
+        name, least = "", models.Min(column, output_field=models.CharField())
         while True:
             following = self._rows().filter(models.Q((f"{column}__gt", name)), **leading)
-            name = following.aggregate(name=models.Min(column))["name"]
+            name = following.aggregate(name=least)["name"]
             if not isinstance(name, str):  # none, or a BLOB of SQLite's, which comes after text
                 return
             yield name
@@ -207,9 +207,9 @@ class EmailBatch(Row):
     refused = JSONList(_("refused entries"), default=list, blank=True, of=is_refusal)
     #: The entries as stored by ``bulk``, unless they are in parts, and the files they name; empty
     #: once all are expanded into mails.
-    payload = models.TextField(editable=False, blank=True)
+    payload = Text(editable=False, blank=True)
     #: The queue in which the call looks for a worker; empty for where the site routes bulk calls.
-    queue = models.CharField(max_length=64, blank=True, default="", db_default="", editable=False)
+    queue = Line(max_length=64, blank=True, default="", db_default="", editable=False)
     #: The number of entries expanded or refused so far.
     position = Count(default=0, editable=False)
     #: When a worker last expanded entries, or the sweep last rang for one; NULL before that. While
@@ -244,7 +244,7 @@ class EmailBatchPart(Row):
     batch = models.ForeignKey(EmailBatch, models.CASCADE, related_name="parts")
     #: The number of the part's first entry among those of the call.
     start = Count(editable=False)
-    payload = models.TextField(editable=False)
+    payload = Text(editable=False)
 
     class Meta:
         verbose_name = _("part of an e-mail batch")
@@ -283,11 +283,11 @@ class EmailLog(Row):
         related_name="emails",
         verbose_name=_("batch"),
     )
-    status = models.CharField(
+    status = Line(
         _("status"), max_length=16, choices=lifecycle.Status, default=lifecycle.Status.QUEUED
     )
-    queue = models.CharField(_("queue"), max_length=64)
-    transport = models.CharField(_("transport"), max_length=64)
+    queue = Line(_("queue"), max_length=64)
+    transport = Line(_("transport"), max_length=64)
     category = CopyCharField(_("category"), max_length=64, blank=True)
     priority = SmallCount(_("priority"))
     #: The priority while a worker may claim the row, else NULL; a column of the claim's index.
@@ -302,33 +302,28 @@ class EmailLog(Row):
     from_email = CopyTextField(pgettext_lazy("sender", "from"))
     message_id = CopyCharField(_("Message-ID"), max_length=255)
     #: The one domain of the recipients, by which mail is slowed down; empty if there are several.
-    domain = models.CharField(
-        _("recipients' domain"), max_length=255, blank=True, default="", db_default=""
-    )
+    domain = Line(_("recipients' domain"), max_length=255, blank=True, default="", db_default="")
     #: The message as stored by ``messages.dump``. Text, not JSON, because jsonb refuses NUL.
-    envelope = models.TextField(editable=False)
+    envelope = Text(editable=False)
     attachments: models.ManyToManyField[EmailAttachment, models.Model] = models.ManyToManyField(
         "EmailAttachment", blank=True, related_name="emails", verbose_name=_("attachments")
     )
 
     #: The transports that take over, in this order, while the one before is out of order.
     fallbacks = JSONList(_("other transports"), default=list, blank=True, of=is_name)
-    idempotency_key = models.CharField(  # noqa: DJ001 - unique, so rows without one hold NULL
-        _("idempotency key"), max_length=255, null=True, blank=True
-    )
+    #: Unique, so rows without one hold NULL.
+    idempotency_key = Line(_("idempotency key"), max_length=255, null=True, blank=True)
     #: Whether the result is also stored in Celery's result backend.
     store_result = models.BooleanField(_("result stored"), default=False)
-    on_unknown = models.CharField(_("if unknown"), max_length=8, choices=IfUnknown)
+    on_unknown = Line(_("if unknown"), max_length=8, choices=IfUnknown)
     #: What the worker adds to the message: keys of ``routing.ADDITIONS``, separated by spaces.
-    additions = models.CharField(_("additions"), max_length=32, blank=True)
+    additions = Line(_("additions"), max_length=32, blank=True)
     #: How long the envelope and attachments are kept; a deleted envelope is empty.
-    keep_content = models.CharField(
-        _("content kept"), max_length=10, choices=Keeping, default=Keeping.ALWAYS
-    )
+    keep_content = Line(_("content kept"), max_length=10, choices=Keeping, default=Keeping.ALWAYS)
     max_retries = SmallCount(_("retries allowed"))
     retry_delay = models.FloatField(_("seconds between tries"))
     #: The seconds before each retry, separated by spaces, if they differ; the last one repeats.
-    retry_delays = models.CharField(
+    retry_delays = Line(
         _("seconds before each retry"), max_length=800, blank=True, default="", db_default=""
     )
     #: The attempts that count against ``max_retries``: not those ended by outage or throttling.
@@ -341,7 +336,7 @@ class EmailLog(Row):
     lease_until = Moment(null=True, editable=False)
     worker = CopyCharField(_("worker"), max_length=255, blank=True)
 
-    failure_kind = models.CharField(_("failure"), max_length=16, choices=Kind, blank=True)
+    failure_kind = Line(_("failure"), max_length=16, choices=Kind, blank=True)
     failure_code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
     reply = CopyTextField(_("server's reply"), blank=True)
 
@@ -494,10 +489,10 @@ class EmailRecipient(Row):
         EmailLog, models.CASCADE, related_name="recipients", verbose_name=_("e-mail")
     )
     position = Count(editable=False)
-    kind = models.CharField(_("kind"), max_length=3, choices=Kind)
+    kind = Line(_("kind"), max_length=3, choices=Kind)
     address = CopyCharField(_("address"), max_length=320, db_index=True)
     #: Empty while the mail's status applies to the recipient, as it nearly always does.
-    outcome = models.CharField(_("outcome"), max_length=10, choices=Outcome, blank=True)
+    outcome = Line(_("outcome"), max_length=10, choices=Outcome, blank=True)
     code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
     reply = CopyTextField(_("server's reply"), blank=True)
 
@@ -522,7 +517,7 @@ class EmailAttachment(Row):
     """Content stored outside the envelope, once per call for all mails that share it."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    digest = models.CharField("SHA-256", max_length=64)
+    digest = Line("SHA-256", max_length=64)
     filename = CopyTextField(_("file name"), blank=True)
     mimetype = CopyCharField(pgettext_lazy("attachment", "type"), max_length=255)
     size = models.PositiveBigIntegerField(_("bytes"))
@@ -550,12 +545,12 @@ class DeliveryAttempt(Row):
         EmailLog, models.CASCADE, related_name="delivery_attempts", verbose_name=_("e-mail")
     )
     number = SmallCount(_("number"))
-    transport = models.CharField(_("transport"), max_length=64)
+    transport = Line(_("transport"), max_length=64)
     worker = CopyCharField(_("worker"), max_length=255)
     created_at = Moment(_("recorded at"))
     seconds = Amount(_("seconds"), null=True, blank=True)
     #: Empty if the server accepted the mail for some recipients, and no other is in doubt.
-    failure_kind = models.CharField(_("failure"), max_length=16, choices=Kind, blank=True)
+    failure_kind = Line(_("failure"), max_length=16, choices=Kind, blank=True)
     code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
     reply = CopyTextField(_("server's reply"), blank=True)
     #: The provider's id for the mail, from its response; later events refer to it.

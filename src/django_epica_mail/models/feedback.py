@@ -12,7 +12,7 @@ from django.utils.translation import pgettext_lazy
 from django_epica_mail.clock import uuid7
 from django_epica_mail.models.bounds import Moment, ReadableTimes
 from django_epica_mail.models.emails import EmailLog
-from django_epica_mail.models.fields import CopyCharField, CopyTextField
+from django_epica_mail.models.fields import CopyCharField, CopyTextField, Line
 from django_epica_mail.models.row import Row
 
 
@@ -47,8 +47,8 @@ class EmailEvent(Row):
         verbose_name=_("e-mail"),
     )
     #: A digest that identifies the event, so that one reported twice is stored once.
-    key = models.CharField(max_length=64, editable=False)
-    kind = models.CharField(_("kind"), max_length=16, choices=Kind)
+    key = Line(max_length=64, editable=False)
+    kind = Line(_("kind"), max_length=16, choices=Kind)
     at = Moment(pgettext_lazy("time", "at"))
     created_at = Moment(_("recorded at"))
     #: The provider's name, or ``epica_mail`` for events observed by this package.
@@ -95,7 +95,7 @@ class Suppression(Row):
     #: Empty if the person's data was erased; the digest still suppresses their mail.
     address = CopyCharField(_("address"), max_length=320, blank=True)
     #: An HMAC of the address for look-ups; it does not reveal the address.
-    digest = models.CharField(max_length=64, editable=False)
+    digest = Line(max_length=64, editable=False)
     scope = CopyCharField(
         _("category"), max_length=64, blank=True, help_text=_("Leave empty for all mail.")
     )

@@ -1,4 +1,6 @@
-"""Columns for copies of what a mail says, which lose what their database cannot store.
+"""Columns of text that any content of the database leaves readable.
+
+Copies of what a mail says lose what their database cannot store.
 
 The mail itself is stored as ASCII, whole on every database. Its copies, for lists and for search,
 and the words of servers may have any character. MariaDB and MySQL refuse a statement with one that
@@ -40,7 +42,27 @@ class Unseen(models.Field):  # type: ignore[type-arg]
         return name, f"django.db.models.{self.get_internal_type()}", args, options
 
 
-class _Copy(Unseen):
+class _Readable(Unseen):
+    """A mixin for text that is read as text: SQLite stores bytes in any column."""
+
+    def get_db_converters(self, connection: BaseDatabaseWrapper) -> Any:
+        own = super().get_db_converters(connection)
+        return [*own, _as_text] if connection.vendor == "sqlite" else own
+
+
+class Line(_Readable, models.CharField):  # type: ignore[type-arg]
+    """A ``CharField`` that is read as text."""
+
+
+class Text(_Readable, models.TextField):  # type: ignore[type-arg]
+    """A ``TextField`` that is read as text."""
+
+
+def _as_text(value: Any, expression: Any, connection: BaseDatabaseWrapper) -> Any:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+class _Copy(_Readable):
     """A mixin for a field that loses what its database cannot store."""
 
     def get_db_prep_value(

@@ -10,7 +10,7 @@ from django.utils.translation import pgettext_lazy
 
 from django_epica_mail import lifecycle
 from django_epica_mail.models.bounds import Amount, BigCount, Count, Moment, ReadableTimes
-from django_epica_mail.models.fields import CopyCharField, CopyTextField
+from django_epica_mail.models.fields import CopyCharField, CopyTextField, Line
 from django_epica_mail.models.lists import JSONList, is_count
 from django_epica_mail.models.row import Row
 from django_epica_mail.retry import Kind
@@ -38,8 +38,8 @@ class DeliveryGate(Row):
             """Return what people call one gate, as in ``queue emails``."""
             return str(_NAMED[self.value]) % {"name": name}
 
-    scope = models.CharField(_("scope"), max_length=9, choices=Scope)
-    name = models.CharField(pgettext_lazy("gate", "name"), max_length=64)
+    scope = Line(_("scope"), max_length=9, choices=Scope)
+    name = Line(pgettext_lazy("gate", "name"), max_length=64)
     paused = models.BooleanField(_("paused"), default=False)
     #: The last pause: since when, by whom, and why. They stay when it ends, for an undo.
     paused_at = Moment(_("paused at"), null=True, blank=True)
@@ -84,8 +84,8 @@ class SlowedDomain(Row):
     Written only by ``delivery.limits.slowed_domains``, which explains the columns.
     """
 
-    transport = models.CharField(_("transport"), max_length=64)
-    domain = models.CharField(_("domain"), max_length=255)
+    transport = Line(_("transport"), max_length=64)
+    domain = Line(_("domain"), max_length=255)
     #: The mails per second at which the server complained last.
     ceiling = Amount(_("mails per second at the last complaint"))
     #: How many complaints have lowered the rate, and how often turns were reserved: whoever changes
@@ -138,11 +138,11 @@ class EmailTotal(Row):
 
     #: The start of the hour; ``totals.ALL_TIME`` for the sum over all hours.
     hour = Moment()
-    queue = models.CharField(max_length=64)
-    transport = models.CharField(max_length=64)
-    event = models.CharField(max_length=16, choices=Event)
+    queue = Line(max_length=64)
+    transport = Line(max_length=64)
+    event = Line(max_length=16, choices=Event)
     #: The kind of failure, for events that have one.
-    failure_kind = models.CharField(max_length=16, choices=Kind, blank=True)
+    failure_kind = Line(max_length=16, choices=Kind, blank=True)
     #: The reply code, or 0.
     failure_code = models.PositiveSmallIntegerField(default=0)
     count = BigCount(default=0)
@@ -176,9 +176,9 @@ class ReputationDay(Row):
 
     #: The day, in UTC, on which the mails were accepted or refused for good.
     day = models.DateField()
-    category = models.CharField(max_length=64, blank=True)
+    category = Line(max_length=64, blank=True)
     #: The domain of the sender's address.
-    domain = models.CharField(max_length=255, blank=True)
+    domain = Line(max_length=255, blank=True)
     mails = BigCount(default=0)
     #: How many of them bounced for good, and how many were reported as spam; each mail counts once.
     bounced = BigCount(default=0)

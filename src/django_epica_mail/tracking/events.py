@@ -363,7 +363,7 @@ def _suppress(event: EmailEvent, using: str) -> None:
         return
     if event.kind == Kind.UNSUBSCRIBED and event.source == OWN:
         return  # ``unsubscribe`` has listed the scope that was left, which may be another
-    reason = _REASONS.get(event.kind)  # type: ignore[call-overload]
+    reason = _REASONS.get(event.kind)
     if event.kind == Kind.BOUNCED and event.reason == PERMANENT:
         reason = Suppression.Reason.BOUNCE
     if event.kind == Kind.REJECTED:

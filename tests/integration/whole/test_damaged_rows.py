@@ -1,6 +1,7 @@
 """Attacks by somebody who can write to the database: no value in one row stops the other mail.
 
-Each column of times, numbers and lists gets values at its edges, one at a time. Then a worker claims, the sweep runs and counts, and health and metrics are
+Each column of times, numbers and lists gets values at its edges, one at a time, and on SQLite each
+of text gets bytes. Then a worker claims, the sweep runs and counts, and health and metrics are
 taken. With the last value in each column of a table, the pages of the admin are opened.
 ``test_admin_security`` writes into the columns of text.
 """
@@ -50,10 +51,14 @@ EDGES: list[tuple[type[models.Field[Any, Any]], tuple[object, ...]]] = [
     ),
 ]
 """What is written into the columns of a kind; the first kind that fits counts."""
+BYTES = (models.CharField, models.TextField, models.JSONField, models.BooleanField)
+"""Columns in which SQLite stores bytes as well."""
 
 
 def edges(field: models.Field[Any, Any]) -> tuple[object, ...]:
-    return next((values for kind, values in EDGES if isinstance(field, kind)), ())
+    found = next((values for kind, values in EDGES if isinstance(field, kind)), ())
+    takes_bytes = connection.vendor == "sqlite" and isinstance(field, BYTES)
+    return (*found, b"\xff") if takes_bytes else found
 
 
 @pytest.fixture
