@@ -51,7 +51,8 @@ class Batch:
     @property
     def token(self) -> uuid.UUID | None:
         """What marks the rows as held by this claim."""
-        return self.mails[0].row.lease_token
+        token: uuid.UUID | None = self.mails[0].row.lease_token
+        return token
 
     @property
     def begin_until(self) -> float:

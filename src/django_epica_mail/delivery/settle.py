@@ -174,7 +174,7 @@ def settle(outcomes: Sequence[Outcome], *, using: str) -> list[Outcome]:
 
 
 def _token(outcome: Outcome) -> uuid.UUID:
-    token = outcome.mail.lease_token
+    token: uuid.UUID | None = outcome.mail.lease_token
     assert token is not None, "An e-mail is settled under the claim that holds it."  # noqa: S101
     return token
 

@@ -20,7 +20,7 @@ from django_epica_mail.clock import now, uuid7
 from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import codec, encryption
 from django_epica_mail.models.bounds import Amount, Count, Moment, ReadableTimes, SmallCount
-from django_epica_mail.models.fields import CopyCharField, CopyTextField, Line, Text
+from django_epica_mail.models.fields import CopyCharField, CopyTextField, Key, Line, Text
 from django_epica_mail.models.indexes import WaitingIndex
 from django_epica_mail.models.lists import JSONList, is_name, is_refusal
 from django_epica_mail.models.row import Row
@@ -198,7 +198,7 @@ class EmailQuerySet(models.QuerySet["EmailLog"]):
 class EmailBatch(Row):
     """One bulk call and the mails created from it."""
 
-    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    id = Key(primary_key=True, default=uuid7, editable=False)
     created_at = Moment(_("created at"), auto_now_add=True)
     #: The number of entries given to ``bulk``, or of messages given to ``enqueue_many``.
     total = Count(_("entries"), default=0)
@@ -240,7 +240,7 @@ class EmailBatchPart(Row):
     """A part of the entries of a bulk call that is too long for one row, until it is expanded."""
 
     #: It follows from the batch and ``start``: ``bulk``.
-    id = models.UUIDField(primary_key=True, editable=False)
+    id = Key(primary_key=True, editable=False)
     batch = models.ForeignKey(EmailBatch, models.CASCADE, related_name="parts")
     #: The number of the part's first entry among those of the call.
     start = Count(editable=False)
@@ -274,7 +274,7 @@ class EmailLog(Row):
         UNTIL_SENT = "until_sent", _("until it is sent")
         NEVER = "never", _("never")
 
-    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    id = Key(primary_key=True, default=uuid7, editable=False)
     batch = models.ForeignKey(
         EmailBatch,
         models.SET_NULL,
@@ -332,7 +332,7 @@ class EmailLog(Row):
     attempts = SmallCount(_("attempts"), default=0)
 
     #: The claim that holds the row or held it last; identifies the claim of a late result.
-    lease_token = models.UUIDField(null=True, editable=False)
+    lease_token = Key(null=True, editable=False)
     lease_until = Moment(null=True, editable=False)
     worker = CopyCharField(_("worker"), max_length=255, blank=True)
 
@@ -516,7 +516,7 @@ class EmailRecipient(Row):
 class EmailAttachment(Row):
     """Content stored outside the envelope, once per call for all mails that share it."""
 
-    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    id = Key(primary_key=True, default=uuid7, editable=False)
     digest = Line("SHA-256", max_length=64)
     filename = CopyTextField(_("file name"), blank=True)
     mimetype = CopyCharField(pgettext_lazy("attachment", "type"), max_length=255)
@@ -540,7 +540,7 @@ class EmailAttachment(Row):
 class DeliveryAttempt(Row):
     """One attempt to hand a mail to its transport, and the result."""
 
-    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    id = Key(primary_key=True, default=uuid7, editable=False)
     email = models.ForeignKey(
         EmailLog, models.CASCADE, related_name="delivery_attempts", verbose_name=_("e-mail")
     )

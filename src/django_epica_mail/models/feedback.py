@@ -12,7 +12,7 @@ from django.utils.translation import pgettext_lazy
 from django_epica_mail.clock import uuid7
 from django_epica_mail.models.bounds import Moment, ReadableTimes
 from django_epica_mail.models.emails import EmailLog
-from django_epica_mail.models.fields import CopyCharField, CopyTextField, Line
+from django_epica_mail.models.fields import CopyCharField, CopyTextField, Key, Line
 from django_epica_mail.models.row import Row
 
 
@@ -36,7 +36,7 @@ class EmailEvent(Row):
         AUTORESPONDED = "autoresponded", _("answered by a machine")
         RESOLVED = "resolved", _("unknown outcome decided")
 
-    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    id = Key(primary_key=True, default=uuid7, editable=False)
     #: NULL if no mail matches, or until the attempt with the provider's id is recorded.
     email = models.ForeignKey(
         EmailLog,
@@ -91,7 +91,7 @@ class Suppression(Row):
         UNSUBSCRIBE = "unsubscribe", _("unsubscribed")
         MANUAL = "manual", _("added by hand")
 
-    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    id = Key(primary_key=True, default=uuid7, editable=False)
     #: Empty if the person's data was erased; the digest still suppresses their mail.
     address = CopyCharField(_("address"), max_length=320, blank=True)
     #: An HMAC of the address for look-ups; it does not reveal the address.

@@ -1,4 +1,4 @@
-"""Columns of text that any content of the database leaves readable.
+"""Columns of text, and of ids, that any content of the database leaves readable.
 
 Copies of what a mail says lose what their database cannot store.
 
@@ -10,10 +10,12 @@ the column's character set lacks, and PostgreSQL one that its encoding lacks.
 from __future__ import annotations
 
 import codecs
+import hashlib
 import re
 import unicodedata
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from django.db import models
 
@@ -60,6 +62,56 @@ class Text(_Readable, models.TextField):  # type: ignore[type-arg]
 
 def _as_text(value: Any, expression: Any, connection: BaseDatabaseWrapper) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+class Key(models.UUIDField):  # type: ignore[type-arg]
+    """A ``UUIDField`` whose rows are read whatever it holds.
+
+    SQLite and MySQL have no type for it. What somebody has written there that is no UUID, or one
+    spelt otherwise, is read as a UUID that no row has, and fails nobody who reads the rows beside.
+    """
+
+    def deconstruct(self) -> Any:
+        """Return it as migrations know it: Django's."""
+        name, _path, args, options = super().deconstruct()
+        return name, "django.db.models.UUIDField", args, options
+
+    def get_internal_type(self) -> str:
+        """Return a type of which Django's backends convert nothing."""
+        return "Key"
+
+    def db_type(self, connection: BaseDatabaseWrapper) -> str | None:
+        """Return the type of a ``UUIDField``."""
+        return models.UUIDField().db_type(connection)
+
+    def get_db_converters(self, connection: BaseDatabaseWrapper) -> Any:
+        """Return what makes a UUID; PostgreSQL's driver does."""
+        return [] if connection.vendor == "postgresql" else [_as_key]
+
+
+_NO_KEY = (2**64 - 1) << 64
+"""What stands for an id that is none begins with 64 ones, as nothing that ``uuid7`` makes."""
+
+
+def is_no_key(key: UUID) -> bool:
+    """Return whether an id was read from what is none, so that no query finds its row."""
+    return key.int >= _NO_KEY
+
+
+def key_of(written: Any, *, is_native: bool = False) -> UUID:
+    """Return the id that a database has; ``is_native`` says that it has a type for it."""
+    with suppress(ValueError, TypeError, AttributeError):
+        key = UUID(written)
+        if written == (str(key) if is_native else key.hex):
+            return key
+    digest = hashlib.sha256(str(written).encode(errors="replace")).digest()
+    return UUID(int=_NO_KEY | int.from_bytes(digest[:8], "big"))
+
+
+def _as_key(value: Any, expression: Any, connection: BaseDatabaseWrapper) -> UUID | None:
+    if value is None or isinstance(value, UUID):
+        return value
+    return key_of(value, is_native=connection.features.has_native_uuid_field)
 
 
 class _Copy(_Readable):

@@ -18,7 +18,7 @@ from django.db.models import BooleanField, Exists, ExpressionWrapper, Max, Outer
 from django_epica_mail import clock, lifecycle, suppression
 from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailQuerySet
 from django_epica_mail.models.bounds import MOST_SMALL
-from django_epica_mail.queueing.rows import instances
+from django_epica_mail.queueing.rows import instances, wrong_ids
 from django_epica_mail.queueing.rows.columns import compile_expression
 from django_epica_mail.retry import ENDED_WORKER
 from django_epica_mail.rules import LEVELS
@@ -141,6 +141,8 @@ def take_from(rows: EmailQuerySet, limit: int, lease: Lease) -> list[EmailLog]:
                 # matches no row, and makes it the one writer until the rows found are marked.
                 EmailLog.objects.using(using).filter(pk=token).update(worker="")
             found = list(_annotated(rows).skipping_locked()[:limit])
+            if wrong_ids.set_aside(found, rows):
+                continue
             mails = found[: _until_suspect(found)]
             ids = [mail.pk for mail in mails]
             if EmailLog.objects.using(using).move(lifecycle.CLAIM, ids, **columns) != len(ids):
