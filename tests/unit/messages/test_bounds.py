@@ -42,6 +42,29 @@ def test_a_thousand_hostile_addresses_are_refused_at_once() -> None:
     messages.check(mail)
 
 
+@pytest.mark.parametrize("place", ["from_email", "reply_to", "Reply-To"])
+@pytest.mark.parametrize("letter", ["🎉", "ş "])
+def test_a_name_that_is_no_ascii_is_folded_in_a_tenth_of_a_second(place: str, letter: str) -> None:
+    def named(octets: int) -> EmailMessage:
+        name = letter * (octets // len(letter.encode()))
+        text = f"{name} <a@example.com>"
+        mail = message()
+        if place == "Reply-To":
+            mail.extra_headers[place] = text
+        else:
+            setattr(mail, place, [text] if place == "reply_to" else text)
+        return mail
+
+    with pytest.raises(InvalidMessage, match=r"bytes in UTF-8.*shorten"):
+        messages.check(named(700))
+    mail = named(480)
+    messages.check(mail)
+    started = time.process_time()
+    mail.extra_headers.setdefault("Message-ID", "<1@example.com>")
+    wire.build(mail)
+    assert time.process_time() - started < 0.25
+
+
 @settings(max_examples=60, deadline=None)
 @example(")(", "reply_to")
 @example("ş(", "reply_to")
