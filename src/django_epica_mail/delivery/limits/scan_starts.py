@@ -95,11 +95,21 @@ class ScanStarts:
 
 
 _of_queues: dict[tuple[str, str], ScanStarts] = {}
+_MOST_QUEUES = 256
+_LONGEST_NAME = 64
+"""Characters of the name of a queue that has mail; messages of the broker may carry any."""
 
 
 def of_queue(queue: str, using: str) -> ScanStarts:
-    """Return where this process's claims of a queue begin to look, for a task that begins."""
-    starts = _of_queues.setdefault((using, queue), ScanStarts())
+    """Return where this process's claims of a queue begin to look, for a task that begins.
+
+    It remembers that of the ``_MOST_QUEUES`` queues that were last looked at.
+    """
+    starts = _of_queues.pop((using, queue), None) or ScanStarts()
+    if len(queue) <= _LONGEST_NAME:
+        _of_queues[using, queue] = starts
+    if len(_of_queues) > _MOST_QUEUES:
+        _of_queues.pop(next(iter(_of_queues)), None)
     starts.begin()
     return starts
 

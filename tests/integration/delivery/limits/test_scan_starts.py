@@ -14,7 +14,7 @@ from django.db import connection
 from django.utils import timezone
 
 from django_epica_mail import outbox
-from django_epica_mail.delivery import claim, settle
+from django_epica_mail.delivery import claim, settle, worker
 from django_epica_mail.delivery.limits import scan_starts, slowed_domains
 from django_epica_mail.delivery.limits.scan_starts import ScanStarts
 from django_epica_mail.models import EmailLog, SlowedDomain
@@ -64,6 +64,18 @@ def test_a_task_and_an_empty_queue_begin_at_the_beginning(present) -> None:
     starts.note(LANES, [row(LANES[0], age=1)], moment=None, seconds=9.0)
     starts.begin()
     assert starts.bounds(LANES, NOTHING) == {}
+
+
+def test_the_names_that_messages_of_the_broker_carry_are_not_all_remembered(db) -> None:
+    scan_starts.forget()
+    for number in range(scan_starts._MOST_QUEUES + 50):
+        worker.deliver(f"queue-{number}")
+        emails = scan_starts.of_queue("emails", "default")
+    worker.deliver("x" * 1_000_000)
+    assert len(scan_starts._of_queues) == scan_starts._MOST_QUEUES
+    assert max(len(name) for _, name in scan_starts._of_queues) < 65
+    assert scan_starts.of_queue("emails", "default") is emails
+    scan_starts.forget()
 
 
 def test_while_a_domain_is_slowed_what_was_passed_is_remembered(present) -> None:
