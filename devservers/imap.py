@@ -55,6 +55,8 @@ class IMAPServer(Service):
         self.tls = tls
         self.folder = "INBOX"
         self.messages: list[StoredMessage] = []
+        self.announces: int | None = None
+        """How many messages it says that the mailbox has, if not the truth."""
         self.commands: list[str] = []
         """The commands received, without their arguments."""
         self._lock = threading.RLock()
@@ -176,7 +178,8 @@ class _Session:
     def _select(self, words: list[bytes]) -> bytes:
         if not self._is_known or words != [self._server.folder.encode()]:
             return b"NO there is no such mailbox"
-        self._write(b"* %d EXISTS" % len(self._server.messages))
+        number = self._server.announces or len(self._server.messages)
+        self._write(b"* %d EXISTS" % number)
         return b"OK [READ-WRITE] selected"
 
     def _uid_search(self, words: list[bytes]) -> bytes:

@@ -51,8 +51,11 @@ _SEEN, _DELETED = r"(\Seen)", r"(\Seen \Deleted)"
 class Mailbox(Protocol):
     """A mailbox, open for one run."""
 
-    def unread(self) -> Iterator[tuple[str, bytes]]:
-        """Yield the key of each unread message, and its first ``MAX_BYTES`` bytes."""
+    def unread(self, until: float) -> Iterator[tuple[str, bytes]]:
+        """Yield the key of each unread message, and its first ``MAX_BYTES`` bytes.
+
+        After the monotonic second ``until`` it looks for no more.
+        """
 
     def mark(self, key: str, *, delete: bool) -> None:
         """Mark a message as read, or delete it."""
@@ -69,7 +72,7 @@ def read(*, most: int = MOST_MESSAGES, seconds: float = RUN_SECONDS) -> dict[str
     ends_at = time.monotonic() + seconds
     counts: Counter[str] = Counter({it.value: 0 for it in Received})
     with opened() as mailbox:
-        for number, (key, content) in enumerate(mailbox.unread(), 1):
+        for number, (key, content) in enumerate(mailbox.unread(ends_at), 1):
             received = receive(content)
             counts[received.value] += 1
             is_done = received in (Received.RECORDED, Received.KNOWN)
@@ -165,7 +168,7 @@ class _Maildir:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def unread(self) -> Iterator[tuple[str, bytes]]:
+    def unread(self, until: float) -> Iterator[tuple[str, bytes]]:
         for name in sorted(os.listdir(self._path / "new")):
             content = _content_of(self._path / "new" / name)
             if content is not None:
@@ -221,9 +224,11 @@ class _Imap:
         self._messages = messages
         self._deleted: list[str] = []
 
-    def unread(self) -> Iterator[tuple[str, bytes]]:
+    def unread(self, until: float) -> Iterator[tuple[str, bytes]]:
         # By sequence number, which no message changes while this session does not expunge.
         for start in range(1, self._messages + 1, _WINDOW):
+            if start > 1 and time.monotonic() >= until:
+                return
             window = f"{start}:{min(start + _WINDOW - 1, self._messages)}"
             found = _answer(self._client.uid("SEARCH", window, "UNSEEN", "UNDELETED"))
             for uid in (found[0] or b"").split():

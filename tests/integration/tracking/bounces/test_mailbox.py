@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,15 @@ def test_a_large_mailbox_is_searched_in_parts(mailbox, monkeypatch) -> None:
         mailbox.deliver(OFFER).flags |= {SEEN} if number < 4 else set()
     assert bounce_mailbox.read() == counts(unrecognised=1)
     assert mailbox.commands.count("UID SEARCH") == 3
+
+
+def test_a_server_that_announces_messages_without_end_is_left(mailbox) -> None:
+    mailbox.deliver(OFFER)
+    mailbox.announces = 10**18
+    began = time.monotonic()
+    assert bounce_mailbox.read(seconds=0.5) == counts(unrecognised=1)
+    assert time.monotonic() - began < 3
+    assert mailbox.commands[-1] == "LOGOUT"
 
 
 def test_what_the_database_refuses_is_read_again(mailbox, sent, monkeypatch) -> None:
