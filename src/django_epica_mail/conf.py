@@ -191,7 +191,8 @@ class Settings:
     ring_timeout: float = _setting(0.5, rules.check_duration)
     """Seconds a ring may wait for the broker."""
     ring_pause: float = _setting(10, rules.check_duration)
-    """Seconds a process stops ringing after a ring failed; the sweep delivers meanwhile."""
+    """Seconds a process stops ringing after a ring failed, for the one queue if the broker refused
+    it; the sweep delivers meanwhile."""
     max_recipients: int | None = _setting(1000, _optional(rules.check_count))
     """How many recipients one mail may have; ``None``: any number."""
     max_message_bytes: int | None = _setting(25 * 1024 * 1024, _optional(rules.check_count))

@@ -63,6 +63,8 @@ class _Bell:
         self.rung_at: dict[str, float] = {}
         self.silent_until = 0.0
         self.publishers: dict[int, Publisher] = {}
+        self.refused_until: dict[str, float] = {}
+        """By queue whose ring the broker has refused, until when nobody rings for it."""
         self.missing_queues: set[str] = set()
 
 
@@ -214,7 +216,7 @@ def _publish(
 ) -> bool:
     with _bell.lock:
         now = time.monotonic()
-        if now < _bell.silent_until:
+        if now < max(_bell.silent_until, _bell.refused_until.get(queue, 0.0)):
             return False
         was_silent = _bell.silent_until > 0
         if was_silent:  # this caller finds out whether the broker is back
@@ -240,8 +242,10 @@ def _publish(
             soft_time_limit=conf.get().task_seconds,
         )
 
+    publisher = None
     try:
-        _publisher(app).publish(send)
+        publisher = _publisher(app)
+        publisher.publish(send)
     except Busy:
         # The broker is well: other threads of this process are ringing. The ring is lost.
         logger.info(
@@ -255,8 +259,7 @@ def _publish(
         _say_queue_is_missing(queue)
         return False
     except Exception as error:  # noqa: BLE001 - the mail is stored, and the sweep will ring
-        with _bell.lock:
-            _bell.silent_until = time.monotonic() + conf.get().ring_pause
+        _be_silent(queue, is_refusal=publisher is not None and publisher.is_refusal(error))
         logger.warning(
             "The broker did not accept a ring for queue %s (%s). Its mail waits for the sweep; "
             "the next ring is attempted in %s seconds.",
@@ -269,6 +272,19 @@ def _publish(
         with _bell.lock:
             _bell.silent_until = 0.0
     return True
+
+
+def _be_silent(queue: str, *, is_refusal: bool) -> None:
+    """Stop ringing for a while: for one queue if the broker is there, and refused it."""
+    now = time.monotonic()
+    until = now + conf.get().ring_pause
+    with _bell.lock:
+        if is_refusal:
+            _bell.silent_until = 0.0
+            waiting = {name: at for name, at in _bell.refused_until.items() if at > now}
+            _bell.refused_until = {**waiting, queue: until}
+        else:
+            _bell.silent_until = until
 
 
 def _say_queue_is_missing(queue: str) -> None:

@@ -56,6 +56,10 @@ class Publisher:
         finally:
             self._slots.release()
 
+    def is_refusal(self, error: Exception) -> bool:
+        """Return whether a broker has answered with an error, which may concern one queue alone."""
+        return any(broker.has_answered(error) for broker in self._brokers)
+
     def _publish(self, send: Callable[[Any], None]) -> None:
         last: Exception | None = None
         for broker in self._brokers:
@@ -81,7 +85,15 @@ class _Broker:
 
     def __init__(self, app: Celery, url: str | None, seconds: float) -> None:
         self._app, self._url, self._seconds = app, url, seconds
-        self._idle = [self._make()]  # which also imports kombu's transport
+        first = self._make()  # which also imports kombu's transport
+        self._idle = [first]
+        self._lost: tuple[type[Exception], ...] = first.connection.connection_errors
+        self._refused: tuple[type[Exception], ...] = first.connection.channel_errors
+
+    def has_answered(self, error: Exception) -> bool:
+        """Return whether an error is one that the broker has answered with."""
+        own = error.__cause__ or error  # which kombu makes its OperationalError of
+        return isinstance(own, self._refused) and not isinstance(own, self._lost)
 
     def publish(self, send: Callable[[Any], None]) -> None:
         """Call ``send`` with a producer, and again if its connection turns out to be closed."""

@@ -114,6 +114,21 @@ def test_a_broker_out_of_memory_raises_nothing(redis, bell, celery) -> None:
     assert doorbell.ring("emails") is False
 
 
+def test_a_queue_that_the_broker_refuses_silences_no_other(redis, bell, celery, caplog) -> None:
+    celery(redis.url())
+    with redis.client() as client:
+        client.sadd("_kombu.binding.x", "a key that is no list, as kombu's own are")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert doorbell.ring("_kombu.binding.x") is False, "each sweep rings for it first"
+            assert doorbell.ring("emails") is True
+    assert len(caplog.records) == 1
+    bell.refused_until["_kombu.binding.x"] = bell.silent_until = time.monotonic() - 0.001
+    assert doorbell.ring("_kombu.binding.x") is False
+    assert doorbell.ring("emails") is True
+    assert len(caplog.records) == 2
+
+
 def test_after_the_pause_a_ring_finds_the_broker_back(redis, bell, celery) -> None:
     celery(redis.url())
     redis.kill()
