@@ -24,7 +24,7 @@ _ESCAPE_SEQUENCE = re.compile(
     r"|\x1b[ -/]*[0-~]?"
 )
 
-_MAILBOX = re.compile(r"(?<![^\s<>@])[^\s<>@]+@")
+_LAST_WORD = re.compile(r"(?<![^\s<>])[^\s<>]+\Z")
 
 _THROTTLED = re.compile(
     r"\brate\b|too many|too much|throttl|slow down|unexpected volume"
@@ -244,7 +244,19 @@ def reply_text(words: bytes | str) -> str:
 
 def without_addresses(text: str) -> str:
     """Return a reply with ``…`` before each ``@``, for those who may not see whom mail is to."""
-    return _MAILBOX.sub("…@", text)
+    *before, rest = text.split("@")
+    return "@".join([*map(_without_local_part, before), rest])
+
+
+def _without_local_part(text: str) -> str:
+    """Return text that an at sign follows with ``…`` for the local part at its end.
+
+    One in quotation marks may contain spaces and such marks (RFC 5321, section 4.1.2).
+    """
+    first = text.find('"')
+    if text.endswith('"') and first < len(text) - 1:
+        return f"{text[:first]}…"
+    return _LAST_WORD.sub("…", text)
 
 
 def secrets_in(response: str) -> set[bytes]:

@@ -283,7 +283,23 @@ def test_no_mailbox_is_left_in_a_reply_without_addresses(text: str) -> None:
         assert at != "@" or before in "…@<>" or before.isspace()
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('550 <"john smith"@example.com> unknown', "550 <…@example.com> unknown"),
+        (r'550 "j \" smith"@example.com unknown', "550 …@example.com unknown"),
+        ('550 "no user" ann@a.example "b c"@b.example', '550 "no user" …@a.example …@b.example'),
+        ('"john@smith"@example.com', "…@…@example.com"),
+        ('5"@example.com', "…@example.com"),
+        ("ask postmaster @ example.com", "ask postmaster @ example.com"),
+    ],
+)
+def test_a_quoted_mailbox_is_left_out_whole(text: str, shown: str) -> None:
+    assert replies.without_addresses(text) == shown
+
+
 def test_a_long_reply_loses_its_addresses_in_linear_time() -> None:
     started = time.monotonic()
-    replies.without_addresses("x" * 300_000)
+    for text in ("x" * 300_000, 'x"' * 150_000, '"@' * 150_000, "x " * 150_000 + "@"):
+        replies.without_addresses(text)
     assert time.monotonic() - started < 1
