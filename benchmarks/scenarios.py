@@ -49,7 +49,7 @@ def steady(testbed: Testbed, subject: Subject, scale: float) -> Figures:
     number = int(5000 * scale)
     found: Figures = {}
     for processes in (2, 4):
-        run = _send_through(testbed, subject, "single", number, processes)
+        run = send_through(testbed, subject, "single", number, processes)
         found[f"mails/s -c{processes}"] = run["rate"]
         if processes == 2:
             found["CPU s per 1000"] = run["cpu"]
@@ -60,13 +60,13 @@ def steady(testbed: Testbed, subject: Subject, scale: float) -> Figures:
 
 def bulk(testbed: Testbed, subject: Subject, scale: float) -> Figures:
     """Measure one call with many mails until all have arrived."""
-    run = _send_through(testbed, subject, "bulk", int(10_000 * scale), 2)
+    run = send_through(testbed, subject, "bulk", int(10_000 * scale), 2)
     return _add_faults({"mails/s": run["rate"], "call returns s": run["returned"]}, run)
 
 
 def slow_server(testbed: Testbed, subject: Subject, scale: float) -> Figures:
     """Measure single mails over a network with a round trip of 20 ms."""
-    run = _send_through(testbed, subject, "single", int(500 * scale), 2, delay=0.02)
+    run = send_through(testbed, subject, "single", int(500 * scale), 2, delay=0.02)
     return _add_faults({"mails/s": run["rate"]}, run)
 
 
@@ -75,7 +75,7 @@ def growth(testbed: Testbed, subject: Subject, scale: float) -> Figures:
     found: Figures = {}
     for processes in (1, 2, 4):
         number = int(500 * scale) * processes
-        run = _send_through(testbed, subject, "single", number, processes, delay=0.02, before=True)
+        run = send_through(testbed, subject, "single", number, processes, delay=0.02, before=True)
         found[f"mails/s -c{processes}"] = run["rate"]
         _add_faults(found, run)
     return found
@@ -83,23 +83,29 @@ def growth(testbed: Testbed, subject: Subject, scale: float) -> Figures:
 
 def backlog(testbed: Testbed, subject: Subject, scale: float) -> Figures:
     """Measure how fast a worker drains a backlog that was queued before it started."""
-    run = _send_through(testbed, subject, "single", int(5000 * scale), 2, before=True)
+    run = send_through(testbed, subject, "single", int(5000 * scale), 2, before=True)
     return _add_faults({"mails/s": run["rate"]}, run)
 
 
 def held_snapshot(testbed: Testbed, subject: Subject, scale: float) -> Figures:
     """Measure a backlog as ``backlog`` does, while a transaction keeps an old snapshot open."""
-    run = _send_through(testbed, subject, "single", int(5000 * scale), 2, before=True, held=True)
+    run = send_through(testbed, subject, "single", int(5000 * scale), 2, before=True, held=True)
     return _add_faults({"mails/s": run["rate"]}, run)
 
 
 def lone_mail(testbed: Testbed, subject: Subject, scale: float) -> Figures:
     """Measure the time from one call to the mail's arrival, with nothing else to do."""
     number = max(20, int(100 * scale))
-    database = testbed.fresh_database(subject)
+    return arrivals(testbed, subject, "lone", number, testbed.fresh_database(subject))
+
+
+def arrivals(
+    testbed: Testbed, subject: Subject, action: str, number: int, database: str
+) -> Figures:
+    """Measure the times from calls, whose moments the ``action`` returns, to the mails' arrival."""
     with testbed.sink() as sink, testbed.worker(subject, sink.port, database, 2):
-        calls = testbed.run(subject, sink.port, database, "lone", str(number))["calls"]
-        arrived = _wait_for(sink, number)["times"]
+        calls = testbed.run(subject, sink.port, database, action, str(number))["calls"]
+        arrived = wait_for(sink, number)["times"]
     took = sorted((arrived[str(it)] - calls[it]) * 1000 for it in range(number // 10, number))
     return {"p50 ms": took[len(took) // 2], "p95 ms": took[int(len(took) * 0.95)]}
 
@@ -116,7 +122,7 @@ SCENARIOS: dict[str, Callable[[Testbed, Subject, float], Figures]] = {
 }
 
 
-def _send_through(
+def send_through(
     testbed: Testbed,
     subject: Subject,
     action: str,
@@ -126,13 +132,15 @@ def _send_through(
     delay: float = 0.0,
     before: bool = False,
     held: bool = False,
+    database: str | None = None,
 ) -> dict[str, Any]:
     """Send mails through a subject's worker; return rate, CPU, memory, and mails lost or doubled.
 
     ``before`` queues the mails before the worker starts; the rate then counts from the first
-    arrival. ``held`` keeps a snapshot open from before the first mail.
+    arrival. ``held`` keeps a snapshot open from before the first mail. ``database`` is used in
+    place of a fresh one.
     """
-    database = testbed.fresh_database(subject)
+    database = database or testbed.fresh_database(subject)
     with ExitStack() as stack:
         sink = stack.enter_context(testbed.sink(delay))
         if held:
@@ -144,7 +152,7 @@ def _send_through(
             measured: dict[str, Any] = {}
             if not before:
                 measured = testbed.run(subject, sink.port, database, action, str(number))
-            counts = _wait_for(sink, number)
+            counts = wait_for(sink, number)
             used = testbed.cpu_seconds(worker) - used + measured.get("cpu", 0.0)
             held = memory(worker) if worker else 0.0
     since = counts["first"] if before else measured["started"]
@@ -165,7 +173,7 @@ def _add_faults(found: Figures, run: dict[str, Any]) -> Figures:
     return found
 
 
-def _wait_for(sink: SinkProcess, number: int) -> dict[str, Any]:
+def wait_for(sink: SinkProcess, number: int) -> dict[str, Any]:
     seen, since = 0, time.monotonic()
     while (counts := sink.counts())["distinct"] < number:
         if counts["distinct"] > seen:

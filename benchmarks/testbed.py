@@ -147,6 +147,12 @@ class Testbed:
             yield
             connection.execute("ROLLBACK")
 
+    def size(self, database: str) -> int:
+        """Return the bytes that a database takes on the disk."""
+        with self.postgres.connect(database) as connection:
+            row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+        return int(row[0]) if row else 0
+
     def cpu_seconds(self, worker: ManagedProcess | None) -> float:
         """Return the CPU seconds used so far by the worker, PostgreSQL and Redis."""
         pids = [self.postgres.pid, self.redis.pid, *([worker.pid] if worker else [])]

@@ -50,7 +50,7 @@ _CHUNK_SECONDS = 5.0
 """Seconds after which a chunk gets no more entries: templates may be slow."""
 
 _OF_SITE = (ImproperlyConfigured, MissingExtra)
-"""Errors of this worker's settings or packages, with which nothing is wrong with an entry."""
+"""Errors of this worker's settings or packages, which need not mean that an entry is wrong."""
 
 _UNKNOWN_COLUMN = 1054
 """MySQL's number for it; like SQLite's errors of SQL, it has the class of those that pass."""
@@ -249,11 +249,12 @@ class _Expansion:
         """Return what becomes of the first entries; in no transaction, for templates may query.
 
         An error that passes is raised, and the sweep rings again. So is one of the site's
-        configuration, for as long as mail may wait, once the entries before are recorded.
+        configuration that keeps every entry from being made, for as long as mail may wait.
         """
         of_celery = celery_config.site_route(bulk=True)
         until = time.monotonic() + _CHUNK_SECONDS
         drafts, refused, end = [], [], start
+        of_site: list[Exception] = []
         for index, entry in enumerate(entries, start):
             try:
                 message, options = compose.compose(_named(_with_files(entry, self._files)))
@@ -264,14 +265,14 @@ class _Expansion:
                 is_endless = isinstance(error, celery_config.INTERRUPTION)
                 if _passes(error) and not is_endless:
                     raise
-                if isinstance(error, _OF_SITE) and self._may_wait():
-                    if end > start:
-                        break
-                    raise
+                if isinstance(error, _OF_SITE):
+                    of_site.append(error)
                 refused.append(_refusal(self._batch, index, entry, error))
             end = index + 1
             if time.monotonic() >= until:
                 break
+        if of_site and len(of_site) == end - start and self._may_wait():
+            raise of_site[0]
         return _Chunk(end - start, drafts, refused)
 
     def _note_begun(self, start: int, *, is_over: bool = False) -> None:
