@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from celery import Task, current_task, shared_task
+from celery.contrib.django.task import DjangoTask
 from celery.signals import (
     worker_init,
     worker_process_shutdown,
@@ -156,7 +157,7 @@ def _enqueue(given: Mapping[str, Any]) -> EmailResult:
     return EmailResult(str(enqueue.enqueue_one(message, options).pk))
 
 
-class _BulkTask(Task):  # type: ignore[type-arg] # generic for type checkers alone
+class _BulkTask(DjangoTask):  # type: ignore[type-arg] # generic for type checkers alone
     """A task whose ``delay`` and ``apply_async`` store the call in the caller's transaction."""
 
     @sensitive_variables()

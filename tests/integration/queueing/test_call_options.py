@@ -125,6 +125,17 @@ def test_what_would_have_to_follow_a_call_is_refused(smtp) -> None:
     assert not EmailBatch.objects.exists()
 
 
+@pytest.mark.parametrize("way", ["delay_on_commit", "apply_async_on_commit"])
+def test_what_celery_calls_after_the_commit_works_as_for_the_sites_own_tasks(
+    smtp, way, django_capture_on_commit_callbacks
+) -> None:
+    arguments = ([[entry()]],) if way.startswith("apply") else ([entry()],)
+    with django_capture_on_commit_callbacks(execute=True):
+        getattr(send_bulk_emails_task, way)(*arguments)
+        assert not EmailBatch.objects.exists()
+    assert EmailBatch.objects.get().total == 1
+
+
 def test_signatures_and_groups_go_on_working(smtp) -> None:
     signature: Signature[Any] = send_bulk_emails_task.s([entry()])
     signature.delay()
