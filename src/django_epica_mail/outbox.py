@@ -21,7 +21,7 @@ from django_epica_mail._compat import batched
 from django_epica_mail.broker import doorbell, result_backend
 from django_epica_mail.coroutines import coroutine_of
 from django_epica_mail.delivery import gates
-from django_epica_mail.delivery.limits import slowed_domains
+from django_epica_mail.delivery.limits import slowed_domains, waiting
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.delivery.settle import announce, announce_moves
 from django_epica_mail.exceptions import UnreadableEnvelope
@@ -162,12 +162,12 @@ def send_now(ids: Iterable[UUID | str]) -> int:
     A paused queue or transport, an open breaker or a rate limit still holds them back.
     """
     using = router.db_for_write(EmailLog)
-    waiting = EmailLog.objects.using(using).filter(
+    rows = EmailLog.objects.using(using).filter(
         pk__in=_uuids(ids), status__in=lifecycle.CLAIMABLE, due_at__gt=clock.now()
     )
     with transaction.atomic(using=using):
-        queues = set(waiting.order_by().values_list("queue", flat=True))
-        count = waiting.update(due_at=clock.now())
+        queues = set(rows.order_by().values_list("queue", flat=True))
+        count = rows.update(due_at=clock.now())
         for queue in queues:
             doorbell.ring_on_commit(queue, using=using)
     return count
@@ -281,7 +281,7 @@ def move(transport: str, *, to: str) -> int:
     """
     names.check_transport(to)
     using = router.db_for_write(EmailLog)
-    count, queues = gates.move_waiting(transport, to, using)
+    count, queues = waiting.move_waiting(transport, to, using)
     for queue in queues:
         doorbell.ring_on_commit(queue, using=using)
     return count
@@ -312,15 +312,15 @@ def _end(move: lifecycle.Move, ids: list[UUID], words: str, using: str) -> list[
     """
     rows, recipients = EmailLog.objects.using(using), EmailRecipient.objects.using(using)
     accepted = recipients.filter(email=OuterRef("pk"), outcome=EmailRecipient.Outcome.ACCEPTED)
-    waiting = rows.filter(status__in=move.sources)
-    partly = set(waiting.filter(Exists(accepted), pk__in=ids).values_list("pk", flat=True))
-    parts = [(move, waiting, [pk for pk in ids if pk not in partly])]
+    among = rows.filter(status__in=move.sources)
+    partly = set(among.filter(Exists(accepted), pk__in=ids).values_list("pk", flat=True))
+    parts = [(move, among, [pk for pk in ids if pk not in partly])]
     if partly:
-        unknown = waiting.filter(status=lifecycle.Status.UNKNOWN)
-        parts += [(lifecycle.SUCCEED, unknown, [*partly]), (lifecycle.CONFIRM, waiting, [*partly])]
+        unknown = among.filter(status=lifecycle.Status.UNKNOWN)
+        parts += [(lifecycle.SUCCEED, unknown, [*partly]), (lifecycle.CONFIRM, among, [*partly])]
     outcomes: list[Outcome] = []
-    for made, among, some in parts:
-        moved = among.move_returning(made, some, only=_ENDED, finished_at=clock.now())
+    for made, which, some in parts:
+        moved = which.move_returning(made, some, only=_ENDED, finished_at=clock.now())
         outcomes += _outcomes(made, moved, using)
     sent = [it.mail.pk for it in outcomes if it.mail.pk in partly]
     if sent:

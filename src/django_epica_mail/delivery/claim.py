@@ -365,8 +365,10 @@ class _Search:
 
     @property
     def _moment(self) -> datetime | None:
-        """The database's time if domains are slowed."""
-        return self._slowed.found[0].now if self._held.domains else None
+        """The database's time if domains are slowed or categories are paused."""
+        if self._held.domains:
+            return self._slowed.found[0].now
+        return self._state.now if self._held.categories else None
 
     def _note(
         self,

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import partial
 
 from django.core.mail import EmailMessage
@@ -55,13 +56,20 @@ class Gates:
         closed = DeliveryGate.objects.using(using).filter(
             models.Q(paused=True) | models.Q(outages__gt=0, scope=_TRANSPORT)
         )
+        self._read_at = time.monotonic()
         self._closed = {
             (gate.scope, fields.alike(gate.name, self._database)): gate
-            for gate in closed.annotate(waiting=_waits_for_probe())
+            for gate in closed.annotate(waiting=_waits_for_probe(), now=clock.now())
         }
 
     def _gate(self, scope: str, name: str) -> DeliveryGate | None:
         return self._closed.get((scope, fields.alike(name, self._database)))
+
+    @property
+    def now(self) -> datetime | None:
+        """The database's time now; ``None`` if no gate is closed."""
+        passed = timedelta(seconds=time.monotonic() - self._read_at)
+        return next((gate.now + passed for gate in self._closed.values()), None)
 
     def queue_is_open(self, queue: str) -> bool:
         """Return whether mail may be claimed from a queue."""
@@ -374,27 +382,3 @@ def _move_to_fallback(mails: list[EmailLog], usable: set[str], using: str) -> in
             rows = rows.surely_not_accepted(transport=models.OuterRef("transport"))
             moved += rows.update(**group[0].failover(following))
     return moved
-
-
-def move_waiting(alias: str, to: str, using: str) -> tuple[int, set[str]]:
-    """Give waiting mail of one transport to another, without failover.
-
-    Returns how many e-mails moved, and their queues.
-    """
-    queues = set[str]()
-
-    def move(mails: list[EmailLog]) -> int:
-        still = EmailLog.objects.using(using).filter(
-            pk__in=[mail.pk for mail in mails], status__in=lifecycle.CLAIMABLE, transport=alias
-        )
-        queues.update(mail.queue for mail in mails)
-        return still.update(transport=to, fallbacks=[])
-
-    if alias == to:
-        return 0, queues
-    count = 0
-    for level in LEVELS:
-        waiting = EmailLog.objects.using(using).filter(transport=alias, pending=level)
-        ordered = waiting.order_by("give_up_at", "id").only("queue")
-        count += ordered.change_in_chunks(_CHUNK, move)
-    return count, queues

@@ -1,8 +1,8 @@
 """Where claims begin to look for due mail, so that they need not walk over what they cannot have.
 
 A claimed e-mail leaves a dead index entry, which stays as long as any open transaction might read
-it; and the mail of a slowed domain stays where it is. A claim from the beginning would walk over
-all of that.
+it; and the mail of a slowed domain or a paused category stays where it is. A claim from the
+beginning would walk over all of that.
 """
 
 from __future__ import annotations
@@ -18,40 +18,45 @@ _FULL_LOOK_SECONDS = 2.0
 _MARGIN = timedelta(seconds=2)
 """How much older than the last claimed e-mail one may be that was committed after it."""
 _LONG_MARGIN = timedelta(seconds=10)
-"""The same while mail of slowed domains makes full looks rare."""
+"""The same while mail that is held back makes full looks rare."""
 _SHARE = 0.05
 """The share of the time that full looks may take then."""
+
+
+_Held = tuple[tuple[str, ...], tuple[tuple[str, str], ...]]
+_NOTHING: _Held = (), ()
 
 
 class ScanStarts:
     """Where the claims of a queue begin to look, for each lane.
 
     Most claims begin near the last one; now and then, and before a queue counts as empty, a claim
-    looks at everything. While domains are slowed, what such a look has passed is remembered, and
-    the next one waits until looks take no more than ``_SHARE`` of the time.
+    looks at everything. While domains are slowed or categories paused, what such a look has passed
+    is remembered, and the next one waits until looks take no more than ``_SHARE`` of the time.
     """
 
     def __init__(self) -> None:
         self._starts: dict[Lane, datetime] = {}
         self._looks: dict[frozenset[Lane], tuple[float, float]] = {}
         """When a claim last looked at everything, in monotonic seconds, and for how long."""
-        self._slowed: tuple[tuple[str, str], ...] = ()
+        self._held = _NOTHING
         self.others_first = False
         """Whether the next claim looks for other mail before that of slowed domains."""
 
     def begin(self) -> None:
-        """Look at everything first, because a task begins; not while domains are slowed."""
-        if not self._slowed:
+        """Look at everything first, because a task begins; not while mail is held back."""
+        if self._held == _NOTHING:
             self._looks = {}
 
     def bounds(self, lanes: Sequence[Lane], held_back: HeldBack) -> Mapping[Lane, datetime]:
         """Return the ``due_at`` to begin at, by lane; empty for a full look."""
-        if (slowed := tuple(held_back.domains)) != self._slowed:
-            self._starts, self._looks, self._slowed = {}, {}, slowed
+        held = tuple(held_back.categories), tuple(held_back.domains)
+        if held != self._held:
+            self._starts, self._looks, self._held = {}, {}, held
         at, seconds = self._look_at(lanes)
         if time.monotonic() - at >= max(_FULL_LOOK_SECONDS, seconds / _SHARE):
             self._looks[frozenset(lanes)] = time.monotonic(), seconds
-            if not self._slowed:
+            if held == _NOTHING:
                 for lane in lanes:
                     self._starts.pop(lane, None)
             return {}
@@ -74,7 +79,7 @@ class ScanStarts:
     ) -> None:
         """Remember how far a claim came that asked the lanes in this order, and found ``rows``.
 
-        ``moment`` is the database's time before it, ``None`` unless domains are slowed; ``seconds``
+        ``moment`` is the database's time before it, ``None`` unless mail is held back; ``seconds``
         is how long it took if it looked at everything, otherwise ``None``.
         """
         margin = _MARGIN if moment is None else _LONG_MARGIN

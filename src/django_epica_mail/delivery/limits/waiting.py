@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from django.db import router
 
+from django_epica_mail import lifecycle
 from django_epica_mail.broker import doorbell
 from django_epica_mail.delivery import gates
 from django_epica_mail.delivery.limits import rate_limits, slowed_domains
 from django_epica_mail.delivery.limits.slowed_domains import SlowedDomains
 from django_epica_mail.models import EmailLog, EmailQuerySet, EmailRecipient
 from django_epica_mail.queueing.dequeue import HeldBack, due, due_levels, has_due
+from django_epica_mail.rules import LEVELS
 from django_epica_mail.transports import config as transports
 
+_CHUNK = 500
 _LATER = 0.01
 """Seconds by which the clocks of a worker and the database may differ in counting a pause."""
 _LONGEST_RING = 60.0
@@ -103,3 +106,27 @@ def head_cost(queue: str, alias: str, level: int, using: str, held: HeldBack) ->
         return 0
     left = EmailRecipient.objects.using(using).filter(email_id=head, outcome="").count()
     return rate_limits.bounded(alias, max(1, left))
+
+
+def move_waiting(alias: str, to: str, using: str) -> tuple[int, set[str]]:
+    """Give waiting mail of one transport to another, without failover.
+
+    Returns how many e-mails moved, and their queues.
+    """
+    queues = set[str]()
+
+    def move(mails: list[EmailLog]) -> int:
+        still = EmailLog.objects.using(using).filter(
+            pk__in=[mail.pk for mail in mails], status__in=lifecycle.CLAIMABLE, transport=alias
+        )
+        queues.update(mail.queue for mail in mails)
+        return still.update(transport=to, fallbacks=[])
+
+    if alias == to:
+        return 0, queues
+    count = 0
+    for level in LEVELS:
+        waiting = EmailLog.objects.using(using).filter(transport=alias, pending=level)
+        ordered = waiting.order_by("give_up_at", "id").only("queue")
+        count += ordered.change_in_chunks(_CHUNK, move)
+    return count, queues

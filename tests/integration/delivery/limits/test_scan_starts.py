@@ -23,6 +23,7 @@ from django_epica_mail.retry import Failure, Kind, Scope
 
 LANES: list[Lane] = [("smtp", 9), ("ses", 9), ("smtp", 5)]
 SLOWED = HeldBack((), [("smtp", "slow.example")])
+PAUSED = HeldBack(["news"], ())
 COMPLAINT = Failure(kind=Kind.THROTTLED, scope=Scope.DOMAIN, reply="4.7.28 too fast")
 ROWS = 100_000
 
@@ -78,15 +79,16 @@ def test_the_names_that_messages_of_the_broker_carry_are_not_all_remembered(db) 
     scan_starts.forget()
 
 
-def test_while_a_domain_is_slowed_what_was_passed_is_remembered(present) -> None:
+@pytest.mark.parametrize("held", [SLOWED, PAUSED])
+def test_while_mail_is_held_back_what_was_passed_is_remembered(present, held) -> None:
     starts, now = ScanStarts(), timezone.now()
-    assert starts.bounds(LANES, SLOWED) == {}
+    assert starts.bounds(LANES, held) == {}
     starts.note(LANES, [], moment=now, seconds=0.2)
     starts.begin()
-    assert starts.bounds(LANES, SLOWED) == dict.fromkeys(LANES, now - seconds(10))
+    assert starts.bounds(LANES, held) == dict.fromkeys(LANES, now - seconds(10))
     found = row(LANES[1], age=30)
     starts.note(LANES, [found], moment=now + seconds(5), seconds=None)
-    assert starts.bounds(LANES, SLOWED) == {
+    assert starts.bounds(LANES, held) == {
         LANES[0]: now - seconds(5),  # was asked before, and had none
         LANES[1]: found.due_at - seconds(10),
         LANES[2]: now - seconds(10),  # was perhaps not asked
@@ -105,6 +107,14 @@ def test_looks_at_everything_take_a_twentieth_of_the_time(present) -> None:
     assert starts.bounds(LANES, SLOWED) == {}
 
 
+def test_a_change_of_the_paused_categories_forgets_everything(present) -> None:
+    starts = ScanStarts()
+    starts.bounds(LANES, PAUSED)
+    starts.note(LANES, [], moment=timezone.now(), seconds=9.0)
+    assert starts.bounds(LANES, PAUSED)
+    assert starts.bounds(LANES, NOTHING) == {}
+
+
 def test_a_change_of_the_slowed_domains_forgets_everything(present) -> None:
     starts = ScanStarts()
     starts.bounds(LANES, SLOWED)
@@ -113,9 +123,9 @@ def test_a_change_of_the_slowed_domains_forgets_everything(present) -> None:
     assert starts.bounds(LANES, NOTHING) == {}
 
 
-def queue(domain: str, number: int = 1) -> None:
+def queue(domain: str, number: int = 1, **options: Any) -> None:
     messages = (EmailMessage("S", "B", None, [f"to{it}@{domain}"]) for it in range(number))
-    outbox.enqueue_many(messages, queue="emails", transport="smtp")
+    outbox.enqueue_many(messages, queue="emails", transport="smtp", **options)
 
 
 @pytest.fixture
@@ -131,9 +141,9 @@ def slowed(smtp: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     scan_starts.forget()
 
 
-def store_backlog(number: int) -> None:
+def store_backlog(number: int, **options: Any) -> None:
     """Store so many mails of the slowed domain at the head of the queue."""
-    queue("slow.example")
+    queue("slow.example", **options)
     columns = [field.column for field in EmailLog._meta.local_concrete_fields]
     changed = {
         "id": "gen_random_uuid()",
@@ -196,6 +206,30 @@ def test_a_slowed_backlog_is_neither_read_nor_asked_about_by_each_claim(slowed) 
     assert max(map(rows_read, after.plans)) < 100
     assert all("epica_mail_claim" in plan for plan in after.plans)
     assert after.statements == without.statements
+
+
+@pytest.fixture
+def paused(smtp: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pause the bulk mail of a category."""
+    if connection.vendor != "postgresql":
+        pytest.skip("generate_series, and PostgreSQL's planner")
+    outbox.pause(category="news")
+    monkeypatch.setattr(scan_starts, "_SHARE", 1e-6)  # however fast this machine is
+    yield
+    scan_starts.forget()
+
+
+def test_a_paused_backlog_is_not_read_by_each_claim_and_goes_once_it_is_resumed(paused) -> None:
+    store_backlog(ROWS, category="news")
+    before = claim_one_by_one(1)
+    assert max(map(rows_read, before.plans)) > ROWS / 2, "once"
+    after = claim_one_by_one(5)
+    assert len(after.plans) == 10
+    assert max(map(rows_read, after.plans)) < 100
+    outbox.resume(category="news")
+    batch = claim.claim("emails", starts=scan_starts.of_queue("emails", "default"))
+    assert batch is not None
+    assert {mail.row.category for mail in batch.mails} == {"news"}
 
 
 def rows_read(plan: str) -> int:
