@@ -55,6 +55,10 @@ _POISON = Failure(
 )
 
 
+NOTHING_DONE = {"rescued": 0, "overdue": 0, "rerouted": 0, "rung": 0}
+"""The numbers of a sweep that had nothing to do."""
+
+
 def dispatch() -> dict[str, int]:
     """Run the sweep: rescue, give up overdue mail, reroute, and ring for each queue with due mail.
 
@@ -64,7 +68,7 @@ def dispatch() -> dict[str, int]:
     """
     using = router.db_for_write(EmailLog)
     errors = Errors(using)
-    done = {"rescued": 0, "overdue": 0, "rerouted": 0, "rung": 0}
+    done = dict(NOTHING_DONE)
     with errors:
         done["rescued"] = rescue()
     with errors:

@@ -7,6 +7,8 @@ hold the times too.
 
 from __future__ import annotations
 
+import mmap
+import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -64,6 +66,37 @@ _DELIVERY: dict[str, Any] = {**_OPTIONS, "Request": broker_trust.DeliveryRequest
 _BULK: dict[str, Any] = {**_OPTIONS, "Request": broker_trust.BulkRequest}
 _REST = timedelta(minutes=1)
 """For how long ``retry_failed_emails`` leaves mail alone that has failed."""
+
+_LONGEST_SWEEP = 60.0
+"""Seconds after which a sweep counts as ended, for its process may have been killed."""
+_SECONDS = struct.Struct("d")
+
+
+class _SweepMark:
+    """Since when a sweep is at work; shared with the pool processes forked from the main process.
+
+    Sweeps at the same time do each other no harm, but the same work: several that take long, beside
+    a slow database, would leave a worker no process for mail.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = mmap.mmap(-1, _SECONDS.size)  # anonymous and shared: a fork inherits it
+        self.end()
+
+    def begin(self) -> bool:
+        """Note that a sweep begins; return ``False`` if one is at work."""
+        now = time.monotonic()
+        if 0 <= now - _SECONDS.unpack(self._bytes[:])[0] < _LONGEST_SWEEP:
+            return False
+        self._bytes[:] = _SECONDS.pack(now)
+        return True
+
+    def end(self) -> None:
+        """Note that the sweep has ended."""
+        self._bytes[:] = _SECONDS.pack(float("-inf"))
+
+
+_sweep_mark = _SweepMark()
 
 
 @sensitive_variables()
@@ -241,9 +274,17 @@ def deliver_emails(queue: str, rung_at: float | None = None) -> int:
 
 @shared_task(name="django_epica_mail.tasks.dispatch_due_emails", **_OPTIONS)
 def dispatch_due_emails() -> dict[str, int]:
-    """Sweep: rescue mail of dead workers, and ring for every queue with due mail."""
+    """Sweep: rescue mail of dead workers, and ring for every queue with due mail.
+
+    Does nothing while another process of this worker sweeps.
+    """
     _drop_dead_connections()
-    return maintenance.dispatch()
+    if not _sweep_mark.begin():
+        return dict(maintenance.NOTHING_DONE)
+    try:
+        return maintenance.dispatch()
+    finally:
+        _sweep_mark.end()
 
 
 @shared_task(name="django_epica_mail.tasks.retry_failed_emails", **_OPTIONS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from datetime import timedelta
 
 import pytest
@@ -13,7 +14,7 @@ from django.db import connection
 from django.utils import timezone
 
 from devservers.smtp_faults import refuse
-from django_epica_mail import outbox, tasks
+from django_epica_mail import maintenance, outbox, tasks
 from django_epica_mail.broker import celery_config
 from django_epica_mail.models import EmailLog
 
@@ -79,6 +80,35 @@ def test_the_sweep_rescues_and_rings(smtp, queue_mail, rings) -> None:
     rings.clear()
     assert tasks.dispatch_due_emails() == {"rescued": 0, "overdue": 0, "rerouted": 0, "rung": 1}
     assert rings == ["emails"]
+
+
+def test_a_worker_sweeps_once_at_a_time(db, monkeypatch) -> None:
+    """With a slow database, a sweep took longer than its interval, and soon every process."""
+    swept: list[dict[str, int]] = []
+
+    def rescue() -> int:
+        if not swept:
+            swept.append({})
+            swept.append(tasks.dispatch_due_emails())
+            if (child := os.fork()) == 0:  # a pool process of the same worker
+                os._exit(tasks._sweep_mark.begin())
+            assert os.waitpid(child, 0)[1] == 0
+            raise RuntimeError
+        return 7
+
+    monkeypatch.setattr(maintenance, "rescue", rescue)
+    with pytest.raises(RuntimeError):
+        tasks.dispatch_due_emails()
+    assert swept[1:] == [{"rescued": 0, "overdue": 0, "rerouted": 0, "rung": 0}]
+    assert tasks.dispatch_due_emails()["rescued"] == 7, "the one before has ended, with an error"
+
+
+def test_a_sweep_that_was_killed_keeps_no_other_for_long(db, monkeypatch) -> None:
+    assert tasks._sweep_mark.begin()
+    monkeypatch.setattr(maintenance, "rescue", lambda: 7)
+    assert tasks.dispatch_due_emails()["rescued"] == 0
+    monkeypatch.setattr(tasks, "_LONGEST_SWEEP", 0.0)
+    assert tasks.dispatch_due_emails()["rescued"] == 7
 
 
 def test_failed_mail_is_queued_again_and_old_mail_deleted(
