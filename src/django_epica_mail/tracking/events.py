@@ -252,12 +252,16 @@ def succeed(
                 return False  # the others may have it as well
             move = lifecycle.RESEND if log.status == Status.UNKNOWN else lifecycle.REQUEUE
             still = rows.filter(status=log.status)
-            if not still.move(move, [log.pk], due_at=clock.now(), finished_at=None):
+            if still.move(move, [log.pk], due_at=clock.now(), finished_at=None):
+                doorbell.ring_on_commit(log.queue, using=using)
+                tell = partial(announce, log.pk, move)
+                transaction.on_commit(tell, using=using)
+                return True
+            if not still.filter(pk=log.pk, envelope="").exists():
                 return False
-            doorbell.ring_on_commit(log.queue, using=using)
-            tell = partial(announce, log.pk, move)
-            transaction.on_commit(tell, using=using)
-            return True
+            # Its content is deleted: the others will not get it.
+            recipients.filter(position__in=left).update(outcome=EmailRecipient.Outcome.REFUSED)
+            move = lifecycle.CONFIRM
         moved = rows.move(
             move,
             [log.pk],

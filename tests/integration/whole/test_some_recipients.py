@@ -288,6 +288,21 @@ def test_whom_a_later_transaction_left_in_doubt_does_not_fail_over(one_in_doubt)
     assert not EmailLog.objects.surely_not_accepted().exists()
 
 
+def test_failed_mail_without_content_ends_sent_for_whom_it_is_proved(
+    smtp, queue_mail, deliver
+) -> None:
+    """It cannot be queued again for b, whom the attempt refused for now; it stayed failed."""
+    smtp.inject(refuse("rcpt", 450, times=1, recipient=B.__eq__))
+    smtp.inject(drop("content", accepted=True, times=1))
+    log = queue_mail(A, B, on_unknown="fail", keep_content="until_sent")
+    deliver()
+    assert (*outcomes(log), log.envelope) == ("failed", ["", ""], "")
+    report_delivery(log, A)
+    assert outcomes(log) == ("sent", ["accepted", "refused"])
+    refused = log.recipients.get(position=1)
+    assert (refused.code, bool(refused.reply)) == (450, True)
+
+
 @pytest.mark.parametrize(("end", "words"), [("cancel", "Cancelled"), ("write_off", "Written off")])
 @pytest.mark.parametrize("keep_content", ["always", "until_sent"])
 def test_what_a_person_ends_for_some_says_that_others_have_got_it(
