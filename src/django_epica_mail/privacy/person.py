@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from django_epica_mail.models import (
 )
 from django_epica_mail.privacy import occurrences
 from django_epica_mail.privacy.occurrences import Hit
+from django_epica_mail.queueing.rows import wrong_ids
 from django_epica_mail.replies import REPLY_LENGTH
 
 CHUNK = 200
@@ -134,20 +136,15 @@ def find(
     Reads the whole table, because Reply-To addresses are only in the content, which may be
     encrypted. Calls ``advance`` with the number of mails examined so far and the total.
     """
-    rows = EmailLog.objects.using(using).order_by("pk")
-    total, done, last = rows.count(), 0, None
-    while True:
-        following = rows if last is None else rows.filter(pk__gt=last)
-        chunk = list(
-            following.only("pk", "status", "subject", "from_email", "reply", "envelope")[:CHUNK]
-        )
-        if not chunk:
-            return
-        last = chunk[-1].pk
+    rows = EmailLog.objects.using(using)
+    total, done = rows.count(), 0
+    read = rows.only("pk", "status", "subject", "from_email", "reply", "envelope")
+    for chunk in wrong_ids.walk(read, CHUNK):
         kinds, others = _recipients(person, [log.pk for log in chunk], using)
         for log in chunk:
             found = Found(log.pk, log.status, kinds[log.pk], others[log.pk])
             _search(found, log, person)
+            found.is_readable &= not fields.is_no_key(log.pk)  # and so cannot be erased
             if found.roles or not found.is_readable:
                 yield found
         done += len(chunk)
@@ -161,13 +158,7 @@ def mentioning(
 
     Reads all rows, because no database finds an address in all its encodings.
     """
-    last = None
-    while True:
-        following = rows.order_by("pk") if last is None else rows.order_by("pk").filter(pk__gt=last)
-        chunk = list(following.values("pk", *names)[:_ROWS])
-        if not chunk:
-            return
-        last = chunk[-1]["pk"]
+    for chunk in wrong_ids.walk(rows.values("pk", *names), _ROWS, itemgetter("pk")):
         for row in chunk:
             columns = {name: text for name in names if (text := text_of(row[name]))}
             if any(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -14,6 +15,7 @@ from django_epica_mail.exceptions import UnreadableEnvelope
 from django_epica_mail.messages import encryption
 from django_epica_mail.models import EmailAttachment, EmailBatch, EmailBatchPart, EmailLog
 from django_epica_mail.privacy.reasons import change_reasons
+from django_epica_mail.queueing.rows import wrong_ids
 
 _CHUNK = 100
 
@@ -79,14 +81,8 @@ def _renewed_attachment(row: EmailAttachment, old: bytes) -> bytes:
 
 def _values(rows: models.QuerySet[Any], name: str) -> Iterator[tuple[Any, Any]]:
     """Yield the primary key and one column of each row, ordered by primary key."""
-    rows, last = rows.order_by("pk"), None
-    while True:
-        following = rows if last is None else rows.filter(pk__gt=last)
-        chunk = list(following.values_list("pk", name)[:_CHUNK])
-        if not chunk:
-            return
+    for chunk in wrong_ids.walk(rows.values_list("pk", name), _CHUNK, itemgetter(0)):
         yield from chunk
-        last = chunk[-1][0]
 
 
 def _renew(

@@ -1,4 +1,4 @@
-"""Takes e-mails out of the queue whose ids are none: no statement that names one finds its row.
+"""Deals with rows whose ids are none: no statement that names one finds its row.
 
 SQLite and MySQL have no type for ids, and store there what anybody writes.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from uuid import UUID
 
-from django.db.models import CharField, Func
+from django.db.models import CharField, Func, QuerySet
 
 from django_epica_mail import clock, lifecycle
 from django_epica_mail.models import EmailLog, EmailQuerySet
@@ -48,3 +49,25 @@ def set_aside(mails: Iterable[EmailLog], rows: EmailQuerySet) -> bool:
     )
     logger.error("%s e-mails have ids that are no UUIDs, and failed.", number)
     return number > 0
+
+
+def walk(
+    rows: QuerySet[Any], size: int, key: Callable[[Any], Any] = lambda row: row.pk
+) -> Iterator[list[Any]]:
+    """Yield all rows by primary key, in lists of up to ``size``; ``key`` returns that of a row.
+
+    Each list begins behind the last right id of the one before: what a wrong id is read as stands
+    elsewhere in the order of the database.
+    """
+    rows, last, passed = rows.order_by("pk"), None, 0
+    while True:
+        following = rows if last is None else rows.filter(pk__gt=last)
+        chunk = list(following[passed : passed + size])
+        if not chunk:
+            return
+        yield chunk
+        passed += len(chunk)
+        for number, pk in enumerate(reversed([key(row) for row in chunk])):
+            if not (isinstance(pk, UUID) and is_no_key(pk)):
+                last, passed = pk, number
+                break

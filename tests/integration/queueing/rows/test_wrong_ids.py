@@ -13,6 +13,9 @@ from django_epica_mail import maintenance
 from django_epica_mail.delivery import worker
 from django_epica_mail.models import EmailLog
 from django_epica_mail.models.fields import is_no_key, key_of
+from django_epica_mail.privacy import person
+from django_epica_mail.privacy.erase import erase
+from django_epica_mail.privacy.person import Person
 from tests.integration.admin.pages import client_of, url
 
 pytestmark = pytest.mark.skipif(
@@ -77,6 +80,21 @@ def test_the_list_shows_the_mail_beside_it(written, site, queue_mail) -> None:
     page = client_of("view_emaillog").get(url("emaillog_changelist"))
     assert page.status_code == 200
     assert b"Other" in page.content
+
+
+@pytest.mark.parametrize("size", [1, 2, 200])
+def test_an_erasure_passes_over_wrong_ids_and_names_them(
+    written, queue_mail, size, monkeypatch
+) -> None:
+    monkeypatch.setattr(person, "CHUNK", size)
+    monkeypatch.setattr(person, "_ROWS", size)
+    mails = [queue_mail("ann@example.net") for _ in range(6)]
+    for number, wrong in ((0, "'!'"), (2, "upper(id) || '!'"), (3, "x'ff'"), (4, "'zz'")):
+        written("id", wrong, mails[number].pk)
+    done = erase(Person("ann@example.net"))
+    assert (done["deleted"], len(done["unreadable"])) == (2, 4)
+    assert not EmailLog.objects.filter(pk__in=[mails[1].pk, mails[5].pk]).exists()
+    assert list(person.mentioning(Person("ann@example.net"), EmailLog.objects.all(), ["id"])) == []
 
 
 def test_what_is_no_id_stands_for_one_of_its_own() -> None:
