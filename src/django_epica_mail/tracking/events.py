@@ -324,17 +324,13 @@ def _link_orphans(provider_ids: Iterable[str], using: str) -> set[UUID]:
     if not wanted:
         return set()
     events = EmailEvent.objects.using(using).filter(email=None, provider_id__in=wanted)
-    orphans = list(events)
-    if not orphans:
+    if not events.exists():
         return set()
-    attempts = DeliveryAttempt.objects.using(using).exclude(provider_id="")
-    known = dict(
-        attempts.filter(provider_id__in={it.provider_id for it in orphans}).values_list(
-            "provider_id", "email_id"
-        )
-    )
+    # Of events with an id that no mail has, anybody may have posted thousands: they are not read.
+    attempts = DeliveryAttempt.objects.using(using).filter(provider_id__in=wanted)
+    known = dict(attempts.values_list("provider_id", "email_id"))
     linked = set()
-    for event in orphans:
+    for event in list(events.filter(provider_id__in=known) if known else ()):
         if event.provider_id in known:
             event.email_id = known[event.provider_id]
             with transaction.atomic(using=using):

@@ -14,7 +14,9 @@ from zoneinfo import ZoneInfo
 import pytest
 from cryptography.fernet import Fernet
 from django.core.mail import EmailMessage
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import include, path
 from django.utils import timezone
 
@@ -48,6 +50,20 @@ def post(page: str, body: Any, **headers: str) -> int:
         f"/anymail/{page}/tracking/", json.dumps(body), content_type="application/json"
     )
     return response.status_code
+
+
+def test_events_with_an_id_that_no_mail_has_are_not_read_by_each_that_follows() -> None:
+    now = timezone.now()
+
+    def event(number: int) -> EmailEvent:
+        values = {"kind": "delivered", "at": now, "created_at": now, "source": "SendGrid"}
+        return EmailEvent(key=f"{number}", provider_id="made up", reply="x" * 500, **values)
+
+    EmailEvent.objects.bulk_create(map(event, range(3000)))
+    with CaptureQueriesContext(connection) as queries:
+        assert events.record(event(3000))
+    asked = [it["sql"] for it in queries if "epica_mail_emailevent" in it["sql"]]
+    assert not [it for it in asked if '"reply"' in it and it.startswith("SELECT")], asked
 
 
 class SendGrid:
