@@ -32,10 +32,10 @@ _TURN_SECONDS = 5.0
 """Seconds after which a worker stops claiming for one transport, and looks at all of them again."""
 
 _LINGER, _LONGEST_LINGER = 0.01, 0.05
-"""Seconds a worker waits after a batch that was not full, first and at most."""
+"""Seconds a worker waits for the next batch to become full, first and at most."""
 
 _ENOUGH = 0.8
-"""The part of a full batch from which on a task waits no longer for the next one."""
+"""The part of a full batch from which on it waits no longer for the next one."""
 
 _SOON = 0.05
 """Seconds that a known outcome waits for others while mails are in flight."""
@@ -144,7 +144,7 @@ class _Search:
         self._queue, self._until = queue, until
         self._using = claim.database()
         self._starts = scan_starts.of_queue(queue, self._using)
-        self._linger, self._wanted = _LINGER, conf.get().batch_size
+        self._linger, self._wanted, self._was_full = _LINGER, conf.get().batch_size, True
         self._has_rung = False
         self._found: Batch | None = None
         self._is_empty = False
@@ -187,15 +187,15 @@ class _Search:
     ) -> Batch | None:
         """Settle what is known and claim the next batch, if possible in one transaction.
 
-        ``only`` restricts it to a transport. After a batch that was not full it waits a moment
-        first, so that the next one holds more mails: each claim costs a commit, however many mails
-        it holds. The task learns how long is enough: other workers take their part of what comes.
+        ``only`` restricts it to a transport. Unless two full batches show that more mail waits, it
+        waits first, so that the next one is full: each claim costs a commit, however many mails it
+        holds. The task learns how long is enough, for others take their part of what comes.
         """
-        found = len(batch.mails)
-        if found < self._wanted and only is None and not batch.is_slowed:
+        was_full, self._was_full = self._was_full, len(batch.mails) >= self._wanted
+        if not (was_full and self._was_full) and only is None and not batch.is_slowed:
             settler.flush()
             time.sleep(self._linger)
-            if found < self._wanted * _ENOUGH:
+            if len(batch.mails) < self._wanted * _ENOUGH:
                 self._linger = min(self._linger * 1.5, _LONGEST_LINGER)
         self._wanted = min(limit, conf.get().batch_size)
         following = settler.settle_and(
