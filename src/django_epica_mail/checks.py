@@ -224,7 +224,8 @@ def _check_links() -> Iterator[CheckMessage]:
 
 def _check_webhooks(message: Callable[..., CheckMessage]) -> Iterator[CheckMessage]:
     """Find webhooks to which anybody can post events; ``message`` makes the finding."""
-    for provider in webhooks.routed_without_secret() if hasattr(settings, "ROOT_URLCONF") else ():
+    has_urls = getattr(settings, "ROOT_URLCONF", None)
+    for provider in webhooks.routed_without_secret() if has_urls else ():
         effect = (
             "anybody can put any address on the suppression list"
             if conf.get().trust_unauthenticated_webhooks

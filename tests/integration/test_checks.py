@@ -16,6 +16,7 @@ from django.db.models import Model
 import tests.settings
 from django_epica_mail import checks
 from django_epica_mail.delivery.limits import rate_limits
+from django_epica_mail.monitoring import doctor
 
 SMTP = {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": {"host": "127.0.0.1"}}
 
@@ -220,6 +221,16 @@ class MailElsewhere:
 
     def db_for_write(self, model: type[Model], **_: object) -> str | None:
         return "mail" if model._meta.app_label == "epica_mail" else None
+
+
+@pytest.mark.parametrize("none", [None, ""])
+def test_a_site_whose_urls_are_named_as_none_is_checked_as_one_without(
+    smtp, settings, epica_mail, none
+) -> None:
+    settings.ROOT_URLCONF = none
+    epica_mail(PAUSE_ON_REPUTATION=True)
+    assert [it.id for it in checks.check_configuration()] == ["epica_mail.W062"]
+    assert "public-page" not in {it.id for it in doctor.examine()}
 
 
 def test_w006_mail_outside_the_sites_transactions(smtp, settings, monkeypatch) -> None:

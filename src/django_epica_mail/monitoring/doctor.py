@@ -290,7 +290,7 @@ def _unencrypted(using: str) -> Iterator[Finding]:
 
 
 def _public_pages() -> Iterator[Finding]:
-    for obstacle in public_pages.examine() if hasattr(settings, "ROOT_URLCONF") else ():
+    for obstacle in public_pages.examine() if getattr(settings, "ROOT_URLCONF", None) else ():
         remedy = (
             "Let it pass requests to this address: people who follow a link, mail clients and "
             "monitoring have no session."

@@ -41,7 +41,7 @@ def check_reputation() -> Iterator[CheckMessage]:
     """
     if not conf.get().pause_on_reputation:
         return
-    is_routed = hasattr(settings, "ROOT_URLCONF") and webhooks.is_routed_and_believed()
+    is_routed = getattr(settings, "ROOT_URLCONF", None) and webhooks.is_routed_and_believed()
     if not (is_routed or _believes_bounces() or conf.get().suppress_refused):
         yield checks.Warning(
             "EPICA_MAIL['PAUSE_ON_REPUTATION'] is set, but no bounce or complaint that counts can "
