@@ -33,6 +33,8 @@ MOST_SMALL, MOST, MOST_BIG = 2**15 - 2, 2**31 - 2, 10**15
 """The largest numbers that are read from the three sizes of columns: one more can be stored. A sum
 of thousands of the last fits into a column."""
 
+_NUMBER = models.BigIntegerField()
+
 
 class Moment(Unseen, models.DateTimeField):  # type: ignore[type-arg]
     """A time that is read as one from ``EARLIEST`` to ``LATEST``."""
@@ -108,16 +110,23 @@ def increased(column: str, by: int, most: int) -> models.Expression:
 
     ``most`` is that of its size.
     """
-    return Least(models.F(column), most, output_field=models.BigIntegerField()) + by
+    return _at_most(column, most) + by
 
 
 def total(column: str) -> models.Sum:
     """Return the sum of a ``BigCount``, whatever its rows hold."""
-    number = models.BigIntegerField()
-    within = Greatest(
-        Least(models.F(column), MOST_BIG, output_field=number), 0, output_field=number
-    )
-    return models.Sum(within, output_field=number)
+    within = Greatest(_at_most(column, MOST_BIG), 0, output_field=_NUMBER)
+    return models.Sum(within, output_field=_NUMBER)
+
+
+def _at_most(column: str, most: int) -> models.Expression:
+    """Return a column, but no more than ``most``.
+
+    With the size named: Django takes a number of 64 bits for one of 32, and PostgreSQL is given
+    that where parameters travel beside the statement (``server_side_binding``).
+    """
+    value = models.Value(most, output_field=_NUMBER)
+    return Least(models.F(column), value, output_field=_NUMBER)
 
 
 class ReadableTimes(models.CheckConstraint):

@@ -129,6 +129,21 @@ def test_sums_of_full_columns_do_not_overflow(db) -> None:
     assert ReputationDay.objects.aggregate(it=total("mails"))["it"] == 3 * MOST_BIG
 
 
+def test_numbers_of_64_bits_are_whole_where_parameters_travel_beside_the_statement(
+    db, monkeypatch
+) -> None:
+    """As with the option ``server_side_binding`` of a site's ``DATABASES``."""
+    base = pytest.importorskip("django.db.backends.postgresql.base")
+    if connection.vendor != "postgresql" or not hasattr(base, "ServerBindingCursor"):
+        pytest.skip("only psycopg 3 has such cursors")
+    row = ReputationDay.objects.create(day="2026-11-30", mails=4)
+    monkeypatch.setattr(connection.connection, "cursor_factory", base.ServerBindingCursor)
+    ReputationDay.objects.update(mails=increased("mails", 3, MOST_BIG))
+    row.refresh_from_db()
+    assert row.mails == 7
+    assert ReputationDay.objects.aggregate(it=total("mails"))["it"] == 7
+
+
 def test_migrations_know_the_columns_as_djangos(db) -> None:
     for model in (EmailLog, EmailTotal, DeliveryGate):
         for field in model._meta.local_fields:
