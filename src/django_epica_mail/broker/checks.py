@@ -40,7 +40,7 @@ def check_app() -> Iterator[CheckMessage]:
         app = threads.submit(app_or_default).result()
     if doorbell.delivers_here(app):
         return
-    if app.main == "default" or not app.conf.broker_url:
+    if app.main == "default" or not app.conf.broker_write_url:
         yield checks.Warning(
             "Threads of this process do not find the site's Celery app: their rings go nowhere, "
             "and mail waits for the sweep.",

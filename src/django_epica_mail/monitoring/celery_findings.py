@@ -50,7 +50,7 @@ def of_settings() -> Iterator[Finding]:
             )
         return
     options = app.conf.broker_transport_options or {}
-    if "redis" in str(app.conf.broker_url) and "socket_timeout" not in options:
+    if "redis" in str(app.conf.broker_write_url) and "socket_timeout" not in options:
         yield Finding(
             "info",
             "socket-timeout",

@@ -97,8 +97,12 @@ django.setup()
 print(*[message.id for message in run_checks(tags=["mail"])])
 """
     loaded = "from celery import Celery; Celery('shop', broker='redis://127.0.0.1:1').set_default()"
+    written = (
+        "from celery import Celery; app = Celery('shop'); app.set_default(); "
+        "app.conf.broker_write_url = app.conf.broker_read_url = 'redis://127.0.0.1:1'"
+    )
     alone = "settings.DEBUG, settings.EPICA_MAIL = True, {'DELIVER_IN_PROCESS': True}"
-    for line, is_found in (("", True), (loaded, False), (alone, False)):
+    for line, is_found in (("", True), (loaded, False), (written, False), (alone, False)):
         done = subprocess.run(
             [sys.executable, "-c", code % line], capture_output=True, text=True, check=True
         )
