@@ -92,6 +92,18 @@ class BigCount(_Bounded, models.PositiveBigIntegerField):  # type: ignore[type-a
     most = MOST_BIG
 
 
+class Version(_Bounded, models.PositiveIntegerField):  # type: ignore[type-arg]
+    """A whole number of 32 bits that is read as it is stored, for it is compared with that."""
+
+    most = 2**31 - 1
+
+
+class BigVersion(_Bounded, models.PositiveBigIntegerField):  # type: ignore[type-arg]
+    """A ``Version`` of 64 bits."""
+
+    most = 2**63 - 1
+
+
 class Amount(_Bounded, models.FloatField):  # type: ignore[type-arg]
     """A number that is finite and not negative, such as seconds."""
 

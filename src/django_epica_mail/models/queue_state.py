@@ -9,7 +9,15 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from django_epica_mail import lifecycle
-from django_epica_mail.models.bounds import Amount, BigCount, Count, Moment, ReadableTimes
+from django_epica_mail.models.bounds import (
+    Amount,
+    BigCount,
+    BigVersion,
+    Count,
+    Moment,
+    ReadableTimes,
+    Version,
+)
 from django_epica_mail.models.fields import CopyCharField, CopyTextField, Line
 from django_epica_mail.models.lists import JSONList, is_count
 from django_epica_mail.models.row import Row
@@ -91,8 +99,8 @@ class SlowedDomain(Row):
     #: How many complaints have lowered the rate, and how often turns were reserved: whoever changes
     #: the row compares and sets one of them, so that one of several wins. Not the times, of which
     #: SQLite stores fewer digits than Django compares.
-    complaints = models.PositiveIntegerField(_("complaints"), default=1)
-    turns = models.PositiveBigIntegerField(_("turns"), default=0)
+    complaints = Version(_("complaints"), default=1)
+    turns = BigVersion(_("turns"), default=0)
     changed_at = Moment(_("last complaint"))
     since = Moment(_("slowed down since"))
     #: When the next mail may be claimed.

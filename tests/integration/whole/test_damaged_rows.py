@@ -1,15 +1,16 @@
 """Attacks by somebody who can write to the database: no value in one row stops the other mail.
 
-Each column of times, numbers and lists gets values at its edges, one at a time, and on SQLite each
-of text gets bytes. Then a worker claims, the sweep runs and counts, and health and metrics are
-taken. With the last value in each column of a table, the pages of the admin are opened.
-``test_admin_security`` writes into the columns of text.
+Each column of times, numbers and lists gets values at its edges, one at a time, and on SQLite those
+of text get bytes, and those of numbers text. Then a worker claims, the sweep runs and counts, and
+health and metrics are taken. With the last value in each column of a table, the pages of the admin
+are opened. ``test_admin_security`` writes into the columns of text.
 """
 
 from __future__ import annotations
 
 import uuid
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -51,14 +52,21 @@ EDGES: list[tuple[type[models.Field[Any, Any]], tuple[object, ...]]] = [
     ),
 ]
 """What is written into the columns of a kind; the first kind that fits counts."""
-BYTES = (models.CharField, models.TextField, models.JSONField, models.BooleanField)
-"""Columns in which SQLite stores bytes as well."""
+OF_SQLITE: list[tuple[type[models.Field[Any, Any]], tuple[object, ...]]] = [
+    (models.CharField, (b"\xff",)),
+    (models.TextField, (b"\xff",)),
+    (models.JSONField, (b"\xff",)),
+    (models.BooleanField, (b"\xff",)),
+    (models.IntegerField, ("abc",)),
+    (models.FloatField, ("abc",)),
+]
+"""What SQLite, whose columns have no types, stores as well."""
 
 
 def edges(field: models.Field[Any, Any]) -> tuple[object, ...]:
-    found = next((values for kind, values in EDGES if isinstance(field, kind)), ())
-    takes_bytes = connection.vendor == "sqlite" and isinstance(field, BYTES)
-    return (*found, b"\xff") if takes_bytes else found
+    tables = [EDGES, *([OF_SQLITE] if connection.vendor == "sqlite" else ())]
+    found = (next((it for kind, it in table if isinstance(field, kind)), ()) for table in tables)
+    return tuple(chain.from_iterable(found))
 
 
 @pytest.fixture
