@@ -38,6 +38,7 @@ from django_epica_mail.transports.config import (
     uses_mailers,
 )
 from django_epica_mail.transports.smtp import RecordingBackend, client_of, recording_backend
+from django_epica_mail.transports.token_providers import cut_off
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,8 @@ class Connection:
             if client is not None:
                 client.envelope_from = getattr(message, ENVELOPE_FROM, "")
             stage = Stage.UNSEEN
-            sent = backend.send_messages([message])
+            with cut_off(getattr(backend, "session", None), deadline - time.monotonic()):
+                sent = backend.send_messages([message])
         except Exception as error:  # noqa: BLE001 - any error concerns this mail alone
             failure = _classify(error, _stage_reached(self._backend, stage))
         self.mails += 1

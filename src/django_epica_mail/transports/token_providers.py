@@ -1,18 +1,22 @@
 """Where access tokens come from: Microsoft, Google, any token endpoint, or the site's own function.
 
 The forms of a transport's option ``oauth``, and one request for a token. ``oauth`` keeps tokens.
+``cut_off`` bounds any request over HTTP, of providers of mail too.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from importlib import import_module
 from ipaddress import ip_address
+from socket import SHUT_RDWR, socket
+from threading import Timer
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
+from weakref import WeakSet
 
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
@@ -129,6 +133,55 @@ def _library(name: str) -> Any:
         ) from error
 
 
+@contextlib.contextmanager
+def cut_off(session: Any, seconds: float) -> Iterator[None]:
+    """End the answers of a session of requests after some seconds; do nothing for what is none.
+
+    The session's own time-outs count per read: a server that drips would hold a worker for ever.
+    """
+    if not hasattr(session, "adapters"):
+        yield
+        return
+    sockets = vars(session).setdefault("epica_mail_sockets", WeakSet[socket]())
+    for adapter in session.adapters.values():
+        if "get_connection_with_tls_context" not in vars(adapter):
+            _watch(adapter, sockets)
+
+    def end() -> None:
+        for it in list(sockets):
+            with contextlib.suppress(OSError, TypeError):
+                socket.shutdown(it, SHUT_RDWR)  # not that of TLS, which another thread is using
+
+    timer = Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _watch(adapter: Any, sockets: WeakSet[socket]) -> None:
+    """Have an adapter of requests note the sockets that it connects."""
+    find = adapter.get_connection_with_tls_context
+
+    def watched(*args: Any, **options: Any) -> Any:
+        pool = find(*args, **options)
+        if "ConnectionCls" not in vars(pool):
+            pool.ConnectionCls = _noted(pool.ConnectionCls, sockets)
+        return pool
+
+    adapter.get_connection_with_tls_context = watched
+
+
+def _noted(base: Any, sockets: WeakSet[socket]) -> Any:
+    def connect(self: Any) -> None:
+        base.connect(self)
+        sockets.add(self.sock)
+
+    return type(base.__name__, (base,), {"connect": connect})
+
+
 class _Microsoft:
     """Microsoft Entra ID, by ``msal``: client credentials or a refresh token."""
 
@@ -143,7 +196,7 @@ class _Microsoft:
         kind = "ConfidentialClientApplication"
         if "client_secret" not in form:
             kind = "PublicClientApplication"
-        with self._requests.Session() as session:
+        with self._requests.Session() as session, cut_off(session, seconds):
             session.request = partial(session.request, timeout=seconds)
             # A new client each time: msal's own cache would return the token that was refused.
             client = getattr(self._msal, kind)(
@@ -197,7 +250,7 @@ class _Google:
 
     def __call__(self, seconds: float) -> Answer:
         credentials = self._credentials
-        with self._requests.Session() as session:
+        with self._requests.Session() as session, cut_off(session, seconds):
             credentials.refresh(partial(self._transport.Request(session), timeout=seconds))
         lifetime = _USUAL_LIFETIME
         if credentials.expiry is not None:  # in UTC, without a zone
@@ -226,10 +279,11 @@ class _Generic:
             auth = (quote(form["client_id"], safe=""), quote(form["client_secret"], safe=""))
         else:
             data["client_id"] = form["client_id"]
-        with self._requests.post(
-            form["token_url"], data=data, auth=auth, timeout=seconds, allow_redirects=False
-        ) as response:
-            returned: object = None
+        returned: object = None
+        with self._requests.Session() as session, cut_off(session, seconds):
+            response = session.post(
+                form["token_url"], data=data, auth=auth, timeout=seconds, allow_redirects=False
+            )
             with contextlib.suppress(ValueError):
                 returned = response.json()
         if not isinstance(returned, Mapping):

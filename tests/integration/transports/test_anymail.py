@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
+import socket
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,9 +20,12 @@ from django.core.mail import EmailMessage
 from devservers.provider import KEY, Provider
 from django_epica_mail import conf, outbox, suppression
 from django_epica_mail.delivery import gates
+from django_epica_mail.exceptions import TokenRefused
 from django_epica_mail.models import DeliveryAttempt, EmailLog
+from django_epica_mail.retry import Kind
 from django_epica_mail.transports import anymail, connection
 from django_epica_mail.transports import config as transports
+from django_epica_mail.transports.oauth import Mailbox, TokenSource
 
 pytestmark = [
     pytest.mark.django_db,
@@ -74,6 +81,30 @@ def provider(
     server.forget()
 
 
+@pytest.fixture
+def drip() -> Iterator[str]:
+    """Yield the URL of a server whose answers do not end: each byte comes after 0.2 s."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def talk(connected: socket.socket) -> None:
+        with connected, contextlib.suppress(OSError):
+            connected.recv(1 << 16)
+            connected.sendall(b"HTTP/1.")
+            while True:
+                connected.sendall(b"x")
+                time.sleep(0.2)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=talk, args=[listener.accept()[0]], daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
 @pytest.fixture(params=APIS)
 def api(request: Any) -> str:
     return str(request.param)
@@ -82,6 +113,34 @@ def api(request: Any) -> str:
 def queue(api: str, *to: str, **options: Any) -> EmailLog:
     message = EmailMessage("S", "B", "shop@example.com", list(to) or ["to@example.com"])
     return outbox.enqueue(message, transport=api, **options)
+
+
+def test_a_provider_that_drips_its_answer_is_left_in_time(
+    provider, drip, settings, epica_mail
+) -> None:
+    options = {"api_key": KEY, "api_url": drip}
+    specs = {"slow": {"BACKEND": "anymail.backends.sendgrid.EmailBackend", "OPTIONS": options}}
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = specs
+    else:
+        epica_mail(TRANSPORTS=specs)
+    epica_mail(DEFAULT_TRANSPORT="slow", REAL_TRANSPORTS_IN_TESTS=True, SEND_TIMEOUT=1)
+    began = time.monotonic()
+    with connection.connection("slow") as lent:
+        for _ in range(2):
+            result = lent.send(EmailMessage("S", "B", "shop@example.com", ["to@example.com"]))
+            assert result.failure is not None
+            assert result.failure.kind is Kind.UNKNOWN
+    assert time.monotonic() - began < 4
+
+
+def test_an_authority_that_drips_its_answer_is_left_in_time(drip) -> None:
+    form = {"provider": "generic", "token_url": drip, "client_id": "x", "client_secret": "y"}
+    source = TokenSource(form, Mailbox("shop@example.com", "smtp.example.com", 587))
+    began = time.monotonic()
+    with pytest.raises(TokenRefused):
+        source.current(1.0)
+    assert time.monotonic() - began < 3
 
 
 def state(log: EmailLog) -> tuple[str, str, int]:
