@@ -153,6 +153,19 @@ def test_pauses_of_what_no_mail_waits_in_cost_the_sweep_little(db, django_assert
         overdue.give_up_overdue()
 
 
+def test_gates_out_of_order_that_no_mail_waits_for_cost_the_sweep_little(
+    queue_mail, travel, django_assert_max_num_queries
+) -> None:
+    queue_mail()
+    gates.trip("smtp", OUTAGE, "default")
+    DeliveryGate.objects.bulk_create(
+        DeliveryGate(scope="transport", name=f"made up {number}", outages=1) for number in range(99)
+    )
+    travel(hours=73)
+    with django_assert_max_num_queries(50):
+        assert maintenance.give_up_overdue() == 1
+
+
 def test_a_long_backlog_is_given_up_by_several_sweeps(
     smtp, queue_mail, travel, monkeypatch
 ) -> None:
