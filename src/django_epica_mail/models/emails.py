@@ -337,7 +337,7 @@ class EmailLog(Row):
     worker = CopyCharField(_("worker"), max_length=255, blank=True)
 
     failure_kind = Line(_("failure"), max_length=16, choices=Kind, blank=True)
-    failure_code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
+    failure_code = SmallCount(_("reply code"), null=True, blank=True)
     reply = CopyTextField(_("server's reply"), blank=True)
 
     objects = EmailQuerySet.as_manager()
@@ -493,7 +493,7 @@ class EmailRecipient(Row):
     address = CopyCharField(_("address"), max_length=320, db_index=True)
     #: Empty while the mail's status applies to the recipient, as it nearly always does.
     outcome = Line(_("outcome"), max_length=10, choices=Outcome, blank=True)
-    code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
+    code = SmallCount(_("reply code"), null=True, blank=True)
     reply = CopyTextField(_("server's reply"), blank=True)
 
     class Meta:
@@ -551,7 +551,7 @@ class DeliveryAttempt(Row):
     seconds = Amount(_("seconds"), null=True, blank=True)
     #: Empty if the server accepted the mail for some recipients, and no other is in doubt.
     failure_kind = Line(_("failure"), max_length=16, choices=Kind, blank=True)
-    code = models.PositiveSmallIntegerField(_("reply code"), null=True, blank=True)
+    code = SmallCount(_("reply code"), null=True, blank=True)
     reply = CopyTextField(_("server's reply"), blank=True)
     #: The provider's id for the mail, from its response; later events refer to it.
     provider_id = CopyCharField(_("provider's id"), max_length=255, blank=True)

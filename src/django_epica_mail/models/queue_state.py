@@ -16,6 +16,7 @@ from django_epica_mail.models.bounds import (
     Count,
     Moment,
     ReadableTimes,
+    SmallCount,
     Version,
 )
 from django_epica_mail.models.fields import CopyCharField, CopyTextField, Line
@@ -152,7 +153,7 @@ class EmailTotal(Row):
     #: The kind of failure, for events that have one.
     failure_kind = Line(max_length=16, choices=Kind, blank=True)
     #: The reply code, or 0.
-    failure_code = models.PositiveSmallIntegerField(default=0)
+    failure_code = SmallCount(default=0)
     count = BigCount(default=0)
     #: The sum of their durations, for events that have one.
     seconds = Amount(default=0)

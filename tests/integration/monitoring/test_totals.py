@@ -300,3 +300,18 @@ def test_names_that_a_database_takes_for_the_same_are_counted(
     rows = EmailTotal.objects.filter(hour=ALL_TIME, event="sent")
     assert rows.count() == (1 if connection.vendor == "mysql" else 3)
     assert sum(sum(row.buckets) for row in rows) == 6
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="the others store numbers alone")
+def test_a_reply_code_that_is_no_number_stops_no_count(smtp, queue_mail, deliver, travel) -> None:
+    smtp.inject(refuse("rcpt", 550, "5.1.1 No such user"))
+    damaged, _other = queue_mail("a@example.com"), queue_mail("b@example.com")
+    deliver()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE epica_mail_emaillog SET failure_code = 'abc' WHERE id = %s", [damaged.pk.hex]
+        )
+    travel(minutes=5)
+    totals.count()
+    found = EmailTotal.objects.filter(hour=ALL_TIME, event=Event.FAILED)
+    assert set(found.values_list("failure_code", "count")) == {(0, 1), (550, 1)}
