@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from email.utils import parseaddr
 from fnmatch import fnmatchcase
 from typing import Any
@@ -48,7 +49,6 @@ _BARRED = Failure(
     kind=Kind.PERMANENT,
     reply="Not sent: EPICA_MAIL['ALLOWED_RECIPIENTS'] does not allow this address.",
 )
-
 _EXPIRED = Failure(kind=Kind.OVERDUE, reply="Not sent before it expired.")
 _IN_DOUBT = Failure(kind=Kind.UNKNOWN, reply="Expired; an attempt may have been accepted.")
 
@@ -388,11 +388,13 @@ def _suppressed(mail: ClaimedMail, loader: MessageLoader) -> Outcome:
 
 def _unsent(mail: ClaimedMail, loader: MessageLoader, failure: Failure) -> Outcome:
     """Return the outcome of an e-mail that is not sent to its outstanding recipients at all."""
-    failure = Failure(kind=failure.kind, reply=replies.reply_text(failure.reply))
-    held_back = loader.held_back(mail.row)
+    reply, held_back = replies.reply_text(failure.reply), loader.held_back(mail.row)
     if loader.was_accepted(mail.row):
+        held_back = {**dict.fromkeys(loader.outstanding(mail.row), reply), **held_back}
         decision = Decision(moves=(lifecycle.SUCCEED,))
-        stopped = dict.fromkeys(loader.outstanding(mail.row), failure.reply)
-        return Outcome(mail.row, None, decision, held_back={**stopped, **held_back})
-    decision = Decision(moves=(lifecycle.SUPPRESS,), failure=failure)
+    elif loader.is_in_doubt(mail.row):  # "suppressed" would say that nobody has got it
+        moves, held_back = (lifecycle.LOSE, lifecycle.WRITE_OFF), {}
+        decision = Decision(moves=moves, failure=Failure(kind=Kind.UNKNOWN, reply=reply))
+    else:
+        decision = Decision(moves=(lifecycle.SUPPRESS,), failure=replace(failure, reply=reply))
     return Outcome(mail.row, None, decision, held_back=held_back)

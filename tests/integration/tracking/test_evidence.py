@@ -20,9 +20,16 @@ from django.utils import timezone
 
 from devservers.http_service import HTTPService
 from devservers.smtp_faults import drop, refuse
-from django_epica_mail import maintenance, outbox
+from django_epica_mail import maintenance, outbox, signals, suppression
 from django_epica_mail.delivery import claim
-from django_epica_mail.models import DeliveryAttempt, EmailEvent, EmailLog, EmailRecipient
+from django_epica_mail.exceptions import Veto
+from django_epica_mail.models import (
+    DeliveryAttempt,
+    EmailEvent,
+    EmailLog,
+    EmailRecipient,
+    Suppression,
+)
 from django_epica_mail.tracking import events, evidence
 
 ASKED = f"{__name__}.answer"
@@ -300,6 +307,33 @@ def test_the_site_decides_about_mail_in_doubt_that_has_expired(
     deliver()
     log.refresh_from_db()
     assert (log.status, len(smtp.accepted)) == (status, before)
+
+
+@pytest.mark.parametrize("stop", ["suppressed", "vetoed"])
+def test_mail_in_doubt_that_may_not_be_sent_again_fails_and_may_be_proved(
+    lose, travel, deliver, smtp, stop: str
+) -> None:
+    log = lose("stop@example.com")
+    if stop == "suppressed":
+        suppression.add("stop@example.com", reason=Suppression.Reason.COMPLAINT)
+    else:
+        signals.before_send.connect(veto)
+    before = len(smtp.accepted)
+    travel(seconds=400)
+    try:
+        deliver()
+    finally:
+        signals.before_send.disconnect(veto)
+    log.refresh_from_db()
+    assert (log.status, log.failure_kind, len(smtp.accepted)) == ("failed", "unknown", before)
+    assert log.reply == {"suppressed": "On the suppression list: complaint.", "vetoed": "No."}[stop]
+    assert maintenance.retry_failed() == 0
+    prove(log)
+    assert (log.status, log.recipients.get().outcome) == ("sent", "")
+
+
+def veto(**_: object) -> None:
+    raise Veto("No.")
 
 
 def test_whom_an_attempt_in_doubt_refused_for_now_is_still_known_when_the_mail_expires(
