@@ -66,7 +66,11 @@ GIVE_UP = _move("give up", {Status.QUEUED, Status.RETRYING, Status.SENDING}, Sta
 LOSE = _move("lose", {Status.SENDING}, Status.UNKNOWN)
 RESEND = _move("resend", {Status.UNKNOWN}, Status.RETRYING)
 WRITE_OFF = _move("write off", {Status.UNKNOWN}, Status.FAILED)
-CONFIRM = _move("confirm", {Status.QUEUED, Status.RETRYING, Status.FAILED}, Status.SENT)
+CONFIRM = _move(
+    "confirm",
+    {Status.QUEUED, Status.RETRYING, Status.FAILED, Status.CANCELLED},
+    Status.SENT,
+)
 CANCEL = _move("cancel", {Status.QUEUED, Status.RETRYING, Status.UNKNOWN}, Status.CANCELLED)
 EXPIRE = _move("expire", {Status.QUEUED, Status.RETRYING, Status.SENDING}, Status.EXPIRED)
 SUPPRESS = _move("suppress", {Status.QUEUED, Status.RETRYING, Status.SENDING}, Status.SUPPRESSED)

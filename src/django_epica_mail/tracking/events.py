@@ -222,7 +222,9 @@ def confirm_delivered(ids: Collection[UUID], using: str) -> None:
             # Whom the attempt refused is known, unless it is one of several in doubt, or its worker
             # died. Then the proof is for those alone whom it names, if the mail goes on.
             is_known = len(kinds[log.pk]) == 1 and kinds[log.pk][0] not in ENDED_WORKER
-            is_over = log.status == Status.FAILED and log.failure_kind not in PASSING
+            is_over = log.status == Status.CANCELLED or (
+                log.status == Status.FAILED and log.failure_kind not in PASSING
+            )
             succeed(log, using, proven[log.pk], covers_others=is_known or is_over)
 
 
@@ -251,15 +253,17 @@ def succeed(
             if log.status == Status.UNKNOWN and None in left.values():
                 return False  # the others may have it as well
             move = lifecycle.RESEND if log.status == Status.UNKNOWN else lifecycle.REQUEUE
-            still = rows.filter(status=log.status)
-            if still.move(move, [log.pk], due_at=clock.now(), finished_at=None):
+            still, is_withdrawn = rows.filter(status=log.status), log.status == Status.CANCELLED
+            if not is_withdrawn and still.move(
+                move, [log.pk], due_at=clock.now(), finished_at=None
+            ):
                 doorbell.ring_on_commit(log.queue, using=using)
                 tell = partial(announce, log.pk, move)
                 transaction.on_commit(tell, using=using)
                 return True
-            if not still.filter(pk=log.pk, envelope="").exists():
+            if not (is_withdrawn or still.filter(pk=log.pk, envelope="").exists()):
                 return False
-            # Its content is deleted: the others will not get it.
+            # The others will not get it: it was cancelled, or its content is deleted.
             recipients.filter(position__in=left).update(outcome=EmailRecipient.Outcome.REFUSED)
             move = lifecycle.CONFIRM
         moved = rows.move(

@@ -90,7 +90,7 @@ class Model:
         self.reported: set[UUID] = set()
         """The mails of which a provider reported that a recipient got them."""
         self.confirmed: set[UUID] = set()
-        """The mails that had failed before they were known to have been accepted."""
+        """The mails that had failed or were cancelled before they were known to be accepted."""
         self.overtaken: set[UUID] = set()
         """The claims during which the clock jumped, so that their leases may have ended early."""
         self._granted: dict[UUID, Counter[UUID]] = {}
@@ -112,7 +112,7 @@ class Model:
             assert (old, new) in LEGAL
             assert old != Status.SENT
             told = by == "answer" or mail in self.reported
-            if told and (old, new) == (Status.FAILED, Status.SENT):
+            if told and old in (Status.FAILED, Status.CANCELLED) and new == Status.SENT:
                 assert any(pk == mail for pk, _ in self.accepted)
                 self.confirmed.add(mail)
                 continue

@@ -303,6 +303,27 @@ def test_failed_mail_without_content_ends_sent_for_whom_it_is_proved(
     assert (refused.code, bool(refused.reply)) == (450, True)
 
 
+@pytest.mark.parametrize("slow", [None, B])
+def test_cancelled_mail_in_doubt_that_is_proved_says_so_and_is_sent_to_nobody(
+    smtp, queue_mail, deliver, slow: str | None
+) -> None:
+    smtp.inject(refuse("rcpt", 450, times=1, recipient=lambda it: it == slow))
+    smtp.inject(drop("content", accepted=True, times=1))
+    log = queue_mail(A, B, on_unknown="hold")
+    never_tried = queue_mail(A)
+    EmailLog.objects.filter(pk=never_tried.pk).update(due_at=clock.now(600))
+    deliver()
+    assert outcomes(log)[0] == "unknown"
+    assert len(outbox.cancel([log.pk, never_tried.pk]).cancelled) == 2
+    sent = sent_to(smtp)
+    report_delivery(log, A)
+    report_delivery(never_tried, B)  # by mistake: it was never handed over
+    assert outcomes(never_tried)[0] == "cancelled"
+    assert outcomes(log) == ("sent", ["accepted", "refused"] if slow else ["", ""])
+    deliver()
+    assert sent_to(smtp) == sent
+
+
 @pytest.mark.parametrize(("end", "words"), [("cancel", "Cancelled"), ("write_off", "Written off")])
 @pytest.mark.parametrize("keep_content", ["always", "until_sent"])
 def test_what_a_person_ends_for_some_says_that_others_have_got_it(
