@@ -134,6 +134,13 @@ class Model:
                 self.permissions[mail] += 1
                 self.resent[mail] += 1
 
+    def note_resent(self, noted: Iterable[tuple[UUID, str, str]]) -> None:
+        """Check that a person has had mail of unknown outcome sent once more, beyond its tries."""
+        for mail, old, new in noted:
+            assert (old, new) == (Status.UNKNOWN, Status.RETRYING)
+            self.permissions[mail] += 1
+            self.extra_tries[mail] += 1
+
     def hand_over(self, worker: Worker, dialogue: Dialogue, begun_by: datetime) -> None:
         """Check that a mail may be sent now, given its lease, times and earlier attempts."""
         assert not connection.in_atomic_block

@@ -159,6 +159,15 @@ class Lifecycle(RuleBasedStateMachine):
         assert outbox.requeue(before) == len(moved)
         self.model.note(changes(), by="person")
 
+    @rule(mail=mails, verdict=st.sampled_from([outbox.Verdict.RESEND, outbox.Verdict.WRITE_OFF]))
+    def decide(self, mail: UUID, verdict: outbox.Verdict) -> None:
+        self.model.note(changes())
+        before = self._statuses(mail, Status.UNKNOWN)
+        unknown = [pk for pk in before if before[pk] == Status.UNKNOWN]
+        assert outbox.decide(before, verdict) == len(unknown)
+        if verdict is outbox.Verdict.RESEND:
+            self.model.note_resent(changes())
+
     @rule(mail=mails, which=st.integers(0, 2))
     def erase(self, mail: UUID, which: int) -> None:
         recipients = EmailRecipient.objects.filter(email=mail).order_by("position")
