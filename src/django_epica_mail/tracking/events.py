@@ -266,16 +266,13 @@ def succeed(
             # The others will not get it: it was cancelled, or its content is deleted.
             recipients.filter(position__in=left).update(outcome=EmailRecipient.Outcome.REFUSED)
             move = lifecycle.CONFIRM
-        moved = rows.move(
-            move,
-            [log.pk],
-            failure_kind="",
-            failure_code=None,
-            reply="",
-            finished_at=clock.now(),
-        )
-        if not moved:
-            return False
+        ended = {"failure_kind": "", "failure_code": None, "reply": "", "finished_at": clock.now()}
+        if not rows.move(move, [log.pk], **ended):
+            if move is lifecycle.CONFIRM:
+                return False
+            move = lifecycle.CONFIRM  # its policy or a person has resent it since it was read
+            if not rows.filter(status__in=lifecycle.CLAIMABLE).move(move, [log.pk], **ended):
+                return False
         recipients.filter(outcome="", code__isnull=False).update(code=None, reply="")
         if log.forgets_content(move.target):
             rows.forget_content([log.pk])

@@ -318,6 +318,21 @@ def test_retry_does_not_override_a_cancellation(smtp, queue_mail, deliver, monke
     assert EmailLog.objects.get().status == "cancelled"
 
 
+def test_proof_is_believed_although_the_mail_is_resent_meanwhile(
+    smtp, queue_mail, deliver, monkeypatch
+) -> None:
+    """A person, or the policy, decides between the reading of the mail and its move."""
+    log = queue_mail(on_unknown="hold")
+    smtp.inject(drop("content", accepted=True, times=1))
+    deliver()
+    between(monkeypatch, lambda: outbox.decide([log.pk], "resend"))
+    events.record(delivered(log))
+    log.refresh_from_db()
+    assert log.status == "sent"
+    deliver()
+    assert len(smtp.accepted) == 1
+
+
 def test_giving_up_takes_no_mail_from_a_worker(smtp, queue_mail, travel, monkeypatch) -> None:
     queue_mail()
     gates.trip("smtp", Failure(kind=Kind.OUTAGE, reply="down"), "default")
