@@ -266,7 +266,8 @@ def succeed(
             # The others will not get it: it was cancelled, or its content is deleted.
             recipients.filter(position__in=left).update(outcome=EmailRecipient.Outcome.REFUSED)
             move = lifecycle.CONFIRM
-        ended = {"failure_kind": "", "failure_code": None, "reply": "", "finished_at": clock.now()}
+        ended: dict[str, Any] = {"failure_kind": "", "failure_code": None, "reply": ""}
+        ended["finished_at"] = clock.now()
         if not rows.move(move, [log.pk], **ended):
             if move is lifecycle.CONFIRM:
                 return False
