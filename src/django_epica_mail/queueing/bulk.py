@@ -221,6 +221,7 @@ class _Expansion:
         self._part, self._files = parts.load(batch)
         self._alone_until = 0
         """Entries before this one are expanded one by one."""
+        self._has_made = False
 
     def advance(self) -> bool:
         """Expand some entries; return ``False`` if another worker has done so in the meantime."""
@@ -236,7 +237,8 @@ class _Expansion:
         try:
             return self._record(start, self._part, self._made_of(entries, start))
         except Exception as error:
-            if _passes(error) or connections[self._using].in_atomic_block or not entries:
+            is_of_entry = entries and not (_passes(error) or isinstance(error, _OF_SITE))
+            if not is_of_entry or connections[self._using].in_atomic_block:
                 self._note_begun(start, is_over=True)
                 raise
             if len(entries) == 1:
@@ -271,7 +273,8 @@ class _Expansion:
             end = index + 1
             if time.monotonic() >= until:
                 break
-        if of_site and len(of_site) == end - start and self._may_wait():
+        self._has_made = self._has_made or bool(drafts)  # then its configuration is not wrong
+        if len(of_site) == end - start and of_site and not self._has_made and self._may_wait():
             raise of_site[0]
         return _Chunk(end - start, drafts, refused)
 

@@ -388,6 +388,7 @@ def without_default() -> str:
     raise ImproperlyConfigured("This mail names no transport.")
 
 
+@pytest.mark.django_db(transaction=True)
 def test_a_configuration_error_of_the_worker_refuses_no_entry(
     smtp, rings, travel, monkeypatch
 ) -> None:
@@ -406,6 +407,7 @@ def test_a_configuration_error_of_the_worker_refuses_no_entry(
     assert send_bulk_emails_task(result.id)["accepted"] == 4
 
 
+@pytest.mark.django_db(transaction=True)
 def test_a_configuration_error_refuses_entries_once_mail_would_be_given_up(
     smtp, epica_mail, travel
 ) -> None:
@@ -418,6 +420,19 @@ def test_a_configuration_error_refuses_entries_once_mail_would_be_given_up(
     report = send_bulk_emails_task(result.id)
     assert report["accepted"] == 0
     assert [it["error"] for it in report["refused"]] == ["ImproperlyConfigured"] * 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_that_has_made_mails_refuses_the_entry_that_needs_more_configuration(
+    smtp, monkeypatch
+) -> None:
+    """Also where it goes through the entries one by one, and that one is all it has."""
+    monkeypatch.setattr(enqueue, "CHUNK", 2)
+    mails = entries(5)
+    mails[2]["keep_content"] = mails[3]["keep_content"] = "never"
+    batch = bulk.expand(bulk.submit(mails).pk)
+    assert batch.accepted == 3
+    assert [it["error"] for it in batch.refused] == ["ImproperlyConfigured"] * 2
 
 
 @pytest.mark.django_db(transaction=True)
