@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import SHUT_RDWR, socket
+from threading import Timer
 from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -37,6 +39,8 @@ RUN_SECONDS = 120.0
 """Seconds after which a run begins no more messages; the next run goes on."""
 _IO_SECONDS = 30.0
 """Seconds that a server may take for one answer."""
+_MOST_SECONDS = RUN_SECONDS + 2 * _IO_SECONDS
+"""Seconds after which a connection is cut off."""
 _WINDOW = 5000
 """Messages of a mailbox searched at a time, so that no answer is longer than imaplib reads."""
 _PORTS = {"imaps": 993, "imap": 143}
@@ -275,11 +279,40 @@ def _imap(place: ImapPlace) -> Iterator[Mailbox]:
         raise MailboxError(_told(error, place)) from None  # causes may hold secrets
 
 
+class _EndsInTime(imaplib.IMAP4):
+    """A mixin for a client whose connection ends after ``_MOST_SECONDS``.
+
+    Its time-out counts per read: a server that drips would hold a worker for ever.
+    """
+
+    def open(self, *args: Any, **options: Any) -> None:
+        super().open(*args, **options)
+        self._ends = Timer(_MOST_SECONDS, self._end)
+        self._ends.daemon = True
+        self._ends.start()
+
+    def shutdown(self) -> None:
+        self._ends.cancel()
+        super().shutdown()
+
+    def _end(self) -> None:
+        with contextlib.suppress(OSError):
+            socket.shutdown(self.sock, SHUT_RDWR)  # not that of TLS, which a read is using
+
+
+class _Client(_EndsInTime):
+    """A client without TLS, or with STARTTLS."""
+
+
+class _TLSClient(_EndsInTime, imaplib.IMAP4_SSL):
+    """A client whose connection begins with TLS."""
+
+
 def _connect(place: ImapPlace) -> imaplib.IMAP4:
     if not place.uses_tls:
-        return imaplib.IMAP4(place.host, place.port, timeout=_IO_SECONDS)
+        return _Client(place.host, place.port, timeout=_IO_SECONDS)
     context = ssl.create_default_context()
-    return imaplib.IMAP4_SSL(place.host, place.port, ssl_context=context, timeout=_IO_SECONDS)
+    return _TLSClient(place.host, place.port, ssl_context=context, timeout=_IO_SECONDS)
 
 
 def _log_in(client: imaplib.IMAP4, place: ImapPlace) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +140,28 @@ def test_a_server_that_announces_messages_without_end_is_left(mailbox) -> None:
     assert bounce_mailbox.read(seconds=0.5) == counts(unrecognised=1)
     assert time.monotonic() - began < 3
     assert mailbox.commands[-1] == "LOGOUT"
+
+
+@pytest.mark.parametrize("first", [b"* OK ready\r\n", b"* OK "])
+def test_a_server_that_drips_its_answers_is_left(first, epica_mail, monkeypatch) -> None:
+    monkeypatch.setattr(bounce_mailbox, "_MOST_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connected, _ = listener.accept()
+            with connected, contextlib.suppress(OSError):
+                connected.sendall(first)
+                while True:
+                    connected.sendall(b"x")
+                    time.sleep(0.1)
+
+        threading.Thread(target=drip, daemon=True).start()
+        port = listener.getsockname()[1]
+        epica_mail(BOUNCE_MAILBOX={"URI": f"imap://b@127.0.0.1:{port}", "PASSWORD": "secret"})
+        began = time.monotonic()
+        with pytest.raises(MailboxError):
+            bounce_mailbox.read()
+    assert time.monotonic() - began < 3
 
 
 def test_what_the_database_refuses_is_read_again(mailbox, sent, monkeypatch) -> None:
