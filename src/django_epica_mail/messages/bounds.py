@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from email.message import Message
 
 from django.core.mail import EmailMessage
@@ -41,6 +42,8 @@ _MOST_FOLDED = {"addresses": 4096, "parameters": 16 * 1024, "text": 64 * 1024, "
 in all: Python takes long for more."""
 _DEARER = 8
 """How many characters one counts that is not ASCII."""
+_READ_AGAIN = ("attachments", "alternatives", "reply_to")
+"""Lists of a message of which Django requires only that they can be iterated over."""
 _LONGEST_LINE = 78
 """Characters of a line that is written as it is (RFC 5322, section 2.1.1), if it is ASCII."""
 _MOST_COMPARED = 10_000_000
@@ -48,7 +51,10 @@ _MOST_COMPARED = 10_000_000
 
 
 def check_depth(message: EmailMessage | Message) -> None:
-    """Raise ``InvalidMessage`` if parts within parts pass ``MAX_DEPTH``. Uses no recursion."""
+    """Raise ``InvalidMessage`` if parts within parts pass ``MAX_DEPTH``. Uses no recursion.
+
+    What can be read only once, such as a generator of attachments, becomes a list on the way.
+    """
     pending: list[tuple[object, int]] = [(message, 0)]
     while pending:
         part, depth = pending.pop()
@@ -59,6 +65,7 @@ def check_depth(message: EmailMessage | Message) -> None:
             )
         inner: object = ()
         if isinstance(part, EmailMessage):
+            _keep_items(part)
             inner = part.attachments
         elif isinstance(part, Message):
             inner = part.get_payload()
@@ -66,6 +73,16 @@ def check_depth(message: EmailMessage | Message) -> None:
             inner = part[1:2]  # the content of an attachment
         if isinstance(inner, (tuple, list)):
             pending += ((it, depth + 1) for it in inner)
+
+
+def _keep_items(message: EmailMessage) -> None:
+    """Replace each list that is of another kind by a list: Django reads it once, and this package
+    several times.
+    """
+    for name in _READ_AGAIN:
+        value = vars(message).get(name)
+        if not isinstance(value, (list, tuple, str, bytes)) and isinstance(value, Iterable):
+            vars(message)[name] = list(value)
 
 
 def check_lengths(message: EmailMessage) -> None:

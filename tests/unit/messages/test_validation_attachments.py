@@ -8,7 +8,7 @@ from email.mime.base import MIMEBase
 from typing import Any
 
 import pytest
-from django.core.mail import EmailAlternative, EmailMessage
+from django.core.mail import EmailAlternative, EmailAttachment, EmailMessage
 from django.utils.functional import SimpleLazyObject, lazystr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,6 +81,30 @@ def test_alternatives_become_pairs_of_content_and_type() -> None:
         EmailAlternative("a", "text/x-a"),
     ]
     assert alternatives(corpus.plain()) == []
+
+
+@pytest.mark.parametrize(
+    "kind", [iter, lambda items: (it for it in items), lambda items: dict.fromkeys(items).keys()]
+)
+def test_what_can_be_read_only_once_is_sent_whole(kind: Any) -> None:
+    def message(kind: Any) -> EmailMessage:
+        made: Any = corpus.html(headers={"Message-ID": "<1@example.com>"})
+        made.attachments = kind([EmailAttachment("a.pdf", b"%PDF", "application/pdf")])
+        made.alternatives = kind([EmailAlternative("<p>", "text/html")])
+        made.reply_to = kind(["a@example.com", "b@example.com"])
+        return made
+
+    outer = corpus.with_attachment("inner.eml", message(kind), "message/rfc822")
+    check(outer)
+    ((_, inner, _),) = outer.attachments
+    assert len(inner.attachments) == 1
+
+    given = message(kind)
+    check(given)
+    stored = dump(given)
+    loaded = load(stored.envelope, {blob.digest: blob.content for blob in stored.blobs})
+    expected = corpus.wire_bytes(message(list))
+    assert corpus.normalise(wire.build(loaded)) == corpus.normalise(expected)
 
 
 def test_a_list_set_to_none_counts_as_empty() -> None:
