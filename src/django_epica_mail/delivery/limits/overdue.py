@@ -22,8 +22,8 @@ _MOST = 5_000
 """How many e-mails a sweep spares, and of each transport and priority gives up, which takes it some
 seconds: it has queues to ring for. The next ones go on."""
 _MOST_PAUSES = 50
-"""How many pauses, and transports that are configured no more, the sweep looks at: each costs
-queries for each of the others."""
+"""For how many pauses, and transports that are configured no more, the sweep spares mail: each
+costs queries for each of the others."""
 _OVERDUE = Failure(kind=Kind.OVERDUE, reply="The transport was out of order for too long.")
 _ACCEPTED = EmailRecipient.Outcome.ACCEPTED
 _HELD_BY: dict[str, Callable[[str], Q]] = {
@@ -45,7 +45,7 @@ def give_up_overdue() -> int:
         return 0  # the next sweep goes on; what is paused must not be given up before it is spared
     gates = DeliveryGate.objects.using(using).filter(scope=DeliveryGate.Scope.TRANSPORT)
     down = set(gates.filter(outages__gt=0).values_list("name", flat=True))
-    rows, count = EmailLog.objects.using(using), 0
+    rows, count = EmailLog.objects.using(using).exclude(_is_paused(using)), 0
     # Only those with mail: a gate of what holds none costs ten queries as well.
     down = down.intersection(rows.names("transport")) if down else down
     for transport, level in product(down, LEVELS):
@@ -93,6 +93,17 @@ def _end(move: lifecycle.Move, mails: list[EmailLog], using: str) -> list[Outcom
     )
     decision = Decision(moves=(move,), failure=_OVERDUE)
     return [Outcome(mail, None, decision) for mail in mails if mail.pk in moved]
+
+
+def _is_paused(using: str) -> Q:
+    """Return the condition for mail to be held by a pause, however many pauses there are."""
+    gates = DeliveryGate.objects.using(using).filter(paused=True).values_list("scope", "name")
+    names: dict[str, list[str]] = {scope: [] for scope in _HELD_BY}
+    for scope, name in gates.filter(scope__in=_HELD_BY):
+        names[scope].append(name)
+    of_category = Q(category__in=names[DeliveryGate.Scope.CATEGORY], batch__isnull=False)
+    of_queue = Q(queue__in=names[DeliveryGate.Scope.QUEUE])
+    return of_category | of_queue | Q(transport__in=names[DeliveryGate.Scope.TRANSPORT])
 
 
 def _spare_paused(using: str) -> bool:

@@ -197,3 +197,18 @@ def test_a_long_paused_backlog_is_spared_by_several_sweeps_and_none_of_it_given_
         left.append(EmailLog.objects.filter(give_up_at__lte=clock.now()).count())
     assert left == [5, 1, 0, 0]
     assert kinds() == {("queued", "")}
+
+
+@pytest.mark.parametrize("pause", PAUSES, ids=lambda pause: next(iter(pause)))
+def test_no_paused_mail_is_given_up_however_many_pauses_there_are(
+    smtp, queue_mail, travel, monkeypatch, pause
+) -> None:
+    monkeypatch.setattr(overdue, "_MOST_PAUSES", 0)  # this one is beyond those that are looked at
+    newsletter()
+    gates.trip("smtp", OUTAGE, "default")
+    outbox.pause(**pause)
+    if "transport" not in pause:
+        queue_mail(queue="others")
+    travel(hours=73)
+    assert maintenance.dispatch()["overdue"] == int("transport" not in pause)
+    assert EmailLog.objects.get(queue="bulk_emails").status == "queued"
