@@ -34,6 +34,10 @@ EVERYTHING = "*"
 _STORE_LOST = 5.0
 """Seconds that limited mail waits if the store is unreachable."""
 
+_DAMAGED = frozenset({"ResponseError", "ValueError", "TypeError"})
+"""The classes of errors where somebody has written something else under a key of Redis. What
+concerns the whole store, such as no right to write, has a class of its own."""
+
 _UNITS = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
 
 
@@ -72,15 +76,22 @@ class _Budgets:
         elif not redis_pool.is_redis():
             raise ImproperlyConfigured("the broker is no Redis, and RATES_STORAGE names none.")
 
-    def ask(self, question: Callable[[], _T]) -> _T:
-        """Return the answer of the store to a question; raise ``_StoreLost`` if there is none.
+    def ask(self, key: str, question: Callable[[], _T]) -> _T:
+        """Return what the store says about a key; raise ``_StoreLost`` if it says nothing.
 
         After an error the store is left alone for ``RING_PAUSE``, and one line of the log says so.
         """
         if time.monotonic() < self._silent_until:
             raise _StoreLost
         try:
-            return self._ask(question)
+            try:
+                return self._ask(question)
+            except Exception as error:
+                if type(error).__name__ not in _DAMAGED:
+                    raise
+                self._window.clear(self.items[key], key)
+                logger.warning("The uses of the rate for %s cannot be read: begun anew.", key)
+                return self._ask(question)
         except Exception as error:  # noqa: BLE001 - any store, any error: limited mail waits
             pause = conf.get().ring_pause
             self._silent_until = time.monotonic() + pause
@@ -119,7 +130,7 @@ class _Budgets:
         return [key for key in (transport, EVERYTHING) if key in self.items]
 
     def remaining(self, key: str) -> int:
-        return max(0, int(self.ask(lambda: self._stats(key).remaining)))
+        return max(0, int(self.ask(key, lambda: self._stats(key).remaining)))
 
     def wait(self, key: str) -> float:
         """Return the seconds until the oldest use of a budget expires.
@@ -127,16 +138,16 @@ class _Budgets:
         At most those in which every use does: whoever can write to the store, or a host whose clock
         is ahead, could otherwise put mail off for ever.
         """
-        reset = float(self.ask(lambda: self._stats(key).reset_time))
+        reset = float(self.ask(key, lambda: self._stats(key).reset_time))
         return max(0.01, min(reset - time.time(), float(self.items[key].get_expiry())))
 
     def has(self, key: str, cost: int) -> bool:
         item, cost = self.items[key], self._bounded(key, cost)
-        return bool(self.ask(lambda: self._window.test(item, key, cost=cost)))
+        return bool(self.ask(key, lambda: self._window.test(item, key, cost=cost)))
 
     def take(self, key: str, cost: int) -> bool:
         item, cost = self.items[key], self._bounded(key, cost)
-        return bool(self.ask(lambda: self._window.hit(item, key, cost=cost)))
+        return bool(self.ask(key, lambda: self._window.hit(item, key, cost=cost)))
 
     def _stats(self, key: str) -> Any:
         return self._window.get_window_stats(self.items[key], key)

@@ -12,6 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.models import F
 from django.utils import timezone
 
+from devservers.redis import RedisServer
 from django_epica_mail import conf
 from django_epica_mail.delivery import claim
 from django_epica_mail.delivery.limits import rate_limits
@@ -167,6 +168,25 @@ def test_limited_mail_waits_while_the_store_is_unreachable(
     assert EmailLog.objects.get().status == "queued"
     epica_mail(RATES={"other": "100/s"})
     assert deliver() == 1
+
+
+@pytest.mark.parametrize("command", ["SET {} x", "RPUSH {} x", "LPUSH {} x y z", "SADD {} x"])
+def test_what_somebody_writes_under_a_key_of_a_rate_stops_no_mail(
+    smtp, queue_mail, deliver, epica_mail, tmp_path, command
+) -> None:
+    rate_limits._budgets.clear()
+    with RedisServer(tmp_path) as redis, redis.client() as client:
+        epica_mail(RATES={"smtp": "3/h", "@example.net": "1/h"}, RATES_STORAGE=redis.url())
+        queue_mail("a@example.net")
+        deliver()
+        for key in client.keys("*"):
+            client.delete(key)
+            client.execute_command(*command.format(key.decode()).split())
+        for address in ("b@example.net", "c@example.com", "d@example.com", "e@example.com"):
+            queue_mail(address)
+        deliver()
+        assert 1 + 3 <= len(smtp.accepted) <= 1 + 4, "counted again from 0, once or twice"
+    rate_limits._budgets.clear()
 
 
 @pytest.mark.parametrize(
