@@ -90,6 +90,9 @@ def _resolve(mail: Any, using: str) -> bool:
     pause = max(_SHORTEST_PAUSE, min(waited, settings.give_up_after))
     if mail.on_unknown != EmailLog.IfUnknown.HOLD and waited < settings.evidence_wait:
         pause = min(pause, settings.evidence_wait - waited)
+    if mail.is_expired and not mail.too_old:  # so that its end is not missed
+        left = (mail.give_up_at - mail.now).total_seconds()
+        pause = min(pause, max(_SHORTEST_PAUSE, left))
     still = EmailLog.objects.using(using).filter(pk=mail.pk, status=Status.UNKNOWN)
     if not still.filter(due_at__lte=clock.now()).update(due_at=clock.now(pause)):
         return False  # another sweep asks about it, or an event has decided
