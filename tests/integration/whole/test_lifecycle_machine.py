@@ -331,8 +331,7 @@ class Lifecycle(RuleBasedStateMachine):
         outbox.resume(queue=QUEUES[0])
         for alias in TRANSPORTS:
             outbox.resume(transport=alias)
-        # Expired mail in doubt waits for proof until GIVE_UP_AFTER, asked for ever more rarely.
-        for _ in range(20):
+        for _ in range(10):
             self.time.sleep(400)
             maintenance.dispatch()
             for which in (0, 2):
