@@ -216,14 +216,15 @@ def _settle_late(
     """Write an outcome that arrives after the lease has ended and before another worker's claim.
 
     The rescue has counted the attempt, so it is set to what it was at the claim and one more. The
-    try that the rescue has used is not given back: the policy has resent the mail for it.
+    try that the rescue has used is not given back if the policy has resent the mail for it.
     """
     move = _LATE_MOVES.get((Status(status), outcome.target)) if status else None
     rows, mail = EmailLog.objects.using(using).filter(status=status), outcome.mail
     values = _values(outcome)
     if outcome.result is not None:
         values["attempts"] = mail.attempts + 1
-        values["tries"] = Greatest("tries", mail.tries + int(outcome.decision.uses_try))
+        tries = mail.tries + int(outcome.decision.uses_try)
+        values["tries"] = tries if status == Status.UNKNOWN else Greatest("tries", tries)
     if move is None or not rows.move(move, [mail.pk], token=token, **values):
         return None
     return outcome.made_late_by(move)

@@ -198,6 +198,23 @@ def test_a_late_refusal_decides_held_mail(smtp, queue_mail, travel) -> None:
     assert (log.status, log.failure_code) == ("failed", 550)
 
 
+@pytest.mark.parametrize(("policy", "tries"), [("hold", 0), ("resend", 1)])
+def test_a_late_outage_gives_back_the_try_for_which_nothing_was_resent(
+    smtp, queue_mail, travel, policy: str, tries: int
+) -> None:
+    """An outage uses up no try; the rescue took the worker for dead, which does."""
+    queue_mail(on_unknown=policy)
+    batch = claimed()
+    travel(minutes=5)
+    maintenance.rescue()
+    failure = Failure(kind=Kind.OUTAGE, reply="down")
+    decision = Decision(moves=(lifecycle.POSTPONE,), failure=failure, uses_try=False)
+    result = Result(failure=failure, seconds=0.1)
+    assert len(settled(batch, [Outcome(batch.mails[0].row, result, decision)])) == 1
+    log = EmailLog.objects.get()
+    assert (log.status, log.failure_kind, log.tries) == ("retrying", "outage", tries)
+
+
 def test_a_repeated_settle_reports_what_it_has_moved(smtp, queue_mail) -> None:
     """The reply to the first commit was lost."""
     queue_mail()
