@@ -7,7 +7,7 @@ from datetime import timedelta
 from itertools import product
 
 from django.db import router, transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
 from django_epica_mail import clock, conf, lifecycle
 from django_epica_mail.delivery.outcome import Outcome, recipient_outcomes
@@ -45,7 +45,7 @@ def give_up_overdue() -> int:
         return 0  # the next sweep goes on; what is paused must not be given up before it is spared
     gates = DeliveryGate.objects.using(using).filter(scope=DeliveryGate.Scope.TRANSPORT)
     down = set(gates.filter(outages__gt=0).values_list("name", flat=True))
-    rows, count = EmailLog.objects.using(using).exclude(_is_paused(using)), 0
+    rows, count = EmailLog.objects.using(using).exclude(_is_not_spared(using)), 0
     # Only those with mail: a gate of what holds none costs ten queries as well.
     down = down.intersection(rows.names("transport")) if down else down
     for transport, level in product(down, LEVELS):
@@ -95,15 +95,23 @@ def _end(move: lifecycle.Move, mails: list[EmailLog], using: str) -> list[Outcom
     return [Outcome(mail, None, decision) for mail in mails if mail.pk in moved]
 
 
-def _is_paused(using: str) -> Q:
-    """Return the condition for mail to be held by a pause, however many pauses there are."""
-    gates = DeliveryGate.objects.using(using).filter(paused=True).values_list("scope", "name")
+def _is_not_spared(using: str) -> Q:
+    """Return the condition for mail to be held by a pause beyond the ``_MOST_PAUSES``.
+
+    Only by those: PostgreSQL expects few rows of a long condition, and reads and sorts them all.
+    """
     names: dict[str, list[str]] = {scope: [] for scope in _HELD_BY}
-    for scope, name in gates.filter(scope__in=_HELD_BY):
-        names[scope].append(name)
+    for gate in _paused(using)[_MOST_PAUSES:]:
+        names[gate.scope].append(gate.name)
     of_category = Q(category__in=names[DeliveryGate.Scope.CATEGORY], batch__isnull=False)
     of_queue = Q(queue__in=names[DeliveryGate.Scope.QUEUE])
-    return of_category | of_queue | Q(transport__in=names[DeliveryGate.Scope.TRANSPORT])
+    is_held = of_category | of_queue | Q(transport__in=names[DeliveryGate.Scope.TRANSPORT])
+    return is_held if any(names.values()) else Q()
+
+
+def _paused(using: str) -> QuerySet[DeliveryGate]:
+    gates = DeliveryGate.objects.using(using).filter(paused=True, scope__in=_HELD_BY)
+    return gates.only("scope", "name").order_by("pk")
 
 
 def _spare_paused(using: str) -> bool:
@@ -114,7 +122,7 @@ def _spare_paused(using: str) -> bool:
     sweep, which would write each row that waits each time.
     """
     gates, by_transport = DeliveryGate.objects.using(using), DeliveryGate.Scope.TRANSPORT
-    paused = list(gates.filter(paused=True, scope__in=_HELD_BY)[:_MOST_PAUSES])
+    paused = list(_paused(using)[:_MOST_PAUSES])
     if not paused:
         return True
     known = gates.filter(scope=by_transport, outages__gt=0).values_list("name", flat=True)
