@@ -9,16 +9,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from django.db import connections, transaction
 from django.db.models import BooleanField, Exists, ExpressionWrapper, Max, OuterRef, Q
 
 from django_epica_mail import clock, lifecycle, suppression
-from django_epica_mail.models import DeliveryAttempt, EmailLog, EmailQuerySet
-from django_epica_mail.models.bounds import MOST_SMALL
-from django_epica_mail.queueing.rows import instances, wrong_ids
+from django_epica_mail.models import EmailLog, EmailQuerySet
+from django_epica_mail.queueing.rows import claim_statement, instances, wrong_ids
 from django_epica_mail.queueing.rows.columns import compile_expression
 from django_epica_mail.retry import ENDED_WORKER
 from django_epica_mail.rules import LEVELS
@@ -253,105 +251,6 @@ def _release_beyond_suspect(rows: list[EmailLog], token: uuid.UUID, using: str) 
     return rows[:count]
 
 
-# Every part of a statement sees the rows as they were before it. It must not claim what it is to
-# settle: a mail whose lease has ended may be due again, although its outcome is known here. Values
-# are arrays, so that the text stays the same: a driver reads a long text with many values slowly.
-_SETTLE = """
-    accepted (id, email_id, token, number, transport, worker, seconds, code, reply, provider_id)
-        AS (SELECT * FROM unnest(%s::uuid[], %s::uuid[], %s::uuid[], %s::smallint[], %s::text[],
-            %s::text[], %s::double precision[], %s::smallint[], %s::text[], %s::text[])),
-    settled AS (
-        UPDATE {log} AS mail
-        SET status = '{sent}', pending = NULL, lease_until = NULL, finished_at = {now},
-            attempts = LEAST(attempts, {most}) + 1, tries = LEAST(tries, {most}) + 1,
-            failure_kind = '', failure_code = NULL, reply = ''
-        FROM accepted
-        WHERE mail.id = accepted.email_id AND mail.lease_token = accepted.token
-            AND mail.status = '{sending}'
-        RETURNING mail.id
-    ),
-    noted AS (
-        INSERT INTO {attempts} (id, email_id, number, transport, worker, created_at, seconds,
-            failure_kind, code, reply, provider_id)
-        SELECT accepted.id, email_id, number, transport, worker, {now}, seconds, '', code, reply,
-            provider_id
-        FROM accepted JOIN settled ON settled.id = accepted.email_id
-        ON CONFLICT DO NOTHING
-    ),
-"""
-# The lanes are asked in their order, and only until the limit is reached. Rows of another
-# transport than the first one's are locked until the statement ends, and stay as they are. Rows are
-# compared as a whole, so that no other index than that of claims fits: with statistics from a time
-# when nothing waited, PostgreSQL would take another one and sort the backlog.
-_TAKE = """
-WITH {settle} picked AS MATERIALIZED (
-    SELECT head.id, lane.position, lane.transport
-    FROM unnest(%s::text[], %s::text[], %s::smallint[], %s::timestamptz[])
-        WITH ORDINALITY AS lane (queue, transport, level, since, position),
-    LATERAL (
-        SELECT id FROM {log}
-        WHERE (queue, transport, pending, due_at)
-                >= (lane.queue, lane.transport, lane.level, lane.since)
-            AND (queue, transport, pending, due_at)
-                <= (lane.queue, lane.transport, lane.level, {now})
-            AND status NOT IN ({not_claimable}) {not_held} {not_settled}
-        ORDER BY queue, transport, pending, due_at, id LIMIT %s
-        FOR NO KEY UPDATE SKIP LOCKED
-    ) AS head
-    LIMIT %s
-),
-claimed AS (
-UPDATE {log} AS mail
-SET status = '{sending}', pending = NULL, lease_token = %s, lease_until = {lease_until}, worker = %s
-WHERE mail.id = ANY (ARRAY(
-        SELECT id FROM picked
-        WHERE transport = (SELECT transport FROM picked ORDER BY position LIMIT 1)))
-    AND mail.status IN ({claimable})
-RETURNING {columns},
-    mail.give_up_at <= {now} AS too_old,
-    coalesce(mail.expires_at <= {now}, false) AS is_expired,
-    EXISTS (SELECT 1 FROM {suppressions}) AS has_suppressions,
-    EXISTS (SELECT 1 FROM {links} WHERE emaillog_id = mail.id) AS has_attachments
-)
-"""
-_SELECT_CLAIMED = "SELECT * FROM claimed"
-_SELECT_BOTH = """
-SELECT both_parts.settled, claimed.*
-FROM (SELECT ARRAY(SELECT id FROM settled) AS settled) AS both_parts
-LEFT JOIN claimed ON true
-"""
-_NOT_HELD = {
-    "categories": "AND NOT (batch_id IS NOT NULL AND category = ANY (%s))",
-    "domains": "AND NOT (domain || ' ' || transport = ANY (%s))",
-}
-
-
-@lru_cache(maxsize=16)
-def _take_statement(settles: bool, now: str, lease_until: str, held: tuple[str, ...]) -> str:
-    settle = _SETTLE if settles else ""
-    select = _SELECT_BOTH if settles else _SELECT_CLAIMED
-    return (_TAKE.replace("{settle}", settle) + select).format(
-        attempts=DeliveryAttempt._meta.db_table,
-        columns=", ".join(f'mail."{field.column}"' for field in EmailLog._meta.concrete_fields),
-        most=MOST_SMALL,
-        sent=lifecycle.SUCCEED.target,
-        now=now,
-        lease_until=lease_until,
-        log=EmailLog._meta.db_table,
-        links=EmailLog.attachments.through._meta.db_table,
-        suppressions=suppression.TABLE,
-        claimable=_quoted(lifecycle.CLAIMABLE),
-        not_held=" ".join(_NOT_HELD[name] for name in held),
-        not_settled="AND id NOT IN (SELECT email_id FROM accepted)" if settles else "",
-        not_claimable=_quoted(set(lifecycle.Status) - lifecycle.CLAIMABLE),
-        sending=lifecycle.CLAIM.target,
-    )
-
-
-def _quoted(statuses: Iterable[lifecycle.Status]) -> str:
-    return ", ".join(f"'{status}'" for status in sorted(statuses))
-
-
 def _take_at_once(
     queue: str,
     lanes: Sequence[Lane],
@@ -367,10 +266,12 @@ def _take_at_once(
     domains = [f"{domain} {alias}" for alias, domain in held_back.domains]
     held = {"categories": list(held_back.categories), "domains": domains}
     held = {name: values for name, values in held.items() if values}
-    statement = _take_statement(bool(accepted), now_sql, until_sql, tuple(held))
+    statement = claim_statement.of(
+        now_sql, until_sql, limit, settles=bool(accepted), held=tuple(held)
+    )
     asked = [(queue, *lane, bounds.get(lane, "-infinity")) for lane in lanes]
-    params = [*_arrays(asked), *now, *held.values(), limit, limit, lease.token, *until]
-    params += [lease.worker, *now, *now]
+    params = [*_arrays(asked), *now, *held.values(), *now, *held.values()]
+    params += [lease.token, *until, lease.worker, *now, *now]
     if accepted:
         params = [*_arrays(accepted), *now, *now, *params]
     return instances.read(EmailLog, statement, params, using)

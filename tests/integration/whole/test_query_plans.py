@@ -75,7 +75,7 @@ class Examiner:
     def __call__(
         self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any
     ) -> Any:
-        if not many and sql.startswith(("SELECT", "UPDATE", "DELETE")):
+        if not many and sql.lstrip().startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
             statement = Examined(sql)
             self._explain(statement, params)
             self.statements.append(statement)

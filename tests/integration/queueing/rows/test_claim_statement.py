@@ -1,0 +1,57 @@
+"""The statement of a claim on PostgreSQL reads what is due, and no more."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from benchmarks.rows import multiply, template
+from django_epica_mail.lifecycle import Status
+from django_epica_mail.models import EmailLog
+from django_epica_mail.queueing import dequeue
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's statement"),
+]
+
+
+def claimed(number: int = 10) -> list[EmailLog]:
+    lanes = [("smtp", level) for level in (9, 5, 0)]
+    lease = dequeue.Lease(uuid.uuid4(), 60.0, "host:1")
+    return dequeue.take("emails", lanes, number, lease, using="default")
+
+
+@pytest.mark.parametrize("waiting", [1, 9, 10, 11])
+def test_the_oldest_are_claimed_whether_or_not_they_fill_a_claim(waiting: int) -> None:
+    multiply(template(Status.QUEUED, priority=5), waiting - 1)
+    oldest = list(EmailLog.objects.order_by("due_at").values_list("pk", flat=True)[:10])
+    assert [mail.pk for mail in claimed()] == oldest
+    assert len(claimed()) == max(0, waiting - 10)
+
+
+def test_a_claim_that_is_not_full_reads_none_of_the_finished_mail() -> None:
+    multiply(template(Status.SENT, finished=-timedelta(days=2)), 10_000)
+    template(Status.QUEUED, priority=5)
+    with connection.cursor() as cursor:
+        cursor.execute(f"ANALYZE {EmailLog._meta.db_table}")
+    pages: list[int] = []
+
+    def explain(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if sql.lstrip().startswith("WITH"):
+            with connection.connection.cursor() as own:
+                own.execute("SAVEPOINT explained")
+                own.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", params)
+                plan = own.fetchone()[0][0]["Plan"]
+                own.execute("ROLLBACK TO SAVEPOINT explained")
+            pages.append(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(explain):
+        assert len(claimed()) == 1
+    assert len(pages) == 1
+    assert pages[0] < 60  # the index of the finished rows has some 150
