@@ -270,7 +270,7 @@ def _take_at_once(
         now_sql, until_sql, limit, settles=bool(accepted), held=tuple(held)
     )
     asked = [(queue, *lane, bounds.get(lane, "-infinity")) for lane in lanes]
-    params = [*_arrays(asked), *now, *held.values(), *now, *held.values()]
+    params = [*_arrays(asked), *now, *2 * [*now, *held.values()]]
     params += [lease.token, *until, lease.worker, *now, *now]
     if accepted:
         params = [*_arrays(accepted), *now, *now, *params]

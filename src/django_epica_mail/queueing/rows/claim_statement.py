@@ -56,7 +56,8 @@ WITH {settle} picked AS MATERIALIZED (
     LATERAL (
         SELECT id FROM (
             SELECT id FROM {log}
-            WHERE found.number < {limit} AND id = ANY (found.ids) AND {may_go}
+            WHERE found.number < {limit} AND id = ANY (found.ids) AND {in_lane} AND {may_go}
+            ORDER BY due_at, id
             FOR NO KEY UPDATE SKIP LOCKED
         ) AS few
         UNION ALL SELECT id FROM (

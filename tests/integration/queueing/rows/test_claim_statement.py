@@ -26,6 +26,12 @@ def claimed(number: int = 10) -> list[EmailLog]:
     return dequeue.take("emails", lanes, number, lease, using="default")
 
 
+def store_finished(number: int) -> None:
+    multiply(template(Status.SENT, finished=-timedelta(days=2)), number)
+    with connection.cursor() as cursor:
+        cursor.execute(f"ANALYZE {EmailLog._meta.db_table}")
+
+
 @pytest.mark.parametrize("waiting", [1, 9, 10, 11])
 def test_the_oldest_are_claimed_whether_or_not_they_fill_a_claim(waiting: int) -> None:
     multiply(template(Status.QUEUED, priority=5), waiting - 1)
@@ -34,11 +40,18 @@ def test_the_oldest_are_claimed_whether_or_not_they_fill_a_claim(waiting: int) -
     assert len(claimed()) == max(0, waiting - 10)
 
 
+def test_what_is_left_of_a_claim_goes_to_the_oldest_of_a_lane_that_is_not_full() -> None:
+    store_finished(10_000)
+    multiply(template(Status.QUEUED, priority=5), 5)
+    hours = (1, 2, 3, 4, 5, 6, 7, 8)
+    waiting = [template(Status.QUEUED, priority=0, due=-timedelta(hours=it)) for it in hours]
+    found = [mail.pk for mail in claimed()]
+    assert found[6:] == [mail.pk for mail in reversed(waiting)][:4]
+
+
 def test_a_claim_that_is_not_full_reads_none_of_the_finished_mail() -> None:
-    multiply(template(Status.SENT, finished=-timedelta(days=2)), 10_000)
     template(Status.QUEUED, priority=5)
-    with connection.cursor() as cursor:
-        cursor.execute(f"ANALYZE {EmailLog._meta.db_table}")
+    store_finished(10_000)
     pages: list[int] = []
 
     def explain(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
