@@ -104,8 +104,8 @@ def _unreached(row: dict[str, Any], messages: list[AcceptedMessage], ambiguous: 
         return []
     missing = [
         address
-        for address, _ in row["recipients"]
-        if not address.startswith("never") and address not in reached
+        for address, outcome in row["recipients"]
+        if not address.startswith("never") and address not in reached and outcome != "cancelled"
     ]
     return [f"{row['status']} {row['kinds']}: did not reach {missing}"] if missing else []
 

@@ -120,3 +120,8 @@ def test_a_worker_beyond_its_permits_is_reported() -> None:
     ]
     breaches = judge([], lost, [], stalls=0).breaches
     assert f"host:1 left {PERMITS + 1} unknown" in breaches
+
+
+def test_a_recipient_for_whom_a_mail_was_cancelled_need_not_get_it() -> None:
+    recipients = [("good@example.com", "accepted"), ("later@example.com", "cancelled")]
+    assert judged([row(recipients=recipients)], [arrival()]).breaches == []

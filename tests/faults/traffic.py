@@ -156,7 +156,8 @@ def everything() -> list[dict[str, Any]]:
         workers.setdefault(attempt.email_id, []).append(attempt.worker)
     recipients: dict[uuid.UUID, list[tuple[str, str]]] = {}
     for recipient in EmailRecipient.objects.order_by("position"):
-        pair = (recipient.address, recipient.outcome)
+        was_cancelled = recipient.reply == outbox._CANCELLED
+        pair = (recipient.address, "cancelled" if was_cancelled else recipient.outcome)
         recipients.setdefault(recipient.email_id, []).append(pair)
     return [
         {
