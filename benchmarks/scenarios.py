@@ -105,7 +105,7 @@ def arrivals(
     """Measure the times from calls, whose moments the ``action`` returns, to the mails' arrival."""
     with testbed.sink() as sink, testbed.worker(subject, sink.port, database, 2):
         calls = testbed.run(subject, sink.port, database, action, str(number))["calls"]
-        arrived = wait_for(sink, number)["times"]
+        arrived = _wait_for(sink, number)["times"]
     took = sorted((arrived[str(it)] - calls[it]) * 1000 for it in range(number // 10, number))
     return {"p50 ms": took[len(took) // 2], "p95 ms": took[int(len(took) * 0.95)]}
 
@@ -152,7 +152,7 @@ def send_through(
             measured: dict[str, Any] = {}
             if not before:
                 measured = testbed.run(subject, sink.port, database, action, str(number))
-            counts = wait_for(sink, number)
+            counts = _wait_for(sink, number)
             used = testbed.cpu_seconds(worker) - used + measured.get("cpu", 0.0)
             held = memory(worker) if worker else 0.0
     since = counts["first"] if before else measured["started"]
@@ -173,7 +173,7 @@ def _add_faults(found: Figures, run: dict[str, Any]) -> Figures:
     return found
 
 
-def wait_for(sink: SinkProcess, number: int) -> dict[str, Any]:
+def _wait_for(sink: SinkProcess, number: int) -> dict[str, Any]:
     seen, since = 0, time.monotonic()
     while (counts := sink.counts())["distinct"] < number:
         if counts["distinct"] > seen:

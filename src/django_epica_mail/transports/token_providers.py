@@ -135,7 +135,7 @@ def _library(name: str) -> Any:
 
 @contextlib.contextmanager
 def cut_off(session: Any, seconds: float) -> Iterator[None]:
-    """End the answers of a session of requests after some seconds; do nothing for what is none.
+    """Close the connections of a ``requests`` session after some seconds; ignore anything else.
 
     The session's own time-outs count per read: a server that drips would hold a worker for ever.
     """

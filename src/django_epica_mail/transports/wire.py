@@ -234,7 +234,7 @@ def _build_with_django(message: EmailMessage) -> bytes:
 
 
 def _set_boundaries(mime: Message) -> None:
-    """Give each multipart a boundary, but for one whose content is text already.
+    """Give each multipart a boundary, unless its content is text already.
 
     Otherwise the standard library would scan the whole text to choose one.
     """
