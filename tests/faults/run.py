@@ -204,15 +204,19 @@ def _restart_ended(workers: list[Worker]) -> int:
 
 
 def _leaked_processes(workers: list[Worker]) -> list[str]:
-    """Report processes of workers outside their pool, and files that they do not close."""
+    """Report processes of workers outside their pool, and files that they do not close.
+
+    A worker or a process that ends meanwhile, as after a fault, has nothing open.
+    """
     found = []
     for worker in workers:
-        family = psutil.Process(worker.pid).children(recursive=True)
-        if len(family) > worker.concurrency:
-            found.append(f"{len(family)} processes of {worker!r}")
-        most = max(process.num_fds() for process in family)
-        if most > MOST_FILES:
-            found.append(f"{most} open files of one process of {worker!r}")
+        with suppress(RuntimeError, psutil.NoSuchProcess):
+            family = psutil.Process(worker.pid).children(recursive=True)
+            if len(family) > worker.concurrency:
+                found.append(f"{len(family)} processes of {worker!r}")
+            most = max((process.num_fds() for process in family), default=0)
+            if most > MOST_FILES:
+                found.append(f"{most} open files of one process of {worker!r}")
     return found
 
 
