@@ -116,6 +116,9 @@ def _check_options() -> Iterator[CheckMessage]:
         if unknown:
             yield _without_mail(alias, f"its backend has no option {', '.join(unknown)}.")
             continue
+        if wrong := transports.wrong_timeout(alias):
+            yield _without_mail(alias, wrong)
+            continue
         if not spec.get("OPTIONS") or str(spec.get("BACKEND")) in _DEVELOPMENT:
             continue  # some of these make folders
         try:
@@ -140,7 +143,7 @@ def _check_options() -> Iterator[CheckMessage]:
 def _without_mail(alias: str, reason: str, *, has_ours: bool = False) -> CheckMessage:
     """Return an error for OPTIONS of which ``has_ours`` says whether some are for this package."""
     text = f"The transport {alias!r}: {reason}"
-    hint = "Correct its OPTIONS. Until then, none of its mail is sent."
+    hint = "Correct it. Until then, none of its mail is sent."
     if has_ours:
         return Error(text, hint=hint, id="epica_mail.E040")
     return Error(text, hint=hint, id="epica_mail.E070")

@@ -362,6 +362,19 @@ def test_e070_an_option_whose_value_no_backend_takes(transports) -> None:
     assert "use_ssl" in only().msg.lower()
 
 
+def test_e070_a_timeout_that_is_text(transports) -> None:
+    transports(smtp={**SMTP, "OPTIONS": {"host": "127.0.0.1", "timeout": "10"}})
+    assert only().id == "epica_mail.E070"
+    assert "['smtp']['OPTIONS'] is '10', not a number of seconds." in only().msg
+
+
+@pytest.mark.skipif(django.VERSION >= (6, 1), reason="Django 6.1 has MAILERS")
+def test_e070_a_timeout_of_the_settings_that_is_text(smtp, settings) -> None:
+    settings.EMAIL_TIMEOUT = "10"
+    assert only().id == "epica_mail.E070"
+    assert "EMAIL_TIMEOUT is '10', not a number of seconds." in only().msg
+
+
 @pytest.mark.skipif(django.VERSION < (6, 1), reason="MAILERS is new in Django 6.1")
 def test_e070_an_option_that_the_queue_does_not_have(smtp, settings) -> None:
     options = {**settings.MAILERS["default"].get("OPTIONS", {}), "prioriti": "high"}

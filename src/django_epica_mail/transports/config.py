@@ -46,6 +46,7 @@ _SETTING_OF_OPTION = {
     "password": "EMAIL_HOST_PASSWORD",
     "use_tls": "EMAIL_USE_TLS",
     "use_ssl": "EMAIL_USE_SSL",
+    "timeout": "EMAIL_TIMEOUT",
 }
 """The setting that stands in for an option of SMTP that is not given, except in ``MAILERS``."""
 
@@ -245,6 +246,20 @@ def places(alias: str, *names: str) -> str:
         return " and ".join(_SETTING_OF_OPTION[name] for name in names)
     setting = "MAILERS" if uses_mailers() else "EPICA_MAIL['TRANSPORTS']"
     return f"{' and '.join(names)} in {setting}[{alias!r}]['OPTIONS']"
+
+
+def wrong_timeout(alias: str) -> str:
+    """Return what is wrong with a transport's time-out, for a person, or ``""``.
+
+    A text from the environment, such as ``"10"``, fails only when a socket is opened.
+    """
+    backend = _backend(alias)
+    if backend is None or not issubclass(backend, import_string(DJANGO_SMTP)):
+        return ""
+    value = _smtp_option(specs()[alias].get("OPTIONS", {}), "timeout")
+    if value is None or isinstance(value, (int, float)):
+        return ""
+    return f"{places(alias, 'timeout')} is {value!r}, not a number of seconds."
 
 
 def unknown_options(alias: str) -> list[str]:
