@@ -2,7 +2,8 @@
 
 A bounce goes to the sender of the SMTP envelope. Where that address holds the e-mail's id and a
 signature of the site, whoever writes there has seen the e-mail: only those it was sent to, and
-those they showed its headers.
+those they showed its headers. What several recipients have seen is signed otherwise: once one of
+them is erased, the rows do not say how many they were.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from django_epica_mail import conf
 from django_epica_mail.models import EmailLog
 from django_epica_mail.transports import config as transports
 
-_SALT = "django_epica_mail.verp"
+_SALT, _SHARED_SALT = "django_epica_mail.verp", "django_epica_mail.verp.shared"
 _ID_BYTES = 16
 _SIGNATURE_BYTES = 10
 """Of an HMAC-SHA-256: 80 bits, the least that RFC 2104, section 5, allows. Each guess costs a mail
@@ -41,22 +42,27 @@ def set_return_address(message: EmailMessage, mail: EmailLog) -> None:
     """
     pattern = transports.envelope_from(mail.transport)
     if pattern and conf.get().redirect_all_to is None:
-        setattr(message, transports.ENVELOPE_FROM, address(pattern, mail.pk))
+        is_shared = len(message.recipients()) > 1
+        its_own = address(pattern, mail.pk, is_shared=is_shared)
+        setattr(message, transports.ENVELOPE_FROM, its_own)
 
 
-def address(pattern: str, email_id: UUID) -> str:
-    """Return the return address of an e-mail.
+def address(pattern: str, email_id: UUID, *, is_shared: bool = False) -> str:
+    """Return the return address of an e-mail, which several recipients see if it ``is_shared``.
 
     ``pattern`` is an address with ``{id}``. Base32 stands for it, because servers may change the
     case of a local part, and the signature is that of the first key, ``SECRET_KEY``.
     """
-    signed = email_id.bytes + _signature(email_id, settings.SECRET_KEY)
+    salt = _SHARED_SALT if is_shared else _SALT
+    signed = email_id.bytes + _signature(email_id, settings.SECRET_KEY, salt)
     token = base64.b32encode(signed).decode("ascii").rstrip("=").lower()
     return pattern.replace("{id}", token)
 
 
-def find(texts: Iterable[str]) -> Iterator[UUID]:
+def find(texts: Iterable[str], *, is_shared: bool = False) -> Iterator[UUID]:
     """Yield the ids of e-mails whose signed return addresses are found in foreign text.
+
+    Those that one recipient alone saw or, if ``is_shared``, those that several did.
 
     The address may have been rewritten on the way, by SRS or BATV for instance, which keep it as a
     part of theirs. Signatures by ``SECRET_KEY_FALLBACKS`` count as well.
@@ -69,12 +75,12 @@ def find(texts: Iterable[str]) -> Iterator[UUID]:
             seen.add(token)
             if len(seen) > _MOST_TOKENS:
                 return
-            email_id = _read(token)
+            email_id = _read(token, _SHARED_SALT if is_shared else _SALT)
             if email_id is not None:
                 yield email_id
 
 
-def _read(token: str) -> UUID | None:
+def _read(token: str, salt: str) -> UUID | None:
     """Return the id in a token, ``None`` if its signature is not ours."""
     padded = token.upper() + "=" * (-len(token) % 8)
     try:
@@ -83,10 +89,10 @@ def _read(token: str) -> UUID | None:
         return None
     email_id, signature = UUID(bytes=signed[:_ID_BYTES]), signed[_ID_BYTES:]
     keys = (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
-    is_ours = [constant_time_compare(signature, _signature(email_id, key)) for key in keys]
+    is_ours = [constant_time_compare(signature, _signature(email_id, key, salt)) for key in keys]
     return email_id if any(is_ours) else None
 
 
-def _signature(email_id: UUID, key: str | bytes) -> bytes:
-    made = salted_hmac(_SALT, email_id.bytes, secret=key, algorithm="sha256")
+def _signature(email_id: UUID, key: str | bytes, salt: str) -> bytes:
+    made = salted_hmac(salt, email_id.bytes, secret=key, algorithm="sha256")
     return made.digest()[:_SIGNATURE_BYTES]

@@ -14,8 +14,13 @@ from django.core.mail import EmailMessage
 
 from devservers.smtp_faults import refuse
 from django_epica_mail import outbox
-from django_epica_mail.tracking.bounces import verp
+from django_epica_mail.models import EmailEvent, EmailRecipient, Suppression
+from django_epica_mail.privacy.erase import erase
+from django_epica_mail.privacy.person import Person
+from django_epica_mail.tracking.bounces import incoming, verp
+from django_epica_mail.tracking.bounces.incoming import Received
 from django_epica_mail.transports import config, connection
+from tests.returned import returned
 
 PATTERN = "bounces+{id}@shop.example.com"
 SECOND = "b@example.com".__eq__
@@ -61,7 +66,28 @@ def test_a_retry_and_a_second_transaction_keep_the_return_address(
     smtp.inject(refuse("rcpt", 452, "4.5.3", recipient=SECOND, times=1))
     log = queue_mail("a@example.com", "b@example.com")
     deliver()
-    assert [mail.sender for mail in smtp.accepted] == [verp.address(PATTERN, log.pk)] * 2
+    shared = verp.address(PATTERN, log.pk, is_shared=True)
+    assert [mail.sender for mail in smtp.accepted] == [shared] * 2
+
+
+@pytest.mark.parametrize("is_waiting", [False, True])
+def test_whoever_shared_the_return_address_and_was_erased_cannot_suppress_the_last_one(
+    smtp, envelope_from, queue_mail, deliver, is_waiting: bool
+) -> None:
+    envelope_from(PATTERN)
+    if is_waiting:
+        smtp.inject(refuse("rcpt", 452, "4.5.3", recipient=SECOND))
+    log = queue_mail("mallory@example.com", "b@example.com")
+    deliver()
+    shared = smtp.accepted[0].sender
+    log.refresh_from_db()
+    assert log.status == ("retrying" if is_waiting else "sent")
+    erase(Person("mallory@example.com"))
+    assert EmailRecipient.objects.get(email=log).address == "b@example.com"
+    report = returned("postfix", to=shared, recipient="b@example.com")
+    assert incoming.receive(report) is Received.RECORDED
+    assert EmailEvent.objects.get().reason == "unauthenticated"
+    assert not Suppression.objects.exists()
 
 
 def test_without_the_option_the_sender_stays(smtp, queue_mail, deliver) -> None:
