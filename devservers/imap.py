@@ -57,6 +57,8 @@ class IMAPServer(Service):
         self.messages: list[StoredMessage] = []
         self.announces: int | None = None
         """How many messages it says that the mailbox has, if not the truth."""
+        self.withheld: StoredMessage | None = None
+        """A message that it cannot give, such as one that Exchange cannot convert."""
         self.commands: list[str] = []
         """The commands received, without their arguments."""
         self._lock = threading.RLock()
@@ -196,6 +198,8 @@ class _Session:
             return b"BAD only part of a message"
         start, size = int(partial[1]), int(partial[2])
         for number, message in self._named(words[0]):
+            if message is self._server.withheld:
+                return b"NO it cannot be converted"
             content = message.content[start : start + size]
             head = b"* %d FETCH (UID %d BODY[]<%d> {%d}\r\n" % (
                 *(number, message.uid, start, len(content)),

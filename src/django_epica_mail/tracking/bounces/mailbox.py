@@ -229,19 +229,27 @@ class _Imap:
         self._deleted: list[str] = []
 
     def unread(self, until: float) -> Iterator[tuple[str, bytes]]:
+        refused = None
         # By sequence number, which no message changes while this session does not expunge.
         for start in range(1, self._messages + 1, _WINDOW):
             if start > 1 and time.monotonic() >= until:
-                return
+                break
             window = f"{start}:{min(start + _WINDOW - 1, self._messages)}"
             found = _answer(self._client.uid("SEARCH", window, "UNSEEN", "UNDELETED"))
             for uid in (found[0] or b"").split():
                 key = uid.decode("ascii", "replace")
-                wanted = f"(BODY.PEEK[]<0.{MAX_BYTES}>)"
-                for part in _answer(self._client.uid("FETCH", key, wanted)):
+                given = self._client.uid("FETCH", key, f"(BODY.PEEK[]<0.{MAX_BYTES}>)")
+                if given[0] == "NO":  # Exchange does not convert everything: first read the others
+                    refused = given
+                    if time.monotonic() >= until:
+                        break
+                    continue
+                for part in _answer(given):
                     if isinstance(part, tuple):
                         yield key, part[1][:MAX_BYTES]
                         break
+        if refused is not None:
+            _answer(refused)
 
     def mark(self, key: str, *, delete: bool) -> None:
         flags = _DELETED if delete else _SEEN

@@ -133,6 +133,19 @@ def test_a_large_mailbox_is_searched_in_parts(mailbox, monkeypatch) -> None:
     assert mailbox.commands.count("UID SEARCH") == 3
 
 
+@pytest.mark.parametrize("seconds", [60, 0])
+def test_a_message_that_the_server_cannot_give_does_not_keep_back_the_others(
+    mailbox, sent, epica_mail, seconds: int
+) -> None:
+    epica_mail(DELETE_BOUNCES=True)
+    mailbox.withheld = mailbox.deliver(OFFER)
+    mailbox.deliver(report_about(sent))
+    with pytest.raises(MailboxError, match="it cannot be converted"):
+        bounce_mailbox.read(seconds=seconds)
+    assert suppression.is_suppressed(GONE) is bool(seconds)
+    assert (mailbox.withheld.flags, len(mailbox.messages)) == (set(), 1 if seconds else 2)
+
+
 def test_a_server_that_announces_messages_without_end_is_left(mailbox) -> None:
     mailbox.deliver(OFFER)
     mailbox.announces = 10**18
