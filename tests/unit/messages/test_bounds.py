@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
+from collections.abc import Callable
 
 import pytest
 from django.core.mail import EmailMessage
@@ -14,6 +16,23 @@ from django_epica_mail import messages
 from django_epica_mail.exceptions import InvalidMessage
 from django_epica_mail.messages import bounds
 from django_epica_mail.transports import wire
+
+
+def calls(work: Callable[[], object]) -> int:
+    """How many functions *work* calls and returns from: its cost, on whatever machine."""
+    number = 0
+
+    def counted(*_: object) -> None:
+        nonlocal number
+        number += 1
+
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return number
 
 
 def message() -> EmailMessage:
@@ -44,7 +63,9 @@ def test_a_thousand_hostile_addresses_are_refused_at_once() -> None:
 
 @pytest.mark.parametrize("place", ["from_email", "reply_to", "Reply-To"])
 @pytest.mark.parametrize("letter", ["🎉", "ş "])
-def test_a_name_that_is_no_ascii_is_folded_in_a_tenth_of_a_second(place: str, letter: str) -> None:
+def test_a_name_that_is_no_ascii_is_folded_in_a_bounded_number_of_calls(
+    place: str, letter: str
+) -> None:
     def named(octets: int) -> EmailMessage:
         name = letter * (octets // len(letter.encode()))
         text = f"{name} <a@example.com>"
@@ -59,10 +80,10 @@ def test_a_name_that_is_no_ascii_is_folded_in_a_tenth_of_a_second(place: str, le
         messages.check(named(700))
     mail = named(480)
     messages.check(mail)
-    started = time.process_time()
     mail.extra_headers.setdefault("Message-ID", "<1@example.com>")
-    wire.build(mail)
-    assert time.process_time() - started < 0.25
+    wire.build(mail)  # what a process does once
+    wire._fold_header.cache_clear()
+    assert 0 < calls(lambda: wire.build(mail)) < 8_000_000  # 0.1 to 0.2 s
 
 
 @settings(max_examples=60, deadline=None)

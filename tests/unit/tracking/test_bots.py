@@ -193,10 +193,10 @@ def test_proxies_previews_scanners_and_scripts_are_automated(agent) -> None:
 
 
 def test_a_user_agent_of_any_length_is_judged_at_once() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for agent in ("Mozilla/5.0 (" + "Android " * 20_000, "(" * 200_000, "bo" * 100_000):
         is_machine(agent)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
