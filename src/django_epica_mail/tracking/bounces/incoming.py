@@ -96,11 +96,10 @@ def record_refusals(email_id: UUID, refused: Mapping[int, Failure]) -> None:
 def _find_email(report: Report, envelope_to: str, using: str) -> tuple[EmailLog | None, bool]:
     """Return the e-mail of a report, and whether only its one recipient saw the return address."""
     logs = EmailLog.objects.using(using).only("pk", "created_at")
-    for is_shared in (False, True):
-        for email_id in verp.find([envelope_to, *report.tied_by], is_shared=is_shared):
-            mail = logs.filter(pk=email_id).first()
-            if mail is not None:
-                return mail, not is_shared
+    for email_id, is_shared in verp.find([envelope_to, *report.tied_by]):
+        mail = logs.filter(pk=email_id).first()
+        if mail is not None:
+            return mail, not is_shared
     named = logs.filter(message_id__in=report.message_ids) if report.message_ids else logs.none()
     return named.order_by("-created_at").first(), False
 

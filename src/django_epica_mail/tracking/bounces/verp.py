@@ -59,13 +59,12 @@ def address(pattern: str, email_id: UUID, *, is_shared: bool = False) -> str:
     return pattern.replace("{id}", token)
 
 
-def find(texts: Iterable[str], *, is_shared: bool = False) -> Iterator[UUID]:
-    """Yield the ids of e-mails whose signed return addresses are found in foreign text.
+def find(texts: Iterable[str]) -> Iterator[tuple[UUID, bool]]:
+    """Yield what signed return addresses in foreign text say, in their order.
 
-    Those that one recipient alone saw or, if ``is_shared``, those that several did.
-
-    The address may have been rewritten on the way, by SRS or BATV for instance, which keep it as a
-    part of theirs. Signatures by ``SECRET_KEY_FALLBACKS`` count as well.
+    That is the id of an e-mail, and whether several recipients saw the address. It may have been
+    rewritten on the way, by SRS or BATV for instance, which keep it as a part of theirs. Signatures
+    by ``SECRET_KEY_FALLBACKS`` count as well.
     """
     seen: set[str] = set()
     for text in texts:
@@ -75,13 +74,13 @@ def find(texts: Iterable[str], *, is_shared: bool = False) -> Iterator[UUID]:
             seen.add(token)
             if len(seen) > _MOST_TOKENS:
                 return
-            email_id = _read(token, _SHARED_SALT if is_shared else _SALT)
-            if email_id is not None:
-                yield email_id
+            said = _read(token)
+            if said is not None:
+                yield said
 
 
-def _read(token: str, salt: str) -> UUID | None:
-    """Return the id in a token, ``None`` if its signature is not ours."""
+def _read(token: str) -> tuple[UUID, bool] | None:
+    """Return what a token says, ``None`` if its signature is not ours."""
     padded = token.upper() + "=" * (-len(token) % 8)
     try:
         signed = base64.b32decode(padded)
@@ -89,8 +88,11 @@ def _read(token: str, salt: str) -> UUID | None:
         return None
     email_id, signature = UUID(bytes=signed[:_ID_BYTES]), signed[_ID_BYTES:]
     keys = (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
-    is_ours = [constant_time_compare(signature, _signature(email_id, key, salt)) for key in keys]
-    return email_id if any(is_ours) else None
+    for salt, is_shared in ((_SALT, False), (_SHARED_SALT, True)):
+        is_ours = [constant_time_compare(signature, _signature(email_id, it, salt)) for it in keys]
+        if any(is_ours):
+            return email_id, is_shared
+    return None
 
 
 def _signature(email_id: UUID, key: str | bytes, salt: str) -> bytes:

@@ -55,7 +55,7 @@ def test_each_mail_has_a_return_address_of_its_own(
     for number, log in enumerate(logs):
         sender = senders[f"{number}@example.com"]
         assert sender == verp.address(PATTERN, log.pk)
-        assert list(verp.find([sender])) == [log.pk]
+        assert list(verp.find([sender])) == [(log.pk, False)]
     assert {mail.header("From") for mail in smtp.accepted} == {"shop@example.com"}
 
 

@@ -17,7 +17,7 @@ PATTERN = "bounces+{id}@example.com"
 
 
 def found(text: str) -> list[UUID]:
-    return list(verp.find([text]))
+    return [email_id for email_id, _ in verp.find([text])]
 
 
 @given(st.uuids())
@@ -25,6 +25,13 @@ def test_an_address_leads_back_to_its_mail(email_id: UUID) -> None:
     address = verp.address(PATTERN, email_id)
     assert re.fullmatch(rf"bounces\+[a-z2-7]{{{RETURN_ID_LENGTH}}}@example\.com", address)
     assert found(address) == [email_id]
+
+
+def test_the_first_address_comes_first_and_says_who_saw_it() -> None:
+    shared, own = uuid7(), uuid7()
+    texts = [verp.address(PATTERN, shared, is_shared=True), verp.address(PATTERN, own)]
+    assert list(verp.find(texts)) == [(shared, True), (own, False)]
+    assert list(verp.find(texts[::-1])) == [(own, False), (shared, True)]
 
 
 @pytest.mark.parametrize(
