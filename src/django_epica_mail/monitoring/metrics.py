@@ -98,8 +98,15 @@ def registry() -> CollectorRegistry:
 
 
 def exposition(accept: str) -> tuple[bytes, str]:
-    """Return all metrics in the format an ``Accept`` header prefers, and the content type."""
-    encode, content_type = _library().exposition.choose_encoder(accept)
+    """Return all metrics in the format an ``Accept`` header prefers, and the content type.
+
+    A header that cannot be read asks for nothing.
+    """
+    choose = _library().exposition.choose_encoder
+    try:
+        encode, content_type = choose(accept)
+    except (TypeError, ValueError):  # such as a version without numbers
+        encode, content_type = choose("")
     return encode(registry()), content_type
 
 

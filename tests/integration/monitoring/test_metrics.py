@@ -169,6 +169,14 @@ def test_the_format_is_the_one_asked_for() -> None:
     assert scrape().headers["Content-Type"].startswith("text/plain")
 
 
+@pytest.mark.parametrize("version", ["abc", "1.x", "", "9" * 5000, "\u00b2", "1..0"])
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+def test_a_version_of_a_format_that_is_no_number_asks_for_nothing(kind: str, version: str) -> None:
+    answer = scrape(accept=f"{kind};version={version};escaping={version}")
+    assert answer.status_code == 200
+    assert b"epica_mail_waiting" in answer.content
+
+
 def test_without_the_package_the_error_names_the_extra(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(MissingExtra, match=re.escape('"django-epica-mail[metrics]"')):
