@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from django.db import Error, transaction
 from django.db.models.functions import Greatest
@@ -213,19 +213,29 @@ def _settle_alike(outcomes: list[Outcome], token: uuid.UUID, using: str) -> list
 def _settle_late(
     outcome: Outcome, status: str | None, token: uuid.UUID, using: str
 ) -> Outcome | None:
-    """Write an outcome that arrives after the lease has ended and before another worker's claim.
+    """Write an outcome that arrives after the lease has ended and before another attempt begins.
+
+    ``status`` is that of the row if it still has the claim's token. Another claim, or a person,
+    has given it another one: then a success counts as long as no attempt has been counted but the
+    one that the rescue has. An erasure, which has removed recipients, leaves none.
 
     The rescue has counted the attempt, so it is set to what it was at the claim and one more. The
     try that the rescue has used is not given back if the policy has resent the mail for it.
     """
-    move = _LATE_MOVES.get((Status(status), outcome.target)) if status else None
-    rows, mail = EmailLog.objects.using(using).filter(status=status), outcome.mail
+    rows, mail = EmailLog.objects.using(using), outcome.mail
     values = _values(outcome)
     if outcome.result is not None:
         values["attempts"] = mail.attempts + 1
         tries = mail.tries + int(outcome.decision.uses_try)
         values["tries"] = tries if status == Status.UNKNOWN else Greatest("tries", tries)
-    if move is None or not rows.move(move, [mail.pk], token=token, **values):
+    if status is not None:
+        move = _LATE_MOVES.get((Status(status), outcome.target))
+        rows = rows.filter(status=status, lease_token=token)
+    else:
+        move = lifecycle.CONFIRM if outcome.target is Status.SENT else None
+        rows = rows.filter(attempts=mail.attempts + 1).exclude(lease_token=None)
+        values["lease_token"] = token  # so that a repetition finds it
+    if move is None or not rows.move(move, [mail.pk], **values):
         return None
     return outcome.made_late_by(move)
 
@@ -234,7 +244,7 @@ def _settle_one(outcome: Outcome, using: str) -> Outcome | None:
     """Write an outcome; return it as written, or ``None`` if the claim lost the e-mail."""
     rows, ids, token = EmailLog.objects.using(using), [outcome.mail.pk], _token(outcome)
     held, moves = rows.filter(status=Status.SENDING), outcome.decision.moves
-    values: list[dict[str, object]] = [*({} for _ in moves[1:]), _values(outcome)]
+    values: list[dict[str, Any]] = [*({} for _ in moves[1:]), _values(outcome)]
     if held.move(moves[0], ids, token=token, **values[0]):
         for move, columns in zip(moves[1:], values[1:], strict=True):
             rows.move(move, ids, token=token, **columns)
@@ -243,7 +253,8 @@ def _settle_one(outcome: Outcome, using: str) -> Outcome | None:
         row = mine.values_list("status", "attempts", "failure_kind").first()
         if row == _written(outcome):
             return outcome  # already written by this claim, in a commit whose reply was lost
-        late = _settle_late(outcome, row[0], token, using) if row and outcome.result else None
+        status = row[0] if row else None
+        late = _settle_late(outcome, status, token, using) if outcome.result else None
         if late is None:
             return None
         outcome = late
@@ -280,14 +291,14 @@ def _written(outcome: Outcome) -> tuple[str, int, str]:
     return outcome.target, attempts + made, failure.kind if failure else ""
 
 
-def _values(outcome: Outcome) -> dict[str, object]:
+def _values(outcome: Outcome) -> dict[str, Any]:
     """Return the columns that an outcome sets in addition to the status."""
     decision = outcome.decision
     if decision.moves == (lifecycle.RELEASE,):  # as it was, and where it was in the queue
         return {"due_at": clock.now(decision.delay)} if decision.delay else {}
     failure = decision.failure
     target = decision.moves[-1].target
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "failure_kind": failure.kind if failure else "",
         "failure_code": failure.code if failure else None,
         "reply": failure.reply if failure else "",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
+from uuid import UUID
 
 import pytest
 from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 
-from django_epica_mail import conf, lifecycle, maintenance
+from django_epica_mail import conf, lifecycle, maintenance, outbox
 from django_epica_mail.delivery import claim as claims
 from django_epica_mail.delivery import db_retry, gates
 from django_epica_mail.delivery import settle as settling
@@ -61,6 +63,62 @@ def test_the_result_of_a_replaced_worker_is_ignored(batch, travel, smtp) -> None
     assert settle(success(batch), using=batch.using) == []
     log = EmailLog.objects.get()
     assert (log.status, log.lease_token) == ("sending", second.token)
+
+
+def _decided_to_resend(pk: UUID) -> None:
+    assert outbox.decide([pk], "resend") == 1
+
+
+def _requeued(pk: UUID) -> None:
+    assert outbox.requeue([pk]) == 1
+
+
+def _written_off(pk: UUID) -> None:
+    assert outbox.decide([pk], "write_off") == 1
+
+
+def _cancelled(pk: UUID) -> None:
+    assert outbox.cancel([pk]).cancelled == [pk]
+
+
+def _claimed_and_released(pk: UUID) -> None:
+    _requeued(pk)
+    taken = claims.claim("emails")
+    assert taken is not None
+    Settler(taken.using).release([mail.row for mail in taken.mails])
+
+
+@pytest.mark.parametrize(
+    "moved", [_decided_to_resend, _requeued, _written_off, _cancelled, _claimed_and_released]
+)
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_a_late_success_counts_whatever_was_done_with_the_mail_but_a_second_attempt(
+    batch, travel, moved: Callable[[UUID], None], earlier: int
+) -> None:
+    (mail,) = batch.mails
+    mail.row.attempts = earlier  # with one, the outcome is not written together with others
+    EmailLog.objects.update(attempts=earlier)
+    travel(minutes=5)
+    assert maintenance.rescue() == 1
+    moved(mail.row.pk)
+    for _ in range(2):  # the reply to the first commit may be lost
+        assert len(settle(success(batch), using=batch.using)) == 1
+    log = EmailLog.objects.get()
+    assert (log.status, log.attempts, log.pending) == ("sent", earlier + 1, None)
+    assert claims.claim("emails") is None
+    (recipient,) = log.recipients.all()
+    assert recipient.outcome in ("", "accepted")
+
+
+def test_a_late_success_is_ignored_after_another_attempt_or_an_erasure(batch, travel) -> None:
+    travel(minutes=5)
+    assert maintenance.rescue() == 1
+    (mail,) = batch.mails
+    _requeued(mail.row.pk)
+    for changed in ({"attempts": 2}, {"attempts": 1, "lease_token": None}):
+        EmailLog.objects.update(**changed)
+        assert settle(success(batch), using=batch.using) == []
+        assert EmailLog.objects.get().status == "queued"
 
 
 def test_a_settle_is_repeated_while_the_database_fails(batch, monkeypatch) -> None:
