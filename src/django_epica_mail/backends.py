@@ -9,7 +9,9 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
+from traceback import walk_stack
 from typing import Any
+from uuid import UUID
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -18,8 +20,10 @@ from django.core.mail.backends.base import BaseEmailBackend
 from django.db import Error, connections, router, transaction
 from django.views.decorators.debug import sensitive_variables
 
+from django_epica_mail import signals
 from django_epica_mail.messages import bounds
-from django_epica_mail.models import EmailLog
+from django_epica_mail.messages.addresses import canonical
+from django_epica_mail.models import EmailLog, EmailRecipient
 from django_epica_mail.queueing import enqueue
 from django_epica_mail.routing import Options
 from django_epica_mail.transports import config
@@ -89,7 +93,7 @@ class EmailBackend(BaseEmailBackend):
             return 0
         messages = map(_with_short_subject, email_messages or ())
         if not self.fail_silently:
-            return enqueue.enqueue_all(messages, self.options)
+            return enqueue.enqueue_all(filter(_is_no_echo, messages), self.options)
         if not _is_in_event_loop():
             return self._queue_silently(messages)
         # Django reports errors this way, and a log line in a coroutine must not raise. The thread
@@ -102,7 +106,7 @@ class EmailBackend(BaseEmailBackend):
         try:
             # A failed insert must leave the caller's transaction usable.
             with transaction.atomic(using=router.db_for_write(EmailLog)):
-                return enqueue.enqueue_all(messages, self.options)
+                return enqueue.enqueue_all(filter(_is_no_echo, messages), self.options)
         except Error as error:
             self._report(error)
             return 0
@@ -151,7 +155,30 @@ def _with_short_subject(message: EmailMessage) -> EmailMessage:
 
 def _is_report(message: EmailMessage) -> bool:
     """Return whether a message goes to nobody but ``ADMINS`` and ``MANAGERS``."""
+    return {str(it) for it in message.recipients()} <= _staff()
+
+
+def _staff() -> set[str]:
     # Django 5.2 has pairs of name and address; since 6.0, addresses may be lazy.
     named = (*settings.ADMINS, *settings.MANAGERS)
-    staff = {str(it[1] if isinstance(it, (tuple, list)) else it) for it in named}
-    return {str(it) for it in message.recipients()} <= staff
+    return {str(it[1] if isinstance(it, (tuple, list)) else it) for it in named}
+
+
+def _is_no_echo(message: EmailMessage) -> bool:
+    """Return whether a message is not the report of a log line about a report.
+
+    A receiver that fails for each e-mail fails for the report of that too: without end.
+    """
+    email_id = signals.concerned()
+    if email_id is None or not (_is_logged() and _is_report(message)):
+        return True
+    rows = EmailRecipient.objects.using(router.db_for_write(EmailLog))
+    recipients = rows.filter(email=UUID(str(email_id)))
+    known = {*recipients.values_list("address", flat=True)}
+    return not (known and known <= {canonical(it) for it in _staff()})
+
+
+def _is_logged() -> bool:
+    """Return whether a handler of the log sends the mail, and not the site itself."""
+    emitting = logging.Handler.handle.__code__
+    return any(frame.f_code is emitting for frame, _ in walk_stack(None))

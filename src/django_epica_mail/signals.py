@@ -6,6 +6,9 @@ An error in a receiver is logged and changes nothing, except in receivers of ``b
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from uuid import UUID
 
@@ -60,7 +63,33 @@ Arguments: ``sender`` (``DeliveryGate``), ``category``, ``reason`` (the rates, i
 
 logger = logging.getLogger("django_epica_mail")
 
+_concerned = ContextVar[UUID | str | None]("django_epica_mail_concerned", default=None)
+
 _LEVELS = {Status.FAILED: logging.WARNING, Status.UNKNOWN: logging.WARNING}
+
+
+@contextmanager
+def concerning(email_id: UUID | str | None) -> Iterator[None]:
+    """Note that what is logged in this thread meanwhile is logged because of one e-mail.
+
+    If that is itself the report of a log line, ``backends`` queues no report of the report.
+    """
+    token = _concerned.set(email_id)
+    try:
+        yield
+    finally:
+        _concerned.reset(token)
+
+
+def concerned() -> UUID | str | None:
+    """Return the e-mail that this thread is concerned with, or ``None``."""
+    return _concerned.get()
+
+
+def tell_moved(sender: type, email_id: UUID, move: Move, failure: Failure | None = None) -> None:
+    """Send ``email_moved`` for a move that is committed."""
+    with concerning(email_id):
+        email_moved.send_robust(sender, email_id=email_id, move=move, failure=failure)
 
 
 def connect_logging() -> None:

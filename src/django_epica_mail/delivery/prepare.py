@@ -298,13 +298,13 @@ class _ReceiverFailed(Exception):  # noqa: N818
 
 def _build(mail: ClaimedMail, loader: MessageLoader) -> Attempt:
     """Build the attempt; raise ``Veto`` if the site vetoes it, or whatever building raises."""
-    with loader.timed("building it"):
+    with loader.timed("building it"), signals.concerning(mail.row.pk):
         message = loader.message(mail.row)
         instrument.keep_links_whole(message)
         if mail.row.additions:
             instrument.instrument(message, mail.row)
         verp.set_return_address(message, mail.row)
-    with loader.timed("the receivers of before_send"):
+    with loader.timed("the receivers of before_send"), signals.concerning(mail.row.pk):
         _ask_site(mail.row, message)
     # Last, so that no receiver of the site's can bypass it.
     envelope = restrict_recipients(message, loader.outstanding(mail.row))

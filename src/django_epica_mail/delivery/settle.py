@@ -356,12 +356,7 @@ def announce(outcomes: Sequence[Outcome], using: str) -> None:
     """
     for outcome in outcomes:
         for move in outcome.decision.moves:
-            signals.email_moved.send_robust(
-                EmailLog,
-                email_id=outcome.mail.pk,
-                move=move,
-                failure=outcome.decision.failure,
-            )
+            signals.tell_moved(EmailLog, outcome.mail.pk, move, outcome.decision.failure)
     todo = [
         partial(incoming.record_refusals, outcome.mail.pk, outcome.decision.refused)
         for outcome in outcomes
@@ -379,7 +374,7 @@ def announce(outcomes: Sequence[Outcome], using: str) -> None:
 def announce_moves(move: lifecycle.Move, ids: Iterable[uuid.UUID]) -> None:
     """Send ``email_moved`` for a committed move of several e-mails."""
     for pk in ids:
-        signals.email_moved.send_robust(EmailLog, email_id=pk, move=move, failure=None)
+        signals.tell_moved(EmailLog, pk, move)
 
 
 def _may_have_been_sent(outcome: Outcome) -> bool:

@@ -284,7 +284,7 @@ def succeed(
 
 def announce(email_id: UUID, move: lifecycle.Move) -> None:
     """Send ``email_moved`` for a move that is committed."""
-    signals.email_moved.send_robust(EmailLog, email_id=email_id, move=move, failure=None)
+    signals.tell_moved(EmailLog, email_id, move)
 
 
 def _proven_recipients(ids: Sequence[UUID], using: str) -> dict[UUID, set[int]]:
@@ -385,4 +385,5 @@ def _suppress(event: EmailEvent, using: str) -> None:
 
 def _send_signal(event: EmailEvent) -> None:
     event.__dict__.pop("created_at", None)  # a database expression until reloaded
-    signals.email_event.send_robust(EmailEvent, event=event)
+    with signals.concerning(event.email_id):
+        signals.email_event.send_robust(EmailEvent, event=event)

@@ -23,7 +23,7 @@ from django.core.mail.backends.base import BaseEmailBackend
 from django.core.mail.backends.smtp import EmailBackend as DjangoSMTPBackend
 from django.utils.module_loading import import_string
 
-from django_epica_mail import _compat, conf, replies, retry
+from django_epica_mail import _compat, conf, replies, retry, signals
 from django_epica_mail.retry import Failure, Result, Stage
 from django_epica_mail.transports import anymail, dkim, oauth
 from django_epica_mail.transports.config import (
@@ -93,13 +93,14 @@ class Connection:
         started = time.monotonic()
         deadline, carried = started + conf.get().send_timeout, self.accepted
         try:
-            result = self._send_to(message, deadline, carried)
-            while result.failure is None and time.monotonic() < deadline:
-                rest = sorted(it for it in result.limited if it < len(message.recipients()))
-                if not rest:
-                    break
-                later = self._send_to(_addressed_to(message, rest), deadline, carried)
-                result = retry.join(result, rest, later)
+            with signals.concerning(getattr(message, anymail.ID, None)):
+                result = self._send_to(message, deadline, carried)
+                while result.failure is None and time.monotonic() < deadline:
+                    rest = sorted(it for it in result.limited if it < len(message.recipients()))
+                    if not rest:
+                        break
+                    later = self._send_to(_addressed_to(message, rest), deadline, carried)
+                    result = retry.join(result, rest, later)
         except Exception as error:  # noqa: BLE001 - the mail may be accepted, but nobody can say
             self.close()
             failure = Failure(kind=retry.Kind.UNKNOWN, reply=_words(error))
