@@ -260,9 +260,15 @@ class _Expansion:
         for index, entry in enumerate(entries, start):
             try:
                 message, options = compose.compose(_named(_with_files(entry, self._files)))
-                drafts.append(
-                    draft.draft(message, options, of_celery=of_celery, bulk=True, batch=self._batch)
+                made = draft.draft(
+                    message,
+                    options,
+                    of_celery=of_celery,
+                    bulk=True,
+                    batch=self._batch,
+                    called_at=self._batch.created_at,
                 )
+                drafts.append(made)
             except Exception as error:  # a bad entry or template must not stop others
                 is_endless = isinstance(error, celery_config.INTERRUPTION)
                 if _passes(error) and not is_endless:

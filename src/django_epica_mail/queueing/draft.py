@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -55,17 +55,21 @@ def draft(
     of_celery: Mapping[str, Any],
     bulk: bool = False,
     batch: EmailBatch | None = None,
+    called_at: datetime | None = None,
 ) -> Draft:
     """Return the rows of a message.
 
-    ``of_celery`` is the result of ``celery_config.site_route``. Raises ``ValueError`` or
+    ``of_celery`` is the result of ``celery_config.site_route``; ``called_at`` is when the site
+    asked for the mail, if that is not now. Raises ``ValueError`` or
     ``TypeError`` for a message that cannot be sent or a transport that is not configured,
     ``UnstorableMessage`` for one that cannot be
     stored without loss, and ``ImproperlyConfigured`` for one that needs an encryption key that is
     not set, or that carries links the site does not serve.
     """
     with as_invalid_message("The message"):
-        return _draft(message, options, of_celery=of_celery, bulk=bulk, batch=batch)
+        return _draft(
+            message, options, of_celery=of_celery, bulk=bulk, batch=batch, called_at=called_at
+        )
 
 
 def _draft(
@@ -75,6 +79,7 @@ def _draft(
     of_celery: Mapping[str, Any],
     bulk: bool,
     batch: EmailBatch | None,
+    called_at: datetime | None,
 ) -> Draft:
     if options.transport is not None:
         names.check_transport(options.transport)
@@ -95,7 +100,7 @@ def _draft(
         template=options.template or "",
         is_bulk=bulk,
     )
-    _route(log, routing.decide(options, facts, conf.get(), of_celery), options)
+    _route(log, routing.decide(options, facts, conf.get(), of_celery), options, called_at)
     stored = _store(message, (log.transport, *log.fallbacks))
     if len(recipients) > 1:
         log.additions = ""  # links identify one recipient; in shared mail, anyone could use them
@@ -198,7 +203,9 @@ def check_size(size: int) -> None:
         )
 
 
-def _route(log: EmailLog, route: routing.Route, options: Options) -> None:
+def _route(
+    log: EmailLog, route: routing.Route, options: Options, called_at: datetime | None
+) -> None:
     """Set the row's queue, transports, times and policies."""
     first, *others = route.transports or (transports.default_alias(),)
     give_up_after = timedelta(seconds=conf.get().give_up_after)
@@ -213,9 +220,8 @@ def _route(log: EmailLog, route: routing.Route, options: Options) -> None:
     log.give_up_at = send_at + give_up_after if send_at else clock.now(give_up_after)
     log.expires_at = options.expires_at
     if options.expires_at is None and route.expires_after is not None:
-        log.expires_at = (
-            send_at + route.expires_after if send_at else clock.now(route.expires_after)
-        )
+        since = send_at or called_at
+        log.expires_at = since + route.expires_after if since else clock.now(route.expires_after)
     log.on_unknown = route.on_unknown
     log.additions = " ".join(route.additions)
     log.keep_content = _checked_keep_content(route.keep_content)

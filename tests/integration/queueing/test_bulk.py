@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
@@ -593,6 +594,20 @@ def test_an_interruption_while_entries_are_recorded_refuses_none(smtp, monkeypat
     travel(seconds=25)
     maintenance.dispatch()
     assert rings == ["bulk_emails"], "at once, because that worker has ended"
+
+
+@pytest.mark.parametrize("by", ["entry", "rule"])
+def test_mail_of_a_call_that_waited_too_long_expires(smtp, epica_mail, travel, deliver, by) -> None:
+    epica_mail(ROUTES=[{"expires_after": 3600}] if by == "rule" else [])
+    own = {"expires_after": 3600} if by == "entry" else {}
+    result = send_bulk_emails_task.delay([{**entries(1)[0], **own}])
+    travel(hours=3)
+    send_bulk_emails_task(result.id)
+    log = EmailLog.objects.get()
+    assert log.expires_at == EmailBatch.objects.get().created_at + timedelta(hours=1)
+    deliver("bulk_emails")
+    log.refresh_from_db()
+    assert (log.status, smtp.accepted) == ("expired", [])
 
 
 def test_calls_that_cannot_be_read_keep_no_other_waiting(smtp, rings, travel, monkeypatch) -> None:
