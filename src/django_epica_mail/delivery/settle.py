@@ -168,6 +168,9 @@ def settle(outcomes: Sequence[Outcome], *, using: str) -> list[Outcome]:
         # Only for rows that moved; the others may have been deleted.
         attempts = [_attempt(it.mail, it.result) for it in moved if it.result is not None]
         sql.insert_rows(attempts, using, ignore_conflicts=True)
+        for outcome in moved:
+            if outcome.is_late and outcome.result is not None:
+                _correct(_attempt(outcome.mail, outcome.result), using)
         ended = [outcome.mail.pk for outcome in moved if outcome.ends_content]
         EmailLog.objects.using(using).forget_content(ended)
     return moved
@@ -346,6 +349,15 @@ def _attempt(mail: EmailLog, result: Result) -> DeliveryAttempt:
         reply=failure.reply if failure else result.reply,
         provider_id=result.provider_id,
     )
+
+
+def _correct(attempt: DeliveryAttempt, using: str) -> None:
+    """Write how an attempt ended after all, of which the rescue has recorded that it is lost."""
+    rows = DeliveryAttempt.objects.using(using).filter(
+        email=attempt.email_id, number=attempt.number, failure_kind__in=retry.ENDED_WORKER
+    )
+    names = ("seconds", "failure_kind", "code", "reply", "provider_id")
+    rows.update(**{name: getattr(attempt, name) for name in names})
 
 
 def announce(outcomes: Sequence[Outcome], using: str) -> None:

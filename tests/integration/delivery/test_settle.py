@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from uuid import UUID
 
@@ -11,7 +12,7 @@ import pytest
 from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 
-from django_epica_mail import conf, lifecycle, maintenance, outbox
+from django_epica_mail import clock, conf, lifecycle, maintenance, outbox
 from django_epica_mail.delivery import claim as claims
 from django_epica_mail.delivery import db_retry, gates
 from django_epica_mail.delivery import settle as settling
@@ -19,7 +20,13 @@ from django_epica_mail.delivery.batch import Batch
 from django_epica_mail.delivery.limits import cached_reading, slowed_domains
 from django_epica_mail.delivery.outcome import Outcome
 from django_epica_mail.delivery.settle import Settler, settle
-from django_epica_mail.models import DeliveryAttempt, DeliveryGate, EmailLog, SlowedDomain
+from django_epica_mail.models import (
+    DeliveryAttempt,
+    DeliveryGate,
+    EmailEvent,
+    EmailLog,
+    SlowedDomain,
+)
 from django_epica_mail.retry import Decision, Failure, Kind, Result
 
 
@@ -50,6 +57,35 @@ def test_a_late_result_decides_unknown_mail(batch, travel) -> None:
     assert EmailLog.objects.get().status == "unknown"
     assert len(settle(success(batch), using=batch.using)) == 1
     assert EmailLog.objects.get().status == "sent"
+
+
+def test_a_late_result_replaces_what_the_rescue_took_for_the_attempts_end(batch, travel) -> None:
+    travel(minutes=5)
+    maintenance.rescue()
+    assert DeliveryAttempt.objects.get().failure_kind == "worker_lost"
+    (outcome,) = success(batch)
+    late = Result(code=250, reply="OK", seconds=0.1, provider_id="p-1")
+    event = EmailEvent(provider_id="p-1", key="k", kind="delivered", address="to@example.com")
+    event.at = event.created_at = clock.now()
+    event.save()
+    settler = Settler(batch.using)
+    settler.add(replace(outcome, result=late))
+    settler.flush()
+    attempt = DeliveryAttempt.objects.get()
+    assert (attempt.number, attempt.failure_kind, attempt.code) == (1, "", 250)
+    assert (attempt.seconds, attempt.reply, attempt.provider_id) == (0.1, "OK", "p-1")
+    assert EmailEvent.objects.get().email == EmailLog.objects.get(), "it came before its mail"
+
+
+def test_mail_of_a_late_refusal_is_in_doubt_no_longer(batch, travel) -> None:
+    travel(minutes=5)
+    maintenance.rescue()
+    refusal = Failure(kind=Kind.TRANSIENT, code=451, reply="4.3.0 Later")
+    decision = Decision(moves=(lifecycle.POSTPONE,), failure=refusal)
+    late = Outcome(batch.mails[0].row, Result(failure=refusal, seconds=0.1), decision)
+    assert not EmailLog.objects.surely_not_accepted().exists()
+    assert len(settle([late], using=batch.using)) == 1
+    assert EmailLog.objects.surely_not_accepted().get().status == "retrying"
 
 
 def test_the_result_of_a_replaced_worker_is_ignored(batch, travel, smtp) -> None:
