@@ -361,7 +361,7 @@ def _hold_back(attempt: Attempt) -> Outcome | None:
         barred = next(iter(attempt.envelope.barred.values()))
         return judge(attempt, Result(failure=barred))
     row = attempt.mail.row
-    refusal = rate_limits.take(row.transport, attempt.message.recipients())
+    refusal = rate_limits.take(row.transport, attempt.message.recipients(), row.priority)
     if refusal is None:
         return None
     # Due again at once under a limit on all mail: the claim reserves the budget for it.

@@ -23,6 +23,7 @@ from django_epica_mail import _compat, conf, rules
 from django_epica_mail.broker import celery_config, redis_pool
 from django_epica_mail.exceptions import MissingExtra
 from django_epica_mail.messages import addresses
+from django_epica_mail.rules import LEVELS
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ class _Budgets:
                 'pip install "django-epica-mail[rates]".'
             ) from error
         self.items = {key: self._limits.parse(_spelled_out(rate)) for key, rate in rates.items()}
-        self.turns: dict[str, float] = {}
+        self.turns: dict[tuple[str, int], float] = {}
+        """The last turn of mail that was postponed, by limit and priority, in monotonic seconds."""
         self._uri = uri
         self._window: Any = None
         self._silent_until = 0.0
@@ -157,21 +159,25 @@ class _Budgets:
         item = next(iter(self.items.values()))
         self._ask(lambda: self._window.hit(item, "epica-mail-doctor"))
 
-    def refusal(self, key: str, cost: int) -> Refusal:
+    def refusal(self, key: str, cost: int, priority: int) -> Refusal:
         """Return how long an exhausted budget refuses an e-mail."""
         is_of_domain = key.startswith("@")
-        seconds = self.turn(key, cost) if is_of_domain else self.wait(key)
+        seconds = self.turn(key, cost, priority) if is_of_domain else self.wait(key)
         return Refusal(seconds, is_of_domain)
 
-    def turn(self, key: str, cost: int) -> float:
+    def turn(self, key: str, cost: int, priority: int) -> float:
         """Return the seconds until an e-mail's turn among those that this process postponed.
 
-        Each is postponed once, instead of all of them again and again.
+        Each is postponed once, instead of all of them again and again. Only what is at least as
+        urgent comes before it; what is less so may find the budget used up, and is then postponed
+        again.
         """
         item, now = self.items[key], time.monotonic()
         spacing = item.get_expiry() / item.amount * self._bounded(key, cost)
-        self.turns[key] = max(self.turns.get(key, 0.0), now + self.wait(key)) + spacing
-        return self.turns[key] - now
+        before = [self.turns.get((key, level), 0.0) for level in LEVELS if level >= priority]
+        turn: float = max([*before, now + self.wait(key)]) + spacing
+        self.turns[key, priority] = turn
+        return turn - now
 
     def _bounded(self, key: str, cost: int) -> int:
         """Return the cost, at most the whole budget."""
@@ -277,7 +283,7 @@ def seconds_until(transport: str, cost: int = 1) -> float:
         return _STORE_LOST
 
 
-def take(transport: str, recipients: Iterable[str]) -> Refusal | None:
+def take(transport: str, recipients: Iterable[str], priority: int = LEVELS.start) -> Refusal | None:
     """Take the budget of one e-mail, in recipients; return the refusal if it is exhausted."""
     budgets = _current()
     if budgets is None:
@@ -289,7 +295,7 @@ def take(transport: str, recipients: Iterable[str]) -> Refusal | None:
         for ask in (budgets.has, budgets.take):
             for key, cost in wanted.items():
                 if not ask(key, cost):
-                    return budgets.refusal(key, cost)
+                    return budgets.refusal(key, cost, priority)
     except _StoreLost:
         return Refusal(_STORE_LOST, is_of_domain=False)
     return None

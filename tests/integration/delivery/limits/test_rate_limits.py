@@ -137,6 +137,25 @@ def test_mail_over_a_domains_rate_is_postponed_in_order(smtp, queue_mail, delive
     assert [round(minute) for minute in minutes] == [90, 120, 150, 180]
 
 
+def test_urgent_mail_does_not_wait_behind_a_backlog_of_its_domain(
+    smtp, queue_mail, deliver, budgets
+) -> None:
+    budgets(**{"@slow.example": "2/h"})
+    for number in range(20):
+        queue_mail(f"{number}@slow.example", priority="low")
+    deliver()
+    urgent = [queue_mail("urgent@slow.example", priority="urgent") for _ in range(2)]
+    low = queue_mail("low@slow.example", priority="low")
+    deliver()
+    minutes = [_minutes_until_due(log) for log in (*urgent, low)]
+    assert minutes == [90, 120, 90 + 18 * 30]
+
+
+def _minutes_until_due(log: EmailLog) -> int:
+    log.refresh_from_db()
+    return round((log.due_at - log.created_at).total_seconds() / 60)
+
+
 def test_celerys_rate_limit_annotation_limits_all_mail(
     smtp, queue_mail, deliver, budgets, monkeypatch
 ) -> None:
