@@ -263,7 +263,7 @@ def _do(verb: str, scope: str, name: str, request: HttpRequest) -> str:
     """Pause, resume or probe, and return a report; raises ``Http404`` if that is impossible."""
     if verb == "pause":
         note = " ".join(request.POST.get("note", "").replace("\0", "").split())
-        by = request.user.get_username()
+        by = str(request.user.get_username())  # a number, or an object of its own, on some sites
         try:
             outbox.pause(**{scope: name}, by=by, note=note)
         except ValueError as error:  # known from history alone: nothing would be held back

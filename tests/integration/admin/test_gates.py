@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
 from django.test import Client
 from django.utils import timezone
 
@@ -172,6 +173,12 @@ def test_a_pause_says_by_whom_and_why_and_can_be_undone(operator) -> None:
     press(operator, "restore queue emails")
     assert "Bounces are checked" in html_of(operator, LIST)
     assert DeliveryGate.objects.get().paused
+
+
+def test_whoever_is_named_by_a_number_can_pause(operator, monkeypatch) -> None:
+    monkeypatch.setattr(User, "get_username", lambda self: 905551112233)
+    assert press(operator, "pause queue emails").status_code == 302
+    assert DeliveryGate.objects.get().paused_by == "905551112233"
 
 
 def test_the_outcome_of_a_probe_is_shown(operator, db) -> None:
