@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from django.apps import apps
+from django.contrib import admin
 from django.contrib.admin import helpers
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import router
@@ -23,7 +24,7 @@ from django_epica_mail import lifecycle
 from django_epica_mail.admin import content as admin_content
 from django_epica_mail.admin import times
 from django_epica_mail.admin.base import ReadOnlyPage, may_operate
-from django_epica_mail.admin.changelist import afterwards
+from django_epica_mail.admin.changelist import afterwards, links
 from django_epica_mail.admin.content import frame, sandboxed
 from django_epica_mail.admin.mail_page.recipients import rows
 from django_epica_mail.admin.mail_page.remedies import remedy, remedy_of
@@ -94,12 +95,12 @@ class Detail(ReadOnlyPage):
                 (it, times.element(it.at), remedy_of(it)) for it in afterwards.bad_news(row)
             ],
             "refresh": 0 if row.status in lifecycle.FINAL else _REFRESH_SECONDS,
-            "recipients": rows(request, recipients[:_RECIPIENTS], using),
+            "recipients": rows(request, self.admin_site, recipients[:_RECIPIENTS], using),
             "has_more_recipients": len(recipients) > _RECIPIENTS,
             "operations": possible(row) if may_operate(request) else [],
             "checkbox": helpers.ACTION_CHECKBOX_NAME,
             "from_detail": DETAIL,
-            "result_url": _result_url(request, row),
+            "result_url": _result_url(request, self.admin_site, row),
             "may_see_content": may_see_content(request),
             **(self._content(request, row) if may_see_content(request) else {}),
         }
@@ -161,7 +162,7 @@ class Detail(ReadOnlyPage):
             content = admin_content.read_content(mail)
         except Exception as error:  # noqa: BLE001 - the page shows any error
             return {"unreadable": f"{type(error).__name__}: {error}"}
-        source = reverse("admin:epica_mail_emaillog_html", args=[mail.pk])
+        source = links.page_url(self.admin_site, "emaillog_html", mail.pk)
         return {
             "content": content,
             "html_bytes": (size := len(content.html.encode(errors="replace"))),
@@ -199,7 +200,7 @@ def _in_words(value: Any) -> Any:
     return times.moment(value) if isinstance(value, datetime) else value
 
 
-def _result_url(request: HttpRequest, mail: EmailLog) -> str:
+def _result_url(request: HttpRequest, site: admin.AdminSite, mail: EmailLog) -> str:
     """Return the URL of an e-mail's Celery result in the admin, or ``""`` if it has none."""
     if not apps.is_installed("django_celery_results"):
         return ""
@@ -207,8 +208,9 @@ def _result_url(request: HttpRequest, mail: EmailLog) -> str:
         return ""
     results: Any = apps.get_model("django_celery_results", "TaskResult")  # type: ignore[misc]
     pk = results.objects.filter(task_id=str(mail.pk)).values_list("pk", flat=True).first()
+    page = "admin:django_celery_results_taskresult_change"
     try:
-        return reverse("admin:django_celery_results_taskresult_change", args=[pk]) if pk else ""
+        return reverse(page, args=[pk], current_app=site.name) if pk else ""
     except NoReverseMatch:
         return ""
 

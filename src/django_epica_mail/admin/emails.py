@@ -9,7 +9,6 @@ from django.contrib.admin.views.main import ChangeList
 from django.db.models import Prefetch, QuerySet
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
-from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
@@ -19,7 +18,7 @@ from django.utils.translation import gettext_lazy as _
 
 from django_epica_mail.admin import times
 from django_epica_mail.admin.base import AtLeast, BoundedPaginator, PagedList
-from django_epica_mail.admin.changelist import afterwards
+from django_epica_mail.admin.changelist import afterwards, links
 from django_epica_mail.admin.changelist.filters import FILTERS, StatusFilter
 from django_epica_mail.admin.changelist.search import search, tried
 from django_epica_mail.admin.detail import Detail
@@ -133,7 +132,7 @@ class EmailLogAdmin(OperatePermission, Previews, Detail):
         return format_html(
             '<a class="epica-subject" dir="auto" href="{}">{}</a>'
             '<span class="epica-under" dir="auto">{}</span>',
-            reverse("admin:epica_mail_emaillog_change", args=[mail.pk]),
+            links.page_url(self.admin_site, "emaillog_change", mail.pk),
             Truncator(mail.subject).chars(_LINE) or gettext("(no subject)"),
             ", ".join(addresses[:_RECIPIENTS]) + more,
         )

@@ -9,7 +9,6 @@ from uuid import UUID
 from django.contrib import admin
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
-from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
@@ -17,6 +16,7 @@ from django.utils.translation import pgettext_lazy
 
 from django_epica_mail.admin import times
 from django_epica_mail.admin.base import BaseAdmin, CappedPaginator, ReadOnly
+from django_epica_mail.admin.changelist import links
 from django_epica_mail.admin.detail import may_see_content
 from django_epica_mail.messages.addresses import canonical
 from django_epica_mail.models import EmailEvent
@@ -67,5 +67,5 @@ class EmailEventAdmin(ReadOnly, BaseAdmin):
         """Return a link to the event's e-mail."""
         if event.email_id is None:
             return "-"
-        page = reverse("admin:epica_mail_emaillog_change", args=[event.email_id])
+        page = links.page_url(self.admin_site, "emaillog_change", event.email_id)
         return format_html('<a href="{}">{}</a>', page, event.email_id)

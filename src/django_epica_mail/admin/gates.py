@@ -12,7 +12,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import router
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.decorators import method_decorator
 from django.utils.html import format_html
@@ -24,6 +24,7 @@ from django.views.decorators.http import require_POST
 from django_epica_mail import outbox
 from django_epica_mail.admin import times
 from django_epica_mail.admin.base import BaseAdmin, ReadOnly, may_operate
+from django_epica_mail.admin.changelist.links import page_url
 from django_epica_mail.broker import celery_config
 from django_epica_mail.delivery import gates
 from django_epica_mail.delivery.limits.slowed_domains import SlowedDomains
@@ -237,7 +238,7 @@ class DeliveryGateAdmin(ReadOnly, BaseAdmin):
         if (inverse := _UNDONE_BY.get(verb)) is not None:
             shown = format_html(_UNDO, said, f"{inverse} {scope} {name}", _("Undo"))
         self.message_user(request, shown, messages.SUCCESS)
-        return HttpResponseRedirect(_next(request))
+        return HttpResponseRedirect(_next(request, self.admin_site))
 
     def _set_free(self, request: HttpRequest, domain: str) -> HttpResponse:
         """Send to a slowed domain at full speed again; raise ``Http404`` if it is not slowed."""
@@ -249,7 +250,7 @@ class DeliveryGateAdmin(ReadOnly, BaseAdmin):
             self.log_change(request, row, said)
         outbox.resume(domain=domain)
         self.message_user(request, said, messages.SUCCESS)
-        return HttpResponseRedirect(_next(request))
+        return HttpResponseRedirect(_next(request, self.admin_site))
 
 
 _UNDO = (
@@ -279,10 +280,10 @@ def _do(verb: str, scope: str, name: str, request: HttpRequest) -> str:
     raise Http404(f"{verb!r} cannot be done to {scope} {name}.")
 
 
-def _next(request: HttpRequest) -> str:
-    """Return where to redirect: a URL of this site, or the list."""
+def _next(request: HttpRequest, site: admin.AdminSite) -> str:
+    """Return where to redirect: a URL of this host, or the list."""
     wanted = request.POST.get("next", "")
     is_safe = url_has_allowed_host_and_scheme(
         wanted, {request.get_host()}, require_https=request.is_secure()
     )
-    return wanted if is_safe else reverse("admin:epica_mail_deliverygate_changelist")
+    return wanted if is_safe else page_url(site, "deliverygate_changelist")

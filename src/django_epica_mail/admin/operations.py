@@ -14,7 +14,6 @@ from django.contrib.admin import helpers
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext, pgettext_lazy
@@ -22,6 +21,7 @@ from django.utils.translation import ngettext, pgettext_lazy
 from django_epica_mail import clock, lifecycle, outbox
 from django_epica_mail.admin import confirmation
 from django_epica_mail.admin.base import MOST, grouped, may_operate
+from django_epica_mail.admin.changelist.links import page_url
 from django_epica_mail.admin.export import export
 from django_epica_mail.lifecycle import Status
 from django_epica_mail.models import EmailLog, EmailQuerySet
@@ -219,7 +219,7 @@ def _operate(
     if not ids:
         none = _("“%(label)s” applies to none of the chosen e-mails.") % {"label": operation.label}
         model_admin.message_user(request, none, messages.WARNING)
-        return _back(request)
+        return _back(request, model_admin.admin_site)
     if not is_confirmed:
         return _confirmation(operation, model_admin, request, rows, wanted)
     done = operation.run(ids)
@@ -230,15 +230,15 @@ def _operate(
     level = messages.SUCCESS if done else messages.WARNING
     about = {"label": operation.label, "count": grouped(done)}
     model_admin.message_user(request, report % about, level)
-    return _back(request)
+    return _back(request, model_admin.admin_site)
 
 
-def _back(request: HttpRequest) -> HttpResponseBase | None:
+def _back(request: HttpRequest, site: admin.AdminSite) -> HttpResponseBase | None:
     """Return to the e-mail's own page if the request came from there, otherwise to the list."""
     selected = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
     if DETAIL not in request.POST or len(selected) != 1:
         return None
-    return HttpResponseRedirect(reverse("admin:epica_mail_emaillog_change", args=selected))
+    return HttpResponseRedirect(page_url(site, "emaillog_change", *selected))
 
 
 def _confirmation(

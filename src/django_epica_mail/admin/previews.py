@@ -10,11 +10,12 @@ from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, path, reverse
+from django.urls import URLPattern, path
 from django.utils import translation
 from django.utils.translation import gettext as _
 
 from django_epica_mail import conf
+from django_epica_mail.admin.changelist.links import page_url
 from django_epica_mail.admin.content import frame, sandboxed
 from django_epica_mail.admin.detail import may_see_content
 from django_epica_mail.queueing.rendering import render, samples
@@ -65,7 +66,7 @@ class Previews(admin.ModelAdmin):  # type: ignore[type-arg]
             "templates": [_choice(name, request, chosen) for name in sorted(conf.get().previews)],
             "languages": [_language(code, name, chosen) for code, name in settings.LANGUAGES],
             "chosen": chosen,
-            **(_rendered(request, chosen) if chosen else {}),
+            **(_rendered(request, self.admin_site, chosen) if chosen else {}),
         }
         return TemplateResponse(request, "admin/epica_mail/previews.html", context)
 
@@ -106,7 +107,7 @@ def _language(code: str, name: str, chosen: Chosen | None) -> tuple[str, str, bo
     return str(_(name)), query, chosen is not None and chosen.language == code
 
 
-def _rendered(request: HttpRequest, chosen: Chosen) -> dict[str, Any]:
+def _rendered(request: HttpRequest, site: admin.AdminSite, chosen: Chosen) -> dict[str, Any]:
     try:
         with render.speaking(chosen.language):
             values = samples.context_of(chosen.template)
@@ -114,7 +115,7 @@ def _rendered(request: HttpRequest, chosen: Chosen) -> dict[str, Any]:
             missing = samples.missing_variables(chosen.template, values)
     except Exception as error:  # noqa: BLE001 - an unfinished template; the page shows why
         return {"problem": f"{type(error).__name__}: {error}"}
-    source = f"{reverse('admin:epica_mail_emaillog_preview')}?{chosen.query}"
+    source = f"{page_url(site, 'emaillog_preview')}?{chosen.query}"
     return {
         "rendered": mail,
         "missing": missing,

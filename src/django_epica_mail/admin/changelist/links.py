@@ -1,4 +1,4 @@
-"""Addresses of the list of e-mails, narrowed by its filters: every number leads to its e-mails."""
+"""Addresses of pages, and of the list of e-mails narrowed by its filters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from datetime import MAXYEAR, MINYEAR, datetime, timezone
 from typing import Any
 from urllib.parse import urlencode
 
+from django.contrib.admin import AdminSite
 from django.urls import reverse
 
 from django_epica_mail.lifecycle import Status
@@ -16,10 +17,15 @@ NO_CODE = "0"
 """What the filter for the reply code calls a failure without one."""
 
 
-def emails_url(**filters: Any) -> str:
+def page_url(site: AdminSite, name: str, *args: object) -> str:
+    """Return the URL of a page of ours in an admin site: a project may have several."""
+    return reverse(f"admin:epica_mail_{name}", args=args, current_app=site.name)
+
+
+def emails_url(site: AdminSite, **filters: Any) -> str:
     """Return the URL of the list of e-mails, narrowed by filters as ``query`` takes them."""
     narrowed = query(**filters)
-    return reverse("admin:epica_mail_emaillog_changelist") + (f"?{narrowed}" if narrowed else "")
+    return page_url(site, "emaillog_changelist") + (f"?{narrowed}" if narrowed else "")
 
 
 def query(**filters: Any) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from django.contrib.admin import AdminSite
 from django.http import HttpRequest
-from django.urls import reverse
 
 from django_epica_mail import suppression
 from django_epica_mail.admin.changelist import links
@@ -27,21 +27,23 @@ class Row:
     """Why it is on the suppression list."""
 
 
-def rows(request: HttpRequest, recipients: Sequence[EmailRecipient], using: str) -> list[Row]:
+def rows(
+    request: HttpRequest, site: AdminSite, recipients: Sequence[EmailRecipient], using: str
+) -> list[Row]:
     """Return recipients with their links; the suppression list takes a permission of its own."""
     addresses = {canonical(it.address) for it in recipients}
     may_see = request.user.has_perm("epica_mail.view_suppression")
     listed = suppression.listed(addresses, using) if may_see and addresses else {}
-    return [_row(it, listed.get(canonical(it.address), ())) for it in recipients]
+    return [_row(it, site, listed.get(canonical(it.address), ())) for it in recipients]
 
 
-def _row(recipient: EmailRecipient, entries: Sequence[tuple[str, str]]) -> Row:
+def _row(recipient: EmailRecipient, site: AdminSite, entries: Sequence[tuple[str, str]]) -> Row:
     narrowed = links.query(q=recipient.address)
-    page = reverse("admin:epica_mail_suppression_changelist") if entries else ""
+    page = links.page_url(site, "suppression_changelist") if entries else ""
     labels = {str(Suppression.Reason(reason).label) for _scope, reason in entries}
     return Row(
         recipient,
-        links.emails_url(q=recipient.address),
+        links.emails_url(site, q=recipient.address),
         page and f"{page}?{narrowed}",
         ", ".join(sorted(labels)),
     )

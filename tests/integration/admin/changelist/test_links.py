@@ -5,7 +5,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from django.contrib import admin
+from django.contrib.admin import AdminSite
 from django.http import QueryDict
+from django.urls import path
 from django.utils import timezone as django_timezone
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,10 +47,9 @@ def test_what_is_no_interval_has_no_bounds(text) -> None:
 
 
 def test_filters_without_a_value_are_left_out(site) -> None:
-    assert links.emails_url() == "/admin/epica_mail/emaillog/"
-    assert (
-        links.emails_url(status="failed", queue="") == "/admin/epica_mail/emaillog/?status=failed"
-    )
+    assert links.emails_url(admin.site) == "/admin/epica_mail/emaillog/"
+    failed = links.emails_url(admin.site, status="failed", queue="")
+    assert failed == "/admin/epica_mail/emaillog/?status=failed"
 
 
 def failed(subject: str, *, code: int | None, ended: datetime, kind: Kind = Kind.PERMANENT) -> None:
@@ -88,3 +90,20 @@ def test_moments_are_written_in_utc() -> None:
 def test_the_edges_of_the_calendar_are_no_error(listed, settings, text, zone) -> None:
     settings.TIME_ZONE = zone
     assert listed(ended=text) == []
+
+
+def test_pages_link_to_each_other_in_the_admin_site_they_are_in(
+    superuser, letter, settings
+) -> None:
+    office = AdminSite(name="backoffice")
+    for model, model_admin in list(admin.site._registry.items()):
+        if model._meta.app_label == "epica_mail":
+            office.register(model, type(model_admin))
+    without_mail = AdminSite(name="admin")
+    settings.ROOT_URLCONF = (path("admin/", without_mail.urls), path("offices/", office.urls))
+    base = "/offices/epica_mail"
+    mail_page = f"{base}/emaillog/{letter.pk}/change/"
+    assert f'href="{mail_page}"' in superuser.get(f"{base}/emaillog/").content.decode()
+    assert f"{base}/emaillog/?q=ayse" in superuser.get(mail_page).content.decode()
+    paused = superuser.post(f"{base}/deliverygate/operate/", {"do": "pause queue emails"})
+    assert paused.headers["Location"] == f"{base}/deliverygate/"
