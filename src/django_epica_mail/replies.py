@@ -94,6 +94,13 @@ _UNSENDABLE = (
     smtplib.SMTPNotSupportedError,
 )
 
+_OF_CONNECTING = (
+    smtplib.SMTPAuthenticationError,
+    smtplib.SMTPConnectError,
+    smtplib.SMTPHeloError,
+)
+"""Raised before any mail is named: by a backend that connects as it sends, they say no more."""
+
 
 def classify_reply(code: int, words: bytes | str) -> Failure:
     """Classify an SMTP reply to MAIL, RCPT, DATA or the content.
@@ -187,6 +194,8 @@ def classify_recipients(
 
 def classify(error: Exception, stage: Stage) -> Failure:
     """Classify an exception from a transport, given how far the dialogue had come."""
+    if stage is Stage.UNSEEN and isinstance(error, _OF_CONNECTING):
+        stage = Stage.CONNECT
     if isinstance(error, smtplib.SMTPRecipientsRefused):
         return mildest(classify_reply(*reply) for reply in error.recipients.values())
     if isinstance(error, smtplib.SMTPResponseException) and _is_verdict(error.smtp_code, stage):

@@ -136,6 +136,10 @@ def test_a_reply_is_classified(code: int, text: str, kind: Kind) -> None:
         (smtplib.SMTPDataError(451, b"Later"), Stage.ANSWERED, Kind.TRANSIENT),
         (ConnectionRefusedError(), Stage.UNSEEN, Kind.OUTAGE),
         (TimeoutError(), Stage.UNSEEN, Kind.UNKNOWN),
+        (smtplib.SMTPAuthenticationError(535, b"Bad"), Stage.UNSEEN, Kind.OUTAGE),
+        (smtplib.SMTPConnectError(554, b"No"), Stage.UNSEEN, Kind.OUTAGE),
+        (smtplib.SMTPHeloError(550, b"No"), Stage.UNSEEN, Kind.OUTAGE),
+        (smtplib.SMTPDataError(554, b"Spam"), Stage.UNSEEN, Kind.PERMANENT),
     ],
 )
 def test_an_exception_is_classified_by_stage(error: Exception, stage: Stage, kind: Kind) -> None:
@@ -145,6 +149,7 @@ def test_an_exception_is_classified_by_stage(error: Exception, stage: Stage, kin
 def test_a_refused_login_concerns_the_credentials() -> None:
     refused = smtplib.SMTPAuthenticationError(535, b"Bad user name")
     assert replies.classify(refused, Stage.CONNECT).scope is Scope.CREDENTIALS
+    assert replies.classify(refused, Stage.UNSEEN).scope is Scope.CREDENTIALS
     busy = smtplib.SMTPConnectError(554, b"No")
     assert replies.classify(busy, Stage.CONNECT).scope is Scope.SERVER
 
