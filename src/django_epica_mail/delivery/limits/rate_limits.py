@@ -161,21 +161,27 @@ class _Budgets:
 
     def refusal(self, key: str, cost: int, priority: int) -> Refusal:
         """Return how long an exhausted budget refuses an e-mail."""
-        is_of_domain = key.startswith("@")
-        seconds = self.turn(key, cost, priority) if is_of_domain else self.wait(key)
-        return Refusal(seconds, is_of_domain)
+        is_of_domain, wait = key.startswith("@"), self.wait(key)
+        return Refusal(self.turn(key, cost, priority, wait) if is_of_domain else wait, is_of_domain)
 
-    def turn(self, key: str, cost: int, priority: int) -> float:
+    def refusal_by_lost_store(self, costs: Mapping[str, int], priority: int) -> Refusal:
+        """Return how long an e-mail with these costs waits, as long as the store says nothing."""
+        if not all(key.startswith("@") for key in costs):
+            return Refusal(_STORE_LOST, is_of_domain=False)
+        turns = (self.turn(key, cost, priority, _STORE_LOST) for key, cost in costs.items())
+        return Refusal(max(turns), is_of_domain=True)
+
+    def turn(self, key: str, cost: int, priority: int, wait: float) -> float:
         """Return the seconds until an e-mail's turn among those that this process postponed.
 
         Each is postponed once, instead of all of them again and again. Only what is at least as
         urgent comes before it; what is less so may find the budget used up, and is then postponed
-        again.
+        again. ``wait`` is the seconds until there may be any budget.
         """
         item, now = self.items[key], time.monotonic()
         spacing = item.get_expiry() / item.amount * self._bounded(key, cost)
         before = [self.turns.get((key, level), 0.0) for level in LEVELS if level >= priority]
-        turn: float = max([*before, now + self.wait(key)]) + spacing
+        turn: float = max([*before, now + wait]) + spacing
         self.turns[key, priority] = turn
         return turn - now
 
@@ -297,7 +303,7 @@ def take(transport: str, recipients: Iterable[str], priority: int = LEVELS.start
                 if not ask(key, cost):
                     return budgets.refusal(key, cost, priority)
     except _StoreLost:
-        return Refusal(_STORE_LOST, is_of_domain=False)
+        return budgets.refusal_by_lost_store(wanted, priority)
     return None
 
 

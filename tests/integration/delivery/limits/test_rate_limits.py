@@ -189,6 +189,22 @@ def test_limited_mail_waits_while_the_store_is_unreachable(
     assert deliver() == 1
 
 
+def test_mail_limited_by_its_domain_alone_keeps_no_other_waiting_for_the_store(
+    smtp, queue_mail, deliver, epica_mail
+) -> None:
+    rate_limits._budgets.clear()
+    epica_mail(RATES={"@slow.example": "100/s"}, RATES_STORAGE="redis://127.0.0.1:1/0")
+    slow = [queue_mail(f"{number}@slow.example") for number in range(2)]
+    queue_mail("quick@example.com")
+    assert deliver() == 1
+    assert [*smtp.accepted[0].recipients] == ["quick@example.com"]
+    for log in slow:
+        log.refresh_from_db()
+        assert log.status == "queued"
+        assert log.due_at - log.created_at > timedelta(seconds=5)
+    assert slow[0].due_at < slow[1].due_at
+
+
 @pytest.mark.parametrize("command", ["SET {} x", "RPUSH {} x", "LPUSH {} x y z", "SADD {} x"])
 def test_what_somebody_writes_under_a_key_of_a_rate_stops_no_mail(
     smtp, queue_mail, deliver, epica_mail, tmp_path, command
