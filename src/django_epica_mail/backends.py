@@ -27,6 +27,7 @@ from django_epica_mail.models import EmailLog, EmailRecipient
 from django_epica_mail.queueing import enqueue
 from django_epica_mail.routing import Options
 from django_epica_mail.transports import config
+from django_epica_mail.transports.connection import is_being_sent
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class EmailBackend(BaseEmailBackend):
             return 0
         messages = map(_with_short_subject, email_messages or ())
         if not self.fail_silently:
-            return enqueue.enqueue_all(filter(_is_no_echo, messages), self.options)
+            return enqueue.enqueue_all(filter(_may_be_queued, messages), self.options)
         if not _is_in_event_loop():
             return self._queue_silently(messages)
         # Django reports errors this way, and a log line in a coroutine must not raise. The thread
@@ -106,7 +107,7 @@ class EmailBackend(BaseEmailBackend):
         try:
             # A failed insert must leave the caller's transaction usable.
             with transaction.atomic(using=router.db_for_write(EmailLog)):
-                return enqueue.enqueue_all(filter(_is_no_echo, messages), self.options)
+                return enqueue.enqueue_all(filter(_may_be_queued, messages), self.options)
         except Error as error:
             self._report(error)
             return 0
@@ -164,11 +165,17 @@ def _staff() -> set[str]:
     return {str(it[1] if isinstance(it, (tuple, list)) else it) for it in named}
 
 
-def _is_no_echo(message: EmailMessage) -> bool:
+def _may_be_queued(message: EmailMessage) -> bool:
     """Return whether a message is not the report of a log line about a report.
 
-    A receiver that fails for each e-mail fails for the report of that too: without end.
+    A receiver that fails for each e-mail fails for the report of that too: without end. So would
+    a transport whose own backend gives its mail to the queue: raises ``ImproperlyConfigured``.
     """
+    if is_being_sent(message):
+        raise ImproperlyConfigured(
+            "A transport has given its mail back to the queue, because its backend opens the "
+            "site's default one with get_connection(): name the backend that is to send it."
+        )
     email_id = signals.concerned()
     if email_id is None or not (_is_logged() and _is_report(message)):
         return True

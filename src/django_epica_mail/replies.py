@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import replace
 
+from django.core.exceptions import ImproperlyConfigured
+
 from django_epica_mail.retry import Failure, Kind, Scope, Stage, mildest
 
 REPLY_LENGTH = 2000
@@ -95,11 +97,12 @@ _UNSENDABLE = (
 )
 
 _OF_CONNECTING = (
+    ImproperlyConfigured,
     smtplib.SMTPAuthenticationError,
     smtplib.SMTPConnectError,
     smtplib.SMTPHeloError,
 )
-"""Raised before any mail is named: by a backend that connects as it sends, they say no more."""
+"""Raised before any mail is named, also by a backend that connects as it sends."""
 
 
 def classify_reply(code: int, words: bytes | str) -> Failure:

@@ -9,6 +9,7 @@ import unicodedata
 from itertools import pairwise
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,6 +140,8 @@ def test_a_reply_is_classified(code: int, text: str, kind: Kind) -> None:
         (smtplib.SMTPAuthenticationError(535, b"Bad"), Stage.UNSEEN, Kind.OUTAGE),
         (smtplib.SMTPConnectError(554, b"No"), Stage.UNSEEN, Kind.OUTAGE),
         (smtplib.SMTPHeloError(550, b"No"), Stage.UNSEEN, Kind.OUTAGE),
+        (ImproperlyConfigured("no key"), Stage.UNSEEN, Kind.OUTAGE),
+        (ImproperlyConfigured("no key"), Stage.CONTENT, Kind.UNKNOWN),
         (smtplib.SMTPDataError(554, b"Spam"), Stage.UNSEEN, Kind.PERMANENT),
     ],
 )

@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 _REMEMBERED_SECONDS = 3600.0
 
+_sending = ContextVar[str | None]("django_epica_mail_sending", default=None)
+"""The id of the e-mail that this thread is giving to its transport."""
+
 
 @contextlib.contextmanager
 def connection(alias: str) -> Iterator[Connection]:
@@ -74,6 +78,22 @@ def probe(alias: str) -> Failure | None:
     return None
 
 
+def is_being_sent(message: EmailMessage) -> bool:
+    """Return whether this thread is giving an e-mail of the queue, or a copy, to its transport."""
+    own = getattr(message, anymail.ID, None)
+    return own is not None and own == _sending.get()
+
+
+@contextlib.contextmanager
+def _handing_over(email_id: str | None) -> Iterator[None]:
+    token = _sending.set(email_id)
+    try:
+        with signals.concerning(email_id):
+            yield
+    finally:
+        _sending.reset(token)
+
+
 class Connection:
     """One backend, kept open for several mails and used by one task at a time."""
 
@@ -93,7 +113,7 @@ class Connection:
         started = time.monotonic()
         deadline, carried = started + conf.get().send_timeout, self.accepted
         try:
-            with signals.concerning(getattr(message, anymail.ID, None)):
+            with _handing_over(getattr(message, anymail.ID, None)):
                 result = self._send_to(message, deadline, carried)
                 while result.failure is None and time.monotonic() < deadline:
                     rest = sorted(it for it in result.limited if it < len(message.recipients()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import smtplib
 from typing import Any
@@ -13,7 +14,8 @@ from django.core.mail.backends.smtp import EmailBackend
 from django.core.mail.message import EmailMessage
 
 from devservers.smtp_faults import drop, refuse
-from django_epica_mail.models import EmailLog
+from django_epica_mail.backends import EmailBackend as QueueBackend
+from django_epica_mail.models import DeliveryGate, EmailLog
 from django_epica_mail.transports.smtp import opens_itself
 
 
@@ -114,6 +116,21 @@ class Unreadable(EmailBackend):
         return sent or 0
 
 
+class BackToTheQueue(Plain):
+    """What ``get_connection()`` makes of a backend that means to wrap another one."""
+
+    def send_messages(self, email_messages: list[EmailMessage]) -> int:
+        return QueueBackend(transport="smtp").send_messages(map(copy.copy, email_messages))
+
+
+class AlsoQueuesItsOwn(Plain):
+    def send_messages(self, email_messages: list[EmailMessage]) -> int | None:  # type: ignore[override]
+        if email_messages[0].subject != "Sent":
+            note = EmailMessage("Sent", "B", "shop@example.com", ["audit@example.com"])
+            QueueBackend(transport="smtp").send_messages([note])
+        return super().send_messages(email_messages)
+
+
 @pytest.fixture
 def use(smtp, settings):
     def configure(backend: type[BaseEmailBackend]) -> None:
@@ -183,6 +200,25 @@ def test_a_backend_that_fails_does_not_lose_its_worker(
     assert log.failure_kind == kind
     assert log.lease_until is None
     assert "\x1b" not in log.reply
+
+
+def test_a_transport_that_gives_its_mail_to_the_queue_again_is_out_of_order(
+    use, queue_mail, deliver
+) -> None:
+    use(BackToTheQueue)
+    log = queue_mail()
+    assert deliver() == 1
+    log = EmailLog.objects.get()
+    assert (log.status, log.failure_kind) == ("retrying", "outage")
+    assert "back to the queue" in log.reply
+    assert DeliveryGate.objects.get().tripped_at is not None
+
+
+def test_a_backend_may_queue_other_mail_while_it_sends(smtp, use, queue_mail, deliver) -> None:
+    use(AlsoQueuesItsOwn)
+    queue_mail()
+    assert deliver() == 2
+    assert len(smtp.accepted) == 2
 
 
 def fail(*_: object) -> None:
