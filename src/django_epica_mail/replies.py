@@ -278,6 +278,13 @@ def secrets_in(response: str) -> set[bytes]:
     return plain | {base64.b64encode(part) for part in plain}
 
 
+def without_secrets(words: bytes, secrets: Iterable[bytes]) -> bytes:
+    """Return a reply with ``***`` for each secret in it."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        words = words.replace(secret, b"***")
+    return words
+
+
 def _shown(character: str) -> str:
     if character.isspace():
         return " "

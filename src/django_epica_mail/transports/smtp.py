@@ -50,6 +50,7 @@ _CHUNK_BYTES = 1 << 16
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _MAX_GREETING_BYTES = 1 << 16  # of all replies before the first mail: smtplib joins them slowly
 _MAX_HEARD_BYTES = 1 << 24  # of all replies about one mail, lest they fill the memory
+_MAX_ANSWERS = 5  # to challenges; after one more, smtplib raises an error that quotes the server
 _MAX_PIPELINED_RECIPIENTS = 100
 """With more recipients, client and server might each wait for the other to read."""
 
@@ -172,6 +173,7 @@ class RecordingClient(smtplib.SMTP):
         self.begin(deadline)
         self.stage = Stage.CONNECT
         self._secrets: set[bytes] = set()
+        self._is_asked = False  # by challenges
         kwargs["timeout"] = self.seconds_left()
         super().__init__(*args, **kwargs)
         self.timeout = timeout
@@ -218,18 +220,25 @@ class RecordingClient(smtplib.SMTP):
 
         What the client sends here is removed from every reply that repeats it.
         """
+        left = iter(range(_MAX_ANSWERS))
 
         def respond(*challenge: bytes) -> str | None:
+            if next(left, None) is None:
+                raise smtplib.SMTPException("the server's challenges do not end")
             response = authobject(*challenge)
             self._secrets |= replies.secrets_in(response or "")
             return response
 
+        self._is_asked = True
         try:
             return super().auth(mechanism, respond, **kwargs)  # type: ignore[arg-type]
         except smtplib.SMTPAuthenticationError as error:
             if not is_positive(error.smtp_code):
                 raise
-            return 235, _to_bytes(error.smtp_error)
+            words = error.smtp_error
+            return 235, words.encode() if isinstance(words, str) else words
+        finally:
+            self._is_asked = False
 
     def sendmail(
         self,
@@ -315,15 +324,10 @@ class RecordingClient(smtplib.SMTP):
         else:
             if self.file is None:
                 self.file = io.BufferedReader(_DeadlineReader(self))
-            reply = self._without_secrets(super().getreply())
+            code, words = super().getreply()
+            is_challenge = code == 334 and self._is_asked  # has to be answered as it came
+            reply = code, words if is_challenge else replies.without_secrets(words, self._secrets)
         return _as_expected(reply, 354) if awaits_go_ahead else reply
-
-    def _without_secrets(self, reply: Reply) -> Reply:
-        code, words = reply
-        if code != 334:  # a challenge, which has to be answered as it came
-            for secret in sorted(self._secrets, key=len, reverse=True):
-                words = words.replace(secret, b"***")
-        return code, words
 
     def _envelope_commands(self, sender: str, options: Sequence[str]) -> list[str]:
         """Return the commands from MAIL to DATA."""
@@ -367,10 +371,6 @@ class RecordingClient(smtplib.SMTP):
 def _as_expected(reply: Reply, code: int) -> Reply:
     """Return a reply with the code that smtplib expects if the first digit is the same."""
     return (code, reply[1]) if reply[0] // 100 == code // 100 else reply
-
-
-def _to_bytes(words: bytes | str) -> bytes:
-    return words.encode() if isinstance(words, str) else words
 
 
 class _DeadlineReader(io.RawIOBase):

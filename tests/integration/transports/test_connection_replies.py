@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import math
+import smtplib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -17,9 +19,11 @@ from hypothesis import strategies as st
 
 from devservers.smtp import SMTPServer
 from devservers.smtp_faults import Reply, Rule, drop, refuse
+from django_epica_mail import replies
 from django_epica_mail.models import EmailLog
-from django_epica_mail.retry import Kind, Result
+from django_epica_mail.retry import Kind, Result, Stage
 from django_epica_mail.transports import connection as transport_connection
+from django_epica_mail.transports.smtp import RecordingClient
 
 
 @contextlib.contextmanager
@@ -174,6 +178,36 @@ def test_what_the_auth_dialogue_carried_is_not_kept(login, stage) -> None:
     failure = send("a@example.com").failure
     assert failure is not None
     assert failure.reply == "5.7.8 No: *** *** ***/***"
+
+
+@pytest.mark.parametrize("stage", ["mail", "rcpt", "content"])
+def test_a_code_of_challenges_elsewhere_keeps_nothing_of_the_auth_dialogue(login, stage) -> None:
+    encoded = base64.b64encode(b"\0shop-user\0pass-word").decode()
+    login.inject(Rule(stage, Reply(334, encoded)))
+    failure = send("a@example.com").failure
+    assert failure is not None
+    assert "***" in failure.reply
+    assert encoded not in failure.reply
+
+
+@pytest.mark.parametrize("mechanism", [b"PLAIN", b"LOGIN"])
+def test_challenges_that_do_not_end_do_not_tell_the_password(mechanism) -> None:
+    """They repeat the client's last answer; smtplib's error would quote it."""
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(b"220 ready\r\n")
+        for line in connection.makefile("rb"):
+            is_greeting = line.startswith(b"ehlo")
+            offer = b"250-ready\r\n250 AUTH " + mechanism
+            connection.sendall((offer if is_greeting else b"334 " + line.split()[-1]) + b"\r\n")
+
+    with serving(talk) as port:
+        client = RecordingClient("127.0.0.1", port, deadline=math.inf, timeout=10)
+        with contextlib.closing(client), pytest.raises(smtplib.SMTPException) as caught:
+            client.login("shop-user", "pass-word")
+    failure = replies.classify(caught.value, Stage.CONNECT)
+    assert (failure.kind, "do not end" in failure.reply) == (Kind.OUTAGE, True)
+    assert base64.b64encode(b"pass-word").decode()[2:10] not in failure.reply
 
 
 def test_a_reply_is_cleaned_before_it_is_stored(smtp, queue_mail, deliver) -> None:
