@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
@@ -119,6 +120,9 @@ def raw_subject(template_name: str, context: Mapping[str, Any]) -> str | None:
     with _rendering():
         return None if template is None else _render_plain(template, dict(context))
 
+
+_MOST_PADDED = 20_000_000
+"""Characters of a derived text whose tables are laid out, with the padding of their cells."""
 
 _SHIPPED = Path(__file__).parents[2] / "templates"
 
@@ -270,10 +274,29 @@ def _derive_text(html: str, name: str) -> str:
     config = inscriptis.model.config.ParserConfig(
         css=inscriptis.css_profiles.STRICT_CSS_PROFILE, display_images=True
     )
-    text = inscriptis.Inscriptis(document, config).get_text()
+    text = None
+    if (html.count("<") + html.count("\n")) * len(html) > _MOST_PADDED:
+        text = _without_columns(document, lambda it: inscriptis.Inscriptis(it, config).get_text())
+    if text is None:
+        text = inscriptis.Inscriptis(document, config).get_text()
     # Layout tables are padded to their width, and their gaps become many empty lines.
     lines = "\n".join(line.rstrip() for line in text.splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines).strip("\n") + "\n"
+
+
+def _without_columns(document: Any, write: Callable[[Any], str]) -> str | None:
+    """Return the text with a line for each cell of a table, if it is too large for columns.
+
+    Every line of a cell is padded to the longest one of its column, so that a visitor's text of
+    thousands of lines and one long line would fill the memory.
+    """
+    flat = deepcopy(document)
+    for element in flat.iter("table", "tr", "td", "th"):
+        element.tag = "div"
+    text = write(flat)
+    lines = text.split("\n")
+    columns = max((len(row) for row in document.iter("tr")), default=1)
+    return text if len(lines) * max(map(len, lines)) * columns > _MOST_PADDED else None
 
 
 def _spell_out_links(document: Any) -> None:

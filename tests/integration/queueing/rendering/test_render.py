@@ -281,6 +281,12 @@ stays whole.
             End
             """)
 
+    def test_a_long_line_among_many_is_not_padded_in_columns(self, write: Any) -> None:
+        """Each line of a cell would be padded to the longest: 56 KB took 500 MB."""
+        write({"x.html": "<table><tr><td>{{ said|linebreaksbr }}</td><td>End</td></tr></table>"})
+        said = "a\n" * 3000 + "x" * 30_000
+        assert render("x", {"said": said}).text == f"{said}\nEnd\n"
+
     @pytest.mark.parametrize("centred", ['align="center"', 'style="text-align: center"'])
     @pytest.mark.parametrize("tag", ["table", "tr", "td"])
     def test_centred_text_starts_its_line(self, write: Any, tag: str, centred: str) -> None:
