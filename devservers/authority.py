@@ -101,7 +101,10 @@ class TokenAuthority(HTTPService):
             self._valid.clear()
 
     def fail(self, status: int, *, times: int = 1, **answer: Any) -> None:
-        """Answer the next ``times`` requests for a token with this status and JSON."""
+        """Answer the next ``times`` requests for a token with this status and JSON.
+
+        A ``location`` in it is also a header, for a redirect.
+        """
         self._faults.extend([(status, answer)] * times)
 
     def grant(self, form: Mapping[str, str], client: tuple[str, str]) -> tuple[int, Any]:
@@ -185,6 +188,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
+            if 300 <= status < 400:
+                self.send_header("Location", answer["location"])
             self.end_headers()
             self.wfile.write(body)
 

@@ -182,12 +182,22 @@ def _noted(base: Any, sockets: WeakSet[socket]) -> Any:
     return type(base.__name__, (base,), {"connect": connect})
 
 
+@contextlib.contextmanager
+def _session(seconds: float) -> Iterator[Any]:
+    """Yield a session of ``requests`` that ends in time.
+
+    It follows no redirect, with which the client's secrets would go to another host.
+    """
+    with _library("requests").Session() as session, cut_off(session, seconds):
+        session.max_redirects = 0
+        yield session
+
+
 class _Microsoft:
     """Microsoft Entra ID, by ``msal``: client credentials or a refresh token."""
 
     def __init__(self, form: Mapping[str, Any], user: str) -> None:
         self._msal = _library("msal")
-        self._requests = _library("requests")
         self._form = form
         self._refresh_token = form.get("refresh_token")
 
@@ -196,7 +206,7 @@ class _Microsoft:
         kind = "ConfidentialClientApplication"
         if "client_secret" not in form:
             kind = "PublicClientApplication"
-        with self._requests.Session() as session, cut_off(session, seconds):
+        with _session(seconds) as session:
             session.request = partial(session.request, timeout=seconds)
             # A new client each time: msal's own cache would return the token that was refused.
             client = getattr(self._msal, kind)(
@@ -224,7 +234,6 @@ class _Google:
 
     def __init__(self, form: Mapping[str, Any], user: str) -> None:
         self._transport = _library("google.auth.transport.requests")
-        self._requests = _library("requests")
         if "service_account" not in form:
             self._credentials = _library("google.oauth2.credentials").Credentials(
                 None,
@@ -250,7 +259,7 @@ class _Google:
 
     def __call__(self, seconds: float) -> Answer:
         credentials = self._credentials
-        with self._requests.Session() as session, cut_off(session, seconds):
+        with _session(seconds) as session:
             credentials.refresh(partial(self._transport.Request(session), timeout=seconds))
         lifetime = _USUAL_LIFETIME
         if credentials.expiry is not None:  # in UTC, without a zone
@@ -263,7 +272,7 @@ class _Generic:
     """Any token endpoint of RFC 6749: client credentials (section 4.4) or a refresh token (6)."""
 
     def __init__(self, form: Mapping[str, Any], user: str) -> None:
-        self._requests = _library("requests")
+        _library("requests")  # so that its absence is said at start-up
         self._form = form
         self._refresh_token = form.get("refresh_token")
 
@@ -280,7 +289,7 @@ class _Generic:
         else:
             data["client_id"] = form["client_id"]
         returned: object = None
-        with self._requests.Session() as session, cut_off(session, seconds):
+        with _session(seconds) as session:
             response = session.post(
                 form["token_url"], data=data, auth=auth, timeout=seconds, allow_redirects=False
             )

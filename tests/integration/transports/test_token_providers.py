@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -142,6 +143,20 @@ def test_an_authority_that_cannot_be_reached_is_reported(
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "")  # its certificate is not trusted
     with pytest.raises(TokenRefused, match=r"SSLError|TransportError") as caught:
         token(form)
+    assert CLIENT_SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [302, 307, 308])
+@pytest.mark.parametrize("way", [it for it in WAYS if it != "google, a file"])
+def test_secrets_follow_no_redirect(way: str, status: int, authority, tmp_path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.setblocking(False)
+        url = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/"
+        authority.fail(status, times=10, location=url, error="moved")
+        with pytest.raises(TokenRefused) as caught:
+            token(way_to_a_token(way, authority, tmp_path))
+        with pytest.raises(BlockingIOError):  # nobody has connected
+            elsewhere.accept()
     assert CLIENT_SECRET not in str(caught.value)
 
 
