@@ -60,6 +60,8 @@ _HEAD_CHARACTERS = 2000
 """Characters in which the language is looked for."""
 _MAX_INLINE_BYTES = 5 * 1024 * 1024
 """Bytes of all inline images of an e-mail that are shown."""
+_MAX_SHOWN = 4 * _MAX_INLINE_BYTES
+"""Characters of their data URLs in a page: each place that shows an image has a copy of it."""
 
 MAX_LENGTH = 400_000
 """Characters of HTML that are shown; mail clients show some 100,000."""
@@ -203,9 +205,9 @@ class _Nesting:
 def sanitized(html: str, images: Mapping[str, str]) -> str:
     """Return HTML with nothing but what the allow-list names.
 
-    ``images`` are the data URLs of inline images by Content-ID. Links open in a new tab without a
-    referrer. Raises ``MissingExtra`` if the package ``nh3`` is missing, and ``TooMuchHTML`` for
-    what is too long or nested too deeply to be parsed in a moment.
+    ``images`` are the data URLs of inline images by Content-ID, shown as often as there is room.
+    Links open in a new tab without a referrer. Raises ``MissingExtra`` if the package ``nh3`` is
+    missing, and ``TooMuchHTML`` for what is too long or nested too deeply to be parsed in a moment.
     """
     _Nesting(html)
     try:
@@ -216,12 +218,22 @@ def sanitized(html: str, images: Mapping[str, str]) -> str:
             'pip install "django-epica-mail[preview]".'
         ) from error
 
+    left = _MAX_SHOWN
+
+    def shown(content_id: str) -> str | None:
+        nonlocal left
+        url = images.get(content_id, "")
+        if len(url) > left:
+            return None
+        left -= len(url)
+        return url or None
+
     def checked(tag: str, name: str, value: str) -> str | None:
         start = value.strip().lower()
         if name == "href":
             return value if start.startswith(_LINK_SCHEMES) else None
         if name == "src" and start.startswith("cid:"):
-            return images.get(unquote(value.strip()[len("cid:") :]))
+            return shown(unquote(value.strip()[len("cid:") :]))
         if name == "src":
             return value if start.startswith(_IMAGE_SOURCES) else None
         return value

@@ -114,6 +114,13 @@ def test_drawings_and_huge_images_are_not_inlined(db, subtype, content) -> None:
     assert inline_images(with_image(subtype, content)) == {}
 
 
+def test_an_image_that_is_shown_thousands_of_times_does_not_fill_the_memory() -> None:
+    image = "data:image/png;base64," + "A" * 100_000
+    page = sanitized('<img src="cid:a">' * 2000, {"a": image})
+    assert page.count("<img") == 2000
+    assert 100 < page.count(image) < 300
+
+
 def test_without_the_extra_the_page_shows_no_html_and_names_it(reader, letter, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "nh3", None)
     page = reader.get(url("emaillog_html", letter.pk)).content.decode()
