@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from email.message import Message
@@ -48,6 +49,19 @@ _LONGEST_LINE = 78
 """Characters of a line that is written as it is (RFC 5322, section 2.1.1), if it is ASCII."""
 _MOST_COMPARED = 10_000_000
 """Lines of a message times its boundaries: Python's parser compares each with each."""
+_STRUCTURED = re.compile(
+    rb"(?:^|[\r\n])(?:(?:resent-)?(?:from|to|cc|bcc|reply-to|sender)|content-[a-z-]+|mime-version"
+    rb"|message-id)"
+    rb"[ \t]*:[^\r\n]*(?:(?:\r\n|\r|\n)[ \t][^\r\n]*)*",
+    re.IGNORECASE,
+)
+"""The headers of a message, and of the parts in it, that Python reads as addresses and parameters.
+So are lines of its text that look like one."""
+_DEAR_MARKS, _BLANKS = b'"()\\', b" \t"
+_PER_CHARACTER, _PER_MARK = 1000, 2
+_MOST_READ = 500_000_000
+"""The cost of such headers: the characters of each times its marks, its blanks and a constant.
+Python's time is in proportion to that, some six seconds at most."""
 
 
 def check_depth(message: EmailMessage | Message) -> None:
@@ -143,6 +157,23 @@ def check_parsing(content: bytes) -> None:
     """Raise ``InvalidMessage`` for a message in its wire format that Python takes long to parse."""
     if content.count(b"\n") * content.lower().count(b"boundary") > _MOST_COMPARED:
         raise InvalidMessage("The attached message has too many parts for its length.")
+
+
+def check_reading(wire: bytes) -> None:
+    """Raise ``InvalidMessage`` for a message in its wire format whose headers Python reads slowly.
+
+    It parses no MIME.
+    """
+    if sum(_cost(found[0]) for found in _STRUCTURED.finditer(wire)) > _MOST_READ:
+        raise InvalidMessage(
+            "The headers of the message are too long to be read soon: shorten its addresses and "
+            "the parameters of its parts, or use fewer quotation marks in them."
+        )
+
+
+def _cost(header: bytes) -> int:
+    marks, blanks = (len(header) - len(header.translate(None, it)) for it in (_DEAR_MARKS, _BLANKS))
+    return len(header) * (_PER_CHARACTER + _PER_MARK * marks + blanks)
 
 
 def check_folding(part: Message) -> None:

@@ -18,7 +18,7 @@ import django
 from django.core.mail import EmailAlternative, EmailAttachment, EmailMessage, EmailMultiAlternatives
 
 from django_epica_mail.exceptions import UnreadableEnvelope
-from django_epica_mail.messages import encryption, fields, mime, raw, tagged_json
+from django_epica_mail.messages import bounds, encryption, fields, mime, raw, tagged_json
 from django_epica_mail.messages.raw import RawMessage
 from django_epica_mail.messages.validation import Attachment, Rules, alternatives, attachments
 
@@ -122,6 +122,7 @@ def dump(
     is_raw = raw.builds_itself(message) and not has_fields
     if is_raw:
         wire = raw.render(message)
+        bounds.check_reading(wire)
         form, message_id = _pack_raw(message, wire, keep), raw.message_id(wire)
     else:
         form, message_id = _pack(message, keep, is_read), _message_id(message)

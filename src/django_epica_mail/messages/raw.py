@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import django
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 
+from django_epica_mail.messages import bounds
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from email.message import Message
@@ -108,7 +110,11 @@ class RawMessage(EmailMessage):
         self._wire = b"\r\n".join(kept) + gap + body
 
     def message(self, *, policy: Policy | None = None) -> VerbatimMessage:
-        """Return the stored mail; ``policy`` determines its line ends, not its content."""
+        """Return the stored mail; ``policy`` determines its line ends, not its content.
+
+        Raises ``InvalidMessage`` for headers that would take Python long, for some are read here.
+        """
+        bounds.check_reading(self._wire)
         usual = policies.default if django.VERSION >= (6, 0) else policies.compat32
         parser = BytesParser(VerbatimMessage, policy=policy or usual)
         mime = cast(VerbatimMessage, parser.parsebytes(self._wire))

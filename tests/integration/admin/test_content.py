@@ -13,7 +13,7 @@ from django.test import RequestFactory
 
 from django_epica_mail import messages, outbox
 from django_epica_mail.admin.content import as_sent, frame, read_content, sandboxed
-from django_epica_mail.messages import encryption
+from django_epica_mail.messages import bounds, encryption
 from django_epica_mail.models import EmailLog
 from tests.integration.admin.pages import html_of, url
 
@@ -61,6 +61,19 @@ def test_a_mail_stored_as_bytes_can_be_read(reader) -> None:
     assert ("X-Signature", "signed") in content.headers
     assert "plain ğ" in html_of(reader, "emaillog_change", mail.pk)
     assert b"X-Signature: signed" in as_sent(mail)
+
+
+def test_a_mail_stored_as_bytes_that_is_read_slowly_is_neither_shown_nor_sent(
+    reader, smtp, deliver, monkeypatch
+) -> None:
+    mail = outbox.enqueue(SignedMessage("S", "B", None, ["a@example.com"]), transport="smtp")
+    monkeypatch.setattr(bounds, "_MOST_READ", 1000)  # as if the row had been written by others
+    assert "InvalidMessage" in html_of(reader, "emaillog_change", mail.pk)
+    assert reader.get(url("emaillog_html", mail.pk)).status_code == 404
+    assert reader.get(url("emaillog_raw", mail.pk)).status_code == 404
+    deliver()
+    mail.refresh_from_db()
+    assert (mail.status, mail.failure_kind) == ("failed", "message")
 
 
 @pytest.mark.parametrize("value", ["=?nonsense?q?x?=", "=?utf-8?q?=FF?="])

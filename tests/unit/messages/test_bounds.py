@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from email import message_from_bytes
 
 import pytest
 from django.core.mail import EmailMessage
@@ -109,3 +110,48 @@ def test_bounded_text_is_checked_and_built_in_bounded_time(pattern: str, place: 
         mail.extra_headers.setdefault("Message-ID", "<1@example.com>")
         wire.build(mail)
     assert time.process_time() - started < 3
+
+
+MARKS = '"' * 16_000
+FOLDED = "\r\n ".join(['"' * 70] * 250)
+PART = f"--b\r\nContent-Type: text/plain; x={MARKS}"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        f"To: {MARKS}",
+        f"Subject: S\r\nResent-Sender: {MARKS}",
+        f"Reply-To:{FOLDED}",
+        f"from:\r {MARKS}",
+        f"Content-Type: text/plain; x={MARKS}",
+        f"Message-ID: <{MARKS}",
+        f"Content-Type: multipart/mixed; boundary=b\r\n\r\n{PART}",
+        "Cc: " + "(a)" * 8000,
+        "Sender: " + "\\a" * 12_000,
+        "To: " + "a " * 16_000,
+        "To: a@example.com\r\n" * 30_000,
+    ],
+)
+def test_a_message_in_bytes_whose_headers_are_read_slowly_is_refused(headers: str) -> None:
+    content = f"{headers}\r\n\r\nText".encode()
+    with pytest.raises(InvalidMessage, match="too long to be read"):
+        bounds.check_reading(content)
+    with pytest.raises(InvalidMessage):
+        messages.RawMessage(content, ["a@example.com"]).message()
+    built = EmailMessage("S", "B", None, ["a@example.com"])
+    vars(built)["message"] = lambda **_: message_from_bytes(content)
+    with pytest.raises(InvalidMessage):
+        messages.dump(built)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"To: "
+        + b",\r\n ".join(b'"Name Surname" <name.surname%d@example.com>' % n for n in range(1000)),
+        b"Subject: " + MARKS.encode() + b"\r\n\r\n" + b"To: whom it may concern\r\n" * 5000,
+    ],
+)
+def test_a_message_in_bytes_to_many_is_read(content: bytes) -> None:
+    bounds.check_reading(content)
