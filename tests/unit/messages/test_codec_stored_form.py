@@ -10,7 +10,7 @@ from django.utils.translation import gettext_lazy, override
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_epica_mail.exceptions import EpicaMailError, UnstorableMessage
+from django_epica_mail.exceptions import EpicaMailError, UnreadableEnvelope, UnstorableMessage
 from django_epica_mail.messages import dump, load
 
 
@@ -90,3 +90,28 @@ def test_any_text_and_any_attribute_survive(subject: str, body: str, value: obje
     assert (back.subject, back.body) == (subject, body)
     assert back.esp_extra == value  # type: ignore[attr-defined]
     assert type(back.esp_extra) is type(value)  # type: ignore[attr-defined]
+
+
+MARKS = '"' * 600
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("to", [f"{MARKS} <a@example.com>"]),
+        ("from_email", f"{MARKS} <a@example.com>"),
+        ("subject", "x" * 1000),
+        ("extra_headers", {"Reply-To": MARKS}),
+        ("extra_headers", {"X-A": "ğ" * 5000}),
+    ],
+)
+@pytest.mark.parametrize("is_attached", [False, True])
+def test_text_that_no_call_would_take_is_not_read_from_a_row(name, value, is_attached) -> None:
+    mail = message()
+    if is_attached:
+        mail.attach("", message(), "message/rfc822")
+    form = json.loads(dump(mail).envelope)
+    written = form["attachments"][0]["message"] if is_attached else form
+    written["state"][name] = value
+    with pytest.raises(UnreadableEnvelope):
+        load(json.dumps(form), {})
