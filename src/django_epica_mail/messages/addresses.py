@@ -68,6 +68,19 @@ def canonical(address: object) -> str:
     return f"{local}{at}{rules.ascii_domain(domain)}"[:LENGTH].rstrip(".")
 
 
+def resembles_another(address: object) -> bool:
+    """Return whether the canonical form of an address may be another mailbox than servers look for.
+
+    Its local part has invisible characters, which are dropped, or letters such as the Kelvin sign,
+    which is ``k`` in lower case. ``EmailField`` accepts that sign.
+    """
+    if is_plain(address):
+        return False
+    local = _rcpt(str(address)).rpartition("@")[0]
+    folded = unicodedata.normalize("NFC", local.lower())
+    return _visible(local) != local.strip() or folded.isascii() != local.isascii()
+
+
 def masked(address: str) -> str:
     """Return an address so that its owner knows it and nobody else: ``a…@e….com``."""
     local, _, domain = address.rpartition("@")

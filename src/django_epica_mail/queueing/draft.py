@@ -250,6 +250,12 @@ def _recipients(message: EmailMessage, log: EmailLog) -> Iterator[EmailRecipient
     for position, (recipient, kind) in enumerate(
         zip(message.recipients(), kinds_and_more, strict=False)
     ):
+        if addresses.resembles_another(recipient):
+            raise InvalidMessage(
+                f"The address {str(recipient)!a} has a character before the @ that looks like "
+                "another or like none, so that a bounce could be taken for that of "
+                f"{addresses.canonical(recipient)!r}: write it without."
+            )
         yield EmailRecipient.of(
             email_id=log.pk, position=position, kind=kind, address=_address(recipient)
         )

@@ -210,6 +210,16 @@ def test_a_provider_judges_its_mail_itself(queue, deliver, handed_over, case) ->
     assert "None" not in (log.subject, log.from_email)
 
 
+@pytest.mark.parametrize("field", ["to", "cc", "bcc"])
+@pytest.mark.parametrize("typed", ["mi\u212ae@example.com", "mi\u200bke@example.com"])
+def test_no_provider_gets_an_address_whose_bounce_would_suppress_another(
+    queue, field, typed
+) -> None:
+    with pytest.raises(InvalidMessage, match="mike@example"):
+        queue(message(**{field: [typed]}), "test")
+    assert not EmailLog.objects.exists()
+
+
 @pytest.mark.parametrize(
     ("case", "aliases"),
     [

@@ -70,6 +70,25 @@ def test_the_canonical_form_is_what_the_server_is_told(written: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "written",
+    ["mi\u212ae@example.com", "a\u200bnn@example.com", "\u200bann@example.com", "a\0nn@example.com",
+     "Ann <ann\u00ad@example.com>", "j\u200börg@example.com"],
+)  # fmt: skip
+def test_an_address_with_the_canonical_form_of_another_mailbox_is_recognised(written: str) -> None:
+    assert addresses.resembles_another(written)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["ann@example.com", "ANN@Example.com", "jörg@example.com", "İpek@example.com", "root",
+     "ann@example.com\u200b", "ann@exam\u00adple.com", "a@\u212a.example", '"v w"@example.com',
+     "\t ann@example.com\t", "A\u200b\u212a <ann@example.com>", "ann(work)@example.com"],
+)  # fmt: skip
+def test_another_spelling_of_the_same_mailbox_is_not(written: str) -> None:
+    assert not addresses.resembles_another(written)
+
+
+@pytest.mark.parametrize(
     "text", ["", "root", "a@", "@b.co", "a@b.co, c@d.co", "a b@c.co", "a\u00a0@b.co", "<a@b.co>"]
 )
 def test_text_that_is_not_one_address_is_not_complete(text: str) -> None:
