@@ -134,11 +134,21 @@ def has_template(message: EmailMessage) -> bool:
 
 
 def restrain(backend: Any) -> None:
-    """Limit a backend to the time allowed for one mail, and stop boto3 from retrying on its own.
+    """Limit a backend to one request, and to the time allowed for one mail.
 
-    boto3 would also retry after a time-out, when the provider may have accepted the mail. At DEBUG
-    it logs each request whole, mail and all: it does so only if the site asks for that by name.
+    requests would follow a redirect: with the mail and the key to any host, or with a GET, whose
+    answer would count as that to the mail. boto3 would also retry after a time-out, when the
+    provider may have accepted the mail. At DEBUG it logs each request whole, mail and all: it does
+    so only if the site asks for that by name.
     """
+    if (create_session := getattr(backend, "create_session", None)) is not None:
+
+        def create() -> Any:
+            session = create_session()
+            session.get_redirect_target = lambda response: None
+            return session
+
+        backend.create_session = create
     seconds = conf.get().send_timeout / 2  # once to connect, once to read the answer
     timeout = getattr(backend, "timeout", None)
     if isinstance(timeout, (int, float)):

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import django
@@ -17,6 +18,7 @@ import pytest
 from anymail.message import AnymailMessage, AnymailRecipientStatus
 from django.core.mail import EmailMessage
 
+from devservers.http_service import HTTPService
 from devservers.provider import KEY, Provider
 from django_epica_mail import conf, outbox, suppression
 from django_epica_mail.delivery import gates
@@ -105,6 +107,26 @@ def drip() -> Iterator[str]:
     listener.close()
 
 
+@pytest.fixture
+def elsewhere() -> Iterator[tuple[str, list[str]]]:
+    """Yield the URL of a server that has a page for every request, and the requests."""
+    requests: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.requestline)
+            self.send_response(200)
+            self.end_headers()
+
+        do_POST = do_GET  # noqa: N815 - the base class's name
+
+        def log_message(self, *args: object) -> None:
+            """Log nothing."""
+
+    with HTTPService(Handler) as service:
+        yield f"http://127.0.0.1:{service.port}/", requests
+
+
 @pytest.fixture(params=APIS)
 def api(request: Any) -> str:
     return str(request.param)
@@ -184,6 +206,19 @@ def test_the_callers_tags_and_metadata_are_sent(provider, deliver, api) -> None:
     metadata = dict(provider.taken[0].metadata)
     metadata.pop("anymail_id", None)
     assert metadata == {"order": "7", "epica_mail_id": str(log.pk)}
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_neither_counts_as_sent_nor_takes_the_mail_elsewhere(
+    provider, deliver, elsewhere, status
+) -> None:
+    url, requests = elsewhere
+    provider.fail(status, headers={"Location": url})
+    log = queue("sendgrid", on_unknown="hold")
+    deliver()
+    assert state(log) == ("unknown", "unknown", 1)
+    assert DeliveryAttempt.objects.get().code == status
+    assert requests == []
 
 
 def test_a_throttled_mail_waits_and_uses_no_try(provider, deliver, api, travel) -> None:
