@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -76,6 +77,11 @@ LOST = (Kind.UNKNOWN, Kind.WORKER_LOST, Kind.POISON)
 ENDED_WORKER = (Kind.WORKER_LOST, Kind.POISON)
 """Kinds of a mail whose last attempt ended with the death of its worker."""
 
+_LIMIT_WORDS = re.compile(
+    r"\b(?:session|connection|too many (?:\w+ )?(?:mails?|messages?|transactions?))\b",
+    re.IGNORECASE,
+)
+
 _BUDGETED = frozenset({Kind.TRANSIENT, *LOST})
 _FOR_GOOD = frozenset({Kind.PERMANENT, Kind.MESSAGE, Kind.OVERDUE})
 # In doubt first: the mail's own policy decides about that.
@@ -136,6 +142,11 @@ class Failure:
         is_reply = self.code is not None and 400 <= self.code < 600 and self.code != 421
         is_refusal = self.kind in (Kind.PERMANENT, Kind.TRANSIENT, Kind.THROTTLED)
         return is_reply and is_refusal and self.scope is not Scope.RECIPIENT
+
+    @property
+    def names_a_limit(self) -> bool:
+        """Whether a reply speaks of what one connection carries."""
+        return _LIMIT_WORDS.search(self.reply) is not None
 
     def confirmed(self) -> Failure:
         """Return this failure as the outage that it is part of.

@@ -146,7 +146,7 @@ class Connection:
         if failure is None or not reused or time.monotonic() >= deadline:
             return result
         may_be_limit = bool(is_smtp and carried) and failure.may_be_session_limit
-        if may_be_limit and _session_limits.may_ask_again(self.alias):
+        if may_be_limit and _session_limits.may_ask_again(self.alias, failure):
             result = self._attempt(message, deadline)
             _session_limits.learn(self.alias, carried, failure, result.failure)
         elif _is_disconnect(failure):
@@ -329,16 +329,16 @@ class _SessionLimits:
 
     def __init__(self) -> None:
         self._most: dict[str, tuple[int, float]] = {}
-        self._asked_in_vain: dict[str, float] = {}
+        self._asked_in_vain: dict[tuple[str, bool], float] = {}
 
     def most(self, alias: str) -> float:
         """Return how many mails a connection of a transport carries at most."""
         most, until = self._most.get(alias, (math.inf, math.inf))
         return most if time.monotonic() < until else math.inf
 
-    def may_ask_again(self, alias: str) -> bool:
-        """Return whether a refused mail is offered once more, on a fresh connection."""
-        return time.monotonic() >= self._asked_in_vain.get(alias, 0.0)
+    def may_ask_again(self, alias: str, failure: Failure) -> bool:
+        """Return whether a refused mail is offered once more: a verdict says nothing of a limit."""
+        return time.monotonic() >= self._asked_in_vain.get((alias, failure.names_a_limit), 0.0)
 
     def learn(self, alias: str, carried: int, first: Failure, again: Failure | None) -> None:
         """Take account of a mail refused after ``carried`` others, and asked for once more."""
@@ -346,7 +346,7 @@ class _SessionLimits:
         if again is None:
             self._most[alias] = carried, until
         elif again.code == first.code:
-            self._asked_in_vain[alias] = until
+            self._asked_in_vain[alias, first.names_a_limit] = until
 
 
 _session_limits = _SessionLimits()

@@ -72,6 +72,25 @@ def test_the_same_answer_on_a_fresh_connection_is_the_verdict(
     assert EmailLog.objects.filter(status="sent").count() == 4
 
 
+@pytest.mark.parametrize("stage", ["mail", "rcpt", "data", "content"])
+@pytest.mark.parametrize(("code", "text"), [it for it in SAYINGS if it[0] > 500])
+def test_a_verdict_on_one_mail_makes_no_verdict_of_the_limit(
+    smtp, queue_mail, deliver, epica_mail, code, text, stage
+) -> None:
+    epica_mail(CONNECTIONS=1)
+    smtp.inject(
+        Rule("content", Reply(code, "5.7.1 Spam"), lambda it: "bad@example.com" in it.recipients)
+    )
+    smtp.inject(session_limit(3, code, text, stage))
+    queue_mail()
+    queue_mail("bad@example.com")
+    for _ in range(8):
+        queue_mail()
+    deliver()
+    failed = EmailLog.objects.exclude(status="sent")
+    assert list(failed.values_list("recipients__address", flat=True)) == ["bad@example.com"]
+
+
 @pytest.mark.parametrize("text", ["5.1.1 No such user", "5.2.1 Disabled"])
 def test_a_reply_about_the_recipient_is_believed_at_once(smtp, queue_mail, deliver, text) -> None:
     bad = smtp.inject(Rule("rcpt", Reply(550, text), lambda it: it.recipient[:3] == "bad"))
