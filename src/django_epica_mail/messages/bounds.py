@@ -64,8 +64,9 @@ _MOST_READ = 500_000_000
 Python's time is in proportion to that, some six seconds at most."""
 
 
-def check_depth(message: EmailMessage | Message) -> None:
-    """Raise ``InvalidMessage`` if parts within parts pass ``MAX_DEPTH``. Uses no recursion.
+def check_parts(message: EmailMessage | Message) -> None:
+    """Raise ``InvalidMessage`` for parts nested deeper than ``MAX_DEPTH``, and for text that
+    ``check_lengths`` refuses, also of messages within messages. Uses no recursion.
 
     What can be read only once, such as a generator of attachments, becomes a list on the way.
     """
@@ -80,6 +81,7 @@ def check_depth(message: EmailMessage | Message) -> None:
         inner: object = ()
         if isinstance(part, EmailMessage):
             _keep_items(part)
+            check_lengths(part)
             inner = part.attachments
         elif isinstance(part, Message):
             inner = part.get_payload()

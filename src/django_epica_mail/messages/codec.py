@@ -332,7 +332,7 @@ def _unpack(form: Mapping[str, Any], fetch: Fetch) -> EmailMessage:
         ]
     if "recipients" in form:
         vars(message)["recipients"] = partial(list, list(tagged_json.decode(form["recipients"])))
-    bounds.check_lengths(message)  # again, for somebody may have written the row
+    bounds.check_lengths(message)  # as in the call, for somebody may have written the row
     return message
 
 

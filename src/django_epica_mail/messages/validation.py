@@ -70,8 +70,7 @@ def check_injection(message: EmailMessage) -> None:
     That is a newline in an address, a subject or a header, a header's name that is none, and a
     ``Bcc`` header. Raises ``ValueError``.
     """
-    bounds.check_depth(message)
-    bounds.check_lengths(message)
+    bounds.check_parts(message)
     _check_headers(message)
     for address in (message.from_email, *message.recipients(), *(message.reply_to or ())):
         if not addresses.is_plain(address) and _NEWLINE.search(str(address)):
@@ -251,7 +250,6 @@ def _without_content(attachment: Attachment, encoding: Any) -> Attachment:
     if isinstance(content, bytes):
         content = b""
     elif isinstance(content, EmailMessage):
-        bounds.check_lengths(content)
         _check_headers(content)
         content = EmailMessage() if builds_itself(content) else _copy_without_content(content)
     elif isinstance(content, Message):
@@ -340,7 +338,7 @@ def _may_be_parsed(wire: bytes) -> bool:
     try:
         bounds.check_parsing(wire)
         parsed = message_from_bytes(wire)
-        bounds.check_depth(parsed)
+        bounds.check_parts(parsed)
         _check_part(parsed)
     except Exception:  # noqa: BLE001 - it may be anybody's
         return False

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from django_epica_mail import messages
 from django_epica_mail.exceptions import InvalidMessage
-from django_epica_mail.messages import bounds
+from django_epica_mail.messages import Rules, bounds
 from django_epica_mail.transports import wire
 
 
@@ -60,6 +60,16 @@ def test_a_thousand_hostile_addresses_are_refused_at_once() -> None:
     assert time.process_time() - started < 1
     mail.to = ['""' * 8 + f" <a{number}@example.com>" for number in range(100)]
     messages.check(mail)
+
+
+@pytest.mark.parametrize("rules", Rules)
+def test_an_attached_message_has_the_same_bounds_for_every_transport(rules: Rules) -> None:
+    mail, inner = message(), message()
+    mail.attach("", inner, "message/rfc822")
+    messages.check(mail, rules)
+    inner.subject = "x" * 999
+    with pytest.raises(InvalidMessage, match="999 characters"):
+        messages.check(mail, rules)
 
 
 @pytest.mark.parametrize("place", ["from_email", "reply_to", "Reply-To"])
