@@ -39,6 +39,19 @@ def receiving(signal: Signal, receiver: Callable[..., Any]) -> Iterator[None]:
         signal.disconnect(receiver)
 
 
+@contextmanager
+def own_log_mailed() -> Iterator[None]:
+    """Mail the package's own errors to ADMINS too, as some sites do."""
+    handler = AdminEmailHandler()
+    handler.setLevel(logging.ERROR)
+    logger = logging.getLogger("django_epica_mail")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def fail(**_: Any) -> None:
     raise KeyError("a fault of the site")
 
@@ -56,15 +69,9 @@ def test_a_receiver_that_fails_for_each_mail_is_reported_once_for_each(queue_mai
 
 
 def test_a_receiver_that_lets_no_mail_be_sent_is_reported_once(queue_mail, deliver) -> None:
-    handler = AdminEmailHandler()
-    handler.setLevel(logging.ERROR)
-    logging.getLogger("django_epica_mail").addHandler(handler)
-    try:
-        with receiving(signals.before_send, fail):
-            queue_mail()
-            deliver()
-    finally:
-        logging.getLogger("django_epica_mail").removeHandler(handler)
+    with own_log_mailed(), receiving(signals.before_send, fail):
+        queue_mail()
+        deliver()
     assert recipients() == ["admin@example.com", "to@example.com"]
 
 
@@ -73,14 +80,9 @@ def test_a_function_that_fails_to_classify_is_reported_once(
 ) -> None:
     epica_mail(CLASSIFY=f"{__name__}.fail")
     smtp.inject(refuse("rcpt", 550, "5.7.1 No"))
-    handler = AdminEmailHandler()
-    handler.setLevel(logging.ERROR)
-    logging.getLogger("django_epica_mail").addHandler(handler)
-    try:
+    with own_log_mailed():
         queue_mail()
         deliver()
-    finally:
-        logging.getLogger("django_epica_mail").removeHandler(handler)
     assert recipients() == ["admin@example.com", "to@example.com"]
 
 
